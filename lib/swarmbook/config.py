@@ -1,0 +1,129 @@
+"""What a run is: a frozen, validated configuration whose hash names its result.
+
+- `RunConfig` holds everything that changes the numbers of a run, and nothing else; where and how fast it runs
+  is decided elsewhere
+- `grid` spells an experiment as a readable product; all its runs with one seed see the same weights, batches
+  and failures
+- `NUMERICS` is raised by hand when training numbers change on purpose; a golden run in the tests guards it
+"""
+
+import itertools
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from swarmbook import data
+from swarmbook.errors import ConfigError, unknown
+from swarmbook.store import key_of
+
+NUMERICS = 1
+PROBES = ("loss jump",)
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RunConfig(BaseModel):
+    """One training run.
+
+    Sizes: `stages` x `layers_per_stage` LLaMA layers of `width`, `heads` and SwiGLU width `hidden`; a step
+    trains `replicas` x `microbatches` x `batch` sequences of `sequence` tokens. `failure_rate` is the
+    probability that a stage fails, per stage and step (CheckFree section 5; not the hourly rate).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    tokenizer: str = "swarmbook"
+    data_limit: Count | None = None  # tokens read from an endless source
+    stages: Count = 6
+    layers_per_stage: Count = 1
+    width: Count = 64
+    heads: Count = 4
+    hidden: Count = 256
+    sequence: Annotated[int, Field(ge=2)] = 128
+    replicas: Count = 1
+    microbatches: Count = 4
+    batch: Count = 2
+    steps: Count
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    route: str = "in order"
+    recovery: str = "none"
+    failure_rate: Share = 0.0
+    lr_boost: Annotated[float, Field(gt=0)] = 1.1  # learning rate of a rebuilt stage, in multiples of lr
+    log_every: Count = 10
+    evaluate_every: Count = 100
+    held_out: Count = 64  # sequences of the validation split
+    probes: tuple[Literal["loss jump"], ...] = ()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        from swarmbook.recovery import RULES
+        from swarmbook.route import ROUTES
+
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ValueError(f"width={self.width} must be an even multiple of heads={self.heads}")
+        if self.route not in ROUTES:
+            raise ValueError(unknown("route", self.route, ROUTES))
+        if self.recovery not in RULES:
+            raise ValueError(unknown("recovery", self.recovery, RULES))
+        if self.failure_rate and self.recovery == "none":
+            raise ValueError(f"failure_rate={self.failure_rate} needs a recovery: {', '.join(RULES)}")
+        if self.evaluate_every % self.log_every:
+            raise ValueError(
+                f"evaluate_every={self.evaluate_every} must be a multiple of log_every={self.log_every}"
+            )
+        ROUTES[self.route](self.replicas, self.stages, self.microbatches, self.rng("route", 0))
+        return self
+
+    @property
+    def key(self) -> str:
+        """Names the result: a hash of the configuration, the data's content and the numerics version."""
+        content = data.fingerprint(self.data, self.tokenizer, self.data_limit)
+        return key_of({"config": self.model_dump(mode="json"), "data": content, "numerics": NUMERICS})
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.replicas * self.microbatches * self.batch * self.sequence
+
+    def rng(self, purpose: str, *where: int) -> np.random.Generator:
+        """The generator of one purpose, the same in all runs of one seed; `where` tells steps or stages apart."""
+        return np.random.default_rng(self.seeds(purpose, *where))
+
+    def seeds(self, purpose: str, *where: int) -> np.random.SeedSequence:
+        branch = ("weights", "batches", "failures", "route", "recovery").index(purpose)
+        return np.random.SeedSequence(self.seed, spawn_key=(branch, *where))
+
+
+def run_config(**fields) -> RunConfig:
+    """A `RunConfig`, or a `ConfigError` that names every offending field, its value and the valid ones."""
+    try:
+        return RunConfig(**fields)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_reason(item) for item in error.errors())) from None
+
+
+def grid(base: dict | RunConfig, **axes: Iterable) -> list[RunConfig]:
+    """All combinations of the axes' values over the base: `grid(base, route=[...], seed=range(3))`."""
+    fields = base if isinstance(base, dict) else base.model_dump()
+    for name, values in axes.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise ConfigError(f"{name}={values!r} must be a list of values; write {name}=[{values!r}]")
+    points = itertools.product(*axes.values())
+    return [run_config(**{**fields, **dict(zip(axes, point, strict=True))}) for point in points]
+
+
+def _reason(item: dict) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return unknown("field", name, RunConfig.model_fields)
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"{name}={item['input']!r}: {item['msg']}" if item["type"] != "missing" else f"{name} is missing"

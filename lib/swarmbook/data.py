@@ -1,0 +1,442 @@
+"""From texts to batches: corpora, tokenizer, token cache and the order in which training sees the data.
+
+- a source is an embedded domain (`data/<domain>.parquet`), a hub corpus (`hub:tinystories`, see
+  `swarmbook.hub`), or several joined with "+": concatenated in that order, a `limit` shared out equally
+- an end-of-text token closes each document; documents are concatenated and cut into windows, without padding
+- tokens are made once, kept as a checked memory map in SWARMBOOK_CACHE, and identified by content alone
+- `Batches` is random access: a run resumes at any step, and paired runs see the same batches
+"""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swarmbook import hub
+from swarmbook.errors import DataError, unknown
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from tokenizers import Tokenizer
+
+SPLITS = ("train", "validation", "test")
+KINDS = ("train", "seed", "evaluation", "toy")
+DIFFICULTIES = ("easy", "middle", "hard")
+FORMAT = 1  # of the token cache; to be raised whenever the same texts give other ids or another layout
+
+_HEADER_BYTES = 256
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # ours, Llama 3, Llama 2
+_BATCH = 1024  # documents encoded at a time
+_WHOLE = 256 << 20  # bytes: token caches above this are checked in 256 blocks of 1 MiB
+_verified: set[tuple] = set()  # files whose checksum this process has compared
+
+
+def data_folder() -> Path:
+    """Where the embedded corpora lie: SWARMBOOK_DATA, or `data/` beside `lib/`."""
+    return Path(os.environ.get("SWARMBOOK_DATA") or Path(__file__).parents[2] / "data")
+
+
+def cache_folder() -> Path:
+    """Where derived files are kept: SWARMBOOK_CACHE, or `swarmbook` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swarmbook"
+    return Path(os.environ.get("SWARMBOOK_CACHE") or default)
+
+
+def domains(kind: str | None = None, difficulty: str | None = None) -> list[str]:
+    """Names of the embedded domains, in the order of the card, optionally of one kind or difficulty."""
+    _known("kind", kind, (None, *KINDS))
+    _known("difficulty", difficulty, (None, *DIFFICULTIES))
+    return [
+        entry["name"]
+        for entry in _cards()
+        if kind in (None, entry["kind"]) and difficulty in (None, entry["difficulty"])
+    ]
+
+
+def card(name: str) -> dict:
+    """The card of an embedded domain: kind, difficulty, origin, licence, size, checksum."""
+    cards = {entry["name"]: entry for entry in _cards()}
+    _known("domain", name, list(cards))
+    return cards[name]
+
+
+def texts(source: str, split: str) -> "Dataset | IterableDataset":
+    """The documents of one source (not joined with "+"), in a column `text`.
+
+    Returns a `datasets.Dataset` in memory for an embedded domain, a `datasets.IterableDataset` for a hub
+    corpus.
+    """
+    _check(source, split)
+    if source.startswith("hub:"):
+        return hub.texts(hub.corpus(source), split)
+    import datasets
+
+    return datasets.Dataset(_table(source, split))
+
+
+def tokenizer(name: str = "swarmbook") -> "Tokenizer":
+    """A `tokenizers.Tokenizer`: the embedded one, the one in a `.json` file, or one of the hub.
+
+    A hub name is `llama-2` (CheckFree's) or `<owner>/<name>@<commit hash>`.
+    """
+    return _tokenizer(_tokenizer_bytes(name))
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A split of a source as token ids.
+
+    `ids` is a read-only memory map, 1-D, uint16 (uint32 above 65,536 vocabulary entries). `fingerprint` is
+    that of the source (`swarmbook.data.fingerprint`), the same for all its splits.
+    """
+
+    ids: np.ndarray
+    vocabulary: int
+    fingerprint: str
+    source: str
+    split: str
+
+
+def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | None = None) -> Tokens:
+    """Tokens of a split, made on the first call and read from the cache afterwards.
+
+    `limit` keeps the first tokens only; each of several joined sources gives an equal share of it. A hub
+    corpus too large to tokenize whole needs one. Raises `DataError` if the source, split or tokenizer is
+    unknown or cannot be had, or if the cache folder cannot be written; a damaged cache file is rebuilt with
+    a warning.
+    """
+    parts = source.split("+")
+    for part in parts:
+        _check(part, split)
+        if limit is None and part.startswith("hub:") and not hub.corpus(part).small:
+            raise DataError(f"{part!r} is too large to tokenize whole: pass limit=<number of tokens>")
+    key = fingerprint(source, tokenizer, limit)
+    coder = _tokenizer(_tokenizer_bytes(tokenizer))
+    vocabulary = coder.get_vocab_size()
+    dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+    path = cache_folder() / "tokens" / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '-', source)[:80]}-{split}-{key}.ids"
+
+    def chunks() -> Iterator[np.ndarray]:
+        if len(parts) == 1:
+            return _encoded(source, split, coder, dtype, limit)
+        shares = [
+            None if limit is None else limit // len(parts) + (i < limit % len(parts))
+            for i in range(len(parts))
+        ]
+        return (tokens(part, split, tokenizer, share).ids for part, share in zip(parts, shares, strict=True))
+
+    ids = _cached(path, dtype, chunks)
+    return Tokens(ids, vocabulary, key, source, split)
+
+
+def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = None) -> str:
+    """32 hex digits that change with the content of texts or tokenizer, and with nothing else.
+
+    Cheap: hashes the embedded files (all splits), or takes the pinned revision of a hub corpus.
+    """
+    if limit is not None and limit < source.count("+") + 1:
+        raise DataError(f"limit={limit} leaves no token for some source of {source!r}; pass a larger one")
+    digest = hashlib.blake2b(repr((FORMAT, limit)).encode(), digest_size=16)
+    digest.update(hashlib.sha256(_tokenizer_bytes(tokenizer)).digest())
+    for part in source.split("+"):
+        content = hub.content(hub.corpus(part)) if part.startswith("hub:") else _checked_file(part)[1]
+        digest.update(hashlib.sha256(content.encode()).digest())
+    return digest.hexdigest()
+
+
+class Batches:
+    """Training batches by step: `batches[step]` is int64 [per_step, sequence + 1], inputs and targets
+    overlapping.
+
+    Order: window w holds tokens w * sequence to (w + 1) * sequence, both included, so that the last target of
+    one window is the first input of the next; what is left at the end of the corpus is not used. Epoch e
+    visits all windows once, in a permutation drawn from `SeedSequence(seed, spawn_key=(e,))`. Steps take
+    windows from the endless sequence of epochs, per_step at a time, so that a batch may straddle two epochs.
+    A batch depends on nothing but (tokens, sequence, per_step, seed, step).
+
+    `per_step` may be a shape: (R, M, B) gives [R, M, B, sequence + 1]. `seed` is an int or a `SeedSequence`,
+    whose spawn key is then extended by e.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        sequence: int,
+        per_step: int | Sequence[int],
+        seed: int | np.random.SeedSequence,
+    ):
+        self.shape = tuple(np.atleast_1d(per_step).tolist())
+        self.count = math.prod(self.shape)
+        if self.count < 1:
+            raise ValueError(f"per_step={per_step} asks for no window; all its numbers must be at least 1")
+        self.windows = _windows(tokens, sequence)
+        self.sequence = sequence
+        self.seed = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        self._ids = np.asarray(tokens.ids)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        if step < 0:
+            raise IndexError(f"step {step} is negative; steps count from 0")
+        window = np.empty(self.count, dtype=np.int64)
+        filled = 0
+        while filled < self.count:
+            epoch, position = divmod(step * self.count + filled, self.windows)
+            part = self._order(epoch)[position : position + self.count - filled]
+            window[filled : filled + len(part)] = part
+            filled += len(part)
+        return _cut(self._ids, window, self.sequence).reshape(*self.shape, self.sequence + 1)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            while len(self._orders) > 1:  # two, since a batch may straddle
+                del self._orders[next(iter(self._orders))]
+            key = (*self.seed.spawn_key, epoch)
+            generator = np.random.default_rng(np.random.SeedSequence(self.seed.entropy, spawn_key=key))
+            self._orders[epoch] = generator.permutation(self.windows)
+        return self._orders[epoch]
+
+
+def held_out(tokens: Tokens, sequence: int, count: int) -> np.ndarray:
+    """`count` fixed windows, evenly spaced over the corpus: int64 [count, sequence + 1]."""
+    windows = _windows(tokens, sequence)
+    if not 1 <= count <= windows:
+        raise DataError(
+            f"count={count} held-out windows of {sequence} tokens were asked of {tokens.source!r} "
+            f"({tokens.split}), which has {windows}; ask for 1 to {windows}, or for a shorter sequence"
+        )
+    return _cut(np.asarray(tokens.ids), np.arange(count) * windows // count, sequence)
+
+
+def _windows(tokens: Tokens, sequence: int) -> int:
+    if sequence < 1:
+        raise ValueError(f"sequence={sequence} must be at least 1 token")
+    if len(tokens.ids) < sequence + 1:
+        raise DataError(
+            f"{tokens.source!r} ({tokens.split}) has {len(tokens.ids):,} tokens, but one window of "
+            f"sequence={sequence} needs {sequence + 1:,}; "
+            "shorten the sequence, raise the limit, or join sources with '+'"
+        )
+    return (len(tokens.ids) - 1) // sequence
+
+
+def _cut(ids: np.ndarray, window: np.ndarray, sequence: int) -> np.ndarray:
+    at = window[:, None] * sequence + np.arange(sequence + 1)  # [windows, sequence + 1]
+    return ids[at].astype(np.int64)
+
+
+def _known(what: str, name, valid: Sequence) -> None:
+    if name in valid:
+        return
+    raise DataError(unknown(what, name, [str(known) for known in valid if known is not None]))
+
+
+def _check(source: str, split: str) -> None:
+    if source.startswith("hub:"):
+        _known(f"split of {source!r}", split, hub.splits(hub.corpus(source)))
+    else:
+        card(source)
+        _known("split", split, SPLITS)
+
+
+def _cards() -> list[dict]:
+    path = data_folder() / "card.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"no corpora in {data_folder()}: card.json is missing; set SWARMBOOK_DATA") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is damaged ({error}); restore it with git") from error
+
+
+def _checked_file(name: str) -> tuple[Path, str]:
+    """The parquet file of an embedded domain and its sha256, which must be the one on its card."""
+    path = data_folder() / f"{name}.parquet"
+    expected = card(name)["sha256"]
+    if not path.is_file():
+        raise DataError(f"{path} is missing although card.json lists {name!r}; restore it with git")
+    status = path.stat()
+    found = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    if found != expected:
+        raise DataError(
+            f"{path} has sha256 {found}, its card says {expected}; restore it with git or correct card.json"
+        )
+    return path, found
+
+
+@functools.cache
+def _sha256(path: Path, size: int, modified: int, inode: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _table(name: str, split: str):
+    from pyarrow import parquet
+
+    return parquet.read_table(_checked_file(name)[0], filters=[("split", "==", split)], use_threads=False)
+
+
+def _tokenizer_bytes(name: str) -> bytes:
+    if name == "swarmbook":
+        path = data_folder() / "tokenizer.json"
+    elif name.endswith(".json"):
+        path = Path(name)
+    elif name in hub.TOKENIZERS or "/" in name:
+        path = hub.tokenizer_file(name)
+    else:
+        known = ", ".join(("swarmbook", *hub.TOKENIZERS))
+        raise DataError(
+            f"unknown tokenizer {name!r}: known: {known}, a path to a .json file, <owner>/<name>@<hash>"
+        )
+    if not path.is_file():
+        raise DataError(f"tokenizer {name!r}: there is no file {path}")
+    return path.read_bytes()
+
+
+def _tokenizer(content: bytes) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(content.decode())
+
+
+def _documents(source: str, split: str) -> Iterator[list[str]]:
+    if source.startswith("hub:"):
+        batches = (batch["text"] for batch in texts(source, split).iter(batch_size=_BATCH))
+    else:
+        column = _table(source, split).column("text")  # without `datasets`, whose import costs a second
+        batches = (column.slice(first, _BATCH).to_pylist() for first in range(0, len(column), _BATCH))
+    return ([text for text in batch if text and not text.isspace()] for batch in batches)
+
+
+def _encoded(
+    source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit: int | None
+) -> Iterator[np.ndarray]:
+    """Ids of a batch of documents at a time, each document closed by end-of-text, `limit` in all."""
+    from tqdm.auto import tqdm
+
+    end = next(
+        (coder.token_to_id(token) for token in _END_OF_TEXT if coder.token_to_id(token) is not None), None
+    )
+    if end is None:
+        raise DataError(
+            f"the tokenizer has none of the end-of-text tokens {', '.join(_END_OF_TEXT)}; add one to it"
+        )
+    coder.encode_special_tokens = True  # a document that spells out a special token must not end there
+    left = math.inf if limit is None else limit
+    with tqdm(desc=f"tokens of {source} ({split})", total=limit, unit="", unit_scale=True, delay=2) as bar:
+        for batch in _documents(source, split):
+            encodings = coder.encode_batch_fast(batch, add_special_tokens=False)
+            ids = np.array([i for encoding in encodings for i in (*encoding.ids, end)], dtype=dtype)
+            ids = ids[: min(left, len(ids))]
+            left -= len(ids)
+            bar.update(len(ids))
+            yield ids
+            if left == 0:
+                return
+
+
+def _cached(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+    """The array in the cache file `path`, written first from `chunks` if it is missing or damaged.
+
+    A file is one header (dtype, length, checksum), then the ids. It appears by an atomic rename, under a
+    lock, so that of several processes one makes it and the others wait.
+    """
+    ids = _opened(path, dtype)
+    if ids is not None:
+        return ids
+    from filelock import FileLock
+
+    with contextlib.ExitStack() as stack:
+        with _cache_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{path}.lock"))
+        ids = _opened(path, dtype)
+        if ids is not None:
+            return ids
+        if path.exists():
+            warnings.warn(f"token cache {path} is damaged; making it again", stacklevel=3)
+        _write(path, dtype, chunks())
+    return _opened(path, dtype)
+
+
+def _write(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
+    half = path.with_suffix(".half")
+    chunks = iter(chunks)
+    try:
+        with _cache_errors(path):
+            file = half.open("wb")
+        with file:
+            length = 0
+            # an OSError of the corpus must not pass for one of the cache folder
+            for chunk in itertools.chain([np.zeros(_HEADER_BYTES, np.uint8)], chunks):
+                with _cache_errors(path):
+                    file.write(chunk.tobytes())
+                length += len(chunk)
+            if length == _HEADER_BYTES:
+                raise DataError(f"there is no text for {path.stem}; choose another source or split")
+            with _cache_errors(path):
+                file.flush()
+                header = _header(np.memmap(half, dtype, "r", offset=_HEADER_BYTES))
+                file.seek(0)
+                file.write(header)
+                file.flush()
+                os.fsync(file.fileno())
+        with _cache_errors(path):
+            os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _opened(path: Path, dtype: np.dtype) -> np.ndarray | None:
+    """Memory map of a cache file; None if it is missing or damaged. The checksum is compared once per
+    process."""
+    with _cache_errors(path):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        body = status.st_size - _HEADER_BYTES
+        if body <= 0 or body % dtype.itemsize:
+            return None
+        ids = np.memmap(path, dtype, "r", offset=_HEADER_BYTES)
+        stamp = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        if stamp not in _verified:
+            with path.open("rb") as file:
+                if file.read(_HEADER_BYTES) != _header(ids):
+                    return None
+            _verified.add(stamp)
+        return ids
+
+
+def _header(ids: np.ndarray) -> bytes:
+    data = ids.view(np.uint8)
+    checksum = 0
+    if data.nbytes <= _WHOLE:
+        checksum = zlib.crc32(data)
+    else:
+        for first in np.linspace(0, data.nbytes - (1 << 20), 256).astype(np.int64):
+            checksum = zlib.crc32(data[first : first + (1 << 20)], checksum)
+    fields = {"format": FORMAT, "dtype": ids.dtype.str, "length": len(ids), "checksum": checksum}
+    return json.dumps(fields).encode().ljust(_HEADER_BYTES)
+
+
+@contextlib.contextmanager
+def _cache_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot use the cache folder {path.parent} ({error}); "
+            "make room or set SWARMBOOK_CACHE to a writable folder"
+        ) from error

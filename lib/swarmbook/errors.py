@@ -1,0 +1,28 @@
+"""The exceptions that the library raises on purpose; each message names the value and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DataError(Exception):
+    """A corpus, tokenizer or token cache is unknown, missing, damaged or too small."""
+
+
+class ConfigError(ValueError):
+    """A configuration is invalid or inconsistent."""
+
+
+class StoreError(Exception):
+    """A recorded run is missing, damaged or cannot be written."""
+
+
+class TrainingError(Exception):
+    """A training run cannot go on."""
+
+
+def unknown(what: str, name: object, valid: Iterable[str]) -> str:
+    """The message for a name that is not among the valid ones: the nearest of them, then all."""
+    names = list(valid)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {what} {name!r}: {hint}Known: {', '.join(names)}"

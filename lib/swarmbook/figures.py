@@ -1,0 +1,60 @@
+"""One look for all figures: colour-blind safe, bands over seeds, the paper's values as open markers or dashed lines."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from swarmbook.claims import estimate
+
+WIDTH = 9.5  # inches, the width of a notebook page
+
+
+def style() -> None:
+    """Set the look of all following figures."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+            "axes.grid": True,
+            "grid.alpha": 0.35,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def panels(count: int, ratios: Sequence[float] | None = None, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """A figure of page width with panels side by side."""
+    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), width_ratios=ratios, squeeze=False)
+    return figure, list(axes[0])
+
+
+def curves(table: pd.DataFrame, hue: str, order: Sequence, labels: Sequence[str], ax: Axes, **kwargs) -> None:
+    """Mean over seeds against step, with a band from the lowest to the highest seed; one line a value of `hue`."""
+    names = dict(zip(order, labels, strict=True))
+    named = table[table[hue].isin(order)].assign(**{hue: table[hue].map(names)})
+    sns.lineplot(
+        named, x="step", y="value", hue=hue, hue_order=labels, errorbar=("pi", 100), ax=ax, **kwargs
+    )
+    ax.legend(title=None)
+    ax.set_xlabel("training step")
+
+
+def intervals(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: float = 0.0, **kwargs) -> None:
+    """Mean over seeds with its 95 % confidence interval at each value of `x`, at positions 0, 1, 2, ..."""
+    estimates = [estimate(table[table[x] == value]["value"]) for value in order]
+    ax.errorbar(
+        [i + shift for i in range(len(order))],
+        [e.mean for e in estimates],
+        [e.half if e.n > 1 else 0.0 for e in estimates],
+        **{"marker": "o", "markersize": 5, "capsize": 2.5, "linestyle": "none", **kwargs},
+    )
+    ax.set_xticks(range(len(order)), [str(value) for value in order])

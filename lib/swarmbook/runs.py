@@ -1,0 +1,140 @@
+"""Runs by configuration: from the record where they are there, trained now where they are not.
+
+    runs = run(grid(base, route=["in order", "swapped ends"], seed=range(3)))
+    runs.table("validation loss")
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from swarmbook.config import RunConfig
+from swarmbook.errors import TrainingError
+from swarmbook.store import Record, Store, open_store
+
+
+class Runs:
+    """Finished runs, in the order of their configurations."""
+
+    def __init__(self, configs: Sequence[RunConfig], records: Sequence[Record]):
+        self.configs, self.records = list(configs), list(records)
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def __add__(self, other: "Runs") -> "Runs":
+        """Both sets of runs, each run once."""
+        pairs = {r.key: (c, r) for c, r in zip(self.configs + other.configs, self.records + other.records, strict=True)}
+        return Runs(*zip(*pairs.values(), strict=True))
+
+    @property
+    def axes(self) -> list[str]:
+        """The configuration fields in which the runs differ."""
+        fields = [config.model_dump() for config in self.configs]
+        return [name for name in fields[0] if any(other[name] != fields[0][name] for other in fields)]
+
+    def table(self, metric: str) -> pd.DataFrame:
+        """One row a measurement of a metric: the fields in which the runs differ, step, stage, label, value.
+
+        Metrics: "validation loss", "training loss" (mean since the last row), "gradient norm" (by stage),
+        "failure" (one row a lost stage), "loss jump" (by stage and rule in `label`).
+        """
+        axes = self.axes
+        parts = []
+        for config, record in zip(self.configs, self.records, strict=True):
+            part = record.metrics[record.metrics["metric"] == metric].drop(columns="metric")
+            fields = {name: [getattr(config, name)] * len(part) for name in axes}
+            parts.append(pd.concat([pd.DataFrame(fields, index=part.index), part], axis=1))
+        return pd.concat(parts, ignore_index=True)
+
+    def final(self, metric: str = "validation loss") -> pd.DataFrame:
+        """The last measurement of every run."""
+        return self._each(self.table(metric), lambda run: run["value"].iloc[-1])
+
+    def steps_to(self, target: float, metric: str = "validation loss") -> pd.DataFrame:
+        """Steps until the metric first falls to the target, interpolated; NaN where it never does."""
+        return self._each(self.table(metric), lambda run: _crossing(run["step"], run["value"], target))
+
+    def provenance(self) -> pd.DataFrame:
+        """Where every run's numbers come from: key, fields in which the runs differ, versions, device, time."""
+        rows = [
+            {"key": r.key, **{name: getattr(c, name) for name in self.axes}, **r.provenance}
+            for c, r in zip(self.configs, self.records, strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+    def _each(self, table: pd.DataFrame, value) -> pd.DataFrame:
+        groups = table.groupby(self.axes, sort=False, dropna=False) if self.axes else [((), table)]
+        return pd.DataFrame(
+            [dict(zip(self.axes, names, strict=True)) | {"value": value(run)} for names, run in groups]
+        )
+
+
+def run(
+    configs: Sequence[RunConfig],
+    recorded: str | Path = "runs",
+    device: str = "auto",
+    show: bool = True,
+    store: Store | None = None,
+) -> Runs:
+    """The results of all configurations; those not yet recorded or stored are trained now, packed.
+
+    `recorded` is the folder of the notebook's recorded runs. Interrupted training resumes from its last checkpoint;
+    runs that another process is training are awaited. Raises `TrainingError` for runs that diverge, after all
+    others are finished and stored.
+    """
+    store = store or open_store(recorded=[Path(recorded)])
+    by_key = {config.key: config for config in configs}
+    diverged: list[str] = []
+    while missing := [key for key in by_key if store.get(key) is None]:
+        with store.claim(missing) as mine:
+            if mine:
+                diverged += _train([by_key[key] for key in mine], store, device, show)
+        if diverged:
+            raise TrainingError("\n".join(diverged))
+        if not mine:
+            store.wait(missing)
+    _note(by_key)
+    return Runs(configs, [store.get(config.key) for config in configs])
+
+
+def _train(configs: list[RunConfig], store: Store, device: str, show: bool) -> list[str]:
+    """Train the configurations, packs that were interrupted first and as they were; returns what diverged."""
+    from swarmbook.train import packs, train
+
+    by_key = {config.key: config for config in configs}
+    resumed = [keys for keys in store.packs() if set(keys) <= set(by_key)]
+    rest = [config for key, config in by_key.items() if not any(key in keys for keys in resumed)]
+    diverged: list[str] = []
+    for pack in [[by_key[key] for key in keys] for keys in resumed] + list(packs(rest, device)):
+        progress = store.progress([config.key for config in pack])
+        result = train(pack, progress, device, show)
+        metrics, provenance = progress.metrics(), result.provenance()
+        for i in result.healthy:
+            rows = metrics[metrics["run"] == i].drop(columns="run").reset_index(drop=True)
+            store.put(pack[i].key, pack[i].model_dump(mode="json"), rows, provenance)
+        progress.discard()
+        diverged += result.diverged.values()
+    return diverged
+
+
+def _note(by_key: dict[str, RunConfig]) -> None:
+    """Tell `swarmbook run --record`, if it listens, which runs the notebook stands on."""
+    if path := os.environ.get("SWARMBOOK_RECORD"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(f"{key}\n" for key in by_key)
+
+
+def _crossing(steps: pd.Series, values: pd.Series, target: float) -> float:
+    steps, values = steps.to_numpy(float), values.to_numpy(float)
+    below = np.flatnonzero(values <= target)
+    if not len(below):
+        return float("nan")
+    i = below[0]
+    if i == 0:
+        return steps[0]
+    share = (values[i - 1] - target) / (values[i - 1] - values[i])
+    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
