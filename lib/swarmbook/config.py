@@ -77,9 +77,7 @@ class RunConfig(BaseModel):
         if self.failure_rate and self.recovery == "none":
             raise ValueError(f"failure_rate={self.failure_rate} needs a recovery: {', '.join(RULES)}")
         if self.evaluate_every % self.log_every:
-            raise ValueError(
-                f"evaluate_every={self.evaluate_every} must be a multiple of log_every={self.log_every}"
-            )
+            raise ValueError(f"evaluate_every={self.evaluate_every} must be a multiple of log_every={self.log_every}")
         ROUTES[self.route](self.replicas, self.stages, self.microbatches, self.rng("route", 0))
         return self
 
@@ -127,3 +125,10 @@ def _reason(item: dict) -> str:
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     return f"{name}={item['input']!r}: {item['msg']}" if item["type"] != "missing" else f"{name} is missing"
+
+
+def choose(profile: str, **options):
+    """The option of a profile: `choose(profile, smoke=2, cpu=5)`."""
+    if profile not in options:
+        raise ConfigError(unknown("profile", profile, options))
+    return options[profile]

@@ -41,9 +41,7 @@ def curves(table: pd.DataFrame, hue: str, order: Sequence, labels: Sequence[str]
     """Mean over seeds against step, with a band from the lowest to the highest seed; one line a value of `hue`."""
     names = dict(zip(order, labels, strict=True))
     named = table[table[hue].isin(order)].assign(**{hue: table[hue].map(names)})
-    sns.lineplot(
-        named, x="step", y="value", hue=hue, hue_order=labels, errorbar=("pi", 100), ax=ax, **kwargs
-    )
+    sns.lineplot(named, x="step", y="value", hue=hue, hue_order=labels, errorbar=("pi", 100), ax=ax, **kwargs)
     ax.legend(title=None)
     ax.set_xlabel("training step")
 

@@ -1,7 +1,7 @@
 """Runs by configuration: from the record where they are there, trained now where they are not.
 
-    runs = run(grid(base, route=["in order", "swapped ends"], seed=range(3)))
-    runs.table("validation loss")
+runs = run(grid(base, route=["in order", "swapped ends"], seed=range(3)))
+runs.table("validation loss")
 """
 
 import os
@@ -46,9 +46,10 @@ class Runs:
         parts = []
         for config, record in zip(self.configs, self.records, strict=True):
             part = record.metrics[record.metrics["metric"] == metric].drop(columns="metric")
-            fields = {name: [getattr(config, name)] * len(part) for name in axes}
-            parts.append(pd.concat([pd.DataFrame(fields, index=part.index), part], axis=1))
-        return pd.concat(parts, ignore_index=True)
+            if len(part):
+                parts.append(part.assign(**{name: [getattr(config, name)] * len(part) for name in axes}))
+        columns = [*axes, "step", "stage", "label", "value"]
+        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
     def final(self, metric: str = "validation loss") -> pd.DataFrame:
         """The last measurement of every run."""
@@ -68,9 +69,7 @@ class Runs:
 
     def _each(self, table: pd.DataFrame, value) -> pd.DataFrame:
         groups = table.groupby(self.axes, sort=False, dropna=False) if self.axes else [((), table)]
-        return pd.DataFrame(
-            [dict(zip(self.axes, names, strict=True)) | {"value": value(run)} for names, run in groups]
-        )
+        return pd.DataFrame([dict(zip(self.axes, names, strict=True)) | {"value": value(run)} for names, run in groups])
 
 
 def run(
@@ -92,7 +91,7 @@ def run(
     while missing := [key for key in by_key if store.get(key) is None]:
         with store.claim(missing) as mine:
             if mine:
-                diverged += _train([by_key[key] for key in mine], store, device, show)
+                diverged += _train(by_key, mine, store, device, show)
         if diverged:
             raise TrainingError("\n".join(diverged))
         if not mine:
@@ -101,20 +100,22 @@ def run(
     return Runs(configs, [store.get(config.key) for config in configs])
 
 
-def _train(configs: list[RunConfig], store: Store, device: str, show: bool) -> list[str]:
-    """Train the configurations, packs that were interrupted first and as they were; returns what diverged."""
+def _train(by_key: dict[str, RunConfig], mine: list[str], store: Store, device: str, show: bool) -> list[str]:
+    """Train the runs that are mine, packs that were interrupted first and as they were; returns what diverged."""
     from swarmbook.train import packs, train
 
-    by_key = {config.key: config for config in configs}
-    resumed = [keys for keys in store.packs() if set(keys) <= set(by_key)]
-    rest = [config for key, config in by_key.items() if not any(key in keys for keys in resumed)]
+    resumed = [keys for keys in store.packs(held=mine) if set(keys) <= set(by_key)]
+    rest = [by_key[key] for key in mine if not any(key in keys for keys in resumed)]
     diverged: list[str] = []
-    for pack in [[by_key[key] for key in keys] for keys in resumed] + list(packs(rest, device)):
-        progress = store.progress([config.key for config in pack])
+    for keys in resumed + [[config.key for config in pack] for pack in packs(rest, device)]:
+        keys = sorted(keys)  # the order in which a pack is found again when it resumes
+        pack, progress = [by_key[key] for key in keys], store.progress(keys)
         result = train(pack, progress, device, show)
         metrics, provenance = progress.metrics(), result.provenance()
         for i in result.healthy:
             rows = metrics[metrics["run"] == i].drop(columns="run").reset_index(drop=True)
+            for name in ("metric", "label"):
+                rows[name] = rows[name].cat.remove_unused_categories()
             store.put(pack[i].key, pack[i].model_dump(mode="json"), rows, provenance)
         progress.discard()
         diverged += result.diverged.values()

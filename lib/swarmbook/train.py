@@ -70,13 +70,12 @@ def train(pack: Sequence[RunConfig], progress: Progress, device: str = "auto", s
             bar.update(state.tokens_per_step)
             if state.step % config.log_every == 0:
                 state.log()
-                if state.healthy:
-                    bar.set_postfix_str(f"loss {state.last_loss:.3f}", refresh=False)
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    state.save()
-                    saved = time.monotonic()
+                bar.set_postfix_str(f"loss {state.last_loss:.3f}", refresh=False)
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
                 state.evaluate()
+            if not state.losses and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                state.save()
+                saved = time.monotonic()
         state.log()
         state.probe()
     return state
@@ -97,9 +96,7 @@ class Pack:
         self.traces = [
             failures(run.rng("failures"), run.steps, run.replicas, run.stages, run.failure_rate) for run in pack
         ]
-        seeds = [
-            int(run.seeds("weights", r).generate_state(1)[0]) for run in pack for r in range(run.replicas)
-        ]
+        seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run in pack for r in range(run.replicas)]
         shape = shape_of(first, tokens.vocabulary)
         self.compile = "auto" if _flops(pack, shape) > COMPILE_FLOPS[_kind(device)] else False
         self.fleet = Fleet(shape, seeds, device=device, precision=first.precision, compile=self.compile)
@@ -166,9 +163,7 @@ class Pack:
         before = self._validation_loss()
         for s in range(self.runs[0].stages):
             cells = [(i, r) for i in asking for r in self._replicas(i)]
-            kept = [
-                {name: weight.clone() for name, weight in self.fleet.stage(r, s).items()} for _, r in cells
-            ]
+            kept = [{name: weight.clone() for name, weight in self.fleet.stage(r, s).items()} for _, r in cells]
             for rule in JUMP_RULES:
                 for i, r in cells:
                     rng = self.runs[i].rng("recovery", self.step, r - self._replicas(i)[0], s)

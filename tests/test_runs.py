@@ -1,0 +1,240 @@
+"""Runs from configuration to record: packing, resuming, killing, diverging."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from swarmbook import train as training
+from swarmbook.config import NUMERICS, grid, run_config
+from swarmbook.errors import TrainingError
+from swarmbook.recovery import RULES
+from swarmbook.runs import Runs, run
+from swarmbook.store import Store
+
+TINY = {
+    "data": "stories_toy", "stages": 4, "width": 16, "heads": 2, "hidden": 32, "sequence": 16, "steps": 20,
+    "log_every": 5, "evaluate_every": 10, "held_out": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def curve(runs, i=0, metric="training loss"):
+    metrics = runs.records[i].metrics
+    return metrics[metrics["metric"] == metric]["value"].to_numpy()
+
+
+def quiet(configs, store):
+    return run(configs, show=False, store=store)
+
+
+def test_a_run_is_trained_once(store, monkeypatch):
+    configs = grid(TINY, seed=[0])
+    first = quiet(configs, store)
+    monkeypatch.setattr(training, "train", None)  # training again would fail
+    again = quiet(configs, store)
+    pd.testing.assert_frame_equal(first.records[0].metrics, again.records[0].metrics)
+
+
+def test_training_learns(store):
+    losses = curve(quiet(grid(TINY, steps=[100], evaluate_every=[50], lr=[3e-3]), store), metric="validation loss")
+    assert losses[0] == pytest.approx(np.log(2048), abs=0.1)
+    assert losses[-1] < losses[0] - 1.5
+
+
+def test_packed_runs_are_what_they_would_be_alone(store, tmp_path):
+    arms = [
+        run_config(**TINY, seed=0, probes=["loss jump"]),
+        run_config(**TINY, seed=1, route="swapped ends"),
+        run_config(**TINY, seed=2, route="swapped ends", recovery="CheckFree", failure_rate=0.05),
+        run_config(**TINY, seed=2, recovery="random", failure_rate=0.05, lr_boost=1.5),
+    ]
+    packed = quiet(arms, store)
+    assert {record.provenance["packed"] for record in packed.records} == {4}
+    for i, config in enumerate(arms):
+        alone = quiet([config], Store(tmp_path / f"alone-{i}")).records[0].metrics
+        together = packed.records[i].metrics
+        pd.testing.assert_frame_equal(alone.drop(columns="value"), together.drop(columns="value"))
+        np.testing.assert_allclose(alone["value"], together["value"], atol=2e-4)
+
+
+def test_without_failures_every_recovery_is_plain_training(store):
+    plain, insured = (quiet([run_config(**TINY, recovery=rule)], store) for rule in ("none", "CheckFree"))
+    assert np.array_equal(curve(plain), curve(insured))
+
+
+def test_replicas_of_one_seed_share_their_failures():
+    configs = grid({**TINY, "failure_rate": 0.1}, recovery=["random", "CheckFree"], seed=[3])
+    a, b = (c.rng("failures").random((20, 1, 4)) for c in configs)
+    assert np.array_equal(a, b)
+
+
+def test_a_rebuilt_stage_starts_its_adam_afresh_at_a_higher_rate(store):
+    config = run_config(**TINY, recovery="CheckFree", failure_rate=0.05, lr_boost=1.3, seed=4)
+    pack = training.Pack([config], store.progress([config.key]), "cpu")
+    trace = pack.traces[0][:, 0]
+    step = int(np.flatnonzero(trace.any(axis=1))[0])
+    for _ in range(step + 1):
+        pack.advance()
+    for stage in range(config.stages):
+        lost = trace[step, stage]
+        assert pack.adam.steps[0, stage] == (1 if lost else step + 1)
+        assert pack.adam.lr_scale[0, stage] == (1.3 if lost else 1.0)
+    while pack.step < config.steps:  # a second loss does not compound the boost
+        pack.advance()
+    assert set(pack.adam.lr_scale[0, :-1]) <= {1.0, 1.3}
+
+
+def test_resuming_changes_no_bit(store, tmp_path, monkeypatch):
+    configs = grid({**TINY, "failure_rate": 0.05}, recovery=["CheckFree", "random"], seed=range(2))
+    whole = quiet(configs, store)
+
+    class Killed(Exception):
+        pass
+
+    advance = training.Pack.advance
+
+    def killed(self):
+        if self.step == 13:
+            raise Killed
+        advance(self)
+
+    other = Store(tmp_path / "other")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training.Pack, "advance", killed)
+    with pytest.raises(Killed):
+        quiet(configs, other)
+    monkeypatch.setattr(training.Pack, "advance", advance)
+    steps = []
+    monkeypatch.setattr(training.Pack, "advance", lambda self: (steps.append(self.step), advance(self))[1])
+    resumed = quiet(configs, other)
+    assert steps[0] == 10
+    for a, b in zip(whole.records, resumed.records, strict=True):
+        pd.testing.assert_frame_equal(a.metrics, b.metrics, check_exact=True)
+
+
+SCRIPT = """
+import sys
+from swarmbook import train
+from swarmbook.config import grid
+from swarmbook.runs import run
+train.CHECKPOINT_SECONDS = 0.0
+base = dict(data="stories_toy", stages=4, width=16, heads=2, hidden=32, sequence=16, steps=400, log_every=5,
+            evaluate_every=100, held_out=4)
+runs = run(grid(base, seed=range(2)), show=False)
+print(runs.provenance()["seconds"].iloc[0])
+"""
+
+
+def child(folder, **kwargs):
+    environment = {**os.environ, "SWARMBOOK_STORE": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, cwd=folder.parent, **kwargs)
+
+
+def test_killed_in_mid_training_the_same_command_finishes_and_leaves_no_rubbish(tmp_path):
+    folder = tmp_path / "store"
+    first = child(folder)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("partial/*/checkpoint.json")):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not list(folder.glob("*.parquet"))
+    assert child(folder).wait(timeout=120) == 0
+    left = sorted(path.suffix for path in folder.rglob("*") if path.is_file())
+    assert left == [".parquet", ".parquet"]
+
+
+def test_two_processes_train_a_run_once(tmp_path):
+    folder = tmp_path / "store"
+    both = [child(folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=180)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0] == outputs[1]  # the same wall time: one of them trained, both read its record
+    assert len(list(folder.glob("*.parquet"))) == 2
+
+
+def test_a_run_that_diverges_is_named_and_the_others_are_kept(store, monkeypatch):
+    def broken(fleet, lost, norms):
+        for weight in fleet.stage(lost.replica, lost.stage).values():
+            weight.fill_(float("nan"))
+
+    monkeypatch.setitem(RULES, "not a number", broken)
+    bad = run_config(**TINY, recovery="not a number", failure_rate=0.05, seed=4)
+    good = run_config(**TINY, seed=4)
+    with pytest.raises(TrainingError, match=rf"run {bad.key}.*step \d+.*rebuilt by 'not a number'"):
+        quiet([good, bad], store)
+    assert store.get(good.key) is not None and store.get(bad.key) is None
+    with pytest.raises(TrainingError, match="rebuilt by 'not a number'"):
+        quiet([bad], store)
+
+
+def test_too_high_a_learning_rate_is_named_as_the_cause(store):
+    config = run_config(**{**TINY, "lr": 1e30})
+    with pytest.raises(TrainingError, match=r"learning rate 1e\+30 is probably too high"):
+        quiet([config], store)
+
+
+def test_tables_carry_the_axes(store):
+    runs = quiet(grid(TINY, route=["in order", "swapped ends"], seed=range(2)), store)
+    assert runs.axes == ["route", "seed"]
+    table = runs.table("validation loss")
+    assert list(table.columns) == ["route", "seed", "step", "stage", "label", "value"]
+    assert len(table) == 4 * 3  # steps 0, 10, 20
+    assert runs.table("failure").empty
+    assert len(runs.final()) == 4
+    assert len(runs + runs) == 4
+
+
+def test_steps_to_interpolates(store):
+    runs = quiet(grid(TINY, seed=range(2)), store)
+    record = runs.records[0]
+    metrics = pd.DataFrame(
+        {"step": [0, 10, 20], "metric": "validation loss", "stage": 0, "label": "", "value": [8.0, 6.0, 5.0]}
+    )
+    fake = Runs([runs.configs[0]], [type(record)(record.key, {}, metrics, {}, record.path)])
+    assert fake.steps_to(7.0)["value"].item() == 5.0
+    assert np.isnan(fake.steps_to(1.0)["value"].item())
+
+
+def test_recorded_runs_are_used_and_noted_for_the_recorder(store, tmp_path, monkeypatch):
+    configs = grid(TINY, seed=[0])
+    quiet(configs, store)
+    store.publish([configs[0].key], tmp_path / "runs")
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "empty"))
+    monkeypatch.setenv("SWARMBOOK_RECORD", str(tmp_path / "used"))
+    monkeypatch.setattr(training, "train", None)
+    run(configs, recorded=tmp_path / "runs")
+    assert (tmp_path / "used").read_text().split() == [configs[0].key]
+
+
+def test_golden_run(store):
+    """If this fails, training numbers changed: on purpose, raise NUMERICS and record anew; else find out why."""
+    config = run_config(**TINY, route="swapped ends", recovery="CheckFree", failure_rate=0.05, seed=1)
+    runs = quiet([config], store)
+    assert NUMERICS == 1
+    assert len(runs.table("failure")) == GOLDEN_FAILURES
+    np.testing.assert_allclose(curve(runs, metric="validation loss"), GOLDEN_LOSSES, atol=2e-4)
+
+
+GOLDEN_FAILURES = 6
+GOLDEN_LOSSES = [7.644924, 7.549471, 7.363667]
