@@ -32,6 +32,10 @@ def test_verdict_needs_the_whole_interval_on_one_side(mean, half, expected):
     assert verdict(Estimate(mean, half, 3), below=1.0) == mirrored
 
 
+def test_two_seeds_decide_nothing():
+    assert verdict(Estimate(1.5, 0.0, 2), above=1.0) == UNDECIDED
+
+
 def test_a_target_never_reached_decides_nothing():
     measured = estimate([1.0, float("nan"), 2.0])
     assert verdict(measured, above=0.0) == UNDECIDED

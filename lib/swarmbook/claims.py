@@ -2,7 +2,8 @@
 
 A claim is a check over paired differences or ratios between runs of equal seed. Its verdict follows from the 95 %
 confidence interval of the mean over seeds and the side of a bound on which the paper puts it: all of the interval
-on that side, *holds*; all on the other, *does not hold*; otherwise *undecided at this scale*.
+on that side, *holds*; all on the other, *does not hold*; otherwise, or with fewer than three seeds, *undecided at
+this scale*.
 """
 
 from collections.abc import Sequence
@@ -34,10 +35,10 @@ class Estimate:
         return self.mean + self.half
 
     def __str__(self) -> str:
-        """Rounded to the digits that the interval justifies."""
+        """Rounded to the digits that the interval justifies, three after the point at most."""
         if not np.isfinite(self.half):
             return f"{self.mean:.2g} (one seed)" if self.n == 1 else "not reached"
-        digits = 3 if self.half == 0 else max(0, 1 - int(np.floor(np.log10(self.half))))
+        digits = 3 if self.half == 0 else min(3, max(0, 1 - int(np.floor(np.log10(self.half)))))
         return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
 
 
@@ -64,6 +65,8 @@ def verdict(measured: Estimate, above: float | None = None, below: float | None 
     """Whether the estimate lies above (or below) a bound, with its whole confidence interval."""
     if (above is None) == (below is None):
         raise ValueError("give one of above= and below=: the side of the bound on which the claim puts the number")
+    if measured.n < 3:  # two seeds give an interval, but not one to rest a verdict on
+        return UNDECIDED
     holds, fails = (
         (measured.low > above, measured.high < above)
         if below is None
@@ -79,6 +82,9 @@ class Claim:
     paper: str
     ours: str
     verdict: str
+
+    def _repr_markdown_(self) -> str:
+        return f"**{self.id} {self.verdict}**: {self.text}. Paper: {self.paper}. Ours: {self.ours}."
 
 
 @dataclass

@@ -31,9 +31,12 @@ def style() -> None:
     )
 
 
-def panels(count: int, ratios: Sequence[float] | None = None, height: float = 3.6) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, ratios: Sequence[float] | None = None, height: float = 3.6, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
     """A figure of page width with panels side by side."""
-    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), width_ratios=ratios, squeeze=False)
+    size = (WIDTH, height)
+    figure, axes = plt.subplots(1, count, figsize=size, width_ratios=ratios, sharey=sharey, squeeze=False)
     return figure, list(axes[0])
 
 
@@ -48,11 +51,12 @@ def curves(table: pd.DataFrame, hue: str, order: Sequence, labels: Sequence[str]
 
 def intervals(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: float = 0.0, **kwargs) -> None:
     """Mean over seeds with its 95 % confidence interval at each value of `x`, at positions 0, 1, 2, ..."""
-    estimates = [estimate(table[table[x] == value]["value"]) for value in order]
+    there = set(table[x])
+    estimates = {i: estimate(table[table[x] == value]["value"]) for i, value in enumerate(order) if value in there}
     ax.errorbar(
-        [i + shift for i in range(len(order))],
-        [e.mean for e in estimates],
-        [e.half if e.n > 1 else 0.0 for e in estimates],
+        [i + shift for i in estimates],
+        [e.mean for e in estimates.values()],
+        [e.half if e.n > 1 else 0.0 for e in estimates.values()],
         **{"marker": "o", "markersize": 5, "capsize": 2.5, "linestyle": "none", **kwargs},
     )
     ax.set_xticks(range(len(order)), [str(value) for value in order])

@@ -87,39 +87,39 @@ def run(
     """
     store = store or open_store(recorded=[Path(recorded)])
     by_key = {config.key: config for config in configs}
-    diverged: list[str] = []
     while missing := [key for key in by_key if store.get(key) is None]:
-        with store.claim(missing) as mine:
-            if mine:
-                diverged += _train(by_key, mine, store, device, show)
-        if diverged:
-            raise TrainingError("\n".join(diverged))
-        if not mine:
+        if not _train({key: by_key[key] for key in missing}, by_key, store, device, show):
             store.wait(missing)
     _note(by_key)
     return Runs(configs, [store.get(config.key) for config in configs])
 
 
-def _train(by_key: dict[str, RunConfig], mine: list[str], store: Store, device: str, show: bool) -> list[str]:
-    """Train the runs that are mine, packs that were interrupted first and as they were; returns what diverged."""
+def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: str, show: bool) -> bool:
+    """Train what nobody else is training, packs that were interrupted first; False if there was nothing to train."""
     from swarmbook.train import packs, train
 
-    resumed = [keys for keys in store.packs(held=mine) if set(keys) <= set(by_key)]
-    rest = [by_key[key] for key in mine if not any(key in keys for keys in resumed)]
-    diverged: list[str] = []
-    for keys in resumed + [[config.key for config in pack] for pack in packs(rest, device)]:
-        keys = sorted(keys)  # the order in which a pack is found again when it resumes
-        pack, progress = [by_key[key] for key in keys], store.progress(keys)
-        result = train(pack, progress, device, show)
-        metrics, provenance = progress.metrics(), result.provenance()
-        for i in result.healthy:
-            rows = metrics[metrics["run"] == i].drop(columns="run").reset_index(drop=True)
-            for name in ("metric", "label"):
-                rows[name] = rows[name].cat.remove_unused_categories()
-            store.put(pack[i].key, pack[i].model_dump(mode="json"), rows, provenance)
-        progress.discard()
-        diverged += result.diverged.values()
-    return diverged
+    begun = [keys for keys in store.packs() if set(keys) <= set(by_key)]
+    rest = {config: key for key, config in missing.items() if not any(key in keys for keys in begun)}
+    any_trained, diverged = False, []
+    for keys in begun + [[rest[config] for config in pack] for pack in packs(list(rest), device)]:
+        with store.claim(keys) as mine:
+            keys = sorted(keys if keys in store.packs(held=mine) else mine)  # the order in which a pack is resumed
+            if not mine:
+                continue
+            pack, progress = [by_key[key] for key in keys], store.progress(keys)
+            result = train(pack, progress, device, show)
+            metrics, provenance = progress.metrics(), result.provenance()
+            for i in result.healthy:
+                rows = metrics[metrics["run"] == i].drop(columns="run").reset_index(drop=True)
+                for name in ("metric", "label"):
+                    rows[name] = rows[name].cat.remove_unused_categories()
+                store.put(keys[i], pack[i].model_dump(mode="json"), rows, provenance)
+            progress.discard()
+            any_trained = True
+            diverged += result.diverged.values()
+    if diverged:
+        raise TrainingError("\n".join(diverged))
+    return any_trained
 
 
 def _note(by_key: dict[str, RunConfig]) -> None:

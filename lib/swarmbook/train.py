@@ -89,7 +89,8 @@ class Pack:
         self.runs, self.progress, self.step = list(pack), progress, 0
         self.started, self.seconds, self.trained = time.monotonic(), 0.0, 0
         tokens = data.tokens(first.data, "train", first.tokenizer, first.data_limit)
-        held_out = data.tokens(first.data, "validation", first.tokenizer, first.data_limit)
+        limit = first.data_limit and first.held_out * first.sequence + 1  # an endless source: no more than needed
+        held_out = data.tokens(first.data, "validation", first.tokenizer, limit)
         self.held_out = data.held_out(held_out, first.sequence, first.held_out)[None]  # [1, N, T+1]
         per_step = (first.replicas, first.microbatches, first.batch)
         self.batches = [data.Batches(tokens, first.sequence, per_step, run.seeds("batches")) for run in pack]
