@@ -131,10 +131,7 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
     def chunks() -> Iterator[np.ndarray]:
         if len(parts) == 1:
             return _encoded(source, split, coder, dtype, limit)
-        shares = [
-            None if limit is None else limit // len(parts) + (i < limit % len(parts))
-            for i in range(len(parts))
-        ]
+        shares = [None if limit is None else limit // len(parts) + (i < limit % len(parts)) for i in range(len(parts))]
         return (tokens(part, split, tokenizer, share).ids for part, share in zip(parts, shares, strict=True))
 
     ids = _cached(path, dtype, chunks)
@@ -296,9 +293,7 @@ def _tokenizer_bytes(name: str) -> bytes:
         path = hub.tokenizer_file(name)
     else:
         known = ", ".join(("swarmbook", *hub.TOKENIZERS))
-        raise DataError(
-            f"unknown tokenizer {name!r}: known: {known}, a path to a .json file, <owner>/<name>@<hash>"
-        )
+        raise DataError(f"unknown tokenizer {name!r}: known: {known}, a path to a .json file, <owner>/<name>@<hash>")
     if not path.is_file():
         raise DataError(f"tokenizer {name!r}: there is no file {path}")
     return path.read_bytes()
@@ -319,19 +314,13 @@ def _documents(source: str, split: str) -> Iterator[list[str]]:
     return ([text for text in batch if text and not text.isspace()] for batch in batches)
 
 
-def _encoded(
-    source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit: int | None
-) -> Iterator[np.ndarray]:
+def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit: int | None) -> Iterator[np.ndarray]:
     """Ids of a batch of documents at a time, each document closed by end-of-text, `limit` in all."""
     from tqdm.auto import tqdm
 
-    end = next(
-        (coder.token_to_id(token) for token in _END_OF_TEXT if coder.token_to_id(token) is not None), None
-    )
+    end = next((coder.token_to_id(token) for token in _END_OF_TEXT if coder.token_to_id(token) is not None), None)
     if end is None:
-        raise DataError(
-            f"the tokenizer has none of the end-of-text tokens {', '.join(_END_OF_TEXT)}; add one to it"
-        )
+        raise DataError(f"the tokenizer has none of the end-of-text tokens {', '.join(_END_OF_TEXT)}; add one to it")
     coder.encode_special_tokens = True  # a document that spells out a special token must not end there
     left = math.inf if limit is None else limit
     with tqdm(desc=f"tokens of {source} ({split})", total=limit, unit="", unit_scale=True, delay=2) as bar:
@@ -384,7 +373,8 @@ def _write(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
                     file.write(chunk.tobytes())
                 length += len(chunk)
             if length == _HEADER_BYTES:
-                raise DataError(f"there is no text for {path.stem}; choose another source or split")
+                source, split = path.stem.split("-")[:2]
+                    raise DataError(f"{source} has no text in its {split} split; choose another source or split")
             with _cache_errors(path):
                 file.flush()
                 header = _header(np.memmap(half, dtype, "r", offset=_HEADER_BYTES))

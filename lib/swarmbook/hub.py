@@ -104,19 +104,13 @@ def corpus(source: str) -> HubCorpus:
     name, _, revision = source.removeprefix("hub:").partition("@")
     name, _, config = name.partition("/")
     if name not in CORPORA:
-        raise DataError(
-            f"unknown hub corpus {source!r}; known: {', '.join('hub:' + known for known in CORPORA)}"
-        )
+        raise DataError(f"unknown hub corpus {source!r}; known: {', '.join('hub:' + known for known in CORPORA)}")
     found = CORPORA[name]
     if bool(config) != bool(found.archive):
         example = f"hub:{name}/math_l1" if found.archive else f"hub:{name}"
-        raise DataError(
-            f"{source!r} must read like {example!r}, with {'a' if found.archive else 'no'} config"
-        )
+        raise DataError(f"{source!r} must read like {example!r}, with {'a' if found.archive else 'no'} config")
     if revision and not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise DataError(
-            f"revision {revision!r} in {source!r} is no commit hash of 40 hex digits; a branch may move"
-        )
+        raise DataError(f"revision {revision!r} in {source!r} is no commit hash of 40 hex digits; a branch may move")
     return dataclasses.replace(
         found,
         files={split: pattern.format(config=config) for split, pattern in found.files.items()},
@@ -137,10 +131,7 @@ def content(wanted: HubCorpus) -> str:
     """
     local = _local_files(wanted, list(wanted.files.values()))
     if local is not None:
-        parts = [
-            (name, _sampled_digest(path, path.stat().st_size, path.stat().st_mtime_ns))
-            for name, path in local
-        ]
+        parts = [(name, _sampled_digest(path, path.stat().st_size, path.stat().st_mtime_ns)) for name, path in local]
         return hashlib.blake2b(repr((parts, wanted.column)).encode(), digest_size=16).hexdigest()
     return f"{wanted.repository}@{_pinned(wanted)} {sorted(wanted.files.items())}"
 
@@ -162,17 +153,13 @@ def texts(wanted: HubCorpus, split: str) -> "IterableDataset":
         )
     columns = stream.column_names or list(next(iter(stream), {}))
     if wanted.column not in columns:
-        raise DataError(
-            f"{names[0]} has the columns {columns}, but {wanted.repository} needs {wanted.column!r}"
-        )
+        raise DataError(f"{names[0]} has the columns {columns}, but {wanted.repository} needs {wanted.column!r}")
     stream = stream.select_columns(wanted.column)
     if wanted.column != "text":
         stream = stream.rename_column(wanted.column, "text")
     if set(wanted.files) != {"train"}:
         return stream
-    return stream.filter(
-        lambda _, index: [_carved(i) == split for i in index], with_indices=True, batched=True
-    )
+    return stream.filter(lambda _, index: [_carved(i) == split for i in index], with_indices=True, batched=True)
 
 
 def tokenizer_file(name: str) -> Path:
@@ -222,8 +209,7 @@ def _files(wanted: HubCorpus, pattern: str) -> list[str]:
     _pinned(wanted)
     if wanted.archive:
         raise DataError(
-            f"{wanted.repository} is a set of archives: with SWARMBOOK_HUB_DIR set, run\n"
-            f"  {_download(wanted)}"
+            f"{wanted.repository} is a set of archives: with SWARMBOOK_HUB_DIR set, run\n  {_download(wanted)}"
         )
     from huggingface_hub import HfApi, errors
 
@@ -242,9 +228,7 @@ def _files(wanted: HubCorpus, pattern: str) -> list[str]:
             "with SWARMBOOK_HUB_DIR set to a folder that this machine sees, and set it here too"
         ) from error
     if not names:
-        raise DataError(
-            f"{wanted.repository} has no file {pattern!r} at revision {wanted.revision}; try another one"
-        )
+        raise DataError(f"{wanted.repository} has no file {pattern!r} at revision {wanted.revision}; try another one")
     return [f"hf://datasets/{wanted.repository}@{wanted.revision}/{name}" for name in names]
 
 
@@ -284,9 +268,7 @@ def _pinned(wanted: HubCorpus) -> str:
 def _download(wanted: HubCorpus) -> str:
     target = f"$SWARMBOOK_HUB_DIR/{wanted.repository}"
     chosen = wanted.archive or " ".join(f"--include '{pattern}'" for pattern in wanted.files.values())
-    command = (
-        f"hf download {wanted.repository} {chosen} --repo-type dataset --revision {wanted.revision or 'main'}"
-    )
+    command = f"hf download {wanted.repository} {chosen} --repo-type dataset --revision {wanted.revision or 'main'}"
     unpack = f" && tar -xzf {target}/{wanted.archive} -C {target}" if wanted.archive else ""
     return f"{command} --local-dir {target}{unpack}"
 
