@@ -31,9 +31,7 @@ def story(domain: str, split: str, i: int) -> str:
 
 def write_domain(folder: Path, name: str, kind: str, difficulty: str | None, documents: int = 40) -> None:
     rows = [
-        (story(name, split, i), split, "test")
-        for split in ("train", "validation", "test")
-        for i in range(documents)
+        (story(name, split, i), split, "test") for split in ("train", "validation", "test") for i in range(documents)
     ]
     columns = dict(zip(("text", "split", "source"), map(list, zip(*rows, strict=True)), strict=True))
     path = folder / f"{name}.parquet"
@@ -154,9 +152,7 @@ def test_tokens_decode_to_the_documents(corpora):
 
 
 def test_a_document_cannot_write_the_end_of_text(corpora, tmp_path, monkeypatch):
-    write_text(
-        tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-0.jsonl", ["a <|endoftext|> b", " \n", ""]
-    )
+    write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-0.jsonl", ["a <|endoftext|> b", " \n", ""])
     ids = data.tokens("hub:tinystories", "train").ids
     assert np.count_nonzero(ids == END) == 1 and ids[-1] == END
 
@@ -195,9 +191,7 @@ def test_warm_cache_does_not_tokenize(corpora, encoded):
     assert encoded == ["fables", "fables"]
 
 
-@pytest.mark.parametrize(
-    "damage", ["truncated", "header only", "empty", "odd length", "bit flip", "header flip"]
-)
+@pytest.mark.parametrize("damage", ["truncated", "header only", "empty", "odd length", "bit flip", "header flip"])
 def test_damaged_cache_is_made_again(corpora, tmp_path, encoded, damage):
     expected = np.array(data.tokens("fables", "train").ids)
     path = cache_file(tmp_path)
@@ -308,9 +302,7 @@ def test_fingerprint_follows_content_only(corpora, made, tmp_path, monkeypatch):
 
 
 def test_import_is_light():
-    script = (
-        "import sys, swarmbook.data; print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
-    )
+    script = "import sys, swarmbook.data; print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(LIBRARY)}, capture_output=True
     )
@@ -441,13 +433,9 @@ def write_text(folder: Path, monkeypatch, name: str, documents: list[str], colum
 def test_hub_corpus_with_splits_from_local_files(corpora, tmp_path, monkeypatch, source, column, files):
     repository = hub.corpus(source).repository
     for name, split in zip(files, ("train", "validation"), strict=True):
-        write_text(
-            tmp_path, monkeypatch, f"{repository}/{name}", [story("hub", split, i) for i in range(20)], column
-        )
+        write_text(tmp_path, monkeypatch, f"{repository}/{name}", [story("hub", split, i) for i in range(20)], column)
     for split in ("train", "validation"):
-        assert [row["text"] for row in data.texts(source, split)] == [
-            story("hub", split, i) for i in range(20)
-        ]
+        assert [row["text"] for row in data.texts(source, split)] == [story("hub", split, i) for i in range(20)]
     tokens = data.tokens(source, "train", limit=100)
     assert len(tokens.ids) == 100
     assert data.tokenizer().decode(tokens.ids.tolist()).startswith(story("hub", "train", 0))
@@ -470,9 +458,7 @@ def test_hub_corpus_without_splits_is_carved(corpora, tmp_path, monkeypatch, sou
     documents = [story("hub", "any", i) for i in range(1300)]
     for name, part in zip(names, (documents[:170], documents[170:]), strict=True):
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", part, column)
-    write_text(
-        tmp_path, monkeypatch, f"{repository}/sample/documents/2023-06/0000/de_head.json.gz", ["nein"], column
-    )
+    write_text(tmp_path, monkeypatch, f"{repository}/sample/documents/2023-06/0000/de_head.json.gz", ["nein"], column)
     found = {split: [row["text"] for row in data.texts(source, split)] for split in data.SPLITS}
     assert found["validation"] == documents[0::100] and found["test"] == documents[50::100]
     assert found["train"] == [text for i, text in enumerate(documents) if i % 100 not in (0, 50)]
@@ -517,9 +503,7 @@ def test_hub_source_that_is_wrong_is_told(corpora, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="mixes .*'json', 'parquet'"):
         data.tokens("hub:tinystories", "train")
     path.unlink()
-    with pytest.raises(
-        DataError, match="'data/validation-\\*'; get it with\n  hf download roneneldan/TinyStories"
-    ):
+    with pytest.raises(DataError, match="'data/validation-\\*'; get it with\n  hf download roneneldan/TinyStories"):
         data.tokens("hub:tinystories", "validation")
 
 
@@ -541,15 +525,11 @@ def test_missing_hub_data_is_told_at_once(corpora, tmp_path, monkeypatch, networ
         for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.delenv(variable, raising=False)
         start = time.perf_counter()
-        with pytest.raises(
-            DataError, match="(?s)TinyStories.*hf download .*--repo-type dataset.*SWARMBOOK_HUB_DIR"
-        ):
+        with pytest.raises(DataError, match="(?s)TinyStories.*hf download .*--repo-type dataset.*SWARMBOOK_HUB_DIR"):
             data.tokens("hub:tinystories", "train")
         with pytest.raises(DataError, match="(?s)archives.*data/cs_l1.tar.gz --repo-type dataset .*tar -xzf"):
             data.tokens("hub:m2d2/cs_l1", "train")
-        with pytest.raises(
-            DataError, match="(?s)Llama-2-7b-hf cannot be fetched.*hf download .* tokenizer.json"
-        ):
+        with pytest.raises(DataError, match="(?s)Llama-2-7b-hf cannot be fetched.*hf download .* tokenizer.json"):
             data.tokens("fables", "train", tokenizer="llama-2")
         assert time.perf_counter() - start < 4
     with pytest.raises(DataError, match="'owner/model@<commit hash>'"):

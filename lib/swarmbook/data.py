@@ -373,8 +373,8 @@ def _write(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
                     file.write(chunk.tobytes())
                 length += len(chunk)
             if length == _HEADER_BYTES:
-                source, split = path.stem.split("-")[:2]
-                    raise DataError(f"{source} has no text in its {split} split; choose another source or split")
+                source, split = path.stem.rsplit("-", 2)[:2]
+                raise DataError(f"{source} has no text in its {split} split; choose another source or split")
             with _cache_errors(path):
                 file.flush()
                 header = _header(np.memmap(half, dtype, "r", offset=_HEADER_BYTES))
