@@ -8,6 +8,7 @@ import pytest
 
 from swarmbook.config import RunConfig, choose, grid, run_config
 from swarmbook.errors import ConfigError
+from swarmbook.recovery import RULES
 
 BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
 
@@ -64,6 +65,24 @@ def test_every_field_changes_the_key():
     assert set(RunConfig.model_fields) - set(other) == {"tokenizer", "failure_rate"}
     assert run_config(**BASE).key == base.key
     assert base.model_copy(update={"failure_rate": 0.1}).key != base.key
+
+
+def test_editing_ones_own_rule_changes_the_key(monkeypatch):
+    def key(rule):
+        monkeypatch.setitem(RULES, "mine", rule)
+        return run_config(**BASE, recovery="mine").key
+
+    def half(fleet, lost, norms):
+        return 0.5
+
+    def third(fleet, lost, norms):
+        return 1 / 3
+
+    def half_again(fleet, lost, norms):
+        return 0.5
+
+    assert key(half) != key(third)
+    assert key(half) == key(half_again)
 
 
 def test_purposes_and_seeds_draw_different_numbers():

@@ -9,6 +9,7 @@
 
 import itertools
 from collections.abc import Iterable
+from types import CodeType
 from typing import Annotated, Literal
 
 import numpy as np
@@ -83,9 +84,27 @@ class RunConfig(BaseModel):
 
     @property
     def key(self) -> str:
-        """Names the result: a hash of the configuration, the data's content and the numerics version."""
-        content = data.fingerprint(self.data, self.tokenizer, self.data_limit)
-        return key_of({"config": self.model_dump(mode="json"), "data": content, "numerics": NUMERICS})
+        """Names the result: a hash of configuration, data, numerics version, and the code of rules that are not ours.
+
+        Of a user's own route or recovery its own code counts, not that of functions it calls.
+        """
+        from swarmbook.recovery import RULES
+        from swarmbook.route import ROUTES
+
+        named = {"route": ROUTES[self.route], "recovery": RULES[self.recovery]}
+        own = {
+            name: _code(rule.__code__)
+            for name, rule in named.items()
+            if rule is not None and not rule.__module__.startswith("swarmbook.")
+        }
+        return key_of(
+            {
+                "config": self.model_dump(mode="json"),
+                "data": data.fingerprint(self.data, self.tokenizer, self.data_limit),
+                "numerics": NUMERICS,
+            }
+            | ({"rules": own} if own else {})
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -116,6 +135,12 @@ def grid(base: dict | RunConfig, **axes: Iterable) -> list[RunConfig]:
             raise ConfigError(f"{name}={values!r} must be a list of values; write {name}=[{values!r}]")
     points = itertools.product(*axes.values())
     return [run_config(**{**fields, **dict(zip(axes, point, strict=True))}) for point in points]
+
+
+def _code(code: CodeType) -> list:
+    """What a function does, without where it stands."""
+    constants = [_code(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
 
 
 def _reason(item: dict) -> str:
