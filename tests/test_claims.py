@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from swarmbook.claims import FAILS, HOLDS, MIMETYPE, UNDECIDED, Claims, Estimate, estimate, paired, verdict
+from swarmbook.claims import FAILS, HOLDS, MIMETYPE, UNDECIDED, Claims, verdict
+from swarmbook.estimates import Estimate, estimate, paired
 
 
 def test_interval_is_students():

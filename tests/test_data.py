@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from swarmbook import data, hub
 from swarmbook.errors import DataError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 LIBRARY = Path(data.__file__).parents[1]
 END = 0

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from swarmbook.claims import estimate
+from swarmbook.estimates import estimate
 from swarmbook.figures import curves, intervals, panels, style
 
 TABLE = pd.DataFrame(

@@ -6,62 +6,22 @@ on that side, *holds*; all on the other, *does not hold*; otherwise, or with few
 this scale*.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-from scipy import stats
+from swarmbook.errors import unknown
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided at this scale"
-MIMETYPE = "application/vnd.swarmbook.claims+json"
+if TYPE_CHECKING:  # listing claims must be instant; only making them takes pandas
+    import pandas as pd
 
+    from swarmbook.estimates import Estimate
 
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds with the half-width of its 95 % confidence interval (Student's t)."""
-
-    mean: float
-    half: float
-    n: int
-
-    @property
-    def low(self) -> float:
-        return self.mean - self.half
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.half
-
-    def __str__(self) -> str:
-        """Rounded to the digits that the interval justifies, three after the point at most."""
-        if not np.isfinite(self.half):
-            return f"{self.mean:.2g} (one seed)" if self.n == 1 else "not reached"
-        digits = 3 if self.half == 0 else min(3, max(0, 1 - int(np.floor(np.log10(self.half)))))
-        return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
+VERDICTS = HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided at this scale"
+MIMETYPE = "application/vnd.swarmbook.claims+json"  # a list of {id, text, paper, ours, verdict}
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and confidence interval; one value, or a missing one, has an infinite interval."""
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    if n < 2 or not np.isfinite(values).all():
-        return Estimate(float(values.mean()) if n else float("nan"), float("inf"), n)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    return Estimate(float(values.mean()), float(half), n)
-
-
-def paired(table: pd.DataFrame, axis: str, a: object, b: object, ratio: bool = False) -> Estimate:
-    """Value at `axis` = a minus (or over) the value at `axis` = b, seed by seed; needs columns seed and value."""
-    wide = table.pivot(index="seed", columns=axis, values="value")
-    for name in (a, b):
-        if name not in wide:
-            raise KeyError(f"{axis}={name!r} is not in the table, which has {list(wide.columns)}")
-    return estimate(wide[a] / wide[b] if ratio else wide[a] - wide[b])
-
-
-def verdict(measured: Estimate, above: float | None = None, below: float | None = None) -> str:
+def verdict(measured: "Estimate", above: float | None = None, below: float | None = None) -> str:
     """Whether the estimate lies above (or below) a bound, with its whole confidence interval."""
     if (above is None) == (below is None):
         raise ValueError("give one of above= and below=: the side of the bound on which the claim puts the number")
@@ -77,6 +37,8 @@ def verdict(measured: Estimate, above: float | None = None, below: float | None 
 
 @dataclass(frozen=True)
 class Claim:
+    """One claim of a paper, as its notebook judged it; `paper` and `ours` are ready to print."""
+
     id: str
     text: str
     paper: str
@@ -95,16 +57,20 @@ class Claims:
 
     def add(self, id: str, text: str, paper: object, ours: object, verdict: str) -> Claim:
         """Note a claim; shown as one sentence where it stands last in a cell."""
-        if verdict not in (HOLDS, FAILS, UNDECIDED):
-            raise ValueError(f"verdict {verdict!r} must be one of {HOLDS!r}, {FAILS!r}, {UNDECIDED!r}")
+        if verdict not in VERDICTS:
+            raise ValueError(unknown("verdict", verdict, VERDICTS))
         claim = Claim(id, text, str(paper), str(ours), verdict)
         self.claims = [other for other in self.claims if other.id != id] + [claim]
         return claim
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
+        import pandas as pd
+
         return pd.DataFrame([asdict(claim) for claim in self.claims]).set_index("id")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        import pandas as pd
+
         with pd.option_context("display.max_colwidth", None, "display.width", 250):
             table = self.table()
             return {
@@ -114,12 +80,14 @@ class Claims:
             }
 
 
-def published(path: str | Path = "published.csv") -> pd.DataFrame:
+def published(path: str | Path = "published.csv") -> "pd.DataFrame":
     """What the paper printed: columns item (figure or table), series, quantity, value, unit, source, note."""
+    import pandas as pd
+
     return pd.read_csv(path)
 
 
-def printed(table: pd.DataFrame, item: str, series: str, quantity: str) -> float:
+def printed(table: "pd.DataFrame", item: str, series: str, quantity: str) -> float:
     """One published number; an unknown one is refused with those there are."""
     rows = table[(table["item"] == item) & (table["series"] == series) & (table["quantity"] == quantity)]
     if len(rows) != 1:

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from swarmbook.claims import estimate
+from swarmbook.estimates import estimate
 
 WIDTH = 9.5  # inches, the width of a notebook page
 

@@ -1,0 +1,5 @@
+import sys
+
+from swarmbook.cli import main
+
+sys.exit(main())

@@ -1,0 +1,52 @@
+"""Toy papers, so that the outer parts can be tested without training anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+PARAMETERS = """\
+profile = "cpu"  # smoke | cpu | gpu | paper
+seeds = [0, 1]  # one run each
+rate = 0.1
+steps = 3
+note = "none"  # none | some ...
+"""
+FIGURE = """\
+import matplotlib.pyplot as plt
+plt.plot([0, steps], [0, rate])
+plt.show()
+"""
+CLAIM = """\
+class Claims:
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        row = {"id": "T1", "text": "toys work", "paper": "3", "ours": str(steps), "verdict": "holds"}
+        return {"text/plain": "T1 holds", "application/vnd.swarmbook.claims+json": [row]}
+Claims()
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes `papers/<name>/<name>.ipynb` below tmp_path: a parameters cell, then (source, tag) pairs."""
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    monkeypatch.setenv("SWARMBOOK_PAPERS", str(folder))
+
+    def make(name: str = "toy", *cells: tuple[str, str]) -> Path:
+        path = folder / name / f"{name}.ipynb"
+        path.parent.mkdir()
+        notebook = new_notebook(
+            cells=[
+                new_markdown_cell(f"# The {name} paper\nIts claim."),
+                new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+            ]
+        )
+        for source, tag in cells or [(FIGURE, "figure 4a"), ("print(steps)", "table 2"), (CLAIM, "")]:
+            notebook.cells.append(new_code_cell(source, metadata={"tags": [tag]} if tag else {}))
+        nbformat.write(notebook, path)
+        return path
+
+    return make

@@ -1,0 +1,220 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from swarmbook import cli, papers
+from swarmbook.claims import Claim
+
+
+def swarmbook(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "swarmbook", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+
+
+def committed(path: Path) -> Path:
+    """Give the toy notebook the outputs of an execution."""
+    paper = papers.read(path)
+    papers.commit(paper, papers.execute(paper).notebook)
+    return path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"], ["list", "--json"]])
+def test_help_and_list_load_no_heavy_library(toy, arguments):
+    toy()
+    code = (
+        f"import sys; from swarmbook.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+        "print(*sorted({'torch', 'pandas', 'papermill', 'nbconvert'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "\n")
+
+
+def test_run_prints_claims_and_paths(toy, tmp_path, monkeypatch, capsys):
+    toy()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["run", "toy", "-p", "steps", "12", "-p", "rate", "1e-3"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.split("took")[0].splitlines() == [
+        "toy: The toy paper",
+        "    verdict  paper  ours  claim",
+        "T1  holds    3      12    toys work",
+        "notebook  runs/toy/toy.ipynb",
+        "HTML      runs/toy/toy.html",
+    ]
+    assert printed.err == ""
+    assert not set(printed.out) & {"\r", "\x1b"}
+
+
+def test_options_reach_the_kernel(toy, tmp_path):
+    source = "import os; print(profile, seeds, os.environ.get('SWARMBOOK_FRESH'))"
+    toy("toy", (source, ""))
+    output = tmp_path / "elsewhere"
+    arguments = ["run", "--profile", "smoke", "-p", "seeds", "[7, 8]", "--fresh", "--output", str(output)]
+    assert cli.main(arguments) == 0
+    cell = nbformat.read(output / "toy-smoke/toy.ipynb", 4).cells[-1]
+    assert cell.outputs[0].text == "smoke [7, 8] 1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "tony"], "unknown paper 'tony': did you mean 'toy'? Known: other, toy"),
+        (
+            ["run", "--profile", "cpuu"],
+            "unknown profile of other 'cpuu': did you mean 'cpu'? Known: smoke, cpu",
+        ),
+        (["run", "toy", "-p", "step", "3"], "unknown parameter of toy 'step': did you mean 'steps'?"),
+        (["run", "toy", "-p", "note", "3"], "parameter note of toy is 'none' by default, so it takes text"),
+        (["run", "toy", "-p", "steps", "[1"], "the value '[1' of parameter steps is not YAML"),
+        (["run", "-p", "profile", "gpu", "--profile", "cpu"], "parameter profile is given twice"),
+        (["run", "--record", "--profile", "cpu"], "--record needs the default parameters"),
+        (["run", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["run", "-p", "steps"], "expected 2 arguments"),
+        (["prove"], "invalid choice: 'prove'"),
+        ([], "required"),
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_runs(toy, tmp_path, capsys, arguments, message):
+    toy("toy")
+    toy("other")
+    try:
+        status = cli.main(arguments)
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_papers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SWARMBOOK_PAPERS", str(tmp_path))
+    assert cli.main(["run"]) == 2
+    assert "pip install -e ." in capsys.readouterr().err
+    assert cli.main(["list"]) == 0
+    assert cli.main(["list", "--json"]) == 0
+    assert '"papers": []' in capsys.readouterr().out
+
+
+def test_a_failure_does_not_stop_the_others(toy, tmp_path):
+    toy("first", ("raise RuntimeError('no luck')", "figure 2"))
+    toy("second", ("print('fine')", ""))
+    done = swarmbook("run")
+    assert done.returncode == 1
+    assert done.stderr.startswith("failed: first, code cell 2 of 2 (figure 2): RuntimeError: no luck\n")
+    assert done.stderr.endswith("1 of 2 papers failed: first\n")
+    assert "runs/second/second.ipynb" in done.stdout
+    assert not set(done.stdout + done.stderr) & {"\r", "\x1b"}
+
+
+def test_a_broken_notebook_is_named(toy, capsys):
+    toy().write_text("half")
+    assert cli.main(["run"]) == 1
+    assert "toy.ipynb is not a notebook" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_no_half_written_notebook_and_no_kernel(toy, tmp_path):
+    sign = tmp_path / "pid"
+    source = f"import os, pathlib, time; pathlib.Path({str(sign)!r}).write_text(str(os.getpid())); time.sleep(120)"
+    toy("toy", (source, ""))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "swarmbook", "run"]
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: sign.exists() and sign.read_text())
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors.decode() and "Traceback" not in errors.decode()
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert not list(scratch.glob("swarmbook-*"))
+    wait_until(lambda: not Path(f"/proc/{sign.read_text()}").exists())
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_list_as_text(toy, capsys):
+    committed(toy())
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "toy: The toy paper",
+        "figure 4a, table 2; 0 recorded runs",
+        "    verdict  paper  ours  claim",
+        "T1  holds    3      3     toys work",
+        "",
+    ]
+
+
+def test_list_as_json(toy, capsys):
+    path = committed(toy())
+    (path.parent / "runs").mkdir()
+    (path.parent / "runs" / "a.parquet").touch()
+    assert cli.main(["list", "--json"]) == 0
+    claim = {"id": "T1", "text": "toys work", "paper": "3", "ours": "3", "verdict": "holds"}
+    assert json.loads(capsys.readouterr().out) == {
+        "papers": [
+            {
+                "name": "toy",
+                "title": "The toy paper",
+                "figures": ["figure 4a"],
+                "tables": ["table 2"],
+                "claims": [claim],
+                "runs": 1,
+            }
+        ]
+    }
+
+
+def test_record_keeps_the_runs_that_were_noted_and_the_notebook_as_a_reader_gets_it(toy, tmp_path, monkeypatch):
+    pandas, store = pytest.importorskip("pandas"), pytest.importorskip("swarmbook.store")
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "store"))
+    key = store.key_of({"lr": 0.1})
+    table = pandas.DataFrame({"step": [1], "value": [2.0]})
+    store.open_store().put(key, {"lr": 0.1}, table, {"torch": "none"})
+    source = (
+        "import os\nnoted = os.environ.get('SWARMBOOK_RECORD')\n"
+        f"print(open(noted, 'a').write('{key}\\n') if noted else 'from the record')"
+    )
+    path = toy("toy", (source, "table 1"))
+    (path.parent / "runs").mkdir()
+    (path.parent / "runs" / "0123456789.parquet").write_text("of an older notebook")
+    assert cli.main(["run", "--record"]) == 0
+    assert [file.name for file in (path.parent / "runs").iterdir()] == [f"{key}.parquet"]
+    assert nbformat.read(path, 4).cells[-1].outputs[0].text == "from the record\n"
+    assert papers.read(path).runs == 1
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_claims_table_wraps_and_loses_nothing(width):
+    long = "recovery by averaging the neighbours of a lost stage costs less than copying one of them " * 2
+    claims = [
+        Claim(
+            "C6",
+            long.strip(),
+            "about 0.1 lower at a failure rate of 16 %",
+            "0.02 ± 0.01",
+            "undecided at this scale",
+        ),
+        Claim("C8", "short", "", "", "holds"),
+    ]
+    lines = cli.claims_table(claims, width).splitlines()
+    assert max(map(len, lines)) <= max(width, 92)
+    words = " ".join(lines).split()
+    for claim in claims:
+        assert sorted(words).count("recovery") == 2
+        assert not set(" ".join(vars(claim).values()).split()) - set(words)
+    starts = {line.index(word) for line in lines for word in ("claim", "short") if word in line}
+    assert len(starts) == 1

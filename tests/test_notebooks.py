@@ -1,0 +1,187 @@
+"""The committed notebooks: well formed, true to the code, and able to start from nothing.
+
+That stored outputs are what the code gives is checked by nbval, which pytest runs over `papers/` (pyproject.toml);
+here is the proof that it would notice.
+"""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from PIL import Image
+
+from swarmbook import papers
+from swarmbook.claims import MIMETYPE
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("papers/*/*.ipynb"))
+LONGEST = 30  # lines of a cell; what is longer belongs in the library
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def flaws(notebook: NotebookNode) -> Iterator[str]:
+    """What is wrong with a notebook that is to be committed."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    tags = [cell.metadata.get("tags", []) for cell in code]
+    if sum("parameters" in row for row in tags) != 1:
+        yield "one cell must have the tag `parameters`"
+    if any("injected-parameters" in row for row in tags):
+        yield "holds injected parameters; commit what `swarmbook run --record` writes"
+    counts = [cell.execution_count for cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        yield f"cells were executed in the order {counts}"
+    for number, cell in enumerate(code, 1):
+        if len(cell.source.splitlines()) > LONGEST:
+            yield f"code cell {number} is longer than {LONGEST} lines"
+        if any(output.output_type == "error" for output in cell.outputs):
+            yield f"code cell {number} ended in an error"
+        figure = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("figure ")]
+        if figure and not pictures(cell):
+            yield f"code cell {number} is tagged {figure[0]!r} and shows no picture"
+        if any(blank(picture) for picture in pictures(cell)):
+            yield f"code cell {number} shows a blank picture"
+
+
+def pictures(cell: NotebookNode) -> list[bytes]:
+    data = [output.get("data", {}) for output in cell.get("outputs", [])]
+    return [base64.b64decode(each["image/png"]) for each in data if "image/png" in each]
+
+
+def blank(picture: bytes) -> bool:
+    """Whether a PNG shows next to nothing: one colour, or too small to read."""
+    image = Image.open(io.BytesIO(picture)).convert("L")
+    dark, light = image.getextrema()
+    return min(image.size) < 50 or light - dark < 32
+
+
+def pytest_here(target: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Pytest as this project sets it up, over notebooks that lie elsewhere."""
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", target.parent]
+    command += ["-p", "no:cacheprovider", "--color=no", target]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture
+def committed(toy) -> Path:
+    """A toy notebook with the outputs that `swarmbook run --record` leaves in it."""
+    table = "import pandas; pandas.DataFrame({'loss': [2.5, 3.25]})"
+    slow = "print('step 3 of 3, took 0.1 s')"
+    figure = "import matplotlib.pyplot as plt\nplt.plot([0, steps], [0, rate])\nplt.show()"
+    claim = (
+        "from IPython.display import display\n"
+        "claims = [dict(id='T1', text='text', paper='1', ours='2', verdict='holds')]\n"
+        f"display({{{MIMETYPE!r}: claims, 'text/plain': 'T1'}}, raw=True)"
+    )
+    path = toy("toy", (figure, "figure 1"), (table, "table 1"), (slow, ""), (claim, ""))
+    paper = papers.read(path)
+    papers.commit(paper, papers.execute(paper).notebook)
+    return path
+
+
+@each_notebook
+def test_notebook_is_well_formed(path):
+    assert not list(flaws(nbformat.read(path, as_version=4)))
+
+
+@pytest.mark.parametrize("kept", sorted(ROOT.glob("papers/*/*.png")), ids=lambda path: path.stem)
+def test_a_picture_beside_a_notebook_is_one_of_its_figures(kept):
+    """Else renew it with `swarmbook run --record`."""
+    notebook = nbformat.read(kept.with_name(f"{kept.parent.name}.ipynb"), as_version=4)
+    assert papers.pictures(notebook)[kept.stem.replace("-", " ")] == kept.read_bytes()
+
+
+@each_notebook
+def test_notebook_runs_from_nothing(path, tmp_path):
+    """With nothing recorded or stored, at the smallest profile: every figure is drawn, every claim judged."""
+    paper = papers.read(path)
+    environment = {"SWARMBOOK_STORE": str(tmp_path / "store"), "SWARMBOOK_FRESH": "1"}
+    done = papers.execute(paper, {"profile": "smoke"}, tmp_path / "runs", environment)
+    executed = nbformat.read(done.notebook, as_version=4)
+    executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in executed.cells:
+        tags = cell.metadata.get("tags", [])
+        assert not any(tag.startswith("figure ") for tag in tags) or pictures(cell), f"nothing drawn for {tags}"
+        assert not any(blank(picture) for picture in pictures(cell)), f"a blank picture for {tags}"
+    assert [claim.id for claim in done.claims] == [claim.id for claim in paper.claims]
+
+
+def test_pytest_visits_the_notebooks():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    assert "papers" in options["testpaths"]
+    assert {"--nbval", "--nbval-current-env"} <= set(options["addopts"])
+
+
+def test_a_true_notebook_passes_whatever_kernel_is_installed(committed, tmp_path):
+    assert not list(flaws(nbformat.read(committed, as_version=4)))
+    kernel = tmp_path / "jupyter/kernels/python3/kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "other", "language": "python"}))
+    source = committed.read_text().replace("took 0.1 s", "took 99 s")  # in code and stored output
+    committed.write_text(source.replace("took 99 s')", "took 0.1 s')"))
+    done = pytest_here(committed, JUPYTER_PATH=str(tmp_path / "jupyter"))
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("stored", "tampered"),
+    [
+        ("step 3 of 3", "step 3 of 4"),
+        ("3.25</td>", "3.35</td>"),
+        ('"verdict": "holds"', '"verdict": "does not hold"'),
+    ],
+)
+def test_a_tampered_output_is_noticed(committed, stored, tampered):
+    notebook = json.loads(committed.read_text())
+    for cell in notebook["cells"]:
+        if "outputs" in cell:
+            text = json.dumps(cell["outputs"])
+            cell["outputs"] = json.loads(text.replace(stored, tampered))
+    before = committed.read_text()
+    committed.write_text(json.dumps(notebook))
+    assert nbformat.read(committed, 4) != nbformat.reads(before, 4)
+    done = pytest_here(committed)
+    assert done.returncode == 1
+    assert "1 failed, 4 passed" in done.stdout
+
+
+def png(size: tuple[int, int], dots: bool) -> str:
+    image = Image.new("RGB", size, "white")
+    if dots:
+        image.putpixel((10, 10), (0, 0, 0))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_flaws_are_found(committed):
+    def flawed(change) -> list[str]:
+        notebook = nbformat.read(committed, as_version=4)
+        change(notebook.cells)
+        return list(flaws(notebook))
+
+    def set_picture(cells, picture):
+        cells[2].outputs[0].data["image/png"] = picture
+
+    error = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
+    assert flawed(lambda cells: None) == []
+    assert flawed(lambda cells: cells.pop(1))[0] == "one cell must have the tag `parameters`"
+    assert "executed in the order" in flawed(lambda cells: cells[-1].update(execution_count=9))[0]
+    assert "longer than 30 lines" in flawed(lambda cells: cells[1].update(source="a = 1\n" * 31))[0]
+    assert "ended in an error" in flawed(lambda cells: cells[1].outputs.append(error))[0]
+    assert "shows no picture" in flawed(lambda cells: cells[2].update(outputs=[]))[0]
+    assert "blank picture" in flawed(lambda cells: set_picture(cells, png((200, 200), dots=False)))[0]
+    assert "blank picture" in flawed(lambda cells: set_picture(cells, png((20, 20), dots=True)))[0]
+    assert flawed(lambda cells: set_picture(cells, png((200, 200), dots=True))) == []

@@ -1,0 +1,173 @@
+"""What a newcomer meets before the first line of code: dependencies, README, the CI script."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import swarmbook
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+
+
+def by_name(requirements: list[str]) -> dict[str, Requirement]:
+    return {canonicalize_name(Requirement(line).name): Requirement(line) for line in requirements}
+
+
+NEEDED = by_name(PROJECT["dependencies"])
+TESTED = NEEDED | by_name(PROJECT["optional-dependencies"]["test"])
+
+
+def pinned() -> dict[str, str]:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][:2] == ["python=3.11", "pip"]
+    *pins, ourselves = environment["dependencies"][2]["pip"]
+    assert ourselves == "-e ."
+    return dict(line.split("==") for line in pins)
+
+
+def closure(names: dict[str, Requirement]) -> set[str]:
+    """Everything that the named requirements bring along here, by the metadata of what is installed."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(name, extra) for name, need in names.items() for extra in {"", *need.extras}]
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        for need in map(Requirement, importlib.metadata.requires(name) or []):
+            if need.marker is None or need.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(need.name), wanted) for wanted in {"", *need.extras}]
+    return {name for name, _ in seen}
+
+
+def test_environment_pins_what_the_project_needs():
+    pins = pinned()
+    assert set(TESTED) <= set(pins), f"environment.yml lacks {sorted(set(TESTED) - set(pins))}"
+    outside = {name: pins[name] for name, need in TESTED.items() if not need.specifier.contains(pins[name])}
+    assert not outside, f"environment.yml pins versions that pyproject.toml does not allow: {outside}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packages bring others along on other platforms")
+def test_environment_pins_nothing_else():
+    pins = pinned()
+    assert not set(pins) - closure(TESTED)
+
+
+def test_every_dependency_is_bounded_and_torch_ends_at_the_recorded_release():
+    for name, need in NEEDED.items():
+        assert {spec.operator for spec in need.specifier} & {"<", "<="}, f"{name} has no upper bound"
+    assert need_of("torch").contains("2.13.0+cpu") and need_of("torch").contains("2.13.0+cu130")
+    assert not need_of("torch").contains("2.13.1")
+
+
+def need_of(name: str):
+    return NEEDED[name].specifier
+
+
+@pytest.mark.parametrize(("folder", "allowed"), [("lib", NEEDED), ("tests", TESTED), ("data", TESTED)])
+def test_whatever_is_imported_is_declared(folder, allowed):
+    distributions = importlib.metadata.packages_distributions()
+    ours = (
+        {"swarmbook"}
+        | {path.stem for path in (ROOT / folder).rglob("*.py")}
+        | {path.stem for path in ROOT.glob("data/*")}
+    )
+    undeclared = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - ours:
+                owners = {canonicalize_name(owner) for owner in distributions.get(top, [top])}
+                if not owners & set(allowed):
+                    undeclared.setdefault(top, path.name)
+    assert not undeclared
+
+
+def test_versions_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == swarmbook.__version__ == str(citation["version"])
+    assert PROJECT["license"] == citation["license"] == "MIT"
+
+
+def command(name: str) -> str:
+    found = re.findall(rf"^<!-- command: {name} -->\n```(?:sh|bash)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("name", ["install", "test"])
+def test_the_readme_has_one_line_for_each_command(name):
+    assert re.fullmatch(r"[^\n]+\n", command(name))
+    assert subprocess.run(["bash", "-n", "-c", command(name)]).returncode == 0
+
+
+def test_ci_can_be_run():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["install", "test"])
+def test_ci_takes_its_commands_from_the_readme(name):
+    script = (ROOT / ".ci" / "run").read_text()
+    function = re.search(r"^command_of\(\) \{.*?^\}\n", script, re.MULTILINE | re.DOTALL)[0]
+    done = subprocess.run(["bash", "-c", f"{function}command_of {name}"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, command(name))
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "page", sorted(p.relative_to(ROOT) for p in [*ROOT.glob("*.md"), *ROOT.glob("data/*.md")]), ids=str
+)
+def test_no_dead_links(page):
+    """Links within the clone; those that lead elsewhere are not followed."""
+    text = (ROOT / page).read_text()
+    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    dead = []
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, fragment = link.partition("#")
+        if target and not (ROOT / page).parent.joinpath(target).exists():
+            dead.append(link)
+        if not target and fragment not in anchors:
+            dead.append(link)
+    assert not dead
+
+
+def test_the_readmes_own_method_runs_as_it_stands(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    environment = {**os.environ, "SWARMBOOK_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace('"steps": 100', '"steps": 10')],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"CheckFree +\d", done.stdout) and re.search(r"next stage +\d", done.stdout)
+
+
+def test_nothing_is_left_to_do_in_the_readme():
+    assert "TODO" not in README
+
+
+def test_the_readme_names_every_paper_that_there_is():
+    for notebook in ROOT.glob("papers/*/*.ipynb"):
+        assert f"({notebook.relative_to(ROOT)})" in README

@@ -1,0 +1,225 @@
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import FIGURE
+
+from swarmbook import papers
+from swarmbook.claims import MIMETYPE, Claim
+from swarmbook.papers import NotebookError, UsageError
+
+CLAIM = Claim("T1", "toys work", "3", "3", "holds")
+
+
+def run(path: Path, **parameters):
+    return papers.execute(papers.read(path), parameters)
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_notebook_says_what_it_holds_without_being_executed(toy):
+    path = toy()
+    (path.parent / "runs").mkdir()
+    (path.parent / "runs" / "a.parquet").touch()
+    paper = papers.discover()["toy"]
+    assert paper.title == "The toy paper"
+    assert (paper.figures, paper.tables) == (("figure 4a",), ("table 2",))
+    assert paper.claims == ()  # not executed yet
+    assert paper.runs == 1
+
+
+def test_parameters_come_with_defaults_types_and_choices(toy):
+    parameters = papers.read(toy()).parameters()
+    assert {name: p.default for name, p in parameters.items()} == {
+        "profile": "cpu",
+        "seeds": [0, 1],
+        "rate": 0.1,
+        "steps": 3,
+        "note": "none",
+    }
+    assert parameters["profile"].choices == ("smoke", "cpu", "gpu", "paper")
+    assert parameters["seeds"].help == "one run each"
+    assert parameters["note"].choices == ()
+
+
+def test_profiles_are_the_four_where_the_notebook_lists_none(toy):
+    path = toy()
+    path.write_text(path.read_text().replace("  # smoke | cpu | gpu | paper", ""))
+    assert papers.read(path).parameters()["profile"].choices == papers.PROFILES
+
+
+@pytest.mark.parametrize(
+    ("values", "fitted"),
+    [
+        ({"rate": 1}, {"rate": 1.0}),
+        ({"rate": "1e-3"}, {"rate": 0.001}),
+        ({"seeds": []}, {"seeds": []}),
+        ({"seeds": [4, 5], "profile": "gpu"}, {"seeds": [4, 5], "profile": "gpu"}),
+    ],
+)
+def test_values_that_fit(toy, values, fitted):
+    result = papers.checked(papers.read(toy()), values)
+    assert result == fitted
+    assert all(type(result[name]) is type(fitted[name]) for name in fitted)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sedes": [1]}, "unknown parameter of toy 'sedes': did you mean 'seeds'?"),
+        ({"qqq": 1}, "Known: profile, seeds, rate, steps, note"),
+        ({"profile": "gpuu"}, "did you mean 'gpu'? Known: smoke, cpu, gpu, paper"),
+        ({"profile": 3}, "takes text, but got 3 (an integer)"),
+        ({"note": True}, "quotes of its own"),
+        ({"steps": 2.5}, "takes an integer, but got 2.5 (a number)"),
+        ({"steps": True}, "takes an integer"),
+        ({"rate": "fast"}, "takes a number, but got 'fast' (text)"),
+        ({"seeds": 4}, "takes a list, but got 4"),
+        ({"seeds": ["a"]}, "parameter seeds of toy"),
+    ],
+)
+def test_values_that_do_not_fit(toy, values, message):
+    with pytest.raises(UsageError) as error:
+        papers.checked(papers.read(toy()), values)
+    assert message in str(error.value)
+
+
+def test_execution_leaves_notebook_and_html_and_nothing_else(toy, tmp_path):
+    path = toy()
+    done = run(path, steps=3)
+    assert done.claims == (CLAIM,)
+    assert files_below(tmp_path / "runs") == {"toy/toy.ipynb", "toy/toy.html"}
+    assert papers.read(done.notebook).claims == (CLAIM,)
+    assert re.search('<img alt="figure 4a"[^>]* src="data:image/png;base64,', done.html.read_text())
+    assert papers.read(path).claims == (), "the committed notebook must stay as it was"
+
+
+def test_another_profile_has_a_folder_of_its_own(toy, tmp_path):
+    path = toy("toy", ("print(profile)", ""))
+    assert run(path, profile="cpu").notebook == tmp_path / "runs/toy/toy.ipynb"
+    done = run(path, profile="smoke")
+    assert done.notebook == tmp_path / "runs/toy-smoke/toy.ipynb"
+    assert nbformat.read(done.notebook, 4).cells[-1].outputs[0].text == "smoke\n"
+
+
+def test_the_kernel_is_this_interpreter_in_the_notebooks_folder(toy, tmp_path, monkeypatch):
+    """Also where another kernel is installed under the usual name, and a plotting backend is set."""
+    kernel = tmp_path / "jupyter/kernels/python3/kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "other", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    here = os.getcwd()
+    path = toy(
+        "toy",
+        ("import os, sys; print(sys.executable, os.getcwd(), os.environ['EXTRA'], sep='\\n')", ""),
+        ("import matplotlib.pyplot as plt; _ = plt.plot([1, 2])", ""),
+    )
+    done = papers.execute(papers.read(path), environment={"EXTRA": "yes"})
+    said, drawn = nbformat.read(done.notebook, 4).cells[-2:]
+    assert said.outputs[0].text.split("\n")[:3] == [sys.executable, str(path.parent), "yes"]
+    assert "image/png" in drawn.outputs[0].data
+    assert os.getcwd() == here and "EXTRA" not in os.environ
+
+
+def test_a_failing_cell_is_named_and_what_ran_is_kept(toy, tmp_path):
+    path = toy("toy", ("print('before')", ""), ("1 / 0", "figure 4c"), ("print('after')", ""))
+    with pytest.raises(NotebookError) as error:
+        run(path, steps=4)  # an injected cell must not shift the number
+    kept = tmp_path / "runs/toy/toy.failed.ipynb"
+    assert str(error.value) == (
+        "toy, code cell 3 of 4 (figure 4c): ZeroDivisionError: division by zero\n" + f"executed so far: {kept}"
+    )
+    assert files_below(tmp_path / "runs") == {"toy/toy.failed.ipynb"}
+    assert "before" in kept.read_text() and "after\\n" not in kept.read_text()
+
+
+def test_a_failure_does_not_touch_the_last_good_result_and_success_clears_it_away(toy, tmp_path):
+    path = toy("toy", ("assert steps == 3", ""))
+    good = run(path)
+    before = good.notebook.read_bytes()
+    with pytest.raises(NotebookError):
+        run(path, steps=4)
+    assert good.notebook.read_bytes() == before
+    assert files_below(tmp_path / "runs") == {"toy/toy.ipynb", "toy/toy.html", "toy/toy.failed.ipynb"}
+    run(path)
+    assert files_below(tmp_path / "runs") == {"toy/toy.ipynb", "toy/toy.html"}
+
+
+def test_a_dead_kernel_is_named(toy, tmp_path):
+    path = toy("toy", ("import faulthandler, sys; faulthandler._sigsegv()", "figure 1"))
+    with pytest.raises(NotebookError, match=r"toy, code cell 2 of 2 \(figure 1\): the kernel died"):
+        run(path)
+    assert files_below(tmp_path / "runs") == {"toy/toy.failed.ipynb"}
+
+
+def test_progress_tells_cells_figure_and_last_line(toy):
+    path = toy("toy", ("print('a'); print('b\\rc')", "figure 4a"), ("2", ""))
+    seen = []
+    papers.execute(papers.read(path), {"steps": 5}, progress=lambda *told: seen.append(told))
+    assert seen == [(0, 3, "", ""), (1, 3, "figure 4a", ""), (1, 3, "figure 4a", "c"), (2, 3, "", "")]
+
+
+def test_committing_twice_gives_the_same_bytes(toy):
+    path = toy()
+    paper = papers.read(path)
+    papers.commit(paper, papers.execute(paper).notebook)
+    first = path.read_text()
+    papers.commit(paper, papers.execute(paper).notebook)
+    assert path.read_text() == first
+    assert "papermill" not in first and str(path.parent) not in first
+    assert papers.read(path).claims == (CLAIM,)
+    assert papers.read(path).figures == ("figure 4a",)
+
+
+def test_committing_renews_the_pictures_kept_beside_the_notebook(toy):
+    path = toy("toy", (FIGURE, "figure 4a"), (FIGURE.replace("rate", "9"), "figure 4c"))
+    kept = path.with_name("figure-4a.png")
+    kept.touch()
+    paper = papers.read(path)
+    papers.commit(paper, papers.execute(paper).notebook)
+    shown = papers.pictures(nbformat.read(path, 4))
+    assert set(shown) == {"figure 4a", "figure 4c"} and shown["figure 4a"] != shown["figure 4c"]
+    assert kept.read_bytes() == shown["figure 4a"]
+    assert not path.with_name("figure-4c.png").exists()
+
+
+def test_an_execution_with_other_parameters_is_not_committed(toy):
+    paper = papers.read(toy())
+    done = papers.execute(paper, {"steps": 4})
+    with pytest.raises(UsageError, match="other parameters than the default"):
+        papers.commit(paper, done.notebook)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "{}", '{"cells": [{}]}'])
+def test_a_broken_notebook_is_named(toy, content):
+    path = toy()
+    path.write_text(content)
+    with pytest.raises(NotebookError, match=r"toy\.ipynb is not a notebook"):
+        papers.discover()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "T1"}, "lacks"),
+        ("T1", "lacks"),
+        ({**vars(CLAIM), "verdict": "maybe"}, "valid: holds, does not hold"),
+    ],
+)
+def test_a_malformed_claim_is_named(row, message):
+    content = {"cells": [{"outputs": [{"data": {MIMETYPE: [row]}}]}]}
+    with pytest.raises(NotebookError, match=message):
+        papers.claims_of(content, "toy")
+
+
+def test_claims_and_the_library_agree():
+    claims = pytest.importorskip("swarmbook.claims")
+    assert claims.MIMETYPE == MIMETYPE
+    assert (claims.HOLDS, claims.FAILS, claims.UNDECIDED) == papers.VERDICTS
