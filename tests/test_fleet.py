@@ -1,0 +1,386 @@
+"""A Fleet is many separate models; a route is a plain walk of each microbatch through the cells it names."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from swarmbook import model
+from swarmbook.fleet import Fleet
+from swarmbook.model import Shape
+from swarmbook.optim import Adam
+
+SHAPE = Shape(stages=4, layers_per_stage=2, width=16, heads=2, hidden=24, vocabulary=41)
+R, S, M, B, T = 3, SHAPE.stages, 4, 2, 12
+
+
+def fleet_of(seeds=(1, 2, 3), shape=SHAPE, **options):
+    return Fleet(shape, list(seeds), device="cpu", **{"compile": False, **options})
+
+
+def batch(seed=0, replicas=R, microbatches=M):
+    return np.random.default_rng(seed).integers(SHAPE.vocabulary, size=(replicas, microbatches, B, T + 1))
+
+
+def in_order(replicas=R, stages=S):
+    cells = np.empty((stages, replicas, M, 2), dtype=np.int64)
+    cells[..., 0] = np.arange(replicas)[None, :, None]
+    cells[..., 1] = np.arange(stages)[:, None, None]
+    return cells
+
+
+def swapped():
+    cells = in_order()
+    cells[:, :, 1::2, 1] = np.array([1, 0, 3, 2])[:, None, None]
+    return cells
+
+
+def hops(seed=5):
+    """At each position another permutation of the replicas (NoLoCo)."""
+    cells = in_order()
+    for p in range(S):
+        cells[p, :, :, 0] = np.random.default_rng(seed + p).permutation(R)[:, None]
+    return cells
+
+
+def skips():
+    """Microbatches that leave out a stage, and one that visits none."""
+    cells = in_order()
+    cells[1, :, 0, 1] = -1
+    cells[3, 1, :, 1] = -1
+    cells[:, 2, 3, 1] = -1
+    return cells
+
+
+def wild(seed=7):
+    """Every microbatch its own walk over cells of any replica, skips and second visits included."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.integers(R, size=(S + 1, R, M)), rng.integers(-1, S, size=(S + 1, R, M))], -1)
+
+
+ROUTES = {"in order": in_order, "swapped": swapped, "hops": hops, "skips": skips, "wild": wild}
+
+
+def walk(fleet, tokens, cells):
+    """Reference: microbatch by microbatch, layer by layer, plain autograd in fp64; losses [R], weights with gradients."""
+    tokens = torch.as_tensor(tokens)
+    shape = fleet.shape
+    cos, sin = model.rotary(T, shape.head_width, torch.device("cpu"))
+    stages = {
+        (r, s): {name: w.double().requires_grad_() for name, w in fleet.stage(r, s).items()}
+        for r in range(fleet.replicas)
+        for s in range(shape.stages)
+    }
+    ends = [
+        {name: w.double().requires_grad_() for name, w in fleet.ends(r).items()} for r in range(fleet.replicas)
+    ]
+    losses = []
+    for r in range(fleet.replicas):
+        each = []
+        for m in range(tokens.shape[1]):
+            x = ends[r]["embedding"][tokens[r, m, :, :-1]]  # [B, T, D]
+            for replica, stage in cells[:, r, m]:
+                if stage >= 0:
+                    for j in range(shape.layers_per_stage):
+                        x = plain_layer({k: w[j] for k, w in stages[replica, stage].items()}, x, cos, sin)
+            z = rms(x) * ends[r]["norm"] @ ends[r]["head"]
+            each.append(torch.nn.functional.cross_entropy(z.flatten(0, 1), tokens[r, m, :, 1:].flatten()))
+        losses.append(torch.stack(each).mean())
+    losses = torch.stack(losses)
+    losses.sum().backward()
+    return losses.detach().float(), stages, ends
+
+
+def rms(x):
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def plain_layer(w, x, cos, sin):
+    B, T, D = x.shape
+    heads = SHAPE.heads
+
+    def turn(t):  # [B, heads, T, D / heads]
+        a, b = t.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+    q, k, v = (
+        t.view(B, T, heads, -1).transpose(1, 2)
+        for t in (rms(x) * w["attention_norm"] @ w["qkv"]).chunk(3, -1)
+    )
+    scores = turn(q) @ turn(k).transpose(-1, -2) / (D // heads) ** 0.5
+    scores = scores + torch.full((T, T), float("-inf")).triu(1)
+    x = x + (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, D) @ w["output"]
+    gate, up = (rms(x) * w["mlp_norm"] @ w["gate_up"]).chunk(2, -1)
+    return x + (gate * torch.sigmoid(gate) * up) @ w["down"]
+
+
+def close(got, wanted, where, tolerance=2e-5):
+    """Equal to `tolerance` of the largest entry: sums of many terms cancel to small ones."""
+    size = max(float(wanted.abs().max()), 1e-3)
+    torch.testing.assert_close(
+        got / size, wanted / size, rtol=0, atol=tolerance, msg=lambda m: f"{where}: {m}"
+    )
+
+
+def assert_gradients(fleet, stages, ends):
+    for (r, s), weights in stages.items():
+        for name, gradient in fleet.stage_gradient(r, s).items():
+            wanted = weights[name].grad
+            close(gradient, torch.zeros_like(gradient) if wanted is None else wanted.float(), (r, s, name))
+    for r, weights in enumerate(ends):
+        for name, gradient in fleet.ends_gradient(r).items():
+            close(gradient, weights[name].grad.float(), (r, name))
+
+
+def disturbed(fleet, size=0.2):
+    """Weights far from the start, so that stages differ clearly."""
+    generator = torch.Generator().manual_seed(0)
+    cells = [fleet.stage(r, s) for r in range(fleet.replicas) for s in range(fleet.shape.stages)]
+    for cell in cells + [fleet.ends(r) for r in range(fleet.replicas)]:
+        for weight in cell.values():
+            weight.add_(torch.randn(weight.shape, generator=generator) * size)
+    return fleet
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ROUTES)
+def test_routes_are_walks(name, checkpointing):
+    fleet, cells = disturbed(fleet_of(checkpointing=checkpointing)), ROUTES[name]()
+    tokens = batch()
+    fleet.gradients(batch(9), wild(8))  # whatever was stored before must not count
+    losses = fleet.gradients(tokens, cells)
+    wanted, stages, ends = walk(fleet, tokens, cells)
+    torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=1e-5)
+    assert_gradients(fleet, stages, ends)
+    evaluated = fleet.loss(tokens.reshape(R, M * B, T + 1), cells)
+    torch.testing.assert_close(evaluated, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_no_route_is_in_order():
+    fleet, tokens = fleet_of(), batch()
+    losses = fleet.gradients(tokens)
+    gradients = fleet.stage_gradient(1, 2)["qkv"].clone()
+    torch.testing.assert_close(fleet.gradients(tokens, in_order()), losses, rtol=0, atol=0)
+    torch.testing.assert_close(fleet.stage_gradient(1, 2)["qkv"], gradients, rtol=0, atol=0)
+    assert gradients.abs().max() > 0
+
+
+def test_swapping_equal_stages_changes_nothing():
+    fleet, tokens = disturbed(fleet_of()), batch()
+    assert not torch.allclose(fleet.gradients(tokens, swapped()), fleet.gradients(tokens), atol=1e-3)
+    for r in range(R):
+        for a, b in ((0, 1), (2, 3)):
+            for name, weight in fleet.stage(r, a).items():
+                weight.copy_(fleet.stage(r, b)[name])
+    torch.testing.assert_close(
+        fleet.gradients(tokens, swapped()), fleet.gradients(tokens), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_skipping_a_stage_is_the_model_without_it():
+    fleet, tokens = disturbed(fleet_of()), batch()
+    cells = in_order()
+    cells[2, ..., 1] = -1
+    short = fleet_of(shape=Shape(**{**SHAPE.__dict__, "stages": S - 1}))
+    for r in range(R):
+        for name, weight in fleet.ends(r).items():
+            short.ends(r)[name].copy_(weight)
+        for ours, theirs in enumerate((0, 1, 3)):
+            for name, weight in fleet.stage(r, theirs).items():
+                short.stage(r, ours)[name].copy_(weight)
+    torch.testing.assert_close(fleet.gradients(tokens, cells), short.gradients(tokens), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fleet.stage_gradient(1, 3)["down"], short.stage_gradient(1, 2)["down"])
+    assert all((g == 0).all() for g in fleet.stage_gradient(0, 2).values())
+
+
+def test_packed_routes_are_separate_fleets():
+    routes = [in_order(), swapped(), skips()]
+    cells = np.concatenate([route[:, r : r + 1] for r, route in enumerate(routes)], axis=1)  # each at home
+    packed, tokens = disturbed(fleet_of()), batch()
+    losses = packed.gradients(tokens, cells)
+    for r in range(R):
+        alone = fleet_of([0])
+        alone.load_state_dict(packed.state_dict([r]))
+        own = cells[:, r : r + 1].copy()
+        own[..., 0] = 0
+        torch.testing.assert_close(
+            alone.gradients(tokens[r : r + 1], own)[0], losses[r], rtol=1e-6, atol=1e-6
+        )
+        for s in range(S):
+            for name, gradient in alone.stage_gradient(0, s).items():
+                torch.testing.assert_close(packed.stage_gradient(r, s)[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_stacked_is_separate_over_20_steps():
+    def train(fleet, take):
+        adam = Adam(fleet, 1e-2)
+        losses = []
+        for step in range(20):
+            losses.append(fleet.gradients(batch(step % 4)[take], swapped()[:, take] - own(take)))
+            fleet.clip(0.5)
+            adam.step()
+        return torch.stack(losses)  # [steps, R]
+
+    def own(take):
+        return np.array([take.start, 0])
+
+    stacked = fleet_of()
+    together = train(stacked, slice(0, R))
+    assert (together[-1] < together[0] - 0.1).all()
+    for r in range(R):
+        alone = fleet_of([r + 1])
+        apart = train(alone, slice(r, r + 1))
+        torch.testing.assert_close(together[:, r : r + 1], apart, rtol=1e-5, atol=1e-5)
+        for s in range(S):
+            for name, weight in alone.stage(0, s).items():
+                torch.testing.assert_close(stacked.stage(r, s)[name], weight, rtol=1e-5, atol=1e-5)
+
+
+def test_start_depends_on_the_own_seed_only():
+    wide, alone = fleet_of([4, 5, 6, 7]), fleet_of([6])
+    for name, weight in (alone.stage(0, 3) | alone.ends(0)).items():
+        assert torch.equal(weight, (wide.stage(2, 3) | wide.ends(2))[name])
+    assert not torch.equal(wide.stage(0, 0)["qkv"], wide.stage(1, 0)["qkv"])
+    assert not torch.equal(fleet_of([1 << 32]).stage(0, 0)["qkv"], fleet_of([0]).stage(0, 0)["qkv"])
+    wide.initialise(0, 1, 11)
+    wide.initialise(3, 2, 11)
+    assert torch.equal(wide.stage(0, 1)["down"], wide.stage(3, 2)["down"])
+    assert torch.equal(wide.stage(0, 0)["down"], fleet_of([4]).stage(0, 0)["down"])
+
+
+def test_clip_is_clip_grad_norm_of_each_cell():
+    fleet = disturbed(fleet_of())
+    fleet.gradients(batch())
+    limit = float(fleet.norms().median())
+    cells = {(r, s): fleet.stage_gradient(r, s) for r in range(R) for s in range(S)}
+    cells |= {(r, S): fleet.ends_gradient(r) for r in range(R)}
+    wanted, norms = {}, torch.empty(R, S + 1)
+    for cell, gradients in cells.items():
+        parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients.values()]
+        for parameter, gradient in zip(parameters, gradients.values(), strict=True):
+            parameter.grad = gradient.clone()
+        norms[cell] = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        wanted[cell] = [p.grad for p in parameters]
+    torch.testing.assert_close(fleet.norms(), norms)
+    torch.testing.assert_close(fleet.clip(limit), norms)
+    for cell, gradients in cells.items():
+        for gradient, clipped in zip(gradients.values(), wanted[cell], strict=True):
+            torch.testing.assert_close(gradient, clipped)
+    assert (fleet.norms() <= limit * 1.0001).all()
+    assert (norms > limit).any() and (norms < limit).any()
+
+
+def test_loss_is_chunked_and_shared(monkeypatch):
+    fleet = disturbed(fleet_of())
+    tokens = batch(microbatches=5).reshape(R, 5 * B, T + 1)
+    whole = fleet.loss(tokens, per_sequence=True)  # [R, N]
+    monkeypatch.setattr("swarmbook.fleet._BLOCK", 3 * R * T * SHAPE.vocabulary)
+    torch.testing.assert_close(fleet.loss(tokens, per_sequence=True), whole, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fleet.loss(tokens), whole.mean(1), rtol=1e-6, atol=1e-6)
+    shared = fleet.loss(tokens[:1], per_sequence=True)
+    torch.testing.assert_close(shared[0], whole[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(shared[1], fleet.loss(np.repeat(tokens[:1], R, 0), per_sequence=True)[1])
+
+
+def test_bf16_is_near_fp32():
+    exact, rough = disturbed(fleet_of(), 0.1), disturbed(fleet_of(precision="bf16"), 0.1)
+    tokens = batch()
+    torch.testing.assert_close(rough.gradients(tokens), exact.gradients(tokens), rtol=2e-2, atol=2e-2)
+    for name, gradient in (exact.stage_gradient(1, 2) | exact.ends_gradient(1)).items():
+        near = (rough.stage_gradient(1, 2) | rough.ends_gradient(1))[name]
+        assert near.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(near.flatten(), gradient.flatten(), 0) > 0.99, name
+        assert not torch.equal(near, gradient)
+
+
+def test_state_goes_on_bit_for_bit():
+    def steps(fleet, adam, wanted):
+        for step in wanted:
+            fleet.gradients(batch(step), swapped())
+            fleet.clip(0.5)
+            if step == 3:
+                adam.reset(1, 2)
+                adam.lr_scale[1, 2] = 1.1
+            adam.step()
+        return fleet.state_dict()
+
+    fleet = fleet_of()
+    adam = Adam(fleet, 1e-3)
+    steps(fleet, adam, range(5))
+    saved = fleet.state_dict(), adam.state_dict()
+    wanted = steps(fleet, adam, range(5, 8))
+    other = fleet_of([7, 8, 9])
+    resumed = Adam(other, 1e-3)
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    got = steps(other, resumed, range(5, 8))
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_state_of_some_replicas():
+    fleet, pair = fleet_of(), fleet_of([8, 9])
+    pair.load_state_dict(fleet.state_dict([2, 0]))
+    assert torch.equal(pair.stage(0, 1)["qkv"], fleet.stage(2, 1)["qkv"])
+    assert torch.equal(pair.ends(1)["head"], fleet.ends(0)["head"])
+    fleet.load_state_dict(pair.state_dict([0]), [1])
+    assert torch.equal(fleet.stage(1, 1)["qkv"], pair.stage(0, 1)["qkv"])
+    with pytest.raises(ValueError, match="as many replicas"):
+        fleet.load_state_dict(pair.state_dict())
+
+
+def test_compiled_is_eager():
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        pytest.skip("torch.compile needs a C++ compiler and this machine has none")
+    eager, compiled = disturbed(fleet_of()), disturbed(fleet_of(compile=True))
+    for cells in (None, swapped()):
+        losses = eager.gradients(batch(), cells)
+        torch.testing.assert_close(compiled.gradients(batch(), cells), losses, rtol=1e-5, atol=1e-5)
+        for r in range(R):
+            for s in range(S):
+                for name, gradient in eager.stage_gradient(r, s).items():
+                    torch.testing.assert_close(
+                        compiled.stage_gradient(r, s)[name], gradient, rtol=1e-4, atol=1e-5
+                    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"seeds": []}, ValueError, "one seed per replica"),
+        ({"device": "tpu"}, ValueError, "device='tpu'.*'cpu'"),
+        ({"device": "cuda:99"}, RuntimeError, "cuda:99.*device='cpu'"),
+        ({"precision": "fp8"}, ValueError, "precision='fp8'.*'bf16'"),
+        ({"compile": "maybe"}, ValueError, "compile='maybe'.*'auto'"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        Fleet(SHAPE, **{"seeds": [1], "device": "cpu", "compile": False, **options})
+
+
+def test_no_compiler_is_no_obstacle(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not Fleet(SHAPE, [1], device="cpu").compiled
+    with pytest.raises(RuntimeError, match="install g"):
+        Fleet(SHAPE, [1], device="cpu", compile=True)
+
+
+def test_bad_tokens_and_routes_are_refused():
+    fleet = fleet_of()
+    with pytest.raises(ValueError, match=r"shape \[2, 4, 2, 13\].*R = 3"):
+        fleet.gradients(batch(replicas=2))
+    with pytest.raises(ValueError, match="M=4"):
+        fleet.gradients(batch(), in_order()[:, :, :2])
+    cells = in_order()
+    cells[2, 1, 3] = (0, S)
+    with pytest.raises(ValueError, match=r"\(0, 4\).*stages 0..3"):
+        fleet.gradients(batch(), cells)
+    cells[2, 1, 3] = (R, 0)
+    with pytest.raises(ValueError, match=r"\(3, 0\).*replicas are 0..2"):
+        fleet.gradients(batch(), cells)
+    with pytest.raises(IndexError, match="replica 3"):
+        fleet.stage(R, 0)
+    with pytest.raises(IndexError, match="stage -1"):
+        fleet.stage(0, -1)
