@@ -64,7 +64,7 @@ ROUTES = {"in order": in_order, "swapped": swapped, "hops": hops, "skips": skips
 
 
 def walk(fleet, tokens, cells):
-    """Reference: microbatch by microbatch, layer by layer, plain autograd in fp64; losses [R], weights with gradients."""
+    """Reference: microbatch by microbatch, layer by layer, plain autograd in fp64; losses, weights."""
     tokens = torch.as_tensor(tokens)
     shape = fleet.shape
     cos, sin = model.rotary(T, shape.head_width, torch.device("cpu"))
@@ -73,9 +73,7 @@ def walk(fleet, tokens, cells):
         for r in range(fleet.replicas)
         for s in range(shape.stages)
     }
-    ends = [
-        {name: w.double().requires_grad_() for name, w in fleet.ends(r).items()} for r in range(fleet.replicas)
-    ]
+    ends = [{name: w.double().requires_grad_() for name, w in fleet.ends(r).items()} for r in range(fleet.replicas)]
     losses = []
     for r in range(fleet.replicas):
         each = []
@@ -84,7 +82,7 @@ def walk(fleet, tokens, cells):
             for replica, stage in cells[:, r, m]:
                 if stage >= 0:
                     for j in range(shape.layers_per_stage):
-                        x = plain_layer({k: w[j] for k, w in stages[replica, stage].items()}, x, cos, sin)
+                        x = plain_layer({k: w[j] for k, w in stages[replica, stage].items()}, x, cos[:, 0], sin[:, 0])
             z = rms(x) * ends[r]["norm"] @ ends[r]["head"]
             each.append(torch.nn.functional.cross_entropy(z.flatten(0, 1), tokens[r, m, :, 1:].flatten()))
         losses.append(torch.stack(each).mean())
@@ -105,10 +103,7 @@ def plain_layer(w, x, cos, sin):
         a, b = t.chunk(2, -1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
-    q, k, v = (
-        t.view(B, T, heads, -1).transpose(1, 2)
-        for t in (rms(x) * w["attention_norm"] @ w["qkv"]).chunk(3, -1)
-    )
+    q, k, v = (t.view(B, T, heads, -1).transpose(1, 2) for t in (rms(x) * w["attention_norm"] @ w["qkv"]).chunk(3, -1))
     scores = turn(q) @ turn(k).transpose(-1, -2) / (D // heads) ** 0.5
     scores = scores + torch.full((T, T), float("-inf")).triu(1)
     x = x + (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, D) @ w["output"]
@@ -119,9 +114,7 @@ def plain_layer(w, x, cos, sin):
 def close(got, wanted, where, tolerance=2e-5):
     """Equal to `tolerance` of the largest entry: sums of many terms cancel to small ones."""
     size = max(float(wanted.abs().max()), 1e-3)
-    torch.testing.assert_close(
-        got / size, wanted / size, rtol=0, atol=tolerance, msg=lambda m: f"{where}: {m}"
-    )
+    torch.testing.assert_close(got / size, wanted / size, rtol=0, atol=tolerance, msg=lambda m: f"{where}: {m}")
 
 
 def assert_gradients(fleet, stages, ends):
@@ -144,9 +137,10 @@ def disturbed(fleet, size=0.2):
     return fleet
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "group"), [(False, 1), (False, 1 << 18), (True, 1 << 18)])
 @pytest.mark.parametrize("name", ROUTES)
-def test_routes_are_walks(name, checkpointing):
+def test_routes_are_walks(name, checkpointing, group, monkeypatch):
+    monkeypatch.setattr("swarmbook.fleet._GROUP", {"cpu": group})
     fleet, cells = disturbed(fleet_of(checkpointing=checkpointing)), ROUTES[name]()
     tokens = batch()
     fleet.gradients(batch(9), wild(8))  # whatever was stored before must not count
@@ -174,9 +168,7 @@ def test_swapping_equal_stages_changes_nothing():
         for a, b in ((0, 1), (2, 3)):
             for name, weight in fleet.stage(r, a).items():
                 weight.copy_(fleet.stage(r, b)[name])
-    torch.testing.assert_close(
-        fleet.gradients(tokens, swapped()), fleet.gradients(tokens), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(fleet.gradients(tokens, swapped()), fleet.gradients(tokens), rtol=1e-6, atol=1e-6)
 
 
 def test_skipping_a_stage_is_the_model_without_it():
@@ -205,9 +197,7 @@ def test_packed_routes_are_separate_fleets():
         alone.load_state_dict(packed.state_dict([r]))
         own = cells[:, r : r + 1].copy()
         own[..., 0] = 0
-        torch.testing.assert_close(
-            alone.gradients(tokens[r : r + 1], own)[0], losses[r], rtol=1e-6, atol=1e-6
-        )
+        torch.testing.assert_close(alone.gradients(tokens[r : r + 1], own)[0], losses[r], rtol=1e-6, atol=1e-6)
         for s in range(S):
             for name, gradient in alone.stage_gradient(0, s).items():
                 torch.testing.assert_close(packed.stage_gradient(r, s)[name], gradient, rtol=1e-5, atol=1e-6)
@@ -276,7 +266,7 @@ def test_loss_is_chunked_and_shared(monkeypatch):
     fleet = disturbed(fleet_of())
     tokens = batch(microbatches=5).reshape(R, 5 * B, T + 1)
     whole = fleet.loss(tokens, per_sequence=True)  # [R, N]
-    monkeypatch.setattr("swarmbook.fleet._BLOCK", 3 * R * T * SHAPE.vocabulary)
+    monkeypatch.setattr("swarmbook.fleet._BLOCK", {"cpu": 3 * T * SHAPE.vocabulary})
     torch.testing.assert_close(fleet.loss(tokens, per_sequence=True), whole, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(fleet.loss(tokens), whole.mean(1), rtol=1e-6, atol=1e-6)
     shared = fleet.loss(tokens[:1], per_sequence=True)
@@ -340,9 +330,7 @@ def test_compiled_is_eager():
         for r in range(R):
             for s in range(S):
                 for name, gradient in eager.stage_gradient(r, s).items():
-                    torch.testing.assert_close(
-                        compiled.stage_gradient(r, s)[name], gradient, rtol=1e-4, atol=1e-5
-                    )
+                    torch.testing.assert_close(compiled.stage_gradient(r, s)[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from swarmbook import model
 from swarmbook.fleet import Fleet
 from swarmbook.model import Shape
 
@@ -94,17 +93,6 @@ def test_start_is_normal_with_norms_of_one():
         else:
             assert abs(weight.mean()) < 2e-3
             assert 0.019 < weight.std() < 0.021
-
-
-def test_unpack_gives_views():
-    rows = torch.zeros(2, 3, SHAPE.layer_parameters)
-    view = model.unpack(rows, SHAPE.layer_shapes)
-    assert {name: tuple(t.shape) for name, t in view.items()} == {
-        name: (2, 3, *shape) for name, shape in SHAPE.layer_shapes.items()
-    }
-    for tensor in view.values():
-        tensor.fill_(1.0)
-    assert (rows == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,7 @@ def gradients(fleet):
 
 def twins(fleet, lr, **options):
     """One torch.optim.Adam per cell over copies of its weights."""
-    copies = {
-        cell: [w.clone().requires_grad_() for w in view.values()] for cell, view in weights(fleet).items()
-    }
+    copies = {cell: [w.clone().requires_grad_() for w in view.values()] for cell, view in weights(fleet).items()}
     return copies, {cell: torch.optim.Adam(copy, lr, **options) for cell, copy in copies.items()}
 
 

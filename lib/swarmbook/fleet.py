@@ -1,13 +1,15 @@
-"""R replicas x S stages of a LLaMA in one set of tensors, trained by one batched forward and backward.
+"""R replicas x S stages of a LLaMA in one set of tensors, trained by one stacked forward and backward.
 
-- layer j of every stage of every replica is one tensor [S, R, P], so that a cell (replica, stage) is a slice and
-  stages at the same place of the pipeline are one batched matmul
-- a Route is data: which cell each microbatch visits at each position. Activations are sorted by cell, not weights,
-  so that swapped stages and hops to other replicas cost one index per position
-- gradients are written in place next to the weights, in the same layout
+- a parameter is one tensor [layers per stage, S, R, ...]: a cell (replica, stage) is a slice of it, and the
+  same stage of all replicas is one batched matmul
+- a Route is data: which cell each microbatch visits at each position. Activations are sorted by cell, not
+  weights, so swapped stages and hops to other replicas cost one index per position
+- gradients have the layout of the weights and are multiplied straight into place
+- replicas that no route connects go forward and backward one group after another, so that a group's
+  activations stay in the cache and only one group's are held
 """
 
-import functools
+import ctypes
 import os
 import shutil
 from collections import OrderedDict
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from swarmbook import model
 from swarmbook.model import Shape
@@ -25,63 +26,107 @@ from swarmbook.model import Shape
 
 @dataclass(frozen=True)
 class Visit:
-    """Cells that work at one position, each on `microbatches` of the paths."""
+    """Cells that work at one position, each on `microbatches` of the group's paths."""
 
-    paths: int  # how many paths, taken in order from the position's sorted activations
+    paths: int  # how many, taken in order from the position's sorted activations
     microbatches: int  # per cell
-    cells: slice | Tensor  # flat cell numbers, stage * R + replica, ascending
+    cells: slice | Tensor  # flat cell numbers, stage * R + replica
+    first: bool  # first to touch the gradients of its cells, on the way back
 
 
 @dataclass(frozen=True)
 class Position:
     """One position of a pipeline: sort the paths, let the visits work on the first of them; the rest skip."""
 
-    order: Tensor | None  # [R * M], index into the previous position's order; None: unchanged
+    order: Tensor | None  # index into the previous position's order; None: unchanged
+    back: Tensor | None  # its inverse
     visits: tuple[Visit, ...]
+    skips: int
 
 
 @dataclass(frozen=True)
-class Plan:
-    positions: tuple[Position, ...]
-    home: Tensor | None  # brings the last position's order back to (replica, microbatch); None: already there
+class Group:
+    """Replicas start..stop-1, which share no cell with others, and where their paths go."""
+
+    replicas: slice
+    positions: tuple[Position, ...]  # the last one brings the paths home, without visits
+    idle: Tensor | None  # cells whose gradients must be zero before the way back
 
 
-def plan(cells: np.ndarray, replicas: int, stages: int, device: torch.device) -> Plan:
-    """Group the paths of a route [P, R, M, 2] by the cell that they visit, and by how many share a cell."""
-    order = np.arange(cells.shape[1] * cells.shape[2])  # the paths, as they lie
+def plan(cells: np.ndarray, stages: int, at_once: int, device: torch.device) -> list[Group]:
+    """Split the replicas of a route [P, R, M, 2] into groups of `at_once`, or more where it connects them."""
+    R = cells.shape[1]
+    visited = np.where(cells[..., 1] < 0, np.arange(R)[None, :, None], cells[..., 0])  # [P, R, M]
+    high = np.maximum.accumulate(visited.max((0, 2), initial=0))
+    low = np.minimum.accumulate(visited.min((0, 2), initial=R)[::-1])[::-1]
+    groups, start = [], 0
+    for stop in range(1, R + 1):
+        alone = stop == R or (high[stop - 1] < stop <= low[stop])
+        if stop == R or (alone and stop - start >= at_once):
+            groups.append(_group(cells[:, start:stop], start, R, stages, device))
+            start = stop
+    scattered = any(isinstance(v.cells, Tensor) for g in groups for p in g.positions for v in p.visits)
+    if scattered and at_once > 1 and device.type == "cpu":  # weights as views are worth more than large groups
+        return plan(cells, stages, 1, device)
+    return groups
+
+
+def _group(cells, start, R, stages, device):
+    P, r, M, _ = cells.shape
+    order = np.arange(r * M)  # the paths, as they lie
+    sorted_paths = []
+    for replica, stage in cells.reshape(P, -1, 2).transpose(0, 2, 1):
+        cell = np.where(stage < 0, R * stages, stage * R + replica)  # skips sort last
+        members, inverse, count = np.unique(cell, return_inverse=True, return_counts=True)
+        count[members == R * stages] = r * M + 1
+        sorted_paths.append((np.lexsort((cell, count[inverse])), members, count))
+    visits: list[list[Visit]] = [[] for _ in range(P)]
+    touched: set[int] = set()
+    idle: set[int] = set()
+    for p in reversed(range(P)):  # as the way back meets them
+        _, members, count = sorted_paths[p]
+        for k in np.unique(count[count <= r * M]):
+            chosen = members[count == k]
+            first = touched.isdisjoint(chosen.tolist())
+            if not first:
+                idle |= set(chosen.tolist()) - touched
+            touched |= set(chosen.tolist())
+            visits[p].append(Visit(int(k) * len(chosen), int(k), _slice(chosen, device), first))
+    idle |= {s * R + start + i for s in range(stages) for i in range(r)} - touched
     positions = []
-
-    def index(wanted):
-        if np.array_equal(wanted, order):
-            return None
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        return torch.from_numpy(place[wanted]).to(device)
-
-    for replica, stage in cells.reshape(len(cells), -1, 2).transpose(0, 2, 1):
-        cell = np.where(stage < 0, replicas * stages, stage * replicas + replica)  # skips sort last
-        visited, inverse, count = np.unique(cell, return_inverse=True, return_counts=True)
-        count[visited == replicas * stages] = len(cell) + 1
-        wanted = np.lexsort((np.arange(len(cell)), cell, count[inverse]))
-        visits = []
-        for k in np.unique(count[count <= len(cell)]):
-            members = visited[count == k]
-            run = members[-1] - members[0] == len(members) - 1
-            chosen = slice(int(members[0]), int(members[-1]) + 1) if run else torch.from_numpy(members).to(device)
-            visits.append(Visit(int(k) * len(members), int(k), chosen))
-        positions.append(Position(index(wanted), tuple(visits)))
+    for (wanted, _, _), seen in zip(sorted_paths, visits, strict=True):
+        skips = r * M - sum(v.paths for v in seen)
+        positions.append(Position(*_moves(order, wanted, device), tuple(seen), skips))
         order = wanted
-    return Plan(tuple(positions), index(np.arange(len(order))))
+    positions.append(Position(*_moves(order, np.arange(r * M), device), (), r * M))
+    silent = torch.tensor(sorted(idle), device=device) if idle else None
+    return Group(slice(start, start + r), tuple(positions), silent)
+
+
+def _moves(order, wanted, device):
+    """Index that brings paths lying in `order` into the order `wanted`, and its inverse."""
+    if np.array_equal(order, wanted):
+        return None, None
+    place = np.argsort(order)[wanted]
+    return torch.from_numpy(place).to(device), torch.from_numpy(np.argsort(place)).to(device)
+
+
+def _slice(cells, device):
+    """Evenly spaced cells as a slice, whose weights are a view; others as an index."""
+    step = int(cells[1] - cells[0]) if len(cells) > 1 else 1
+    if (np.diff(cells) == step).all():
+        return slice(int(cells[0]), int(cells[-1]) + 1, step)
+    return torch.from_numpy(cells).to(device)
 
 
 class Fleet:
     """R replicas x S stages of a LLaMA, every parameter stacked over replicas.
 
     seeds: one per replica; the initial weights of replica r depend on seeds[r] and `shape` only.
-    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1". precision: "fp32", "bf16" (matmuls and
-    attention in bf16 over fp32 weights, norms and residuals), or "auto" (bf16 on CUDA, fp32 on CPU). compile: True,
-    False, or "auto" (where a compiler is found; the first step then takes seconds longer). checkpointing: keep only
-    the input of each layer for the backward pass and compute the rest again.
+    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1". precision: "fp32", "bf16" (matmuls
+    and attention in bf16 over fp32 weights, norms and residuals), or "auto" (bf16 on CUDA, fp32 on CPU).
+    compile: True, False, or "auto" (where a compiler is found): the first step then takes seconds longer.
+    checkpointing: keep only the input of each layer for the backward pass and compute the rest again.
     Raises ValueError for an argument outside of these, RuntimeError for a device that is not there.
     """
 
@@ -102,17 +147,25 @@ class Fleet:
         self.precision = _precision(precision, self.device)
         self.checkpointing = checkpointing
         self.compiled = _compilable(compile, self.device)
-        self.layers = torch.zeros(
-            shape.layers_per_stage, shape.stages, self.replicas, shape.layer_parameters, device=self.device
-        )  # [layers per stage, S, R, P]
-        self.ends_rows = torch.zeros(self.replicas, shape.ends_parameters, device=self.device)  # [R, E]
-        self.layer_gradients = torch.zeros_like(self.layers)
-        self.ends_gradients = torch.zeros_like(self.ends_rows)
-        self._dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self._plans: OrderedDict[bytes, Plan] = OrderedDict()
-        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
-        self._layer = torch.compile(model.layer) if self.compiled else model.layer
-        self._losses = torch.compile(model.losses) if self.compiled else model.losses
+        lead = (shape.layers_per_stage, shape.stages, self.replicas)
+        self.layers = {
+            name: torch.zeros(*lead, *size, device=self.device) for name, size in shape.layer_shapes.items()
+        }  # each [layers per stage, S, R, ...]
+        self.outer = {
+            name: torch.zeros(self.replicas, *size, device=self.device) for name, size in shape.ends_shapes.items()
+        }  # each [R, ...]
+        self.layer_gradients = {name: torch.zeros_like(w) for name, w in self.layers.items()}
+        self.outer_gradients = {name: torch.zeros_like(w) for name, w in self.outer.items()}
+        self._type = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self._plans: OrderedDict[tuple, list[Group]] = OrderedDict()
+        self._views: dict[tuple, dict[str, Tensor]] = {}
+        self._angles: dict[int, tuple[Tensor, Tensor]] = {}
+        steps = (model.layer, model.layer_backward, model.cross_entropy_backward)
+        self._layer, self._layer_backward, self._cross_entropy_backward = (
+            map(model.Compiled, steps) if self.compiled else steps
+        )
+        if self.device.type == "cpu":
+            _keep_freed_memory()
         for r, seed in enumerate(seeds):
             generator = _generator(seed)
             model.draw(self.ends(r), generator)
@@ -122,154 +175,252 @@ class Fleet:
     def stage(self, replica: int, stage: int) -> dict[str, Tensor]:
         """Weights of one cell, views to read or write in place, each [layers_per_stage, ...]."""
         self._check(replica, stage)
-        return model.unpack(self.layers[:, stage, replica], self.shape.layer_shapes)
+        return {name: weight[:, stage, replica] for name, weight in self.layers.items()}
 
     def ends(self, replica: int) -> dict[str, Tensor]:
         """Views of one replica's embedding [V, D], norm [D] and head [D, V]."""
         self._check(replica)
-        return model.unpack(self.ends_rows[replica], self.shape.ends_shapes)
+        return {name: weight[replica] for name, weight in self.outer.items()}
 
     def stage_gradient(self, replica: int, stage: int) -> dict[str, Tensor]:
         """Gradients of one cell, laid out like `stage`."""
         self._check(replica, stage)
-        return model.unpack(self.layer_gradients[:, stage, replica], self.shape.layer_shapes)
+        return {name: gradient[:, stage, replica] for name, gradient in self.layer_gradients.items()}
 
     def ends_gradient(self, replica: int) -> dict[str, Tensor]:
         """Gradients of one replica's ends, laid out like `ends`."""
         self._check(replica)
-        return model.unpack(self.ends_gradients[replica], self.shape.ends_shapes)
+        return {name: gradient[replica] for name, gradient in self.outer_gradients.items()}
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
         """Draw a fresh random stage in place."""
         model.draw(self.stage(replica, stage), _generator(seed))
 
+    @torch.no_grad()
     def gradients(self, tokens, cells: np.ndarray | None = None) -> Tensor:
         """Forward and backward; overwrites the stored gradients with those of each replica's mean loss.
 
         tokens: int64 [R, M, B, T + 1], array or tensor. cells: int [P, R, M, 2], the (replica, stage) that
-        microbatch m of replica r visits at each position, stage -1 to skip; None: the stages in order, at home.
+        microbatch m of replica r visits at each position, stage -1 to skip; None: all stages in order.
         Returns the mean cross-entropy [R] in nats, still on the device.
         """
-        tokens = self._tokens(tokens, 4)  # [R, M, B, T + 1]
-        gathered: list[tuple[Tensor, int, Tensor]] = []
-        self.layer_gradients.zero_()
-        self.ends_gradients.zero_()
-        ends = self.ends_rows.detach().requires_grad_()
-        ends.grad = self.ends_gradients
-
-        def rows(j, cells):
-            weights, gradient = self.layers[j].flatten(0, 1), self.layer_gradients[j].flatten(0, 1)
-            leaf = weights[cells].detach().requires_grad_()
-            if isinstance(cells, slice):
-                leaf.grad = gradient[cells]
-            else:
-                gathered.append((leaf, j, cells))
-            return leaf
-
-        with torch.enable_grad():
-            x = self._through(ends, tokens[..., :-1], cells, rows)
-            loss = self._losses(ends, x, tokens[..., 1:].flatten(1), self.shape, self._dtype).mean(1)
-            loss.sum().backward()
-        for leaf, j, index in gathered:
-            self.layer_gradients[j].flatten(0, 1).index_add_(0, index, leaf.grad)
-        return loss.detach()
+        tokens = self._tokens(tokens, 4)
+        _, M, B, T = tokens[..., 1:].shape
+        losses = []
+        for group in self._plan(cells, M, M * B * T):
+            own = tokens[group.replicas]  # [r, M, B, T + 1]
+            kept = []
+            x = self._forward(group, own[..., :-1], kept)  # [r, M * B * T, D]
+            loss, dx = self._head_backward(group.replicas, x, own[..., 1:].flatten(1))
+            losses.append(loss)
+            self._backward(group, own[..., :-1], dx, kept)
+        return torch.cat(losses)
 
     @torch.no_grad()
     def loss(self, tokens, cells: np.ndarray | None = None, per_sequence: bool = False) -> Tensor:
         """Mean cross-entropy in nats, [R], or of each sequence, [R, N].
 
-        tokens: int64 [R or 1, N, T + 1]; 1: the same sequences for every replica. cells: as for `gradients`; the N
-        sequences are shared out in order over its M microbatches.
+        tokens: int64 [R or 1, N, T + 1]; 1: the same sequences for every replica. cells: as for `gradients`;
+        the N sequences are shared out in order over its M microbatches.
         """
-        tokens = self._tokens(tokens, 3)  # [R, N, T + 1]
+        tokens = self._tokens(tokens, 3)
         tokens = self._microbatches(tokens, cells)  # [R, M, B, T + 1]
-        block = max(1, _BLOCK // (self.replicas * tokens.shape[1] * tokens.shape[3] * self.shape.vocabulary))
-        parts = []
-        for part in tokens.split(block, dim=2):
-            x = self._through(self.ends_rows, part[..., :-1], cells, self._rows)
-            loss = self._losses(self.ends_rows, x, part[..., 1:].flatten(1), self.shape, self._dtype)
-            parts.append(loss.view(*part.shape[:3], -1).mean(-1))  # [R, M, block]
-        losses = torch.cat(parts, 2).flatten(1)  # [R, N]
+        M, T = tokens.shape[1], tokens.shape[3] - 1
+        losses = []
+        for group in self._plan(cells, M, M * tokens.shape[2] * T):
+            own = group.replicas.stop - group.replicas.start
+            block = max(1, _BLOCK[self.device.type] // (own * M * T * self.shape.vocabulary))
+            parts = []
+            for part in tokens[group.replicas].split(block, dim=2):
+                x = self._forward(group, part[..., :-1])
+                norm, head = self._outer(group.replicas)
+                nats = model.cross_entropy(x, norm, head, part[..., 1:].flatten(1))
+                parts.append(nats.view(*part.shape[:3], T).mean(-1))  # [r, M, block]
+            losses.append(torch.cat(parts, 2).flatten(1))  # [r, N]
+        losses = torch.cat(losses)
         return losses if per_sequence else losses.mean(1)
 
     @torch.no_grad()
     def logits(self, tokens, cells: np.ndarray | None = None) -> Tensor:
         """Next-token logits [R, N, T, V] after each token of [R or 1, N, T]."""
         tokens = self._tokens(tokens, 3)
-        x = self._through(self.ends_rows, self._microbatches(tokens, cells), cells, self._rows)
-        return model.logits(self.ends_rows, x, self.shape, self._dtype).view(*tokens.shape, -1)
+        split = self._microbatches(tokens, cells)  # [R, M, B, T]
+        groups = self._plan(cells, split.shape[1], tokens[0].numel())
+        x = torch.cat([self._forward(group, split[group.replicas]) for group in groups])
+        return model.logits(x, *self._outer(slice(None))).view(*tokens.shape, -1)
 
     def norms(self) -> Tensor:
         """L2 norm of the gradient of each (replica, stage), last column the ends: [R, S + 1]."""
-        stages = torch.linalg.vector_norm(self.layer_gradients, dim=-1)  # [layers per stage, S, R]
-        ends = torch.linalg.vector_norm(self.ends_gradients, dim=-1)  # [R]
-        return torch.cat([torch.linalg.vector_norm(stages, dim=0).T, ends[:, None]], 1)
+        layers = [torch.linalg.vector_norm(g.flatten(3), dim=-1) for g in self.layer_gradients.values()]
+        ends = [torch.linalg.vector_norm(g.flatten(1), dim=-1) for g in self.outer_gradients.values()]
+        stages = torch.linalg.vector_norm(torch.cat(layers), dim=0)  # [S, R]
+        ends = torch.linalg.vector_norm(torch.stack(ends), dim=0)  # [R]
+        return torch.cat([stages.T, ends[:, None]], 1)
 
     def clip(self, limit: float) -> Tensor:
-        """Scale each cell's gradient to at most `limit`, as torch's clip_grad_norm_; norms before, [R, S + 1]."""
+        """Scale each cell's gradient to a norm of at most `limit`; returns the norms before, [R, S + 1].
+
+        As torch's clip_grad_norm_ on each cell.
+        """
         norms = self.norms()
         factor = (limit / (norms + 1e-6)).clamp(max=1.0)
-        self.layer_gradients.mul_(factor[:, :-1].T[None, :, :, None])
-        self.ends_gradients.mul_(factor[:, -1:])
+        for gradient in self.layer_gradients.values():
+            gradient.mul_(factor[:, :-1].T.view(1, *gradient.shape[1:3], *[1] * (gradient.dim() - 3)))
+        for gradient in self.outer_gradients.values():
+            gradient.mul_(factor[:, -1].view(-1, *[1] * (gradient.dim() - 1)))
         return norms
 
     def state_dict(self, replicas: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Copies of all weights, or of the given replicas' alone."""
         chosen = self._chosen(replicas)
-        return {"layers": self.layers[:, :, chosen].clone(), "ends": self.ends_rows[chosen].clone()}
+        layers = {f"layers.{name}": weight[:, :, chosen].clone() for name, weight in self.layers.items()}
+        return layers | {f"ends.{name}": weight[chosen].clone() for name, weight in self.outer.items()}
 
     def load_state_dict(self, state: dict[str, Tensor], replicas: Sequence[int] | None = None) -> None:
         """Take over the weights of `state_dict`, into all replicas or into the given ones in that order."""
         chosen = self._chosen(replicas)
-        for name, rows in (("layers", self.layers[:, :, chosen]), ("ends", self.ends_rows[chosen])):
-            if state[name].shape != rows.shape:
+        for name, ours in self.state_dict(replicas).items():
+            if state[name].shape != ours.shape:
                 raise ValueError(
-                    f"the state holds {name} {list(state[name].shape)}, this fleet {list(rows.shape)}: "
+                    f"the state holds {name} {list(state[name].shape)}, this fleet {list(ours.shape)}: "
                     "load it into a fleet of the same shape and as many replicas"
                 )
-        self.layers[:, :, chosen] = state["layers"].to(self.device)
-        self.ends_rows[chosen] = state["ends"].to(self.device)
+        for name, weight in self.layers.items():
+            weight[:, :, chosen] = state[f"layers.{name}"].to(self.device)
+        for name, weight in self.outer.items():
+            weight[chosen] = state[f"ends.{name}"].to(self.device)
+
+    def _forward(self, group, tokens, kept=None):
+        """Embed tokens [r, M, B, T] and send them along the route: [r, M * B * T, D]."""
+        r, M, B, T = tokens.shape
+        D, angles = self.shape.width, self._rotary(T)
+        table = self.outer["embedding"][group.replicas].flatten(0, 1)
+        x = torch.nn.functional.embedding(self._entries(tokens), table).view(r * M, B * T, D)
+        for position in group.positions:
+            x = x if position.order is None else x[position.order]
+            done = []
+            for visit, part in zip(position.visits, self._parts(position, x), strict=False):
+                y = part.view(-1, visit.microbatches * B * T, D)
+                # Odd shapes come and go with the route: compiling each would take longer than it saves.
+                run = self._layer if visit.paths == r * M and kept is not None else model.layer
+                for j in range(self.shape.layers_per_stage):
+                    before = y
+                    y, *activations = run(y, *self._weights(j, visit.cells), *angles)
+                    if kept is not None:
+                        kept.append(before if self.checkpointing else activations)
+                done.append(y.view(part.shape))
+            if len(done) == 1 and position.skips == 0:
+                x = done[0]
+            elif done:
+                x = torch.cat([*done, x[len(x) - position.skips :]])
+        return x.view(r, M * B * T, D)
+
+    def _backward(self, group, tokens, dx, kept):
+        """Gradients of all that `_forward` went through; dx [r, M * B * T, D]."""
+        r, M, B, T = tokens.shape
+        D, angles = self.shape.width, self._rotary(T)
+        if group.idle is not None:
+            for gradient in self.layer_gradients.values():
+                gradient.flatten(1, 2).index_fill_(1, group.idle, 0.0)
+        dx = dx.view(r * M, B * T, D)
+        for position in reversed(group.positions):
+            done = []
+            for visit, part in reversed(list(zip(position.visits, self._parts(position, dx), strict=False))):
+                dy = part.view(-1, visit.microbatches * B * T, D)
+                whole = visit.paths == r * M
+                run = self._layer_backward if whole else model.layer_backward
+                for j in reversed(range(self.shape.layers_per_stage)):
+                    weights = self._weights(j, visit.cells)
+                    activations = kept.pop()
+                    if self.checkpointing:
+                        again = self._layer if whole else model.layer
+                        _, *activations = again(activations, *weights, *angles)
+                    dy, *found = run(dy, *activations, *weights, *angles)
+                    self._store(j, visit, found)
+                done.append(dy.view(part.shape))
+            if len(done) == 1 and position.skips == 0:
+                dx = done[0]
+            elif done:
+                dx = torch.cat([*reversed(done), dx[len(dx) - position.skips :]])
+            dx = dx if position.back is None else dx[position.back]
+        table = torch.ops.aten.embedding_dense_backward(
+            dx.view(-1, D), self._entries(tokens), r * self.shape.vocabulary, -1, False
+        )  # unlike index_add_, the same bits each time on CUDA too
+        self.outer_gradients["embedding"][group.replicas] = table.view(r, -1, D)
+
+    def _head_backward(self, replicas, x, targets):
+        """Mean loss [r] and its gradient by x [r, n, D], a block of tokens at a time."""
+        r, n, _ = x.shape
+        norm, head = self._outer(replicas)
+        block = max(1, _BLOCK[self.device.type] // (r * self.shape.vocabulary))
+        total, dx = 0.0, []
+        for i in range(0, n, block):
+            part = x[:, i : i + block], norm, head, targets[:, i : i + block]
+            nats, dpart, dnorm, *factors = self._cross_entropy_backward(*part, 1.0 / n)
+            total = total + nats
+            dx.append(dpart)
+            _put(self.outer_gradients["norm"][replicas], dnorm, i == 0)
+            _multiply(self.outer_gradients["head"][replicas], *factors, i == 0)
+        return total / n, dx[0] if len(dx) == 1 else torch.cat(dx, 1)
+
+    def _store(self, j, visit, found):
+        """Write or add the gradients that `layer_backward` found for layer j of the visited cells."""
+        norms, factors = found[:2], found[2:]
+        if isinstance(visit.cells, slice):
+            into = self._view(self.layer_gradients, j, visit.cells)
+            for name, gradient in zip(("attention_norm", "mlp_norm"), norms, strict=True):
+                _put(into[name], gradient, visit.first)
+            for i, name in enumerate(("down", "gate_up", "output", "qkv")):
+                _multiply(into[name], factors[2 * i], factors[2 * i + 1], visit.first)
+            return
+        found = dict(zip(("attention_norm", "mlp_norm"), norms, strict=True))
+        for i, name in enumerate(("down", "gate_up", "output", "qkv")):
+            found[name] = torch.bmm(factors[2 * i].mT, factors[2 * i + 1]).float()
+        for name, gradient in self.layer_gradients.items():
+            rows = gradient[j].flatten(0, 1)  # [S * R, ...]
+            if visit.first:
+                rows.index_copy_(0, visit.cells, found[name])
+            else:
+                rows.index_add_(0, visit.cells, found[name])
+
+    def _weights(self, j, cells):
+        """Layer j's weights of the cells, matrices in the type of the matmuls."""
+        chosen = self._view(self.layers, j, cells).values()
+        return chosen if self._type == torch.float32 else [w if w.dim() == 2 else w.to(self._type) for w in chosen]
+
+    def _view(self, tensors, j, cells):
+        """Layer j of the cells, by name: [C, ...]."""
+        if not isinstance(cells, slice):
+            return {name: tensor[j].flatten(0, 1)[cells] for name, tensor in tensors.items()}
+        key = tensors is self.layers, j, cells.start, cells.stop, cells.step
+        if key not in self._views:
+            self._views[key] = {name: tensor[j].flatten(0, 1)[cells] for name, tensor in tensors.items()}
+        return self._views[key]
+
+    def _outer(self, replicas):
+        return self.outer["norm"][replicas], self.outer["head"][replicas].to(self._type)
+
+    def _entries(self, tokens):
+        """Rows of the replicas' tables, laid end to end, that tokens [r, ...] name."""
+        first = self.shape.vocabulary * torch.arange(len(tokens), device=self.device)
+        return (tokens.flatten(1) + first[:, None]).flatten()
+
+    def _parts(self, position, x):
+        return x.split([visit.paths for visit in position.visits] + [position.skips])
+
+    def _rotary(self, length):
+        if length not in self._angles:
+            self._angles[length] = model.rotary(length, self.shape.head_width, self.device)
+        return self._angles[length]
 
     def _chosen(self, replicas):
         return slice(None) if replicas is None else torch.as_tensor(list(replicas), device=self.device)
 
-    def _through(self, ends, tokens, cells, rows):
-        """Embed tokens [R, M, B, T] and send them along the route: [R, M * B * T, D]."""
-        R, M, B, T = tokens.shape
-        cos, sin = self._angles(T)
-        layer = functools.partial(self._layer, cos=cos, sin=sin, shape=self.shape, dtype=self._dtype)
-        x = model.embed(ends, tokens.flatten(1), self.shape).view(R * M, B * T, -1)
-        route = self._plan(cells, M)
-        for position in route.positions:
-            x = x if position.order is None else x[position.order]
-            blocks = x.split([v.paths for v in position.visits] + [len(x) - sum(v.paths for v in position.visits)])
-            done = []
-            for visit, block in zip(position.visits, blocks, strict=False):
-                y = block.view(-1, visit.microbatches * B * T, self.shape.width)
-                for j in range(self.shape.layers_per_stage):
-                    if self.checkpointing and torch.is_grad_enabled():
-                        y = checkpoint(layer, rows(j, visit.cells), y, use_reentrant=False)
-                    else:
-                        y = layer(rows(j, visit.cells), y)
-                done.append(y.view(block.shape))
-            x = done[0] if len(done) == 1 and len(done[0]) == len(x) else torch.cat([*done, blocks[-1]])
-        x = x if route.home is None else x[route.home]
-        return x.view(R, M * B * T, -1)
-
-    def _rows(self, j, cells):
-        return self.layers[j].flatten(0, 1)[cells]
-
-    def _angles(self, length):
-        if length not in self._rotary:
-            self._rotary[length] = model.rotary(length, self.shape.head_width, self.device)
-        return self._rotary[length]
-
     def _tokens(self, tokens, dimensions):
         tokens = torch.as_tensor(tokens, device=self.device)
-        if tokens.dim() != dimensions or tokens.shape[0] not in (
-            {self.replicas} if dimensions == 4 else {1, self.replicas}
-        ):
-            wanted = "[R, M, B, T + 1]" if dimensions == 4 else "[R or 1, N, T]"
+        replicas = (self.replicas,) if dimensions == 4 else (1, self.replicas)
+        if tokens.dim() != dimensions or tokens.shape[0] not in replicas:
+            wanted = "[R, M, B, T + 1]" if dimensions == 4 else "[R or 1, N, T + 1]"
             raise ValueError(f"tokens have shape {list(tokens.shape)}: give {wanted} with R = {self.replicas}")
         return tokens.long().expand(self.replicas, *tokens.shape[1:])
 
@@ -277,27 +428,32 @@ class Fleet:
         """Share out sequences [R, N, ...] over the microbatches of a route: [R, M, B, ...]."""
         M = 1 if cells is None else cells.shape[2]
         if tokens.shape[1] % M:
-            raise ValueError(f"{tokens.shape[1]} sequences cannot be shared out over {M} microbatches of the route")
+            raise ValueError(
+                f"{tokens.shape[1]} sequences cannot be shared out over the {M} microbatches of the route: "
+                f"give a multiple of {M}"
+            )
         return tokens.unflatten(1, (M, -1))
 
-    def _plan(self, cells, microbatches):
+    def _plan(self, cells, microbatches, tokens):
+        """Analyse a route, or find it among those seen; `tokens`: of each replica, taken at once."""
+        R, S = self.replicas, self.shape.stages
+        at_once = max(1, _GROUP[self.device.type] // (tokens * 2 * self.shape.hidden))
         if cells is None:
-            place = np.indices((self.shape.stages, self.replicas, microbatches))
+            place = np.indices((S, R, microbatches))
             cells = np.stack([place[1], place[0]], -1)
         cells = np.ascontiguousarray(cells, dtype=np.int64)
-        R, S = self.replicas, self.shape.stages
         if cells.ndim != 4 or cells.shape[1:] != (R, microbatches, 2):
             raise ValueError(f"the route has shape {list(cells.shape)}: give [positions, R={R}, M={microbatches}, 2]")
-        key = cells.tobytes()
+        key = cells.tobytes(), microbatches, at_once
         if key not in self._plans:
             replica, stage = cells[..., 0], cells[..., 1]
             wrong = (stage >= S) | (stage < -1) | ((stage >= 0) & ((replica < 0) | (replica >= R)))
             if wrong.any():
                 raise ValueError(
-                    f"the route visits (replica, stage) {tuple(cells[wrong][0].tolist())}: replicas are 0..{R - 1}, "
-                    f"stages 0..{S - 1}, or -1 to skip"
+                    f"the route visits (replica, stage) {tuple(cells[wrong][0].tolist())}: "
+                    f"replicas are 0..{R - 1}, stages 0..{S - 1}, or -1 to skip"
                 )
-            self._plans[key] = plan(cells, R, S, self.device)
+            self._plans[key] = plan(cells, S, at_once, self.device)
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
@@ -310,8 +466,37 @@ class Fleet:
             raise IndexError(f"stage {stage} is not in this model: it has 0..{self.shape.stages - 1}")
 
 
-_BLOCK = 1 << 24  # logits computed at a time without gradients
+_GROUP = {
+    "cpu": 1 << 17,
+    "cuda": 1 << 28,
+}  # widest activations of a group; on the CPU 1 MiB, half its cache
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 28}  # logits computed at a time
 _PLANS = 64  # analysed routes kept
+
+
+def _put(gradient: Tensor, found: Tensor, first: bool) -> None:
+    if first:
+        gradient.copy_(found)
+    else:
+        gradient.add_(found)
+
+
+def _multiply(gradient: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """gradient [C, in, out] = or += a [C, n, in] transposed times b [C, n, out]."""
+    if a.dtype != gradient.dtype or not gradient.is_contiguous():
+        _put(gradient, torch.bmm(a.mT, b), first)
+    elif first:
+        torch.bmm(a.mT, b, out=gradient)
+    else:
+        torch.baddbmm(gradient, a.mT, b, out=gradient)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed blocks: else each step gives its activations back and faults them in again."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the most it takes
 
 
 def _generator(seed: int) -> torch.Generator:

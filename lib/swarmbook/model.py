@@ -1,11 +1,13 @@
-"""The LLaMA of the papers as pure functions over stacked rows.
+"""The LLaMA of the papers, forward and backward, as pure functions over stacked weights.
 
-- a row holds all parameters of one layer, or of one replica's ends (embedding, final norm, head), end to end
-- functions take C rows at once and C blocks of tokens: batched matmuls train C cells together
+- every function works on C cells at once: weights [C, ...] against activations [C, n, D] in batched matmuls
 - RMSNorm before each half, rotary positions (half-split), SwiGLU, no biases, untied head
+- the backward pass is written out: it computes the cheap activations again, and hands out the factors of the
+  weight gradients, so that these can be multiplied straight into where they are stored
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,8 +23,8 @@ INIT_STD = 0.02
 class Shape:
     """Sizes of one LLaMA: `stages` equal pipeline stages of `layers_per_stage` layers, and its two ends.
 
-    width: D, of the residual stream; heads: attention heads, width / heads must be even; hidden: H, of the SwiGLU;
-    vocabulary: V. Raises ValueError for sizes that make no model.
+    width: D, of the residual stream; heads: attention heads, width / heads must be even; hidden: H, of the
+    SwiGLU; vocabulary: V. Raises ValueError for sizes that make no model.
     """
 
     stages: int
@@ -43,9 +45,9 @@ class Shape:
                 f"width={self.width} cannot be shared out to heads={self.heads}: "
                 f"give a width that is a multiple of the heads, or heads={near}"
             )
-        if self.width // self.heads % 2:
+        if self.head_width % 2:
             raise ValueError(
-                f"width={self.width} over heads={self.heads} gives heads of odd width {self.width // self.heads}: "
+                f"width={self.width} over heads={self.heads} gives heads of odd width {self.head_width}: "
                 "rotary positions turn pairs, so make width / heads even"
             )
 
@@ -59,6 +61,7 @@ class Shape:
 
     @property
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameters of one layer, in the order in which `layer` takes them."""
         D, H = self.width, self.hidden
         return {
             "attention_norm": (D,),
@@ -75,12 +78,8 @@ class Shape:
         return {"embedding": (V, D), "norm": (D,), "head": (D, V)}
 
     @property
-    def layer_parameters(self) -> int:
-        return sum(map(math.prod, self.layer_shapes.values()))
-
-    @property
     def stage_parameters(self) -> int:
-        return self.layers_per_stage * self.layer_parameters
+        return self.layers_per_stage * sum(map(math.prod, self.layer_shapes.values()))
 
     @property
     def ends_parameters(self) -> int:
@@ -91,15 +90,9 @@ class Shape:
         return self.stages * self.stage_parameters + self.ends_parameters
 
 
-def unpack(rows: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Views of `rows` [..., P] by parameter name, each [..., *its shape]."""
-    parts = rows.split([math.prod(s) for s in shapes.values()], dim=-1)
-    return {name: part.unflatten(-1, s) for (name, s), part in zip(shapes.items(), parts, strict=True)}
-
-
-def draw(view: dict[str, Tensor], generator: torch.Generator) -> None:
-    """Fill parameters in place as LLaMA starts: norms 1, all else N(0, 0.02), drawn on the CPU in this order."""
-    for name, tensor in view.items():
+def draw(weights: dict[str, Tensor], generator: torch.Generator) -> None:
+    """Fill weights in place as LLaMA starts: norms 1, all else N(0, 0.02), drawn on the CPU in this order."""
+    for name, tensor in weights.items():
         if name.endswith("norm"):
             tensor.fill_(1.0)
         else:
@@ -107,10 +100,16 @@ def draw(view: dict[str, Tensor], generator: torch.Generator) -> None:
 
 
 def rotary(length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, each [T, head_width / 2], fp32."""
+    """Cosines and sines of the rotary angles, each [T, 1, head_width / 2], fp32."""
     frequency = ROPE_THETA ** (-torch.arange(0, head_width, 2, device=device) / head_width)
-    angle = torch.arange(length, device=device)[:, None] * frequency  # [T, head_width / 2]
+    angle = torch.arange(length, device=device)[:, None, None] * frequency
     return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on x [..., T, heads, head_width], half-split; with -sin, their inverse."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
 def norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -118,42 +117,125 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * weight[:, None]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x [..., T, heads, head_width], half-split."""
-    a, b = x.chunk(2, -1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+def norm_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x [C, n, D] and weight [C, D]; and the norm itself, once more."""
+    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
+    unit = x * scale
+    g = dy * weight[:, None]
+    dx = scale * (g - unit * (g * unit).mean(-1, keepdim=True))
+    return dx, (dy * unit).sum(1), unit * weight[:, None]
 
 
-def layer(rows: Tensor, x: Tensor, cos: Tensor, sin: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """One transformer layer: rows [C, P], x [C, n, D] where n = sequences x T -> [C, n, D]; matmuls in `dtype`."""
-    w = unpack(rows, shape.layer_shapes)
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal attention on [sequences, heads, T, head_width], and what its backward pass wants to know."""
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True), q.new_empty(0)
+
+
+def attention_backward(do, q, k, v, o, logsumexp) -> tuple[Tensor, Tensor, Tensor]:
+    if q.device.type == "cpu":
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return backward(do, q, k, v, o, logsumexp, 0.0, True)
+    with torch.enable_grad():  # which kernel runs, and what it keeps, differs between devices: ask autograd
+        q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return torch.autograd.grad(o, (q, k, v), do)
+
+
+def layer(x, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin) -> tuple[Tensor, ...]:
+    """One transformer layer: x [C, n, D] of n / T sequences -> x after it, and what the way back needs.
+
+    Matmuls run in the type of the matrices, the residual stream x and the norms in fp32.
+    """
     C, n, D = x.shape
-    T, heads = cos.shape[0], shape.heads
-    y = norm(x, w["attention_norm"]).to(dtype)
-    qkv = torch.bmm(y, w["qkv"].to(dtype)).view(-1, T, 3, heads, D // heads)
-    q, k, v = qkv.unbind(2)  # [C * sequences, T, heads, head_width]
-    q, k = rotate(q, cos, sin).to(dtype), rotate(k, cos, sin).to(dtype)
-    o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-    x = x + torch.bmm(o.transpose(1, 2).reshape(C, n, D), w["output"].to(dtype))
-    y = norm(x, w["mlp_norm"]).to(dtype)
-    gate, up = torch.bmm(y, w["gate_up"].to(dtype)).chunk(2, -1)
-    return x + torch.bmm(F.silu(gate) * up, w["down"].to(dtype))
+    T, heads = len(cos), D // (2 * cos.shape[-1])
+    y = torch.bmm(norm(x, attention_norm).to(qkv.dtype), qkv)  # [C, n, 3D]
+    q, k, v = y.view(-1, T, 3, heads, D // heads).unbind(2)
+    q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+    o, logsumexp = attention(q, k, v)  # [C * n / T, heads, T, head_width]
+    middle = x + torch.bmm(o.transpose(1, 2).reshape(C, n, D), output)
+    both = torch.bmm(norm(middle, mlp_norm).to(qkv.dtype), gate_up)  # [C, n, 2H]
+    gate, up = both.chunk(2, -1)
+    return middle + torch.bmm(F.silu(gate) * up, down), x, q, k, v, o, logsumexp, middle, both
 
 
-def embed(ends: Tensor, tokens: Tensor, shape: Shape) -> Tensor:
-    """ends [R, E], tokens [R, n] -> [R, n, D]."""
-    table = unpack(ends, shape.ends_shapes)["embedding"]  # [R, V, D]
-    return table.gather(1, tokens[..., None].expand(-1, -1, shape.width))
+def layer_backward(
+    dx, x, q, k, v, o, logsumexp, middle, both, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin
+) -> tuple[Tensor, ...]:
+    """Gradient after the layer -> gradient before it, gradients of the norms [C, D], factors of the others.
+
+    The gradient of a matrix [C, in, out] is the product of [C, n, in], transposed, and [C, n, out]; these two
+    follow for down, gate_up, output and qkv in turn.
+    """
+    C, n, D = x.shape
+    low = qkv.dtype
+    dy = dx.to(low)
+    gate, up = both.chunk(2, -1)
+    dh = torch.bmm(dy, down.mT)
+    silu = F.silu(gate)
+    h = silu * up
+    dboth = torch.cat([torch.ops.aten.silu_backward(dh * up, gate), dh * silu], -1)
+    through, dmlp_norm, normed = norm_backward(torch.bmm(dboth, gate_up.mT), middle, mlp_norm)
+    dmiddle = dx + through
+    do = dmiddle.to(low)
+    factors = [(h, dy), (normed.to(low), dboth), (o.transpose(1, 2).reshape(C, n, D), do)]
+    do = torch.bmm(do, output.mT).view(o.shape[0], o.shape[2], o.shape[1], o.shape[3]).transpose(1, 2)
+    dq, dk, dv = (t.transpose(1, 2) for t in attention_backward(do, q, k, v, o, logsumexp))
+    dqkv = torch.stack([rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv], 2).view(C, n, 3 * D)
+    through, dattention_norm, normed = norm_backward(torch.bmm(dqkv, qkv.mT), x, attention_norm)
+    factors.append((normed.to(low), dqkv))
+    return dmiddle + through, dattention_norm, dmlp_norm, *(t for pair in factors for t in pair)
 
 
-def logits(ends: Tensor, x: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """ends [R, E], x [R, n, D] -> [R, n, V] in `dtype`."""
-    w = unpack(ends, shape.ends_shapes)
-    return torch.bmm(norm(x, w["norm"]).to(dtype), w["head"].to(dtype))
+def logits(x: Tensor, final_norm: Tensor, head: Tensor) -> Tensor:
+    """x [R, n, D] -> [R, n, V]."""
+    return torch.bmm(norm(x, final_norm).to(head.dtype), head)
 
 
-def losses(ends: Tensor, x: Tensor, targets: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """Cross-entropy of each token: targets [R, n] -> [R, n], fp32."""
-    z = logits(ends, x, shape, dtype).float()
+def cross_entropy(x: Tensor, final_norm: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """x [R, n, D], targets [R, n] -> nats of each token [R, n]."""
+    z = logits(x, final_norm, head).float()
     return F.cross_entropy(z.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def cross_entropy_backward(x, final_norm, head, targets, scale: float) -> tuple[Tensor, ...]:
+    """Nats summed over tokens [R]; and with a gradient of `scale` on each: dx, dnorm, factors of dhead."""
+    z = logits(x, final_norm, head).float()
+    top = z.amax(-1, keepdim=True)
+    e = (z - top).exp()
+    total = e.sum(-1, keepdim=True)
+    losses = total.log() + top - z.gather(-1, targets[..., None])
+    hit = torch.arange(z.shape[-1], device=z.device) == targets[..., None]
+    dz = (torch.where(hit, e / total - 1.0, e / total) * scale).to(head.dtype)
+    dx, dnorm, normed = norm_backward(torch.bmm(dz, head.mT), x, final_norm)
+    return losses.sum((1, 2)), dx, dnorm, normed.to(head.dtype), dz
+
+
+class Compiled:
+    """A pure function over tensors, compiled anew for each combination of sizes that it meets.
+
+    Inductor without torch.compile's guards, which at the sizes of a laptop would cost a tenth of each step.
+    """
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.compiled: dict[tuple, Callable] = {}
+
+    def __call__(self, *arguments):
+        key = tuple((a.shape, a.stride()) if isinstance(a, Tensor) else a for a in arguments)
+        if key not in self.compiled:
+            self.compiled[key] = self._compile(arguments)
+        return self.compiled[key](*(a for a in arguments if isinstance(a, Tensor)))
+
+    def _compile(self, arguments):
+        import torch._inductor  # seconds to load, wanted only here
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def of_tensors(*tensors):
+            rest = iter(tensors)
+            return self.function(*(next(rest) if isinstance(a, Tensor) else a for a in arguments))
+
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        graph = make_fx(of_tensors, tracing_mode="fake")(*tensors)
+        return torch._inductor.compile(graph, tensors, options={"size_asserts": False})  # the key holds them

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swarmbook import model
 from swarmbook.fleet import Fleet
 
 
 class Adam:
     """Adam (Kingma and Ba 2015) as torch.optim.Adam computes it, for each cell of a fleet on its own.
 
-    lr: learning rate. betas, eps: as in torch. `lr_scale` [R, S + 1], a NumPy array to write to, multiplies the
-    learning rate of each (replica, stage); its last column, like stage S in the methods below, is the ends.
+    lr: learning rate. betas, eps: as in torch. `lr_scale` [R, S + 1], a NumPy array to write to, multiplies
+    the learning rate of each (replica, stage); its last column, like stage S in the methods, is the ends.
     """
 
     def __init__(self, fleet: Fleet, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
@@ -30,15 +29,14 @@ class Adam:
         cells = (fleet.replicas, fleet.shape.stages + 1)
         self.lr_scale = np.ones(cells)  # [R, S + 1]
         self.steps = np.zeros(cells, dtype=np.int64)  # [R, S + 1]
-        self._buffers = [
-            (
-                fleet.layers,
-                fleet.layer_gradients,
-                torch.zeros_like(fleet.layers),
-                torch.zeros_like(fleet.layers),
-            ),
-            (fleet.ends_rows, fleet.ends_gradients) + tuple(torch.zeros_like(fleet.ends_rows) for _ in range(2)),
-        ]  # (weights, gradients, first moments, second moments) of the layers and of the ends
+        self._layers = {
+            name: (w, fleet.layer_gradients[name], torch.zeros_like(w), torch.zeros_like(w))
+            for name, w in fleet.layers.items()
+        }  # weights, gradients, first and second moments, each [layers per stage, S, R, ...]
+        self._ends = {
+            name: (w, fleet.outer_gradients[name], torch.zeros_like(w), torch.zeros_like(w))
+            for name, w in fleet.outer.items()
+        }  # the same, each [R, ...]
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
@@ -47,13 +45,13 @@ class Adam:
         self.steps += 1
         counts = torch.tensor(self.steps, dtype=torch.float32, device=self.fleet.device)  # [R, S + 1]
         if (self.lr_scale == self.lr_scale[0, 0]).all() and (self.steps == self.steps[0, 0]).all():
-            self._update(self._buffers, [counts[0, 0]] * 2, lr * float(self.lr_scale[0, 0]))
+            buffers = [*self._layers.values(), *self._ends.values()]
+            self._update(buffers, [counts[0, 0]] * len(buffers), lr * float(self.lr_scale[0, 0]))
             return
         for scale in np.unique(self.lr_scale):
             cells = np.argwhere(self.lr_scale == scale)
-            rows = [row for cell in cells for row in self._rows(*cell)]
-            steps = [counts[*cell] for cell in cells for _ in self._rows(*cell)]
-            self._update(rows, steps, lr * float(scale))
+            rows = [(row, counts[*cell]) for cell in cells for row in self._rows(*cell)]
+            self._update(*zip(*rows, strict=True), lr * float(scale))
 
     def reset(self, replica: int, stage: int) -> None:
         """Zero the moments and the step count of one cell."""
@@ -65,48 +63,46 @@ class Adam:
     def moments(self, replica: int, stage: int) -> dict[str, tuple[Tensor, Tensor]]:
         """First and second moments of one cell by parameter name, views laid out like `Fleet.stage`."""
         if stage == self.fleet.shape.stages:
-            shapes, (m, v) = self.fleet.shape.ends_shapes, (b[replica] for b in self._buffers[1][2:])
-        else:
-            shapes, (m, v) = (
-                self.fleet.shape.layer_shapes,
-                (b[:, stage, replica] for b in self._buffers[0][2:]),
-            )
-        m, v = model.unpack(m, shapes), model.unpack(v, shapes)
-        return {name: (m[name], v[name]) for name in m}
+            return {name: (m[replica], v[replica]) for name, (_, _, m, v) in self._ends.items()}
+        return {name: (m[:, stage, replica], v[:, stage, replica]) for name, (_, _, m, v) in self._layers.items()}
 
     def state_dict(self, replicas: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Copies of moments, step counts and learning-rate scales, of all replicas or of the given ones."""
         chosen = slice(None) if replicas is None else list(replicas)
-        (_, _, *layers), (_, _, *ends) = self._buffers
-        return {
-            "layers": torch.stack([b[:, :, chosen] for b in layers]),
-            "ends": torch.stack([b[chosen] for b in ends]),
+        state = {
             "steps": torch.from_numpy(self.steps[chosen].copy()),
             "lr_scale": torch.from_numpy(self.lr_scale[chosen].copy()),
         }
+        for name, (_, _, *moments) in self._layers.items():
+            state[f"layers.{name}"] = torch.stack([moment[:, :, chosen] for moment in moments])
+        for name, (_, _, *moments) in self._ends.items():
+            state[f"ends.{name}"] = torch.stack([moment[chosen] for moment in moments])
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor], replicas: Sequence[int] | None = None) -> None:
         """Take over what `state_dict` gave, for all replicas or for the given ones in that order."""
         chosen = slice(None) if replicas is None else list(replicas)
         if state["steps"].shape != self.steps[chosen].shape:
             raise ValueError(
-                f"the state holds {list(state['steps'].shape)} cells, this optimiser {list(self.steps[chosen].shape)}: "
+                f"the state holds {list(state['steps'].shape)} cells, "
+                f"this optimiser {list(self.steps[chosen].shape)}: "
                 "load it for a fleet of the same shape and as many replicas"
             )
-        (_, _, *layers), (_, _, *ends) = self._buffers
-        for buffer, saved in zip(layers, state["layers"], strict=True):
-            buffer[:, :, chosen] = saved.to(buffer.device)
-        for buffer, saved in zip(ends, state["ends"], strict=True):
-            buffer[chosen] = saved.to(buffer.device)
+        for name, (_, _, *moments) in self._layers.items():
+            for moment, saved in zip(moments, state[f"layers.{name}"], strict=True):
+                moment[:, :, chosen] = saved.to(moment.device)
+        for name, (_, _, *moments) in self._ends.items():
+            for moment, saved in zip(moments, state[f"ends.{name}"], strict=True):
+                moment[chosen] = saved.to(moment.device)
         self.steps[chosen] = state["steps"].numpy()
         self.lr_scale[chosen] = state["lr_scale"].numpy()
 
     def _rows(self, replica, stage):
         """(weights, gradients, first moments, second moments) of each row of one cell."""
-        layers, ends = self._buffers
         if stage == self.fleet.shape.stages:
-            return [tuple(b[replica] for b in ends)]
-        return [tuple(b[j, stage, replica] for b in layers) for j in range(self.fleet.shape.layers_per_stage)]
+            return [tuple(t[replica] for t in tensors) for tensors in self._ends.values()]
+        layers = range(self.fleet.shape.layers_per_stage)
+        return [tuple(t[j, stage, replica] for t in tensors) for tensors in self._layers.values() for j in layers]
 
     def _update(self, rows, steps, lr):
         weights, gradients, m, v = map(list, zip(*rows, strict=True))
@@ -130,8 +126,8 @@ class Adam:
 def schedule(kind: str, base: float, warmup: int, steps: int, final: float = 0.1) -> Callable[[int], float]:
     """Learning rate at each step, counted from 0.
 
-    Linear warm-up over the first `warmup` steps, base * (step + 1) / warmup; then "constant", or "cosine" down to
-    final * base at step `steps`. Raises ValueError for another kind or a warm-up longer than the run.
+    Linear warm-up over the first `warmup` steps, base * (step + 1) / warmup; then "constant", or "cosine"
+    down to final * base at step `steps`. Raises ValueError for another kind or a warm-up longer than the run.
     """
     if kind not in ("constant", "cosine"):
         raise ValueError(f"schedule {kind!r} is unknown: give 'constant' or 'cosine'")
