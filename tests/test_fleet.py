@@ -137,14 +137,16 @@ def disturbed(fleet, size=0.2):
     return fleet
 
 
-@pytest.mark.parametrize(("checkpointing", "group"), [(False, 1), (False, 1 << 18), (True, 1 << 18)])
+@pytest.mark.parametrize(
+    ("checkpointing", "group", "at_once"), [(False, 1, None), (False, 1 << 18, None), (True, 1 << 18, 1), (False, 1, 3)]
+)
 @pytest.mark.parametrize("name", ROUTES)
-def test_routes_are_walks(name, checkpointing, group, monkeypatch):
+def test_routes_are_walks(name, checkpointing, group, at_once, monkeypatch):
     monkeypatch.setattr("swarmbook.fleet._GROUP", {"cpu": group})
     fleet, cells = disturbed(fleet_of(checkpointing=checkpointing)), ROUTES[name]()
     tokens = batch()
     fleet.gradients(batch(9), wild(8))  # whatever was stored before must not count
-    losses = fleet.gradients(tokens, cells)
+    losses = fleet.gradients(tokens, cells, at_once)
     wanted, stages, ends = walk(fleet, tokens, cells)
     torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=1e-5)
     assert_gradients(fleet, stages, ends)

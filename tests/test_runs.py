@@ -188,6 +188,20 @@ def test_a_run_that_diverges_is_named_and_the_others_are_kept(store, monkeypatch
         quiet([bad], store)
 
 
+def test_what_does_not_fit_is_trained_in_parts(store, tmp_path, monkeypatch):
+    configs = grid({**TINY, "route": "swapped ends", "probes": ["loss jump"]}, seed=range(2))
+    whole = quiet(configs, store)
+    weights, activations = training._bytes(configs[0])
+    for memory, at_once, checkpointing in [(weights + activations / 2, 2, False), (weights, 1, True)]:
+        monkeypatch.setattr(training, "_memory", lambda device, memory=memory: memory)
+        assert [len(pack) for pack in training.packs(configs, "cpu")] == [1, 1]
+        assert training._fitting(configs[:1], "cpu") == (at_once, checkpointing)
+        parts = quiet(configs, Store(tmp_path / f"{at_once}"))
+        for i in range(2):
+            np.testing.assert_allclose(curve(parts, i, "loss jump"), curve(whole, i, "loss jump"), atol=2e-4)
+            np.testing.assert_allclose(curve(parts, i), curve(whole, i), atol=2e-4)
+
+
 def test_too_high_a_learning_rate_is_named_as_the_cause(store):
     config = run_config(**{**TINY, "lr": 1e30})
     with pytest.raises(TrainingError, match=r"learning rate 1e\+30 is probably too high"):

@@ -143,7 +143,7 @@ class Fleet:
             raise ValueError("seeds is empty: give one seed per replica")
         self.shape = shape
         self.replicas = len(seeds)
-        self.device = _device(device)
+        self.device = device_of(device)
         self.precision = _precision(precision, self.device)
         self.checkpointing = checkpointing
         self.compiled = _compilable(compile, self.device)
@@ -197,23 +197,34 @@ class Fleet:
         model.draw(self.stage(replica, stage), _generator(seed))
 
     @torch.no_grad()
-    def gradients(self, tokens, cells: np.ndarray | None = None) -> Tensor:
+    def gradients(self, tokens, cells: np.ndarray | None = None, at_once: int | None = None) -> Tensor:
         """Forward and backward; overwrites the stored gradients with those of each replica's mean loss.
 
         tokens: int64 [R, M, B, T + 1], array or tensor. cells: int [P, R, M, 2], the (replica, stage) that
         microbatch m of replica r visits at each position, stage -1 to skip; None: all stages in order.
+        at_once: microbatches whose activations are held at a time; None: all M.
         Returns the mean cross-entropy [R] in nats, still on the device.
         """
         tokens = self._tokens(tokens, 4)
+        _, M, B, T = tokens[..., 1:].shape
+        at_once = at_once or M
+        total = 0.0
+        for m in range(0, M, at_once):
+            route = None if cells is None else cells[:, :, m : m + at_once]
+            total = total + self._accumulate(tokens[:, m : m + at_once], route, M * B * T, first=m == 0)
+        return total
+
+    def _accumulate(self, tokens, cells, count, first):
+        """Write (the first time) or add the gradients of some microbatches; their share of the mean over `count`."""
         _, M, B, T = tokens[..., 1:].shape
         losses = []
         for group in self._plan(cells, M, M * B * T):
             own = tokens[group.replicas]  # [r, M, B, T + 1]
             kept = []
             x = self._forward(group, own[..., :-1], kept)  # [r, M * B * T, D]
-            loss, dx = self._head_backward(group.replicas, x, own[..., 1:].flatten(1))
+            loss, dx = self._head_backward(group.replicas, x, own[..., 1:].flatten(1), count, first)
             losses.append(loss)
-            self._backward(group, own[..., :-1], dx, kept)
+            self._backward(group, own[..., :-1], dx, kept, first)
         return torch.cat(losses)
 
     @torch.no_grad()
@@ -315,11 +326,11 @@ class Fleet:
                 x = torch.cat([*done, x[len(x) - position.skips :]])
         return x.view(r, M * B * T, D)
 
-    def _backward(self, group, tokens, dx, kept):
-        """Gradients of all that `_forward` went through; dx [r, M * B * T, D]."""
+    def _backward(self, group, tokens, dx, kept, first):
+        """Gradients of all that `_forward` went through, written if `first`, else added; dx [r, M * B * T, D]."""
         r, M, B, T = tokens.shape
         D, angles = self.shape.width, self._rotary(T)
-        if group.idle is not None:
+        if first and group.idle is not None:
             for gradient in self.layer_gradients.values():
                 gradient.flatten(1, 2).index_fill_(1, group.idle, 0.0)
         dx = dx.view(r * M, B * T, D)
@@ -336,7 +347,7 @@ class Fleet:
                         again = self._layer if whole else model.layer
                         _, *activations = again(activations, *weights, *angles)
                     dy, *found = run(dy, *activations, *weights, *angles)
-                    self._store(j, visit, found)
+                    self._store(j, visit, found, first and visit.first)
                 done.append(dy.view(part.shape))
             if len(done) == 1 and position.skips == 0:
                 dx = done[0]
@@ -346,39 +357,39 @@ class Fleet:
         table = torch.ops.aten.embedding_dense_backward(
             dx.view(-1, D), self._entries(tokens), r * self.shape.vocabulary, -1, False
         )  # unlike index_add_, the same bits each time on CUDA too
-        self.outer_gradients["embedding"][group.replicas] = table.view(r, -1, D)
+        _put(self.outer_gradients["embedding"][group.replicas], table.view(r, -1, D), first)
 
-    def _head_backward(self, replicas, x, targets):
-        """Mean loss [r] and its gradient by x [r, n, D], a block of tokens at a time."""
+    def _head_backward(self, replicas, x, targets, count, first):
+        """Loss [r], summed over tokens / count, and its gradient by x [r, n, D], a block of tokens at a time."""
         r, n, _ = x.shape
         norm, head = self._outer(replicas)
         block = max(1, _BLOCK[self.device.type] // (r * self.shape.vocabulary))
         total, dx = 0.0, []
         for i in range(0, n, block):
             part = x[:, i : i + block], norm, head, targets[:, i : i + block]
-            nats, dpart, dnorm, *factors = self._cross_entropy_backward(*part, 1.0 / n)
+            nats, dpart, dnorm, *factors = self._cross_entropy_backward(*part, 1.0 / count)
             total = total + nats
             dx.append(dpart)
-            _put(self.outer_gradients["norm"][replicas], dnorm, i == 0)
-            _multiply(self.outer_gradients["head"][replicas], *factors, i == 0)
-        return total / n, dx[0] if len(dx) == 1 else torch.cat(dx, 1)
+            _put(self.outer_gradients["norm"][replicas], dnorm, first and i == 0)
+            _multiply(self.outer_gradients["head"][replicas], *factors, first and i == 0)
+        return total / count, dx[0] if len(dx) == 1 else torch.cat(dx, 1)
 
-    def _store(self, j, visit, found):
+    def _store(self, j, visit, found, first):
         """Write or add the gradients that `layer_backward` found for layer j of the visited cells."""
         norms, factors = found[:2], found[2:]
         if isinstance(visit.cells, slice):
             into = self._view(self.layer_gradients, j, visit.cells)
             for name, gradient in zip(("attention_norm", "mlp_norm"), norms, strict=True):
-                _put(into[name], gradient, visit.first)
+                _put(into[name], gradient, first)
             for i, name in enumerate(("down", "gate_up", "output", "qkv")):
-                _multiply(into[name], factors[2 * i], factors[2 * i + 1], visit.first)
+                _multiply(into[name], factors[2 * i], factors[2 * i + 1], first)
             return
         found = dict(zip(("attention_norm", "mlp_norm"), norms, strict=True))
         for i, name in enumerate(("down", "gate_up", "output", "qkv")):
             found[name] = torch.bmm(factors[2 * i].mT, factors[2 * i + 1]).float()
         for name, gradient in self.layer_gradients.items():
             rows = gradient[j].flatten(0, 1)  # [S * R, ...]
-            if visit.first:
+            if first:
                 rows.index_copy_(0, visit.cells, found[name])
             else:
                 rows.index_add_(0, visit.cells, found[name])
@@ -466,10 +477,7 @@ class Fleet:
             raise IndexError(f"stage {stage} is not in this model: it has 0..{self.shape.stages - 1}")
 
 
-_GROUP = {
-    "cpu": 1 << 17,
-    "cuda": 1 << 28,
-}  # widest activations of a group; on the CPU 1 MiB, half its cache
+_GROUP = {"cpu": 1 << 17, "cuda": 1 << 28}  # widest activations of a group; on the CPU 1 MiB, half its cache
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 28}  # logits computed at a time
 _PLANS = 64  # analysed routes kept
 
@@ -504,7 +512,8 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(int(seed)).generate_state(1)[0]))
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:1" names here; ValueError or RuntimeError if there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -20,7 +20,7 @@ from swarmbook import data
 from swarmbook.churn import failures
 from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.errors import TrainingError
-from swarmbook.fleet import Fleet
+from swarmbook.fleet import Fleet, device_of
 from swarmbook.model import Shape
 from swarmbook.optim import Adam, schedule
 from swarmbook.recovery import RULES, Lost
@@ -39,7 +39,7 @@ def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[R
     for config in configs:
         alike.setdefault(config.model_dump_json(exclude=PACKED), []).append(config)
     for group in alike.values():
-        size = max(1, int(_memory(device) // _bytes(group[0])))
+        size = max(1, int(_memory(device) // sum(_bytes(group[0]))))
         parts = -(-len(group) // size)
         yield from (list(part) for part in np.array_split(np.array(group, dtype=object), parts))
 
@@ -99,8 +99,9 @@ class Pack:
         ]
         seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run in pack for r in range(run.replicas)]
         shape = shape_of(first, tokens.vocabulary)
-        self.compile = "auto" if _flops(pack, shape) > COMPILE_FLOPS[_kind(device)] else False
-        self.fleet = Fleet(shape, seeds, device=device, precision=first.precision, compile=self.compile)
+        self.at_once, checkpointing = _fitting(pack, device)  # asked before the weights take their memory
+        compile = "auto" if _flops(pack, shape) > COMPILE_FLOPS[device_of(device).type] else False
+        self.fleet = Fleet(shape, seeds, device, first.precision, compile, checkpointing)
         self.adam = Adam(self.fleet, first.lr)
         self.rate = schedule(first.schedule, first.lr, first.warmup, first.steps)
         self.norms = torch.ones(len(seeds), first.stages + 1)
@@ -122,7 +123,7 @@ class Pack:
             if self.traces[i][self.step].any():
                 self._rebuild(i, run)
         tokens = np.concatenate([batches[self.step] for batches in self.batches])  # [R, M, B, T+1]
-        self.losses.append(self.fleet.gradients(tokens, self._cells()))
+        self.losses.append(self.fleet.gradients(tokens, self._cells(), self.at_once))
         self.norms = self.fleet.clip(self.runs[0].clip)
         self.adam.step(self.rate(self.step))
         self.step += 1
@@ -280,25 +281,26 @@ def _flops(pack: Sequence[RunConfig], shape: Shape) -> float:
     return 6.0 * shape.parameters * pack[0].tokens_per_step * pack[0].steps * len(pack)
 
 
-def _bytes(config: RunConfig) -> float:
-    """Memory one run takes: weights, gradients, moments and what the forward pass keeps."""
+def _bytes(config: RunConfig) -> tuple[float, float]:
+    """Memory one run takes: weights, gradients and moments; and what the forward pass keeps of all microbatches."""
     vocabulary = data.tokenizer(config.tokenizer).get_vocab_size()
     shape = shape_of(config, vocabulary)
-    per_token = shape.layers * (14 * config.width + 4 * config.hidden) + 3 * vocabulary
-    return 24.0 * config.replicas * shape.parameters + 4.0 * config.tokens_per_step * per_token
+    per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
+    return 24.0 * config.replicas * shape.parameters, 4.0 * config.tokens_per_step * per_token
+
+
+def _fitting(pack: Sequence[RunConfig], device: str) -> tuple[int, bool]:
+    """Microbatches whose activations fit beside the pack's weights, and whether even one needs checkpointing."""
+    weights, activations = (len(pack) * size for size in _bytes(pack[0]))
+    fitting = int((_memory(device) - weights) / activations * pack[0].microbatches)
+    return min(max(fitting, 1), pack[0].microbatches), fitting < 1
 
 
 def _memory(device: str) -> float:
     """Bytes a pack may use."""
-    if _kind(device) == "cuda":
-        return 0.8 * torch.cuda.mem_get_info()[0]
+    if device_of(device).type == "cuda":
+        return 0.8 * torch.cuda.mem_get_info(device_of(device))[0]
     return 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _kind(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device).type
 
 
 def _device_name(device: torch.device) -> str:
