@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from swarmbook.estimates import estimate
-from swarmbook.figures import curves, intervals, panels, style
+from swarmbook.figures import curves, dots, gaps, intervals, panels, style
 
 TABLE = pd.DataFrame(
     {
@@ -41,3 +41,20 @@ def test_intervals_are_the_claims_estimates_and_skip_what_is_missing():
     half = estimate([2.0, 3.0]).half
     assert lower.get_ydata()[0] == pytest.approx(2.5 - half)
     assert upper.get_ydata()[0] == pytest.approx(2.5 + half)
+
+
+def test_gaps_are_paired_by_seed():
+    _, (ax,) = panels(1)
+    gaps(TABLE, "route", ["b"], "a", ax)
+    assert ax.lines[0].get_xdata().tolist() == [0, 10]
+    assert ax.lines[0].get_ydata().tolist() == [3.0, 3.5]  # means of (4, 2) and (3, 4)
+    low, high = ax.collections[0].get_paths()[0].vertices[:, 1].min(), estimate([4.0, 2.0]).low
+    assert low == pytest.approx(min(high, estimate([3.0, 4.0]).low))
+
+
+def test_dots_show_every_seed_and_the_mean():
+    _, (ax,) = panels(1)
+    dots(TABLE[TABLE["step"] == 10], "route", ["a", "b"], ax, shift=0.2, label="mean")
+    seeds, means = ax.lines
+    assert sorted(seeds.get_ydata()) == [2.0, 3.0, 5.0, 7.0]
+    assert means.get_xdata().tolist() == [0.2, 1.2] and means.get_ydata().tolist() == [2.5, 6.0]

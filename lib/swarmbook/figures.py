@@ -49,6 +49,30 @@ def curves(table: pd.DataFrame, hue: str, order: Sequence, labels: Sequence[str]
     ax.set_xlabel("training step")
 
 
+def gaps(table: pd.DataFrame, axis: str, order: Sequence, baseline: object, ax: Axes, **kwargs) -> None:
+    """Value at each `axis` of `order` minus that at `baseline`, seed by seed: mean and 95 % interval over steps."""
+    wide = table.pivot(index=["step", "seed"], columns=axis, values="value")
+    for value in order:
+        differences = (wide[value] - wide[baseline]).dropna().groupby("step")
+        estimates = pd.DataFrame([vars(estimate(part)) for _, part in differences], index=list(differences.groups))
+        (line,) = ax.plot(estimates.index, estimates["mean"], **kwargs)
+        low, high = estimates["mean"] - estimates["half"], estimates["mean"] + estimates["half"]
+        ax.fill_between(estimates.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    ax.axhline(0, color="0.3", linewidth=0.8)
+    ax.set_xlabel("training step")
+
+
+def dots(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: float = 0.0, **kwargs) -> None:
+    """Every seed as a small dot and their mean as a marker, at each value of `x`, at positions 0, 1, 2, ..."""
+    style = {"marker": "o", "markersize": 6, "linestyle": "none", **kwargs}
+    places = {value: i + shift for i, value in enumerate(order)}
+    part = table[table[x].isin(order)]
+    ax.plot(part[x].map(places), part["value"], ".", color=style.get("color"), alpha=0.45, markersize=4)
+    means = part.groupby(x)["value"].mean()
+    ax.plot(means.index.map(places), means, **style)
+    ax.set_xticks(range(len(order)), [str(value) for value in order])
+
+
 def intervals(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: float = 0.0, **kwargs) -> None:
     """Mean over seeds with its 95 % confidence interval at each value of `x`, at positions 0, 1, 2, ..."""
     there = set(table[x])
