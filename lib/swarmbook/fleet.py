@@ -9,114 +9,17 @@
   activations stay in the cache and only one group's are held
 """
 
-import ctypes
-import os
-import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from swarmbook import model
+from swarmbook.device import compilable, device_of, keep_freed_memory, precision_of
 from swarmbook.model import Shape
-
-
-@dataclass(frozen=True)
-class Visit:
-    """Cells that work at one position, each on `microbatches` of the group's paths."""
-
-    paths: int  # how many, taken in order from the position's sorted activations
-    microbatches: int  # per cell
-    cells: slice | Tensor  # flat cell numbers, stage * R + replica
-    first: bool  # first to touch the gradients of its cells, on the way back
-
-
-@dataclass(frozen=True)
-class Position:
-    """One position of a pipeline: sort the paths, let the visits work on the first of them; the rest skip."""
-
-    order: Tensor | None  # index into the previous position's order; None: unchanged
-    back: Tensor | None  # its inverse
-    visits: tuple[Visit, ...]
-    skips: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """Replicas start..stop-1, which share no cell with others, and where their paths go."""
-
-    replicas: slice
-    positions: tuple[Position, ...]  # the last one brings the paths home, without visits
-    idle: Tensor | None  # cells whose gradients must be zero before the way back
-
-
-def plan(cells: np.ndarray, stages: int, at_once: int, device: torch.device) -> list[Group]:
-    """Split the replicas of a route [P, R, M, 2] into groups of `at_once`, or more where it connects them."""
-    R = cells.shape[1]
-    visited = np.where(cells[..., 1] < 0, np.arange(R)[None, :, None], cells[..., 0])  # [P, R, M]
-    high = np.maximum.accumulate(visited.max((0, 2), initial=0))
-    low = np.minimum.accumulate(visited.min((0, 2), initial=R)[::-1])[::-1]
-    groups, start = [], 0
-    for stop in range(1, R + 1):
-        alone = stop == R or (high[stop - 1] < stop <= low[stop])
-        if stop == R or (alone and stop - start >= at_once):
-            groups.append(_group(cells[:, start:stop], start, R, stages, device))
-            start = stop
-    scattered = any(isinstance(v.cells, Tensor) for g in groups for p in g.positions for v in p.visits)
-    if scattered and at_once > 1 and device.type == "cpu":  # weights as views are worth more than large groups
-        return plan(cells, stages, 1, device)
-    return groups
-
-
-def _group(cells, start, R, stages, device):
-    P, r, M, _ = cells.shape
-    order = np.arange(r * M)  # the paths, as they lie
-    sorted_paths = []
-    for replica, stage in cells.reshape(P, -1, 2).transpose(0, 2, 1):
-        cell = np.where(stage < 0, R * stages, stage * R + replica)  # skips sort last
-        members, inverse, count = np.unique(cell, return_inverse=True, return_counts=True)
-        count[members == R * stages] = r * M + 1
-        sorted_paths.append((np.lexsort((cell, count[inverse])), members, count))
-    visits: list[list[Visit]] = [[] for _ in range(P)]
-    touched: set[int] = set()
-    idle: set[int] = set()
-    for p in reversed(range(P)):  # as the way back meets them
-        _, members, count = sorted_paths[p]
-        for k in np.unique(count[count <= r * M]):
-            chosen = members[count == k]
-            first = touched.isdisjoint(chosen.tolist())
-            if not first:
-                idle |= set(chosen.tolist()) - touched
-            touched |= set(chosen.tolist())
-            visits[p].append(Visit(int(k) * len(chosen), int(k), _slice(chosen, device), first))
-    idle |= {s * R + start + i for s in range(stages) for i in range(r)} - touched
-    positions = []
-    for (wanted, _, _), seen in zip(sorted_paths, visits, strict=True):
-        skips = r * M - sum(v.paths for v in seen)
-        positions.append(Position(*_moves(order, wanted, device), tuple(seen), skips))
-        order = wanted
-    positions.append(Position(*_moves(order, np.arange(r * M), device), (), r * M))
-    silent = torch.tensor(sorted(idle), device=device) if idle else None
-    return Group(slice(start, start + r), tuple(positions), silent)
-
-
-def _moves(order, wanted, device):
-    """Index that brings paths lying in `order` into the order `wanted`, and its inverse."""
-    if np.array_equal(order, wanted):
-        return None, None
-    place = np.argsort(order)[wanted]
-    return torch.from_numpy(place).to(device), torch.from_numpy(np.argsort(place)).to(device)
-
-
-def _slice(cells, device):
-    """Evenly spaced cells as a slice, whose weights are a view; others as an index."""
-    step = int(cells[1] - cells[0]) if len(cells) > 1 else 1
-    if (np.diff(cells) == step).all():
-        return slice(int(cells[0]), int(cells[-1]) + 1, step)
-    return torch.from_numpy(cells).to(device)
+from swarmbook.paths import Group, plan
 
 
 class Fleet:
@@ -144,9 +47,9 @@ class Fleet:
         self.shape = shape
         self.replicas = len(seeds)
         self.device = device_of(device)
-        self.precision = _precision(precision, self.device)
+        self.precision = precision_of(precision, self.device)
         self.checkpointing = checkpointing
-        self.compiled = _compilable(compile, self.device)
+        self.compiled = compilable(compile, self.device)
         lead = (shape.layers_per_stage, shape.stages, self.replicas)
         self.layers = {
             name: torch.zeros(*lead, *size, device=self.device) for name, size in shape.layer_shapes.items()
@@ -165,7 +68,7 @@ class Fleet:
             map(model.Compiled, steps) if self.compiled else steps
         )
         if self.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         for r, seed in enumerate(seeds):
             generator = _generator(seed)
             model.draw(self.ends(r), generator)
@@ -499,54 +402,6 @@ def _multiply(gradient: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         torch.baddbmm(gradient, a.mT, b, out=gradient)
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep freed blocks: else each step gives its activations back and faults them in again."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the most it takes
-
-
 def _generator(seed: int) -> torch.Generator:
     # torch's CPU generator reads 32 bits of a seed only; SeedSequence spreads seeds of any size over them.
     return torch.Generator().manual_seed(int(np.random.SeedSequence(int(seed)).generate_state(1)[0]))
-
-
-def device_of(name: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:1" names here; ValueError or RuntimeError if there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={name!r} is unknown: give 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise RuntimeError(
-            f"device={name!r}, but torch {torch.__version__} sees {count} CUDA devices here: "
-            "give device='cpu' or 'auto', or install a CUDA build of torch and its driver"
-        )
-    return device
-
-
-def _precision(name: str, device: torch.device) -> str:
-    if name not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"precision={name!r} is unknown: give 'auto', 'fp32' or 'bf16'")
-    return name if name != "auto" else "bf16" if device.type == "cuda" else "fp32"
-
-
-def _compilable(wanted: bool | str, device: torch.device) -> bool:
-    if wanted not in (True, False, "auto"):
-        raise ValueError(f"compile={wanted!r} is unknown: give True, False or 'auto'")
-    if device.type == "cuda":
-        found = torch.utils._triton.has_triton()
-    else:
-        found = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
-    if wanted is True and not found:
-        raise RuntimeError(
-            "compile=True needs a C++ compiler (on CUDA: Triton) and none was found: "
-            "install g++, name one in CXX, or give compile=False"
-        )
-    return found if wanted == "auto" else wanted

@@ -19,8 +19,9 @@ import swarmbook
 from swarmbook import data
 from swarmbook.churn import failures
 from swarmbook.config import NUMERICS, RunConfig
+from swarmbook.device import device_of
 from swarmbook.errors import TrainingError
-from swarmbook.fleet import Fleet, device_of
+from swarmbook.fleet import Fleet
 from swarmbook.model import Shape
 from swarmbook.optim import Adam, schedule
 from swarmbook.recovery import RULES, Lost
