@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -252,3 +253,30 @@ def test_golden_run(store):
 
 GOLDEN_FAILURES = 6
 GOLDEN_LOSSES = [7.620249, 7.528967, 7.368115]
+
+
+RECORDED = sorted((Path(__file__).parents[1] / "papers").glob("*/runs/*.parquet"))
+
+
+def recorded(path):
+    record = Store(path.parent, [path.parent]).get(path.stem)
+    return record, run_config(**record.config)
+
+
+def test_recorded_runs_belong_to_their_configurations():
+    assert RECORDED
+    for path in RECORDED:
+        record, config = recorded(path)
+        assert config.key == record.key, f"{path}: data, numerics or configuration changed; record it anew"
+
+
+@pytest.mark.parametrize("path", RECORDED[:: max(1, len(RECORDED) // 2)], ids=lambda path: path.stem)
+def test_recorded_runs_start_as_the_code_still_does(path, store):
+    record, config = recorded(path)
+    pack = training.Pack([config], store.progress([config.key]), "cpu")
+    expected = record.metrics[record.metrics["metric"] == "training loss"].set_index("step")["value"]
+    for _ in range(5):
+        for _ in range(config.log_every):
+            pack.advance()
+        assert float(torch.stack(pack.losses).mean()) == pytest.approx(expected[pack.step], abs=1e-4)
+        pack.losses = []
