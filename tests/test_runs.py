@@ -189,6 +189,14 @@ def test_a_run_that_diverges_is_named_and_the_others_are_kept(store, monkeypatch
         quiet([bad], store)
 
 
+def test_a_pack_that_diverges_stops_no_other_and_leaves_no_rubbish(store, tmp_path):
+    bad, good = run_config(**{**TINY, "lr": 1e30}), run_config(**TINY)
+    with pytest.raises(TrainingError, match=f"run {bad.key}"):
+        quiet([bad, good], store)
+    assert store.get(good.key) is not None and store.get(bad.key) is None
+    assert not store.packs() and not list((tmp_path / "store" / "partial").glob("*"))
+
+
 def test_what_does_not_fit_is_trained_in_parts(store, tmp_path, monkeypatch):
     configs = grid({**TINY, "route": "swapped ends", "probes": ["loss jump"]}, seed=range(2))
     whole = quiet(configs, store)

@@ -20,7 +20,6 @@ from swarmbook.errors import ConfigError, unknown
 from swarmbook.store import key_of
 
 NUMERICS = 1
-PROBES = ("loss jump",)
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -20,7 +20,6 @@ from swarmbook import data
 from swarmbook.churn import failures
 from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.device import device_of
-from swarmbook.errors import TrainingError
 from swarmbook.fleet import Fleet
 from swarmbook.model import Shape
 from swarmbook.optim import Adam, schedule
@@ -42,14 +41,14 @@ def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[R
     for group in alike.values():
         size = max(1, int(_memory(device) // sum(_bytes(group[0]))))
         parts = -(-len(group) // size)
-        yield from (list(part) for part in np.array_split(np.array(group, dtype=object), parts))
+        yield from (group[i::parts] for i in range(parts))
 
 
 def train(pack: Sequence[RunConfig], progress: Progress, device: str = "auto", show: bool = True) -> "Pack":
     """Train a pack to its end, streaming metrics and checkpoints to `progress`.
 
-    Raises `TrainingError` when every run of the pack has diverged; a run that diverges beside healthy ones is
-    listed in the result's `diverged` (run index -> step and likely cause).
+    Runs that diverge are listed in the result's `diverged` (run index -> step and likely cause); training stops
+    early when none is left.
     """
     state = Pack(pack, progress, device)
     config = pack[0]
@@ -66,7 +65,7 @@ def train(pack: Sequence[RunConfig], progress: Progress, device: str = "auto", s
     with bar:
         if state.step == 0:
             state.evaluate()
-        while state.step < config.steps:
+        while state.step < config.steps and state.healthy:
             state.advance()
             bar.update(state.tokens_per_step)
             if state.step % config.log_every == 0:
@@ -142,9 +141,7 @@ class Pack:
                 self._diverge(i, self.step - len(losses) + int(bad[0]))
         self._record("training loss", losses.mean(0).tolist())
         self.losses = []
-        if not self.healthy:
-            raise TrainingError("; ".join(self.diverged.values()))
-        self.last_loss = float(losses.mean(0)[self.healthy].mean())
+        self.last_loss = float(losses.mean(0)[self.healthy].mean())  # nan when none is healthy
 
     def evaluate(self) -> None:
         """Validation loss of every run on the same held-out sequences, in order whatever the run's route."""
