@@ -7,11 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -158,7 +160,13 @@ def test_key_of():
 
 @pytest.mark.parametrize("key", ["", "../../etc/passwd", "XYZ", KEY + "\n", KEY[:7], KEY + ".tmp"])
 def test_what_is_no_key_is_refused(store, key):
-    for use in (store.get, lambda key: put(store, key), lambda key: store.claim([key]).__enter__()):
+    for use in (
+        store.get,
+        store.state,
+        lambda key: put(store, key),
+        lambda key: store.put_state(key, {}),
+        lambda key: store.claim([key]).__enter__(),
+    ):
         with pytest.raises(ValueError, match="is no key of a run"):
             use(key)
 
@@ -302,90 +310,125 @@ def test_publish(store, tmp_path):
     assert files(recorded) == before
 
 
-# Progress of a pack
+# States
 
 
-def test_resume(store):
-    torch = pytest.importorskip("torch")
-    progress = store.progress([OTHER, KEY])
-    assert progress.load() is None
-    state = {"weights": torch.arange(4.0), "adam": {"step": 3, "rate": 0.1}, "generator": {"state": 2**100}}
-    progress.append([{"step": 1, "metric": "loss", "value": np.float32(0.5)}, {"step": 2, "value": np.inf}])
-    progress.save({}, 1)
-    progress.save(state, 2)
-    progress.append([{"step": 3, "metric": "lost"}])
-    assert len(progress.metrics()) == 3
-
-    again = Store(store.root)
-    assert again.packs() == [sorted([KEY, OTHER])]
-    progress = again.progress([KEY, OTHER])
-    loaded, step = progress.load()
-    assert step == 2 and loaded.pop("weights").equal(torch.arange(4.0))
-    assert loaded == {key: state[key] for key in ("adam", "generator")}
-    progress.append([{"step": 3, "metric": "accuracy", "value": 1}])
-    table = progress.metrics()
-    assert list(table.step) == [1, 2, 3] and list(table.metric.cat.categories) == ["accuracy", "loss"]
-    assert table.value[1] == np.inf
-    again.put(KEY, CONFIG, table, PROVENANCE)
-    progress.discard()
-    assert again.packs() == [] and files(again.root) == [f"{KEY}.parquet"]
+def state_of(value):
+    return {"fleet": {"wq": torch.full((2, 3), value), "half": torch.ones(2).bfloat16()}, "step": 7, "norms": [value]}
 
 
-@pytest.mark.parametrize("file", ["metrics.jsonl", "checkpoint.json", "weights"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "missing"])
-def test_damaged_progress_starts_again(store, file, damage):
-    progress = store.progress([KEY])
-    progress.append([{"step": step} for step in range(20)])
-    progress.save({"weights": list(range(50))}, 20)
-    path = next(progress.folder.glob("*.pt")) if file == "weights" else progress.folder / file
+def same(one, other):
+    """Equal to the bit, NaN and the sign of zero included."""
+    if isinstance(one, torch.Tensor):
+        bits = [tensor.contiguous().view(torch.uint8) for tensor in (one, other)]
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[name], other[name]) for name in one)
+    return type(one) is type(other) and one == other
+
+
+def stateless(store, key=KEY):
+    """That a damaged state is named and counts as absent."""
+    with pytest.warns(UserWarning, match=f"{key}.pt is damaged and not used: .*training the run again replaces it"):
+        return store.state(key) is None
+
+
+def test_state_round_trip(store):
+    state = {
+        "fleet": {"wq": torch.tensor([np.nan, -0.0, np.inf, 5e-324], dtype=torch.float64), "empty": torch.zeros(0, 3)},
+        "adam": {"moments": torch.randn(2, 5, 3, generator=torch.manual_seed(0)).transpose(0, 2), "step": 2**40},
+        "half": torch.tensor([0.1, -0.0]).bfloat16(),
+        "diverged": {3: "the loss is not finite"},
+        "rate": 0.1 + 0.2,
+        "none": None,
+    }
+    store.put_state(KEY, state)
+    assert same(store.state(KEY), state)
+    assert same(Store(store.root).state(KEY), state)
+    assert files(store.root) == [f"states/{KEY}.pt"]
+    assert store.state(OTHER) is None and store.get(KEY) is None  # a state is no run
+    put(store)
+    store.put_state(KEY, state_of(2.0))
+    assert same(store.state(KEY), state_of(2.0)) and store.get(KEY)
+    assert files(store.root) == [f"{KEY}.parquet", f"states/{KEY}.pt"]
+
+
+def test_any_damage_to_a_state_is_found(store):
+    store.put_state(KEY, state_of(1.0))
+    path = store.root / "states" / f"{KEY}.pt"
     whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    path.write_bytes({"flip": flipped, "cut": whole[:-1], "empty": b"", "missing": b""}[damage])
-    if damage == "missing":
-        path.unlink()
-    progress = Store(store.root).progress([KEY])
-    if (file, damage) == ("checkpoint.json", "missing"):  # as if killed before the first checkpoint
-        assert progress.load() is None
-    else:
-        with pytest.warns(UserWarning, match=f"{progress.folder} is damaged and starts again"):
-            assert progress.load() is None
-    assert files(progress.folder) == ["metrics.jsonl", "pack.json"]
-    progress.append([{"step": 0}])
-    assert list(progress.metrics().step) == [0]
-
-
-def test_every_flip_in_a_checkpoint_note_is_found(store):
-    progress = store.progress([KEY])
-    progress.append([{"step": 1}])
-    progress.save({}, 1)
-    kept = {path: path.read_bytes() for path in progress.folder.iterdir()}
-    note = progress.folder / "checkpoint.json"
-    for position in range(len(kept[note])):
-        for path, data in kept.items():
-            path.write_bytes(data)
-        torn = bytearray(kept[note])
+    for position in range(len(whole)):
+        torn = bytearray(whole)
         torn[position] ^= 1 << position % 8
-        note.write_bytes(torn)
-        with pytest.warns(UserWarning, match="is damaged and starts again"):
-            assert store.progress([KEY]).load() is None
+        path.write_bytes(torn)
+        assert stateless(store)
+    for size in (0, 1, 63, 64, 65, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert stateless(store)
+    for longer in (whole + b"\x00", whole * 2, b"\x00" * len(whole)):
+        path.write_bytes(longer)
+        assert stateless(store)
+    store.put_state(KEY, state_of(2.0))
+    assert same(store.state(KEY), state_of(2.0))
 
 
-def test_starting_without_load_forgets_the_past(store):
-    progress = store.progress([KEY])
-    progress.append([{"step": 1}])
-    progress.save({}, 1)
-    progress = store.progress([KEY])
-    progress.append([{"step": 0}])
-    assert list(progress.metrics().step) == [0]
-    assert store.progress([KEY]).load() is None
+def test_state_under_another_name(store):
+    store.put_state(KEY, state_of(1.0))
+    (store.root / "states" / f"{KEY}.pt").rename(store.root / "states" / f"{OTHER}.pt")
+    with pytest.warns(UserWarning, match=f"{OTHER}.pt is damaged and not used: it holds run {KEY}"):
+        assert store.state(OTHER) is None
 
 
-def test_checkpoint_of_another_torch_is_named(store):
-    progress = store.progress([KEY])
-    progress.save({"path": Path("x")}, 1)  # what weights_only refuses
-    with pytest.raises(StoreError, match=f"torch cannot read .*; delete {progress.folder}"):
-        store.progress([KEY]).load()
+def test_state_that_torch_would_not_read_is_refused(store, monkeypatch):
+    store.put_state(KEY, state_of(1.0))
+    with pytest.raises(ValueError, match=f"torch would not read the state of run {KEY} back; expected tensors"):
+        store.put_state(KEY, {"path": Path("x")})
+    assert same(store.state(KEY), state_of(1.0)) and files(store.root) == [f"states/{KEY}.pt"]
+
+    def refused(*args, **options):
+        raise RuntimeError("of a later version")
+
+    monkeypatch.setattr(torch, "load", refused)
+    with pytest.raises(StoreError, match=f"torch cannot read .*{KEY}.pt; delete it and train the run again"):
+        store.state(KEY)
+
+
+def test_fresh_state(store, tmp_path):
+    recorded = tmp_path / "runs"
+    Store(recorded).put_state(KEY, state_of(1.0))
+    assert Store(store.root, [recorded]).state(KEY) is None  # never from a recorded folder
+    store.put_state(KEY, state_of(2.0))
+    for fresh in (True, "token"):
+        new = Store(store.root, [recorded], fresh=fresh)
+        assert new.state(KEY) is None
+        new.put_state(KEY, state_of(3.0))
+        assert same(new.state(KEY), state_of(3.0))
+    assert Store(store.root, fresh="token").state(KEY)
+    assert Store(store.root, fresh="another").state(KEY) is None
+    assert Store(store.root, fresh=True).state(KEY) is None
+    assert same(Store(store.root).state(KEY), state_of(3.0))
+
+
+def test_states_put_at_once(store):
+    """Readers see one writer's state or another's, never a mixture, and no writer fails."""
+    store.put_state(KEY, state_of(0.0))
+
+    def write(value):
+        for _ in range(10):
+            Store(store.root).put_state(KEY, state_of(value))
+
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(write, float(value)) for value in range(4)]
+        seen = [store.state(KEY)]
+        while not all(writer.done() for writer in writers):
+            seen.append(store.state(KEY))
+        for writer in writers:
+            writer.result()
+    assert all(same(state, state_of(state["norms"][0])) for state in seen)
+    assert files(store.root) == [f"states/{KEY}.pt"]
+
+
+# Packs to resume
 
 
 def test_packs_to_resume(store):
@@ -550,11 +593,13 @@ DIE = """
             if mine:
                 progress = store.progress(mine)
                 state, step = progress.load() or ({"weight": torch.zeros(3)}, 0)
+                store.put_state(key, state)  # only so that the last one has something to replace
                 while step < 3:
                     step += 1
                     state["weight"] += step
                     progress.append([{"step": step, "value": state["weight"][0]}])
                     progress.save(state, step)
+                store.put_state(key, state)
                 store.put(key, {}, progress.metrics(), {})
                 progress.discard()
 
@@ -562,19 +607,23 @@ DIE = """
     while True:
         last += 1
         folder = root / str(last)
+        reader = Store(folder)  # opened before there is anything, so that it cleans nothing up
         for again in (last, 1 + last // 2, None):  # killed, killed again in resuming, finished
             if os.fork() == 0:
                 train(folder, again)
                 os._exit(0)
             status = os.wait()[1]
+            kept = reader.state(key)  # damage would be an error here
+            assert kept is None or kept["weight"].tolist() in [[n] * 3 for n in (0, 1, 3, 6)], (last, kept)
             if again == last and status == 0:
                 print(last)
                 sys.exit()
         assert status == 0, (last, status)
         table = Store(folder).get(key).metrics
         assert list(table.step) == [1, 2, 3] and list(table.value) == [1, 3, 6], (last, table)
+        assert reader.state(key)["weight"].tolist() == [6] * 3, last
         left = [str(path) for path in folder.rglob("*") if path.is_file() or path.parent.name == "partial"]
-        assert left == [str(folder / f"{key}.parquet")], (last, left)
+        assert sorted(left) == [str(folder / f"{key}.parquet"), str(folder / "states" / f"{key}.pt")], (last, left)
 """
 
 
@@ -584,7 +633,7 @@ def test_killed_at_any_moment(tmp_path):
     command = [sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(DIE), tmp_path, KEY]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 20
+    assert int(done.stdout) > 30
 
 
 def test_claims_in_one_process(store):
@@ -614,7 +663,9 @@ def test_leftovers_of_the_dead_are_removed(store):
     put(store)
     store.progress([KEY]).save({}, 1)  # killed after put, before discard
     store.progress([OTHER]).save({}, 1)
-    (store.root / f"{OTHER}.parquet.tmp").write_bytes(b"half")
+    store.put_state(KEY, {"step": 1})
+    for half in (f"{OTHER}.parquet.tmp", f"states/{OTHER}.pt.tmp", f"states/{KEY}.pt.tmp"):
+        (store.root / half).write_bytes(b"half")
     (store.root / "locks" / f"{OTHER}.run").touch()
     torn = store.root / "partial" / "0123456789abcdef0123"
     torn.mkdir()
@@ -623,15 +674,17 @@ def test_leftovers_of_the_dead_are_removed(store):
     os.utime(store.root / f"{KEY}.parquet", (0, 2**33))  # the clock jumped: nothing looks at it
     assert Store(store.root).get(KEY)
     assert [path.name for path in (store.root / "partial").iterdir()] == [unfinished]
-    assert [name for name in files(store.root) if "/" not in name] == [f"{KEY}.parquet"]
+    left = [name for name in files(store.root) if not name.startswith("partial")]
+    assert left == [f"{KEY}.parquet", f"states/{KEY}.pt"]
     assert list((store.root / "locks").iterdir()) == []
 
 
 def test_opening_leaves_the_living_alone(store):
     with store.claim([KEY]) as mine, store._lock(f"{OTHER}.write"):
         progress = store.progress(mine)
-        half = store.root / f"{OTHER}.parquet.tmp"
-        half.write_bytes(b"being written")
+        (store.root / "states").mkdir()
+        for half in (f"{OTHER}.parquet.tmp", f"states/{OTHER}.pt.tmp"):
+            (store.root / half).write_bytes(b"being written")
         put(store)
         before = files(store.root)
         Store(store.root)
@@ -663,6 +716,7 @@ def test_full_disk(store, monkeypatch, call):
     progress = store.progress([KEY])
     progress.append([{"step": 1}])
     progress.save({"weight": 1}, 1)
+    store.put_state(OTHER, {"weight": 1})
     before = {name: (store.root / name).read_bytes() for name in files(store.root)}
     with monkeypatch.context() as patch:
         patch.setattr(os, call, no_space)
@@ -670,6 +724,9 @@ def test_full_disk(store, monkeypatch, call):
             put(store)
         with pytest.raises(StoreError, match="No space left"):
             progress.save({"weight": 2}, 2)
+        for key in (KEY, OTHER):
+            with pytest.raises(StoreError, match=f"cannot write .*{key}.pt: No space left.*SWARMBOOK_STORE"):
+                store.put_state(key, {"weight": 2})
         with pytest.raises(StoreError, match="No space left"):
             store.progress([THIRD])
         with pytest.raises(StoreError, match="No space left"):
@@ -677,7 +734,7 @@ def test_full_disk(store, monkeypatch, call):
     assert files(store.root.parent / "runs") == []
     assert {name: (store.root / name).read_bytes() for name in files(store.root)} == before
     assert store.progress([KEY]).load() == ({"weight": 1}, 1)
-    assert put(store) and store.get(OTHER)
+    assert put(store) and store.get(OTHER) and store.state(OTHER) == {"weight": 1}
 
 
 LIMIT = """
@@ -695,6 +752,7 @@ LIMIT = """
     table = pd.DataFrame({"value": np.random.default_rng(0).normal(size=10_000)})
     for write in (
         lambda: store.put(key, {}, table, {}),
+        lambda: store.put_state(key, {"weight": torch.zeros(100_000)}),
         lambda: progress.save({"weight": torch.zeros(100_000)}, 2),
         lambda: progress.append([{"step": step} for step in range(5_000)]),
     ):
@@ -718,8 +776,8 @@ def test_file_that_may_not_grow(store):
     assert step == 1 and len(state["weight"]) == 4
     assert list(progress.metrics().step) == [1]
     assert len(files(progress.folder)) == 4
-    assert store.get(OTHER) and store.get(KEY) is None
-    assert not list(store.root.glob("*.tmp"))
+    assert store.get(OTHER) and store.get(KEY) is None and store.state(KEY) is None
+    assert not list(store.root.rglob("*.tmp"))
 
 
 def test_root_that_cannot_be_written(store, tmp_path, monkeypatch):
@@ -740,6 +798,7 @@ def test_root_that_cannot_be_written(store, tmp_path, monkeypatch):
         assert readonly.get(KEY)
         for write in (
             lambda: put(readonly, OTHER),
+            lambda: readonly.put_state(OTHER, {}),
             lambda: readonly.claim([OTHER]).__enter__(),
             lambda: readonly.progress([OTHER]),
         ):
@@ -753,20 +812,24 @@ def test_root_that_cannot_be_written(store, tmp_path, monkeypatch):
 def test_root_under_a_file(tmp_path):
     (tmp_path / "file").touch()
     store = Store(tmp_path / "file" / "store")
-    assert store.get(KEY) is None
-    with pytest.raises(StoreError, match="cannot write .*Not a directory"):
-        put(store)
+    assert store.get(KEY) is None and store.state(KEY) is None
+    for write in (lambda: put(store), lambda: store.put_state(KEY, {})):
+        with pytest.raises(StoreError, match="cannot write .*Not a directory"):
+            write()
 
 
 def test_unreadable_run_is_not_silently_trained_again(store, monkeypatch):
     put(store)
+    store.put_state(KEY, {})
 
-    def refused(path):
+    def refused(path, mode):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
-    with pytest.raises(StoreError, match=f"cannot read .*{KEY}.parquet: Permission denied"):
-        store.get(KEY)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: refused(path, "rb"))
+    monkeypatch.setattr(Path, "open", refused)
+    for read, name in ((store.get, f"{KEY}.parquet"), (store.state, f"{KEY}.pt")):
+        with pytest.raises(StoreError, match=f"cannot read .*{name}: Permission denied"):
+            read(KEY)
 
 
 @pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason="needs root to mount a tmpfs")
@@ -782,6 +845,9 @@ def test_disk_that_is_really_full(tmp_path):
         table = pd.DataFrame({"value": np.random.default_rng(0).normal(size=20_000)})
         with pytest.raises(StoreError, match="No space left"):
             store.put(OTHER, CONFIG, table, PROVENANCE)
+        with pytest.raises(StoreError, match="cannot write .*states"):
+            store.put_state(OTHER, {"weight": torch.zeros(100_000)})
+        assert files(store.root) == [f"{KEY}.parquet"]
         progress = store.progress([OTHER])
         with pytest.raises(StoreError, match="No space left"):
             progress.append({"step": step} for step in range(10_000))

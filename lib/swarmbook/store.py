@@ -4,6 +4,8 @@
   JSON in its metadata, with a SHA-256 over every other byte of the file, checked before anything is parsed.
 - A finished file appears whole or not at all, and is only ever replaced by another whole one. A damaged file
   is named in a warning and counts as absent; training the run again overwrites it.
+- What a run ends with (weights, moments) can be kept beside it, `states/<key>.pt`, for runs that start from it:
+  the SHA-256 of all that follows, a line of JSON, and what torch.save writes. It is never published.
 - Whoever trains a run holds its lock. The kernel drops the lock when that process dies, and a waiter takes
   over from the last checkpoint. Nothing here looks at clocks or process numbers.
 - Locks are `flock`. Over NFS that needs a server and client that carry locks (Linux does, mounted without
@@ -25,7 +27,6 @@ A training loop reads like this:
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -37,7 +38,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -45,6 +46,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from swarmbook.errors import StoreError
+from swarmbook.files import canonical, key_of, replace, save_tensors, whole, writes
+from swarmbook.progress import Progress
 
 FORMAT = 1
 POLL = 0.2  # seconds between two looks at a lock that another process holds
@@ -63,46 +66,20 @@ class Record:
     path: Path
 
 
-def canonical(value: Any, name: str = "payload") -> str:
-    """JSON with one spelling for each value: sorted keys, no spaces, ASCII.
-
-    Raises ValueError for NaN and infinities and TypeError for what JSON does not have; the message calls the
-    value `name`.
-    """
-
-    def check(part: Any, where: str) -> None:
-        if isinstance(part, dict):
-            for key, item in part.items():
-                if not isinstance(key, str):
-                    raise TypeError(f"{where} has the key {key!r}; JSON needs strings: use {str(key)!r}")
-                check(item, f"{where}.{key}")
-        elif isinstance(part, list | tuple):
-            for index, item in enumerate(part):
-                check(item, f"{where}[{index}]")
-        elif isinstance(part, float) and not math.isfinite(part):
-            raise ValueError(f"{where} is {part}; JSON has no such number: use None or a string")
-        elif not isinstance(part, str | int | float | None):
-            kind = type(part).__name__
-            raise TypeError(f"{where} is a {kind} ({part!r}); expected dict, list, str, int, float or None")
-
-    check(value, name)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def key_of(payload: dict[str, Any]) -> str:
-    """The key of a run: 20 hex digits of the SHA-256 of what decides its numbers."""
-    return hashlib.sha256(canonical(payload).encode()).hexdigest()[:20]
-
-
 class Store:
     """Finished runs in `root` (made on first write) and in the read-only folders `recorded`, looked at first.
 
-    `fresh` leaves out every recorded run and every run in `root` but those that were put by a store with the
-    same token: pass one token to all processes of an invocation, or True for a token of this object's own.
+    `fresh` leaves out every recorded run and every run and state in `root` but those that were put by a store with
+    the same token: pass one token to all processes of an invocation, or True for a token of this object's own.
+    With `states`, only runs whose final state is there count as finished, and recorded ones have none.
     """
 
-    def __init__(self, root: Path, recorded: Sequence[Path] = (), fresh: bool | str = False):
+    def __init__(
+        self, root: Path, recorded: Sequence[Path] = (), fresh: bool | str = False, states: bool = False
+    ):
         self.root = Path(root)
+        self.states = states
+        self._partial = "partial-states" if states else "partial"
         self.recorded = () if fresh else tuple(Path(folder) for folder in recorded)
         self.token = uuid.uuid4().hex if fresh is True else fresh or None
         with suppress(OSError):  # a read-only store is still good for reading
@@ -123,8 +100,12 @@ class Store:
                 warnings.warn(f"{path} is damaged and not used: {damage}; {cure}", stacklevel=2)
                 continue
             if self.token is None or token == self.token:
-                return record
+                return record if not self.states or self.state(key) is not None else None
         return None
+
+    def keeping(self) -> "Store":
+        """The same folder, where only runs whose final state is there count as finished."""
+        return Store(self.root, fresh=self.token or False, states=True)
 
     def put(self, key: str, config: dict, metrics: pd.DataFrame, provenance: dict) -> Record:
         """Keep a finished run; the file is on disk, whole, when this returns.
@@ -139,9 +120,69 @@ class Store:
             pd.testing.assert_frame_equal(record.metrics, metrics, check_exact=True)
         except AssertionError as error:
             raise ValueError(f"the metrics of run {key} would not read back as they are: {error}") from error
-        with _writes(path), self._lock(f"{key}.write", blocking=True):
-            _replace(path, data)
+        with writes(path), self._lock(f"{key}.write", blocking=True):
+            replace(path, data)
         return record
+
+    def state(self, key: str) -> dict[str, Any] | None:
+        """What `put_state` was given (tensors on the CPU), or None if the run must be trained to have it.
+
+        Looked for in `root` only. A damaged file is named in a warning, not used. Raises StoreError for a file that
+        may not be read, and for a whole one that the installed torch cannot read.
+        """
+        path = _file(self.root / "states", key, ".pt")
+        try:
+            with path.open("rb") as file:
+                seal = file.read(len(BLANK))
+                if _digest(file).encode() != seal:
+                    raise ValueError(f"its {file.tell()} bytes do not match their checksum")
+                file.seek(len(BLANK))
+                header = json.loads(file.readline())
+                _check(header, key)
+                if self.token is not None and header["token"] != self.token:
+                    return None
+                import torch
+
+                try:
+                    return torch.load(file, map_location="cpu", weights_only=True)
+                except Exception as error:  # whole, but of another version: torch raises what it likes
+                    raise StoreError(f"torch cannot read {path}; delete it and train the run again") from error
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except PermissionError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}; make it readable") from error
+        except (ValueError, KeyError, OSError) as damage:
+            cure = "training the run again replaces it"
+            warnings.warn(f"{path} is damaged and not used: {damage}; {cure}", stacklevel=2)
+            return None
+
+    def put_state(self, key: str, state: dict[str, Any]) -> None:
+        """Keep what a run ended with; the file is on disk, whole, when this returns.
+
+        state: tensors on any device, numbers, text, and dicts and lists of them; what torch.load(weights_only=True)
+        refuses raises ValueError. Clone slices: of a view, torch writes the whole tensor that it looks into.
+        Put the state before the run, so that a trainer killed in between leaves no finished run without one.
+        A folder that cannot be written raises StoreError.
+        """
+        path = _file(self.root / "states", key, ".pt")
+        header = canonical({"format": FORMAT, "key": key, "token": self.token}).encode() + b"\n"
+        with writes(path), self._lock(f"{key}.write", blocking=True):
+            path.parent.mkdir(exist_ok=True)
+            with whole(path) as file:
+                file.write(BLANK + header)
+                save_tensors(state, file)
+                import torch
+
+                file.seek(len(BLANK + header))
+                try:
+                    torch.load(file, map_location="meta", weights_only=True)
+                except Exception as error:
+                    what = "tensors, numbers, text, and dicts and lists of them"
+                    raise ValueError(f"torch would not read the state of run {key} back; expected {what}") from error
+                file.seek(len(BLANK))
+                seal = _digest(file)
+                file.seek(0)
+                file.write(seal.encode())
 
     @contextmanager
     def claim(self, keys: Iterable[str]) -> Iterator[list[str]]:
@@ -155,7 +196,7 @@ class Store:
         with ExitStack() as locks:
             for key in dict.fromkeys(keys):
                 with ExitStack() as lock:
-                    with _writes(_file(self.root, key)):
+                    with writes(_file(self.root, key)):
                         held = lock.enter_context(self._lock(f"{key}.run"))
                     # Only under the lock is "not there" final: its last holder may just have put it.
                     if held and self.get(key) is None:
@@ -171,16 +212,16 @@ class Store:
         while keys and not any(self._unheld(key) or self.get(key) for key in keys):
             time.sleep(POLL)
 
-    def progress(self, keys: Sequence[str]) -> "Progress":
+    def progress(self, keys: Sequence[str]) -> Progress:
         """The work in progress of runs that are trained together; claim them first."""
         keys = sorted(keys)
-        folder = self.root / "partial" / key_of({"pack": keys})
-        with _writes(folder), self._lock(f"{folder.name}.write", blocking=True):
+        folder = self.root / self._partial / key_of({"pack": keys})
+        with writes(folder), self._lock(f"{folder.name}.write", blocking=True):
             found = _keys_and_token(folder)
             if found is None or (self.token is not None and found[1] != self.token):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                _replace(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
+                replace(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
         return Progress(folder)
 
     def packs(self, held: Sequence[str] | None = None) -> list[list[str]]:
@@ -189,7 +230,7 @@ class Store:
         With `held`, a pack counts if all its unfinished runs are held, and no two of the packs share a run.
         """
         packs: list[list[str]] = []
-        for folder in sorted(self.root.glob("partial/*")):
+        for folder in sorted(self.root.glob(f"{self._partial}/*")):
             found = _keys_and_token(folder)
             if found is None or (self.token is not None and found[1] != self.token):
                 continue
@@ -208,7 +249,7 @@ class Store:
         records = {key: self.get(key) for key in dict.fromkeys(keys)}
         if missing := [key for key, record in records.items() if record is None]:
             raise StoreError(f"cannot publish {', '.join(missing)}: not in {self.root}; run them first")
-        with _writes(folder), self._lock("publish.write", blocking=True):
+        with writes(folder), self._lock("publish.write", blocking=True):
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob("*.parquet.tmp"):
                 leftover.unlink()
@@ -216,7 +257,7 @@ class Store:
                 if record.path.parent.resolve() != folder.resolve():
                     data = record.path.read_bytes()
                     _unpack(data, key, record.path)
-                    _replace(folder / record.path.name, data)
+                    replace(folder / record.path.name, data)
             if exclusive:
                 for path in folder.glob("*.parquet"):
                     if path.stem not in records:
@@ -254,11 +295,11 @@ class Store:
 
     def _clean(self) -> None:
         """Remove what killed processes left: half-written files, packs that are finished, locks."""
-        for path in self.root.glob("*.parquet.tmp"):
+        for path in (*self.root.glob("*.parquet.tmp"), *self.root.glob("states/*.pt.tmp")):
             with self._lock(f"{path.name.split('.')[0]}.write") as dead:
                 if dead:
                     path.unlink(missing_ok=True)
-        for folder in self.root.glob("partial/*"):
+        for folder in self.root.glob(f"{self._partial}/*"):
             with ExitStack() as locks:
                 found = _keys_and_token(folder)
                 names = [f"{folder.name}.write", *(f"{key}.run" for key in (found[0] if found else []))]
@@ -269,112 +310,6 @@ class Store:
         for path in self.root.glob("locks/*"):
             with self._lock(path.name):
                 pass  # whoever gets a lock takes its file away
-
-
-class Progress:
-    """What a pack has reached: a checkpoint, and a stream of metrics that is cut back to it on resuming.
-
-    Files: `pack.json` (which runs), `metrics.jsonl`, `checkpoint.json` (step, how much of the stream belongs
-    to it, checksums) and the file that it names, one of two that take turns so that one is always whole.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._stream = folder / "metrics.jsonl"
-        self._mark = folder / "checkpoint.json"
-        self._digest: Any = None  # of the stream so far; None until this process knows where it goes on
-
-    def load(self) -> tuple[dict[str, Any], int] | None:
-        """The last checkpoint (tensors on the CPU) and its step, or None to start again.
-
-        Drops metrics appended after that checkpoint. Damage is named in a warning, and the pack starts again.
-        """
-        try:
-            mark = _unseal(self._mark.read_bytes())
-            size, digest, weights = mark["bytes"], mark["stream"], self.folder / mark["file"]
-            with self._stream.open("rb") as stream:
-                seen = hashlib.sha256()
-                for start in range(0, size, 1 << 20):
-                    seen.update(stream.read(min(1 << 20, size - start)))
-            if seen.hexdigest() != digest:
-                raise ValueError(f"{self._stream.name} does not match its checksum")
-            with weights.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != mark["weights"]:
-                    raise ValueError(f"{weights.name} does not match its checksum")
-        except (ValueError, KeyError, OSError) as damage:
-            if self._mark.exists():
-                warnings.warn(f"{self.folder} is damaged and starts again: {damage}", stacklevel=2)
-            self._restart()
-            return None
-        import torch  # here and in save: only training needs it, and it takes seconds to import
-
-        try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # whole, but of another version: torch raises what it likes
-            raise StoreError(f"torch cannot read {weights}; delete {self.folder} to start anew") from error
-        with _writes(self._stream):
-            os.truncate(self._stream, size)
-        self._digest = seen
-        return state, mark["step"]
-
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Stream rows of metrics to disk. Without a load() before, the pack starts again from nothing."""
-        if self._digest is None:
-            self._restart()
-        data = "".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode()
-        with _writes(self._stream), self._stream.open("ab") as stream:
-            stream.write(data)
-        self._digest.update(data)
-
-    def save(self, state: dict[str, Any], step: int) -> None:
-        """Replace the checkpoint: state (what `torch.load(weights_only=True)` reads) after `step` steps."""
-        import torch
-
-        if self._digest is None:
-            self._restart()
-        last = None
-        with suppress(ValueError, KeyError, OSError):
-            last = _unseal(self._mark.read_bytes())["file"]
-        name = "b.pt" if last == "a.pt" else "a.pt"
-        with _writes(self.folder):
-            try:
-                with (self.folder / name).open("w+b") as file:
-                    try:
-                        torch.save(state, file)
-                    except RuntimeError as error:  # how torch reports a disk that filled up under it
-                        raise OSError(str(error)) from error
-                    file.flush()
-                    os.fsync(file.fileno())
-                    file.seek(0)
-                    weights = hashlib.file_digest(file, "sha256").hexdigest()
-                with self._stream.open("ab") as stream:
-                    os.fsync(stream.fileno())
-                    size = stream.tell()
-                mark = {"step": step, "bytes": size, "stream": self._digest.hexdigest()}
-                _replace(self._mark, _seal({**mark, "file": name, "weights": weights}))
-            except OSError:
-                (self.folder / name).unlink(missing_ok=True)
-                raise
-            if last:
-                (self.folder / last).unlink(missing_ok=True)
-
-    def metrics(self) -> pd.DataFrame:
-        """All rows so far, in order; text as categories in alphabetical order, what a row lacks as NaN."""
-        text = self._stream.read_text() if self._stream.exists() else ""
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        frame = pd.DataFrame([json.loads(line) for line in lines])
-        return frame.astype({name: "category" for name in frame if frame[name].dtype == "str"})
-
-    def discard(self) -> None:
-        """Remove the folder: the pack's runs are all put, or nobody wants them."""
-        shutil.rmtree(self.folder, ignore_errors=True)  # what stays, the next opening removes
-
-    def _restart(self) -> None:
-        with _writes(self.folder):
-            for path in (self._mark, *self.folder.glob("*.pt"), *self.folder.glob("*.tmp")):
-                path.unlink(missing_ok=True)
-            self._stream.write_bytes(b"")
-        self._digest = hashlib.sha256()
 
 
 def open_store(recorded: Sequence[Path] = ()) -> Store:
@@ -394,10 +329,10 @@ def _token_of_process() -> str:
     return uuid.uuid4().hex
 
 
-def _file(folder: Path, key: str) -> Path:
+def _file(folder: Path, key: str, suffix: str = ".parquet") -> Path:
     if not re.fullmatch("[0-9a-f]{8,64}", key):
         raise ValueError(f"{key!r} is no key of a run; expected 8 to 64 hex digits, as key_of gives them")
-    return folder / f"{key}.parquet"
+    return folder / f"{key}{suffix}"
 
 
 def _pack(key: str, config: dict, metrics: pd.DataFrame, provenance: dict, token: str | None) -> bytes:
@@ -437,10 +372,7 @@ def _unpack(data: bytes, key: str, path: Path) -> tuple[Record, str | None]:
         raise ValueError(f"its {len(data)} bytes do not match their checksum")
     table = pq.ParquetFile(pa.BufferReader(data))
     header = json.loads(table.metadata.metadata[b"swarmbook"])
-    if header["format"] != FORMAT:
-        raise ValueError(f"it has format {header['format']}, this version reads {FORMAT}")
-    if header["key"] != key:
-        raise ValueError(f"it holds run {header['key']} under another name")
+    _check(header, key)
     frame = table.read(use_threads=False).to_pandas()
     for name, dtype in header["categories"].items():
         names = pd.Index(dtype["of"], dtype="str")
@@ -448,15 +380,19 @@ def _unpack(data: bytes, key: str, path: Path) -> tuple[Record, str | None]:
     return Record(key, header["config"], frame, header["provenance"], path), header["token"]
 
 
-def _seal(mark: dict) -> bytes:
-    return canonical({"mark": mark, "seal": key_of(mark)}).encode()
+def _check(header: dict, key: str) -> None:
+    if header["format"] != FORMAT:
+        raise ValueError(f"it has format {header['format']}, this version reads {FORMAT}")
+    if header["key"] != key:
+        raise ValueError(f"it holds run {header['key']} under another name")
 
 
-def _unseal(data: bytes) -> dict:
-    sealed = json.loads(data)
-    if key_of(sealed["mark"]) != sealed["seal"]:
-        raise ValueError("checkpoint.json does not match its checksum")
-    return sealed["mark"]
+def _digest(file: BinaryIO) -> str:
+    """SHA-256 of the rest of a file, from where it stands."""
+    seen = hashlib.sha256()  # not hashlib.file_digest, which need not begin where a buffered file stands
+    while block := file.read(1 << 20):
+        seen.update(block)
+    return seen.hexdigest()
 
 
 def _keys_and_token(folder: Path) -> tuple[list[str], str | None] | None:
@@ -467,38 +403,3 @@ def _keys_and_token(folder: Path) -> tuple[list[str], str | None] | None:
         return (keys, token) if key_of({"pack": keys}) == folder.name else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _plain(value: Any) -> Any:
-    """A numpy or torch scalar as Python's own."""
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"a metric must be a number, a bool or a string, not {value!r}")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. The caller holds a lock under which nobody else writes it."""
-    part = path.with_name(path.name + ".tmp")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-
-
-@contextmanager
-def _writes(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about writing `path` into what the user can do about it."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {error.strerror or error}. Make room or make it writable, or set "
-            "SWARMBOOK_STORE to another folder, and run the same command again: what is finished is kept and "
-            "the rest resumes."
-        ) from error
