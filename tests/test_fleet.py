@@ -276,6 +276,60 @@ def test_loss_is_chunked_and_shared(monkeypatch):
     torch.testing.assert_close(shared[1], fleet.loss(np.repeat(tokens[:1], R, 0), per_sequence=True)[1])
 
 
+def test_stage_by_stage_is_the_whole_model(monkeypatch):
+    fleet, tokens = disturbed(fleet_of()), batch()[:, 0]  # [R, B, T + 1]
+    for size in (1 << 20, 1):  # all at once; one replica and sequence at a time
+        monkeypatch.setattr("swarmbook.fleet._GROUP", {"cpu": size})
+        monkeypatch.setattr("swarmbook.fleet._BLOCK", {"cpu": size})
+        x = fleet.embed(tokens[..., :-1])
+        entered = []
+        for s in range(S):
+            entered.append(x)
+            x = fleet.apply(s, x)
+        losses = fleet.head_loss(x, tokens[..., 1:])
+        torch.testing.assert_close(losses, fleet.loss(tokens), rtol=1e-6, atol=1e-6)
+        logits = model.logits(x.flatten(1, 2), fleet.outer["norm"], fleet.outer["head"]).view(R, B, T, -1)
+        torch.testing.assert_close(logits, fleet.logits(tokens[..., :-1]), rtol=1e-5, atol=1e-5)
+        skipped = fleet.apply(3, fleet.apply(1, entered[1]))
+        route = in_order()[:, :, :1]
+        route[2, ..., 1] = -1
+        wanted = fleet.loss(tokens, route)
+        torch.testing.assert_close(fleet.head_loss(skipped, tokens[..., 1:]), wanted, rtol=1e-6, atol=1e-6)
+    cos, sin = model.rotary(T, SHAPE.head_width, torch.device("cpu"))
+    for r in range(R):
+        y = fleet.ends(r)["embedding"][torch.as_tensor(tokens[r, :, :-1])]
+        for s in range(S):
+            torch.testing.assert_close(entered[s][r], y, rtol=1e-4, atol=1e-4)
+            for j in range(SHAPE.layers_per_stage):
+                y = plain_layer({name: w[j] for name, w in fleet.stage(r, s).items()}, y, cos[:, 0], sin[:, 0])
+
+
+def test_stages_work_on_shared_tokens_and_in_bf16():
+    exact, rough = disturbed(fleet_of(), 0.1), disturbed(fleet_of(precision="bf16"), 0.1)
+    tokens = batch()[:1, 0]
+    own = np.repeat(tokens, R, 0)
+    assert torch.equal(exact.embed(tokens), exact.embed(own))
+    x, y = exact.embed(tokens), rough.embed(tokens)
+    for s in range(S):
+        x, y = exact.apply(s, x), rough.apply(s, y)
+    assert y.dtype == torch.float32 and not torch.equal(x, y)
+    torch.testing.assert_close(y, x, rtol=5e-2, atol=5e-2)
+    assert torch.equal(exact.head_loss(x, tokens), exact.head_loss(x, own))
+
+
+def test_bad_stages_and_activations_are_refused():
+    fleet = fleet_of()
+    x = fleet.embed(batch()[:1, 0])
+    for stage in (-1, S):  # the ends are no stage to send activations through
+        with pytest.raises(IndexError, match=f"stage {stage}.*0..3"):
+            fleet.apply(stage, x)
+    for wrong in (x[:2], x[..., :8], x[0]):
+        with pytest.raises(ValueError, match=r"give \[R, N, T, D\] with R = 3 and D = 16"):
+            fleet.apply(0, wrong)
+        with pytest.raises(ValueError, match="activations have shape"):
+            fleet.head_loss(wrong, batch()[:1, 0])
+
+
 def test_bf16_is_near_fp32():
     exact, rough = disturbed(fleet_of(), 0.1), disturbed(fleet_of(precision="bf16"), 0.1)
     tokens = batch()

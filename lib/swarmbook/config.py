@@ -9,7 +9,7 @@
 
 import itertools
 from collections.abc import Iterable
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Annotated, Literal
 
 import numpy as np
@@ -22,7 +22,12 @@ from swarmbook.store import key_of
 NUMERICS = 1
 
 Count = Annotated[int, Field(ge=1)]
+Count0 = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+ARCHITECTURE = {"tokenizer", "stages", "layers_per_stage", "width", "heads", "hidden", "replicas"}
 
 
 class RunConfig(BaseModel):
@@ -30,7 +35,8 @@ class RunConfig(BaseModel):
 
     Sizes: `stages` x `layers_per_stage` LLaMA layers of `width`, `heads` and SwiGLU width `hidden`; a step
     trains `replicas` x `microbatches` x `batch` sequences of `sequence` tokens. `failure_rate` is the
-    probability that a stage fails, per stage and step (CheckFree section 5; not the hourly rate).
+    probability that a stage fails, per stage and step (CheckFree section 5; not the hourly rate). A default never
+    changes without `NUMERICS`, and a new field's default changes no number: keys hold only what differs from it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,23 +54,31 @@ class RunConfig(BaseModel):
     microbatches: Count = 4
     batch: Count = 2
     steps: Count
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Positive = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup: Annotated[int, Field(ge=0)] = 0
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    warmup: Count0 = 0
+    clip: Positive = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     route: str = "in order"
     recovery: str = "none"
     failure_rate: Share = 0.0
-    lr_boost: Annotated[float, Field(gt=0)] = 1.1  # learning rate of a rebuilt stage, in multiples of lr
+    failing: Literal["interior", "stages", "all"] = "stages"  # but the first and last; all; embedding and head too
+    losses: tuple[tuple[Count0, Count0], ...] = ()  # further failures: (step, stage from 1; 0 is embedding and head)
+    moments: Literal["reset", "keep", "average"] = "reset"  # Adam's, of a rebuilt stage; average: of its neighbours
+    lr_boost: Positive = 1.1  # learning rate of a rebuilt stage, in multiples of lr
+    boost_half_life: Positive | None = None  # steps in which half of the boost is gone; None: it stays
+    keep_every: Count = 100  # steps of progress between the copies that the recovery keeps
     log_every: Count = 10
     evaluate_every: Count = 100
     held_out: Count = 64  # sequences of the validation split
-    probes: tuple[Literal["loss jump"], ...] = ()
-    seed: Annotated[int, Field(ge=0)] = 0
+    evaluate_on: tuple[str, ...] = ()  # further domains, at the end
+    probes: tuple[str, ...] = ()
+    start: "RunConfig | None" = None  # whose training this run goes on with; its steps count as the first of ours
+    seed: Count0 = 0
 
     @model_validator(mode="after")
     def _consistent(self):
+        from swarmbook.probes import PROBES
         from swarmbook.recovery import RULES
         from swarmbook.route import ROUTES
 
@@ -74,12 +88,32 @@ class RunConfig(BaseModel):
             raise ValueError(unknown("route", self.route, ROUTES))
         if self.recovery not in RULES:
             raise ValueError(unknown("recovery", self.recovery, RULES))
-        if self.failure_rate and self.recovery == "none":
-            raise ValueError(f"failure_rate={self.failure_rate} needs a recovery: {', '.join(RULES)}")
+        for name in self.probes:
+            if name not in PROBES:
+                raise ValueError(unknown("probe", name, PROBES))
+        if self.recovery == "none" and (self.failure_rate or self.losses):
+            named = f"failure_rate={self.failure_rate}" if self.failure_rate else f"losses={self.losses}"
+            raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
+        for step, stage in self.losses:
+            if step >= self.steps or stage > self.stages:
+                raise ValueError(
+                    f"losses={self.losses}: a loss is (step, stage) with step < steps={self.steps} and stage from 1 to "
+                    f"{self.stages}, or 0 for embedding and head"
+                )
+        if self.start is not None:
+            self._check_start(self.start)
         if self.evaluate_every % self.log_every:
             raise ValueError(f"evaluate_every={self.evaluate_every} must be a multiple of log_every={self.log_every}")
         ROUTES[self.route](self.replicas, self.stages, self.microbatches, self.rng("route", 0))
         return self
+
+    def _check_start(self, start: "RunConfig") -> None:
+        ours, theirs = (config.model_dump(include=ARCHITECTURE) for config in (self, start))
+        if ours != theirs:
+            name = next(name for name in ours if ours[name] != theirs[name])
+            raise ValueError(f"{name}={ours[name]!r} must be that of the run it starts from, {theirs[name]!r}")
+        if start.steps >= self.steps:
+            raise ValueError(f"steps={self.steps} must be more than the {start.steps} of the run it starts from")
 
     @property
     def key(self) -> str:
@@ -87,22 +121,29 @@ class RunConfig(BaseModel):
 
         Of a user's own route or recovery its own code counts, not that of functions it calls.
         """
+        from swarmbook.probes import PROBES
         from swarmbook.recovery import RULES
         from swarmbook.route import ROUTES
 
-        named = {"route": ROUTES[self.route], "recovery": RULES[self.recovery]}
+        strategy = RULES[self.recovery]
+        named = {"route": ROUTES[self.route], "recovery": strategy and strategy.rule}
+        named |= {f"probe {name}": PROBES[name] for name in self.probes}
         own = {
-            name: _code(rule.__code__)
+            name: _code(rule)
             for name, rule in named.items()
             if rule is not None and not rule.__module__.startswith("swarmbook.")
         }
+        if "recovery" in own:
+            own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
         return key_of(
             {
-                "config": self.model_dump(mode="json"),
+                "config": self.model_dump(mode="json", exclude_defaults=True, exclude={"start"}),
                 "data": data.fingerprint(self.data, self.tokenizer, self.data_limit),
                 "numerics": NUMERICS,
             }
+            | ({"start": self.start.key} if self.start else {})
             | ({"rules": own} if own else {})
+            | ({"evaluate_on": [data.fingerprint(d, self.tokenizer, None) for d in self.evaluate_on]} if self.evaluate_on else {})
         )
 
     @property
@@ -136,10 +177,16 @@ def grid(base: dict | RunConfig, **axes: Iterable) -> list[RunConfig]:
     return [run_config(**{**fields, **dict(zip(axes, point, strict=True))}) for point in points]
 
 
-def _code(code: CodeType) -> list:
-    """What a function does, without where it stands."""
-    constants = [_code(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts]
-    return [code.co_code.hex(), list(code.co_names), constants]
+def _code(part: object, within: tuple = ()) -> list | str:
+    """What a function does, with its defaults and the values it closes over, without where it stands."""
+    if isinstance(part, FunctionType) and part not in within:
+        held = [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
+        held += [cell.cell_contents for cell in part.__closure__ or ()]
+        return [_code(part.__code__), [_code(value, (*within, part)) for value in held]]
+    if isinstance(part, CodeType):
+        return [part.co_code.hex(), list(part.co_names), [_code(const) for const in part.co_consts]]
+    text = repr(part)
+    return type(part).__qualname__ if " at 0x" in text else text
 
 
 def _reason(item: dict) -> str:

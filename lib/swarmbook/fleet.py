@@ -76,8 +76,10 @@ class Fleet:
                 model.draw(self.stage(r, s), generator)
 
     def stage(self, replica: int, stage: int) -> dict[str, Tensor]:
-        """Weights of one cell, views to read or write in place, each [layers_per_stage, ...]."""
+        """Weights of one cell, views to read or write in place, each [layers_per_stage, ...]; stage S is the ends."""
         self._check(replica, stage)
+        if stage == self.shape.stages:
+            return self.ends(replica)
         return {name: weight[:, stage, replica] for name, weight in self.layers.items()}
 
     def ends(self, replica: int) -> dict[str, Tensor]:
@@ -88,6 +90,8 @@ class Fleet:
     def stage_gradient(self, replica: int, stage: int) -> dict[str, Tensor]:
         """Gradients of one cell, laid out like `stage`."""
         self._check(replica, stage)
+        if stage == self.shape.stages:
+            return self.ends_gradient(replica)
         return {name: gradient[:, stage, replica] for name, gradient in self.layer_gradients.items()}
 
     def ends_gradient(self, replica: int) -> dict[str, Tensor]:
@@ -96,7 +100,7 @@ class Fleet:
         return {name: gradient[replica] for name, gradient in self.outer_gradients.items()}
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
-        """Draw a fresh random stage in place."""
+        """Draw a fresh random stage, or fresh ends, in place."""
         model.draw(self.stage(replica, stage), _generator(seed))
 
     @torch.no_grad()
@@ -162,6 +166,52 @@ class Fleet:
         groups = self._plan(cells, split.shape[1], tokens[0].numel())
         x = torch.cat([self._forward(group, split[group.replicas]) for group in groups])
         return model.logits(x, *self._outer(slice(None))).view(*tokens.shape, -1)
+
+    @torch.no_grad()
+    def embed(self, tokens) -> Tensor:
+        """What enters the first stage, [R, N, T, D]: the embedded tokens [R or 1, N, T]."""
+        tokens = self._tokens(tokens, 3)
+        table = self.outer["embedding"].flatten(0, 1)  # [R * V, D]
+        return torch.nn.functional.embedding(self._entries(tokens), table).view(*tokens.shape, -1)
+
+    @torch.no_grad()
+    def apply(self, stage: int, x: Tensor) -> Tensor:
+        """Each replica's `stage` (0-based) on its own activations x [R, N, T, D]: what leaves it, [R, N, T, D].
+
+        Less x, that is the stage's residual update f(x); x need not be what enters this stage in order.
+        Raises IndexError for a stage that is not there (the ends are none), ValueError for x of another shape.
+        """
+        if not 0 <= stage < self.shape.stages:
+            raise IndexError(f"stage {stage} is not in this model: it has 0..{self.shape.stages - 1}")
+        R, N, T, _ = self._activations(x).shape
+        out = torch.empty_like(x)
+        for group in self._plan(None, 1, N * T):
+            rows = group.replicas
+            cells = slice(stage * R + rows.start, stage * R + rows.stop, 1)
+            block = max(1, _BLOCK[self.device.type] // ((rows.stop - rows.start) * T * 2 * self.shape.hidden))
+            for part, into in zip(x[rows].split(block, 1), out[rows].split(block, 1), strict=True):
+                y = part.flatten(1, 2)  # [r, n, D]
+                for j in range(self.shape.layers_per_stage):
+                    y = model.layer(y, *self._weights(j, cells), *self._rotary(T))[0]
+                into.copy_(y.view(part.shape))
+        return out
+
+    @torch.no_grad()
+    def head_loss(self, x: Tensor, targets) -> Tensor:
+        """Mean cross-entropy in nats, [R], of the next tokens [R or 1, N, T] given what left the last stage, x.
+
+        x: [R, N, T, D]. Embed tokens[..., :-1], apply every stage, take this with tokens[..., 1:]: `loss(tokens)`.
+        """
+        targets = self._tokens(targets, 3)
+        T = self._activations(x).shape[2]
+        losses = []
+        for group in self._plan(None, 1, targets[0].numel()):
+            rows = group.replicas
+            block = max(1, _BLOCK[self.device.type] // ((rows.stop - rows.start) * T * self.shape.vocabulary))
+            parts = zip(x[rows].split(block, 1), targets[rows].split(block, 1), strict=True)
+            nats = [model.cross_entropy(y.flatten(1, 2), *self._outer(rows), t.flatten(1)) for y, t in parts]
+            losses.append(torch.cat(nats, 1).mean(1))
+        return torch.cat(losses)
 
     def norms(self) -> Tensor:
         """L2 norm of the gradient of each (replica, stage), last column the ends: [R, S + 1]."""
@@ -338,6 +388,12 @@ class Fleet:
             raise ValueError(f"tokens have shape {list(tokens.shape)}: give {wanted} with R = {self.replicas}")
         return tokens.long().expand(self.replicas, *tokens.shape[1:])
 
+    def _activations(self, x):
+        if x.dim() != 4 or x.shape[0] != self.replicas or x.shape[3] != self.shape.width:
+            wanted = f"[R, N, T, D] with R = {self.replicas} and D = {self.shape.width}"
+            raise ValueError(f"activations have shape {list(x.shape)}: give {wanted}")
+        return x
+
     def _microbatches(self, tokens, cells):
         """Share out sequences [R, N, ...] over the microbatches of a route: [R, M, B, ...]."""
         M = 1 if cells is None else cells.shape[2]
@@ -376,12 +432,14 @@ class Fleet:
     def _check(self, replica, stage=0):
         if not 0 <= replica < self.replicas:
             raise IndexError(f"replica {replica} is not in this fleet: it has 0..{self.replicas - 1}")
-        if not 0 <= stage < self.shape.stages:
-            raise IndexError(f"stage {stage} is not in this model: it has 0..{self.shape.stages - 1}")
+        if not 0 <= stage <= self.shape.stages:
+            raise IndexError(
+                f"stage {stage} is not in this model: it has 0..{self.shape.stages - 1}, and {self.shape.stages}, its ends"
+            )
 
 
 _GROUP = {"cpu": 1 << 17, "cuda": 1 << 28}  # widest activations of a group; on the CPU 1 MiB, half its cache
-_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 28}  # logits computed at a time
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 28}  # logits, or widest activations that nobody keeps, computed at a time
 _PLANS = 64  # analysed routes kept
 
 

@@ -37,6 +37,7 @@ class Adam:
             name: (w, fleet.outer_gradients[name], torch.zeros_like(w), torch.zeros_like(w))
             for name, w in fleet.outer.items()
         }  # the same, each [R, ...]
+        self._found: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}  # views take time to make
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
@@ -99,10 +100,14 @@ class Adam:
 
     def _rows(self, replica, stage):
         """(weights, gradients, first moments, second moments) of each row of one cell."""
-        if stage == self.fleet.shape.stages:
-            return [tuple(t[replica] for t in tensors) for tensors in self._ends.values()]
-        layers = range(self.fleet.shape.layers_per_stage)
-        return [tuple(t[j, stage, replica] for t in tensors) for tensors in self._layers.values() for j in layers]
+        if (replica, stage) not in self._found:
+            if stage == self.fleet.shape.stages:
+                rows = [tuple(t[replica] for t in tensors) for tensors in self._ends.values()]
+            else:
+                layers = range(self.fleet.shape.layers_per_stage)
+                rows = [tuple(t[j, stage, replica] for t in ts) for ts in self._layers.values() for j in layers]
+            self._found[replica, stage] = rows
+        return self._found[replica, stage]
 
     def _update(self, rows, steps, lr):
         weights, gradients, m, v = map(list, zip(*rows, strict=True))

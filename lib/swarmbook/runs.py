@@ -40,7 +40,8 @@ class Runs:
         """One row a measurement of a metric: the fields in which the runs differ, step, stage, label, value.
 
         Metrics: "validation loss", "training loss" (mean since the last row), "gradient norm" (by stage),
-        "failure" (one row a lost stage), "loss jump" (by stage and rule in `label`).
+        "failure" (one row a lost stage, 0 for the ends), "domain loss" (by domain in `label`), "ledger" (by entry in
+        `label`), and those of the probes.
         """
         axes = self.axes
         parts = []
@@ -78,23 +79,25 @@ def run(
     device: str = "auto",
     show: bool = True,
     store: Store | None = None,
+    keep: bool = False,
 ) -> Runs:
     """The results of all configurations; those not yet recorded or stored are trained now, packed.
 
     `recorded` is the folder of the notebook's recorded runs. Interrupted training resumes from its last checkpoint;
-    runs that another process is training are awaited. Raises `TrainingError` for runs that diverge, after all
-    others are finished and stored.
+    runs that another process is training are awaited. Runs with a `start` whose final state is not in the store have
+    it trained first; `keep` stores the final states of what is trained now, to spare that. Raises `TrainingError` for
+    runs that diverge, after all others are finished and stored.
     """
     store = store or open_store(recorded=[Path(recorded)])
     by_key = {config.key: config for config in configs}
     while missing := [key for key in by_key if store.get(key) is None]:
-        if not _train({key: by_key[key] for key in missing}, by_key, store, device, show):
+        if not _train({key: by_key[key] for key in missing}, by_key, store, device, show, keep):
             store.wait(missing)
     _note(by_key)
     return Runs(configs, [store.get(config.key) for config in configs])
 
 
-def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: str, show: bool) -> bool:
+def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: str, show: bool, keep: bool) -> bool:
     """Train what nobody else is training, packs that were interrupted first; False if there was nothing to train."""
     from swarmbook.train import packs, train
 
@@ -102,17 +105,20 @@ def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: st
     rest = {config: key for key, config in missing.items() if not any(key in keys for keys in begun)}
     any_trained, diverged = False, []
     for keys in begun + [[rest[config] for config in pack] for pack in packs(list(rest), device)]:
+        starts = _final_states({by_key[key].start for key in keys} - {None}, store, device, show)
         with store.claim(keys) as mine:
             keys = sorted(keys if keys in store.packs(held=mine) else mine)  # the order in which a pack is resumed
             if not mine:
                 continue
             pack, progress = [by_key[key] for key in keys], store.progress(keys)
-            result = train(pack, progress, device, show)
+            result = train(pack, progress, device, show, starts)
             metrics, provenance = progress.metrics(), result.provenance()
             for i in result.healthy:
                 rows = metrics[metrics["run"] == i].drop(columns="run").reset_index(drop=True)
                 for name in ("metric", "label"):
                     rows[name] = rows[name].cat.remove_unused_categories()
+                if keep or store.states:
+                    store.put_state(keys[i], result.state(i))
                 store.put(keys[i], pack[i].model_dump(mode="json"), rows, provenance)
             progress.discard()
             any_trained = True
@@ -120,6 +126,16 @@ def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: st
     if diverged:
         raise TrainingError("\n".join(diverged))
     return any_trained
+
+
+def _final_states(configs: set[RunConfig], store: Store, device: str, show: bool) -> dict[str, dict]:
+    """By key the states in which runs ended; those that are not in the store are trained, recorded or not."""
+    by_key = {config.key: config for config in configs}
+    keeping = store.keeping()
+    while missing := [key for key in by_key if keeping.get(key) is None]:
+        if not _train({key: by_key[key] for key in missing}, by_key, keeping, device, show, keep=True):
+            keeping.wait(missing)
+    return {key: store.state(key) for key in by_key}
 
 
 def _note(by_key: dict[str, RunConfig]) -> None:

@@ -9,7 +9,7 @@ clip per (replica, stage), one Adam step.
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,36 +21,46 @@ from swarmbook.churn import failures
 from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.device import device_of
 from swarmbook.fleet import Fleet
+from swarmbook.ledger import Ledger, bytes_of, flops
 from swarmbook.model import Shape
 from swarmbook.optim import Adam, schedule
+from swarmbook.probes import PROBES
 from swarmbook.recovery import RULES, Lost
 from swarmbook.route import ROUTES
 from swarmbook.store import Progress
 
-PACKED = {"seed", "route", "recovery", "failure_rate", "lr_boost", "probes"}  # may differ within a pack
+# What may differ within a pack:
+PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "moments", "lr_boost", "boost_half_life"}
+PACKED |= {"keep_every", "evaluate_on", "probes", "start"}
 CHECKPOINT_SECONDS = 60.0
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager training, which a compilation repays
-JUMP_RULES = ("random", "copy previous", "uniform average", "CheckFree")
 
 
 def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[RunConfig]]:
     """Split runs into groups that can share a Fleet and fit into the device's memory together."""
     alike: dict[str, list[RunConfig]] = {}
     for config in configs:
-        alike.setdefault(config.model_dump_json(exclude=PACKED), []).append(config)
+        begins = config.start.steps if config.start else 0
+        alike.setdefault(f"{begins} {config.model_dump_json(exclude=PACKED)}", []).append(config)
     for group in alike.values():
         size = max(1, int(_memory(device) // sum(_bytes(group[0]))))
         parts = -(-len(group) // size)
         yield from (group[i::parts] for i in range(parts))
 
 
-def train(pack: Sequence[RunConfig], progress: Progress, device: str = "auto", show: bool = True) -> "Pack":
+def train(
+    pack: Sequence[RunConfig],
+    progress: Progress,
+    device: str = "auto",
+    show: bool = True,
+    starts: Mapping[str, dict] | None = None,
+) -> "Pack":
     """Train a pack to its end, streaming metrics and checkpoints to `progress`.
 
-    Runs that diverge are listed in the result's `diverged` (run index -> step and likely cause); training stops
-    early when none is left.
+    `starts`: by key the `Pack.state` of the runs that these start from. Runs that diverge are listed in the result's
+    `diverged` (run index -> step and likely cause); training stops early when none is left.
     """
-    state = Pack(pack, progress, device)
+    state = Pack(pack, progress, device, starts)
     config = pack[0]
     bar = tqdm(
         total=config.steps * state.tokens_per_step,
@@ -63,7 +73,7 @@ def train(pack: Sequence[RunConfig], progress: Progress, device: str = "auto", s
     )
     saved = time.monotonic()
     with bar:
-        if state.step == 0:
+        if state.step == state.begin:
             state.evaluate()
         while state.step < config.steps and state.healthy:
             state.advance()
@@ -77,26 +87,29 @@ def train(pack: Sequence[RunConfig], progress: Progress, device: str = "auto", s
                 state.save()
                 saved = time.monotonic()
         state.log()
-        state.probe()
+        state.finish()
     return state
 
 
 class Pack:
     """A pack in training: its Fleet, optimizer, data and position."""
 
-    def __init__(self, pack: Sequence[RunConfig], progress: Progress, device: str):
+    def __init__(
+        self,
+        pack: Sequence[RunConfig],
+        progress: Progress,
+        device: str = "auto",
+        starts: Mapping[str, dict] | None = None,
+    ):
         first = pack[0]
-        self.runs, self.progress, self.step = list(pack), progress, 0
+        self.runs, self.progress = list(pack), progress
+        self.begin = self.step = first.start.steps if first.start else 0
         self.started, self.seconds, self.trained = time.monotonic(), 0.0, 0
         tokens = data.tokens(first.data, "train", first.tokenizer, first.data_limit)
-        limit = first.data_limit and first.held_out * first.sequence + 1  # an endless source: no more than needed
-        held_out = data.tokens(first.data, "validation", first.tokenizer, limit)
-        self.held_out = data.held_out(held_out, first.sequence, first.held_out)[None]  # [1, N, T+1]
+        self.held_out = _held_out(first, first.data)
         per_step = (first.replicas, first.microbatches, first.batch)
         self.batches = [data.Batches(tokens, first.sequence, per_step, run.seeds("batches")) for run in pack]
-        self.traces = [
-            failures(run.rng("failures"), run.steps, run.replicas, run.stages, run.failure_rate) for run in pack
-        ]
+        self.traces = [trace(run) for run in pack]  # each bool [steps, R, S + 1], the last column the ends
         seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run in pack for r in range(run.replicas)]
         shape = shape_of(first, tokens.vocabulary)
         self.at_once, checkpointing = _fitting(pack, device)  # asked before the weights take their memory
@@ -104,7 +117,12 @@ class Pack:
         self.fleet = Fleet(shape, seeds, device, first.precision, compile, checkpointing)
         self.adam = Adam(self.fleet, first.lr)
         self.rate = schedule(first.schedule, first.lr, first.warmup, first.steps)
-        self.norms = torch.ones(len(seeds), first.stages + 1)
+        cells = (len(seeds), first.stages + 1)
+        self.norms = torch.ones(cells)
+        self.rebuilt = np.full(cells, -1)  # [R, S + 1], the step at which each cell's learning rate was raised
+        self.position = np.full(len(pack), self.step)  # steps of progress; behind `step` after a rollback
+        self.ledgers = [Ledger() for _ in pack]
+        self.copies: dict[int, dict] = {}  # run -> what its strategy keeps, taken every `keep_every` steps
         self.losses: list[torch.Tensor] = []
         self.diverged: dict[int, str] = {}
         self.last_loss = float("nan")
@@ -112,6 +130,11 @@ class Pack:
         restored = progress.load()
         if restored is not None:
             self._restore(*restored)
+            return
+        for i, run in enumerate(pack):
+            if run.start:
+                self._take_over(i, starts[run.start.key])
+            self._keep_copies(i)
 
     @property
     def healthy(self) -> list[int]:
@@ -119,15 +142,21 @@ class Pack:
 
     def advance(self) -> None:
         """One training step of every run."""
-        for i, run in enumerate(self.runs):
+        for i in range(len(self.runs)):
             if self.traces[i][self.step].any():
-                self._rebuild(i, run)
-        tokens = np.concatenate([batches[self.step] for batches in self.batches])  # [R, M, B, T+1]
-        self.losses.append(self.fleet.gradients(tokens, self._cells(), self.at_once))
+                self._fail(i)
+        tokens = [batches[position] for batches, position in zip(self.batches, self.position, strict=True)]
+        self.losses.append(self.fleet.gradients(np.concatenate(tokens), self._cells(), self.at_once))
         self.norms = self.fleet.clip(self.runs[0].clip)
-        self.adam.step(self.rate(self.step))
+        rate = self.rate(self.step)
+        self.adam.lr_scale[:] = self._lr_scale(rate)
+        self.adam.step(rate)
         self.step += 1
+        self.position += 1
         self.trained += self.tokens_per_step
+        for i in range(len(self.runs)):
+            self._count_step(i)
+            self._keep_copies(i)
 
     def log(self) -> None:
         """Stream the training losses since the last call, and take note of runs that have diverged."""
@@ -145,42 +174,72 @@ class Pack:
 
     def evaluate(self) -> None:
         """Validation loss of every run on the same held-out sequences, in order whatever the run's route."""
-        self._record("validation loss", self._validation_loss())
-        if self.step == 0:
+        self._record("validation loss", self.validation_loss())
+        if self.step == self.begin:
             return
         for s in range(self.runs[0].stages):
             norms = self.norms[:, s].unflatten(0, (len(self.runs), -1)).mean(1)
             self._record("gradient norm", norms.tolist(), stage=s + 1)
 
-    def probe(self) -> None:
-        """Rise of the validation loss when one stage is lost and rebuilt, for every stage and rule.
+    def finish(self) -> None:
+        """What is measured at the end: losses on further domains, the ledger, and the probes that runs ask for."""
+        for domain in dict.fromkeys(domain for run in self.runs for domain in run.evaluate_on):
+            losses = self.validation_loss(tokens=_held_out(self.runs[0], domain))
+            asked = [loss if domain in run.evaluate_on else None for run, loss in zip(self.runs, losses, strict=True)]
+            self._record("domain loss", asked, label=domain)
+        for i in self.healthy:
+            for name, amount in self.ledgers[i].items():
+                self._row(i, "ledger", amount, label=name)
+        for name in dict.fromkeys(name for run in self.runs for name in run.probes):
+            asking = [i for i in self.healthy if name in self.runs[i].probes]
+            if asking:
+                for i, metric, stage, label, value in PROBES[name](self, asking):
+                    self._row(i, metric, value, stage, label)
 
-        Measured on the finished run, which is put back as it was after each rebuild.
-        """
-        asking = [i for i in self.healthy if "loss jump" in self.runs[i].probes]
-        if not asking:
-            return
-        before = self._validation_loss()
-        for s in range(self.runs[0].stages):
-            cells = [(i, r) for i in asking for r in self._replicas(i)]
-            kept = [{name: weight.clone() for name, weight in self.fleet.stage(r, s).items()} for _, r in cells]
-            for rule in JUMP_RULES:
-                for i, r in cells:
-                    rng = self.runs[i].rng("recovery", self.step, r - self._replicas(i)[0], s)
-                    lost = Lost(r, s, frozenset({s}), self.runs[i].stages, rng)
-                    RULES[rule](self.fleet, lost, self.norms)
-                after = self._validation_loss()
-                rises = [after[i] - before[i] if i in asking else None for i in range(len(self.runs))]
-                self._record("loss jump", rises, stage=s + 1, label=rule)
-                for (_, r), weights in zip(cells, kept, strict=True):
-                    for name, weight in self.fleet.stage(r, s).items():
-                        weight.copy_(weights[name])
+    def replicas(self, i: int) -> range:
+        """Rows of run i in the Fleet."""
+        each = self.runs[0].replicas
+        return range(i * each, (i + 1) * each)
+
+    def validation_loss(self, cells: np.ndarray | None = None, tokens: torch.Tensor | None = None) -> list[float]:
+        """Mean loss of each run over its replicas; on other tokens [1, N, T + 1] or another route if given."""
+        losses = self.fleet.loss(self.held_out if tokens is None else tokens, cells)  # [R]
+        return losses.unflatten(0, (len(self.runs), -1)).mean(1).tolist()
+
+    def lost(self, i: int, row: int, stage: int, dead: frozenset[int] | None = None) -> Lost:
+        """The lost stage of run i at row `row` of the Fleet, for a rule; `dead` with it: itself alone, if not given."""
+        run, replica = self.runs[i], row - self.replicas(i)[0]
+        rng = run.rng("recovery", self.step, replica, stage)
+        lost = Lost(self.fleet, row, stage, dead or frozenset({stage}), self.norms, rng, run.clip)
+        lost.moments, lost.ledger = run.moments, self.ledgers[i]
+        return lost
+
+    def rebuild(self, i: int, row: int, stage: int, dead: frozenset[int], rule: str) -> None:
+        """Write the weights of a lost stage by a rule that keeps no copies, and nothing else: for probes."""
+        lost = self.lost(i, row, stage, dead)
+        lost.ledger = Ledger()
+        RULES[rule].rule(lost)
+
+    def state(self, i: int) -> dict:
+        """All that run i needs to go on, for runs that start from it."""
+        rows = list(self.replicas(i))
+        return {
+            "fleet": self.fleet.state_dict(rows),
+            "adam": self.adam.state_dict(rows),
+            "norms": self.norms[rows].clone(),
+            "rebuilt": torch.from_numpy(self.rebuilt[rows].copy()),
+            "position": int(self.position[i]),
+        }
 
     def save(self) -> None:
         state = {
             "fleet": self.fleet.state_dict(),
             "adam": self.adam.state_dict(),
             "norms": self.norms,
+            "rebuilt": torch.from_numpy(self.rebuilt),
+            "position": torch.from_numpy(self.position),
+            "ledgers": [dict(ledger) for ledger in self.ledgers],
+            "copies": self.copies,
             "diverged": self.diverged,
             "seconds": self.seconds + time.monotonic() - self.started,
         }
@@ -203,18 +262,119 @@ class Pack:
             "tokens_per_second": round(self.trained / seconds),
         }
 
-    def _rebuild(self, i: int, run: RunConfig) -> None:
-        first = self._replicas(i)[0]
-        for replica, stages in enumerate(self.traces[i][self.step]):
-            dead = frozenset(np.flatnonzero(stages).tolist())
-            for stage in sorted(dead):
-                rng = run.rng("recovery", self.step, replica, stage)
-                # All of `dead` stay dead for the rule: a stage rebuilt a moment ago holds nothing of its own.
-                lost = Lost(first + replica, stage, dead, run.stages, rng)
-                RULES[run.recovery](self.fleet, lost, self.norms)
-                self.adam.reset(first + replica, stage)
-                self.adam.lr_scale[first + replica, stage] = run.lr_boost
-                self._row(i, "failure", 1.0, stage=stage + 1)
+    def _fail(self, i: int) -> None:
+        """Lose the cells of run i whose time has come, and rebuild them."""
+        run, strategy, stages = self.runs[i], RULES[self.runs[i].recovery], self.runs[i].stages
+        lost = [
+            self.lost(i, self.replicas(i)[replica], stage, frozenset(np.flatnonzero(dying).tolist()))
+            for replica, dying in enumerate(self.traces[i][self.step])
+            for stage in np.flatnonzero(dying).tolist()
+        ]
+        for cell in lost:
+            self._row(i, "failure", 1.0, stage=(cell.stage + 1) % (stages + 1))
+            cell.kept = self._surviving_copy(i, cell)
+        for cell in lost:  # from here on nothing of a dead stage can be read
+            for weight in cell.weights.values():
+                weight.fill_(float("nan"))
+        for cell in lost:
+            strategy.rule(cell)
+            if cell.rolled_back:
+                self._roll_back(i)
+                return
+            cell.ledger.add("rebuilt", 1)
+            if strategy.keeps and cell.kept is None and (strategy.keeps != "ends" or cell.stage == stages):
+                cell.ledger.add("not recoverable", 1)
+            if cell.boosted:
+                self.rebuilt[cell.replica, cell.stage] = self.step
+            self._set_moments(cell)
+
+    def _set_moments(self, cell: Lost) -> None:
+        moments = self.adam.moments(cell.replica, cell.stage)
+        if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
+            self.adam.reset(cell.replica, cell.stage)
+        elif cell.moments == "average":
+            sources = [self.adam.moments(cell.replica, s) for s in cell.neighbours]
+            for name, pair in moments.items():
+                for k, moment in enumerate(pair):
+                    moment.copy_(sum(source[name][k] for source in sources) / len(sources))
+                    cell.ledger.add("sent on failure", len(sources) * bytes_of({name: moment}))
+            self.adam.steps[cell.replica, cell.stage] = min(self.adam.steps[cell.replica, s] for s in cell.neighbours)
+
+    def _surviving_copy(self, i: int, cell: Lost) -> dict | None:
+        """What the run's strategy keeps of a stage that is about to be lost."""
+        strategy, stages = RULES[self.runs[i].recovery], self.runs[i].stages
+        if strategy.keeps in (None, "run") or (strategy.keeps == "ends" and cell.stage != stages):
+            return None
+        holders = strategy.holders_of(cell.stage, stages)
+        alive = holders - cell.dead
+        if holders and not (holders <= alive if cell.stage == stages else alive):  # embedding and head lie apart
+            return None
+        if strategy.always:
+            return {name: weight.clone() for name, weight in cell.weights.items()}
+        kept, row = self.copies[i]["fleet"], cell.replica - self.replicas(i)[0]
+        if cell.stage == stages:
+            return {name: kept[f"ends.{name}"][row] for name in cell.weights}
+        return {name: kept[f"layers.{name}"][:, cell.stage, row] for name in cell.weights}
+
+    def _keep_copies(self, i: int) -> None:
+        """Copy what the run's strategy keeps every so many steps of progress, the initial state included."""
+        run, strategy = self.runs[i], RULES[self.runs[i].recovery]
+        if strategy is None or strategy.keeps is None or strategy.always:
+            return
+        if self.step > self.begin and self.position[i] % run.keep_every:
+            return
+        rows, whole = list(self.replicas(i)), strategy.keeps == "run"
+        self.copies[i] = self.state(i) if whole else {"fleet": self.fleet.state_dict(rows)}
+        size = bytes_of(self.copies[i]["fleet"])
+        if whole:
+            size += bytes_of({k: v for k, v in self.copies[i]["adam"].items() if k not in ("steps", "lr_scale")})
+        size *= max(1, len(strategy.holders))
+        self.ledgers[i]["stored"] = max(self.ledgers[i]["stored"], size)
+        if self.step > self.begin:  # initial weights follow from a seed
+            self.ledgers[i].add("sent in training", size)
+
+    def _count_step(self, i: int) -> None:
+        """FLOPs of the step, and the copies of strategies that follow every step."""
+        run, strategy, shape = self.runs[i], RULES[self.runs[i].recovery], self.fleet.shape
+        forward = flops(shape, run.tokens_per_step, run.sequence)
+        self.ledgers[i].add("training FLOPs", 3 * forward)
+        if strategy is None or not strategy.always or not strategy.holders:
+            return
+        row = self.replicas(i)[0]
+        held = range(shape.stages + 1) if strategy.keeps == "stages" else [shape.stages]
+        size = len(self.replicas(i)) * len(strategy.holders) * sum(bytes_of(self.fleet.stage(row, s)) for s in held)
+        self.ledgers[i]["stored"] = size
+        self.ledgers[i].add("sent in training", size)
+        if strategy.forwards:
+            self.ledgers[i].add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, ends=False))
+
+    def _roll_back(self, i: int) -> None:
+        """Put run i back to its last copy: weights, moments, and place in the data."""
+        before = int(self.position[i])
+        self._take_over(i, self.copies[i])
+        size = bytes_of(self.copies[i]["fleet"])
+        size += bytes_of({k: v for k, v in self.copies[i]["adam"].items() if k not in ("steps", "lr_scale")})
+        self.ledgers[i].add("sent on failure", size)
+        self.ledgers[i].add("steps repeated", before - int(self.position[i]))
+
+    def _take_over(self, i: int, state: dict) -> None:
+        rows = list(self.replicas(i))
+        self.fleet.load_state_dict(state["fleet"], rows)
+        self.adam.load_state_dict(state["adam"], rows)
+        self.norms[rows] = state["norms"]
+        self.rebuilt[rows] = state["rebuilt"].numpy()
+        self.position[i] = state["position"]
+
+    def _lr_scale(self, rate: float) -> np.ndarray:
+        """Learning rate of every cell in multiples of `rate`: boosted since it was rebuilt, late since a rollback."""
+        each = self.runs[0].replicas
+        boost = np.repeat([run.lr_boost for run in self.runs], each)[:, None]
+        half_life = np.repeat([run.boost_half_life or np.inf for run in self.runs], each)[:, None]
+        scale = np.where(self.rebuilt < 0, 1.0, 1 + (boost - 1) * 0.5 ** ((self.step - self.rebuilt) / half_life))
+        if (self.position != self.step).any():
+            late = [self.rate(int(position)) / rate for position in self.position]
+            scale = scale * np.repeat(late, each)[:, None]
+        return scale
 
     def _cells(self) -> np.ndarray | None:
         """The pack's routes in one array [P, R, M, 2]; None when all are in order."""
@@ -223,18 +383,9 @@ class Pack:
         cells = []
         for i, run in enumerate(self.runs):
             own = ROUTES[run.route](run.replicas, run.stages, run.microbatches, run.rng("route", self.step))
-            own[..., 0] += self._replicas(i)[0]
+            own[..., 0] += self.replicas(i)[0]
             cells.append(own)
         return np.concatenate(cells, axis=1)
-
-    def _replicas(self, i: int) -> range:
-        """Rows of run i in the Fleet."""
-        each = self.runs[0].replicas
-        return range(i * each, (i + 1) * each)
-
-    def _validation_loss(self) -> list[float]:
-        losses = self.fleet.loss(self.held_out)  # [R]
-        return losses.unflatten(0, (len(self.runs), -1)).mean(1).tolist()
 
     def _record(self, metric: str, values: Sequence[float | None], stage: int = 0, label: str = "") -> None:
         for i in self.healthy:
@@ -260,7 +411,30 @@ class Pack:
         self.fleet.load_state_dict(state["fleet"])
         self.adam.load_state_dict(state["adam"])
         self.norms, self.diverged = state["norms"], state["diverged"]
+        self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
+        self.ledgers, self.copies = [Ledger(entries) for entries in state["ledgers"]], state["copies"]
         self.seconds, self.step = state["seconds"], step
+
+
+def trace(run: RunConfig) -> np.ndarray:
+    """Bool [steps, R, S + 1]: which cells of a run die at the start of a step; the last column is its ends."""
+    size = run.steps, run.replicas, run.stages
+    dying = np.zeros((run.steps, run.replicas, run.stages + 1), dtype=bool)
+    dying[..., :-1] = failures(run.rng("failures"), *size, run.failure_rate)
+    if run.failing == "interior":
+        dying[..., [0, -2]] = False
+    if run.failing == "all":
+        dying[..., -1:] = failures(run.rng("failures", 0), run.steps, run.replicas, 1, run.failure_rate)
+    for step, stage in run.losses:
+        dying[step, :, stage - 1] = True  # stage 0, the ends, is the last column
+    return dying
+
+
+def _held_out(run: RunConfig, domain: str) -> torch.Tensor:
+    """The held-out sequences [1, N, T + 1] of a domain."""
+    limit = run.data_limit and run.held_out * run.sequence + 1  # an endless source: no more than needed
+    tokens = data.tokens(domain, "validation", run.tokenizer, limit)
+    return data.held_out(tokens, run.sequence, run.held_out)[None]
 
 
 def shape_of(config: RunConfig, vocabulary: int) -> Shape:

@@ -1,0 +1,185 @@
+"""What finished runs are asked: one small function a measurement, named in `PROBES`.
+
+- a probe gets a pack and the indices of the runs that asked for it, and yields rows of their record
+- it loses, rebuilds and skips stages of all runs at once, and goes through those after a loss only: what enters the
+  lost stage is the same whatever replaces it
+- whatever it changed is back, bit for bit, before it yields or fails
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swarmbook.fleet import Fleet
+    from swarmbook.train import Pack
+
+Row = tuple[int, str, int, str, float]  # run, metric, stage from 1 (0: of none), label, value
+Probe = Callable[["Pack", list[int]], Iterator[Row]]
+PROBES: dict[str, Probe] = {}
+
+JUMP_RULES = ("random", "copy previous", "uniform average", "CheckFree", "identity")
+SEQUENCES = 16  # of the held-out ones, where a sample will do
+
+
+def probe(name: str) -> Callable[[Probe], Probe]:
+    """Register a measurement (pack, asking) under a name.
+
+    pack: a finished `Pack`; asking: indices of the runs that list the name in their `probes`. Yields, for each of them,
+    rows (run, metric, stage from 1 or 0 for none, label, value), and leaves the pack as it found it.
+    """
+
+    def register(measure: Probe) -> Probe:
+        PROBES[name] = measure
+        return measure
+
+    return register
+
+
+@probe("loss jump")
+def loss_jump(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """Rise of the validation loss, in nats, when one stage is lost and rebuilt by the rule in `label`."""
+    yield from _jumps(pack, asking, "loss jump", 1, pack.held_out)
+
+
+@probe("pair jump")
+def pair_jump(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """Rise of the loss, in nats, when stages s and s + 1 are lost at once, which CheckFree leaves open (section 6).
+
+    Each is rebuilt from the nearest survivors by the rule in `label`; on the first `SEQUENCES` held-out sequences.
+    """
+    yield from _jumps(pack, asking, "pair jump", 2, pack.held_out[:, :SEQUENCES])
+
+
+@probe("missing stages")
+def missing_stages(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """Validation loss, in nats, when 1, 2 or 3 (`label`) stages from s on are passed by and not replaced.
+
+    Embedding and head stay, and so does at least one stage.
+    """
+    fleet, S = pack.fleet, pack.fleet.shape.stages
+    x = fleet.embed(pack.held_out[..., :-1])
+    for s in range(S):
+        for missing in range(1, min(3, S - 1, S - s) + 1):
+            losses = _loss(fleet, s + missing, x, pack.held_out)
+            yield from _rows(pack, asking, "missing stages", s, str(missing), losses)
+        x = fleet.apply(s, x)
+
+
+@probe("similarity")
+def similarity(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """Cosines of the neighbouring stages s and s + 1, between -1 and 1.
+
+    "weights": of all their matrices, laid end to end. The gains of the norms are left out: they start at 1 and stay
+    near it, so that any two stages would look alike. "functions": of their residual updates of the same input, which
+    is what enters stage s in order; mean over the tokens of the first `SEQUENCES` held-out sequences.
+    """
+    from torch.nn.functional import cosine_similarity  # here, so that configurations need no torch
+
+    fleet = pack.fleet
+    x = fleet.embed(pack.held_out[:, :SEQUENCES, :-1])
+    for s in range(fleet.shape.stages - 1):
+        y = fleet.apply(s, x)
+        weights = cosine_similarity(_matrices(fleet, s), _matrices(fleet, s + 1), dim=-1)
+        functions = cosine_similarity(y - x, fleet.apply(s + 1, x) - x, dim=-1).mean((1, 2))
+        yield from _rows(pack, asking, "similarity", s, "weights", weights)
+        yield from _rows(pack, asking, "similarity", s, "functions", functions)
+        x = y
+
+
+@probe("re-initialisation error")
+def reinitialisation_error(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """What a failure costs in CheckFree's bound (section 4.4, Eq. 1), in parts of the lost stage's own update.
+
+    sum |g(x) - f_s(x)|^2 / sum |f_s(x)|^2 over tokens of the first `SEQUENCES` held-out sequences; f_s: residual
+    update of stage s, x: what enters it in order; g: that of the stage rebuilt by the rule in `label`. The method
+    averages weights but its bound speaks of averaged functions, g = w_1 f_(s-1) + w_2 f_(s+1): labels "uniform average
+    of functions" and "CheckFree of functions" (squared gradient norms as weights), for stages with two neighbours.
+    1 is the error of a stage that is skipped. NaN or infinite for a stage that does nothing.
+    """
+    fleet, S = pack.fleet, pack.fleet.shape.stages
+    x = fleet.embed(pack.held_out[:, :SEQUENCES, :-1])
+    for s in range(S):
+        y = fleet.apply(s, x)
+        size = _square(y - x)
+        errors = {}
+        for rule in JUMP_RULES:
+            with _rebuilt(pack, asking, range(s, s + 1), rule):
+                errors[rule] = _square(fleet.apply(s, x) - y) / size
+        if 0 < s < S - 1:
+            before, after = (
+                fleet.apply(s - 1, x),
+                fleet.apply(s + 1, x),
+            )  # less x each: it drops out, as the shares sum to 1
+            norms = pack.norms[:, [s - 1, s + 1]].to(x).square()  # [R, 2]
+            norms[norms.sum(1) == 0] = 1.0
+            share = (norms[:, 0] / norms.sum(1)).view(-1, 1, 1, 1)
+            errors["uniform average of functions"] = _square((before + after) / 2 - y) / size
+            errors["CheckFree of functions"] = _square(share * before + (1 - share) * after - y) / size
+        for label, error in errors.items():
+            yield from _rows(pack, asking, "re-initialisation error", s, label, error)
+        x = y
+
+
+def _jumps(pack: "Pack", asking: list[int], metric: str, width: int, tokens) -> Iterator[Row]:
+    """Rise of the loss on `tokens` when `width` consecutive stages are lost at once, for all of them and each rule."""
+    fleet, places = pack.fleet, range(pack.fleet.shape.stages - width + 1)
+    x = fleet.embed(tokens[..., :-1])
+    found = []
+    for s in places:
+        for rule in JUMP_RULES:
+            with _rebuilt(pack, asking, range(s, s + width), rule):
+                found.append((s, rule, _loss(fleet, s, x, tokens)))
+        x = fleet.apply(s, x)
+    whole = _loss(fleet, len(places), x, tokens)
+    for s, rule, losses in found:
+        yield from _rows(pack, asking, metric, s, rule, losses - whole)
+
+
+@contextmanager
+def _rebuilt(pack: "Pack", asking: list[int], stages: range, rule: str) -> Iterator[None]:
+    """Stages lost at once and rebuilt, in all replicas of the runs that ask; afterwards as they were, bit for bit."""
+    dead = frozenset(stages)
+    cells = [(i, row, stage) for i in asking for row in pack.replicas(i) for stage in stages]
+    kept = [{name: w.clone() for name, w in pack.fleet.stage(row, stage).items()} for _, row, stage in cells]
+    try:
+        for _, row, stage in cells:  # what was lost cannot be read
+            for weight in pack.fleet.stage(row, stage).values():
+                weight.fill_(float("nan"))
+        for i, row, stage in cells:
+            pack.rebuild(i, row, stage, dead, rule)
+        yield
+    finally:
+        for (_, row, stage), weights in zip(cells, kept, strict=True):
+            for name, weight in pack.fleet.stage(row, stage).items():
+                weight.copy_(weights[name])
+
+
+def _loss(fleet: "Fleet", first: int, x: "Tensor", tokens) -> "Tensor":
+    """Mean cross-entropy [R] on tokens [1, N, T + 1] when x [R, N, T, D] enters stage `first`; S: the head."""
+    for stage in range(first, fleet.shape.stages):
+        x = fleet.apply(stage, x)
+    return fleet.head_loss(x, tokens[..., 1:])
+
+
+def _matrices(fleet: "Fleet", stage: int) -> "Tensor":
+    """All weights of a stage but the norms' gains, end to end for each replica: [R, n]."""
+    import torch
+
+    matrices = [w for name, w in fleet.layers.items() if not name.endswith("norm")]
+    return torch.cat([w[:, stage].movedim(1, 0).flatten(1) for w in matrices], 1)
+
+
+def _square(x: "Tensor") -> "Tensor":
+    """Squared length of x [R, N, T, D], summed over all tokens of a replica: [R]."""
+    return x.square().sum((1, 2, 3))
+
+
+def _rows(pack: "Pack", asking: list[int], metric: str, stage: int, label: str, values: "Tensor") -> Iterator[Row]:
+    """Rows of the runs that ask, each the mean of values [R] over its replicas; stage from 0."""
+    values = values.tolist()
+    for i in asking:
+        own = [values[row] for row in pack.replicas(i)]
+        yield i, metric, stage + 1, label, sum(own) / len(own)

@@ -1,0 +1,321 @@
+"""Probes measure what they say, of the runs that ask, and put everything back."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from swarmbook import model, probes
+from swarmbook.config import run_config
+from swarmbook.fleet import Fleet
+from swarmbook.model import Shape
+from swarmbook.probes import JUMP_RULES, PROBES
+from swarmbook.recovery import RULES, Lost
+from swarmbook.runs import run
+from swarmbook.store import Store
+
+SHAPE = Shape(stages=4, layers_per_stage=2, width=16, heads=2, hidden=24, vocabulary=41)
+S, EACH, RUNS, N, T = SHAPE.stages, 2, 3, 6, 12
+NAMES = ("loss jump", "pair jump", "missing stages", "similarity", "re-initialisation error")
+
+
+class Pack:
+    """Three finished runs of two replicas each, as probes see them."""
+
+    def __init__(self, shape=SHAPE):
+        self.fleet = Fleet(shape, range(RUNS * EACH), device="cpu", compile=False)
+        self.runs = [SimpleNamespace(stages=shape.stages, replicas=EACH) for _ in range(RUNS)]
+        generator = torch.Generator().manual_seed(0)
+        for weight in [*self.fleet.layers.values(), *self.fleet.outer.values()]:  # far from the start
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
+        self.norms = torch.rand(RUNS * EACH, shape.stages + 1, generator=generator) + 0.1
+        self.held_out = torch.randint(shape.vocabulary, (1, N, T + 1), generator=generator)
+
+    def replicas(self, i):
+        return range(i * EACH, (i + 1) * EACH)
+
+    def validation_loss(self, cells=None):
+        return self.fleet.loss(self.held_out, cells).view(RUNS, EACH).mean(1).tolist()
+
+    def rebuild(self, i, row, stage, dead, rule):
+        rng = np.random.default_rng((i, row, stage))
+        RULES[rule].rule(Lost(self.fleet, row, stage, dead, self.norms, rng))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def pack():
+    return Pack()
+
+
+def table(pack, name, asking=(0, 1, 2)):
+    """{(run, stage, label): value}, each once."""
+    rows = list(PROBES[name](pack, list(asking)))
+    assert {row[1] for row in rows} <= {name}
+    values = {(i, stage, label): value for i, _, stage, label, value in rows}
+    assert len(values) == len(rows)
+    return values
+
+
+def skipping(first, missing, stages=S):
+    cells = np.empty((stages, RUNS * EACH, 1, 2), dtype=np.int64)
+    cells[..., 0] = np.arange(RUNS * EACH)[None, :, None]
+    cells[..., 1] = np.arange(stages)[:, None, None]
+    cells[first : first + missing, ..., 1] = -1
+    return cells
+
+
+def copy_stage(fleet, row, source, target):
+    for name, weight in fleet.stage(row, target).items():
+        weight.copy_(fleet.stage(row, source)[name])
+
+
+def test_every_probe_is_registered_with_its_rows(pack):
+    assert set(NAMES) <= set(PROBES)
+    stages_and_labels = {
+        "loss jump": {(s, rule) for s in (1, 2, 3, 4) for rule in JUMP_RULES},
+        "pair jump": {(s, rule) for s in (1, 2, 3) for rule in JUMP_RULES},
+        "missing stages": {(s, str(k)) for k in (1, 2, 3) for s in range(1, S - k + 2)},
+        "similarity": {(s, label) for s in (1, 2, 3) for label in ("weights", "functions")},
+        "re-initialisation error": {(s, rule) for s in (1, 2, 3, 4) for rule in JUMP_RULES}
+        | {(s, f"{rule} of functions") for s in (2, 3) for rule in ("uniform average", "CheckFree")},
+    }
+    for name, wanted in stages_and_labels.items():
+        for asking in ([0, 2], [1]):
+            assert set(table(pack, name, asking)) == {(i, *place) for i in asking for place in wanted}
+        assert table(pack, name, [2, 0]).items() >= table(pack, name, [2]).items()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fleet_is_left_as_it_was(pack, name):
+    before = pack.fleet.state_dict()
+    for _ in PROBES[name](pack, [0, 2]):
+        after = pack.fleet.state_dict()  # at any time at which others can look
+        assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
+@pytest.mark.parametrize("name", ["loss jump", "pair jump", "re-initialisation error"])
+@pytest.mark.parametrize("broken", ["rebuild", "apply", "stop"])
+def test_the_fleet_is_put_back_after_a_failure(pack, name, broken, monkeypatch):
+    class Stopped(BaseException):
+        pass
+
+    before, calls = pack.fleet.state_dict(), []
+
+    def after_a_while(function, last):
+        def call(*arguments):
+            function(*arguments)
+            calls.append(arguments)
+            if len(calls) == last:
+                raise Stopped
+            return function(*arguments)
+
+        return call
+
+    if broken == "stop":
+        rows = PROBES[name](pack, [0, 1])
+        next(rows)
+        rows.close()
+    else:
+        target = pack if broken == "rebuild" else pack.fleet
+        monkeypatch.setattr(target, broken, after_a_while(getattr(target, broken), 7))
+        with pytest.raises(Stopped):
+            list(PROBES[name](pack, [0, 1]))
+    assert all(torch.equal(pack.fleet.state_dict()[key], weight) for key, weight in before.items())
+
+
+@pytest.mark.parametrize(("name", "width"), [("loss jump", 1), ("pair jump", 2)])
+def test_jumps_are_those_of_losing_and_rebuilding_by_hand(pack, name, width):
+    got = table(pack, name)
+    before = pack.validation_loss()
+    state = pack.fleet.state_dict()
+    for s in range(S - width + 1):
+        for rule in JUMP_RULES:
+            for i in range(RUNS):
+                for row in pack.replicas(i):
+                    for stage in range(s, s + width):
+                        pack.rebuild(i, row, stage, frozenset(range(s, s + width)), rule)
+            after = pack.validation_loss()
+            pack.fleet.load_state_dict(state)
+            for i in range(RUNS):
+                assert got[i, s + 1, rule] == pytest.approx(after[i] - before[i], abs=2e-6), (i, s, rule)
+    assert len({round(value, 6) for value in got.values()}) > 30  # they do differ
+
+
+def test_a_lost_pair_is_rebuilt_from_the_nearest_survivors(pack):
+    """Stages 2 and 3 lost: copies of stage 1 by one rule, the mean of stages 1 and 4 by the other."""
+    got = table(pack, "pair jump")
+    before, state = pack.validation_loss(), pack.fleet.state_dict()
+    for rule, share in (("copy previous", 1.0), ("uniform average", 0.5)):
+        for weight in pack.fleet.layers.values():  # [layers, S, R, ...]
+            weight[:, 1:3] = (share * weight[:, 0] + (1 - share) * weight[:, 3])[:, None]
+        after = pack.validation_loss()
+        pack.fleet.load_state_dict(state)
+        for i in range(RUNS):
+            assert got[i, 2, rule] == pytest.approx(after[i] - before[i], abs=2e-6)
+
+
+def test_missing_stages_are_skipped_by_a_route(pack):
+    for (i, stage, label), value in table(pack, "missing stages").items():
+        wanted = pack.validation_loss(skipping(stage - 1, int(label)))[i]
+        assert value == pytest.approx(wanted, abs=2e-6), (i, stage, label)
+
+
+def test_a_stage_rebuilt_as_identity_is_a_missing_one(pack):
+    jumps, pairs, missing = (table(pack, name) for name in ("loss jump", "pair jump", "missing stages"))
+    before = pack.validation_loss()
+    for i in range(RUNS):
+        for s in range(1, S + 1):
+            assert before[i] + jumps[i, s, "identity"] == pytest.approx(missing[i, s, "1"], abs=2e-6)
+        for s in range(1, S):
+            assert before[i] + pairs[i, s, "identity"] == pytest.approx(missing[i, s, "2"], abs=2e-6)
+
+
+def test_equal_stages_are_similar_and_opposite_ones_are_not(pack):
+    fleet = pack.fleet
+    for row in pack.replicas(1):
+        copy_stage(fleet, row, 0, 1)
+        copy_stage(fleet, row, 1, 2)
+        fleet.stage(row, 2)["attention_norm"].mul_(3)  # the gains do not count as weights
+    for row in pack.replicas(2):
+        copy_stage(fleet, row, 1, 2)
+        for name in ("output", "down"):
+            fleet.stage(row, 2)[name].neg_()
+    got = table(pack, "similarity")
+    assert got[1, 1, "weights"] == pytest.approx(1, abs=1e-5)
+    assert got[1, 1, "functions"] == pytest.approx(1, abs=1e-5)
+    assert got[1, 2, "weights"] == pytest.approx(1, abs=1e-5)
+    assert got[1, 2, "functions"] < 0.999
+    assert abs(got[0, 1, "weights"]) < 0.1 and abs(got[0, 1, "functions"]) < 0.9
+    flat = [torch.cat([fleet.stage(4, s)[n].flatten() for n in ("qkv", "output", "gate_up", "down")]) for s in (1, 2)]
+    again = [torch.cat([fleet.stage(5, s)[n].flatten() for n in ("qkv", "output", "gate_up", "down")]) for s in (1, 2)]
+    wanted = np.mean([float(a @ b / a.norm() / b.norm()) for a, b in (flat, again)])
+    assert got[2, 2, "weights"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_one_layer_that_only_changes_its_sign_points_the_other_way():
+    """With one layer and no MLP a stage is linear in its output projection."""
+    pack = Pack(Shape(**{**SHAPE.__dict__, "layers_per_stage": 1}))
+    pack.fleet.layers["down"].zero_()
+    for row in range(RUNS * EACH):
+        copy_stage(pack.fleet, row, 0, 1)
+        pack.fleet.stage(row, 1)["output"].neg_()
+    assert table(pack, "similarity")[0, 1, "functions"] == pytest.approx(-1, abs=1e-5)
+
+
+def walk(pack, row, stages, sources):
+    """What enters each of `stages` of one replica in order, and the updates of `sources` there; plain model calls."""
+    cos, sin = model.rotary(T, SHAPE.head_width, torch.device("cpu"))
+    found = {}
+
+    def through(stage, x):
+        weights = pack.fleet.stage(row, stage)
+        for j in range(SHAPE.layers_per_stage):
+            x = model.layer(x, *(w[j : j + 1] for w in weights.values()), cos, sin)[0]
+        return x
+
+    x = pack.fleet.ends(row)["embedding"][pack.held_out[0, :, :-1]].view(1, N * T, SHAPE.width)
+    for s in stages:
+        found[s] = {k: (through(k, x) - x).double() for k in sources(s)}
+        x = through(s, x)
+    return found
+
+
+def test_the_error_of_averaged_functions_is_that_of_plain_model_calls(pack):
+    pack.norms[3] = 0.0  # no gradients at all: equal shares
+    got = table(pack, "re-initialisation error")
+    for i in range(RUNS):
+        wanted = {}
+        for row in pack.replicas(i):
+            updates = walk(pack, row, range(S), lambda s: range(max(0, s - 1), min(S, s + 2)))
+            for s in range(1, S - 1):
+                f = updates[s]
+                a, b = float(pack.norms[row, s - 1]) ** 2, float(pack.norms[row, s + 1]) ** 2
+                share = a / (a + b) if a + b else 0.5
+                for label, w in (("uniform average", 0.5), ("CheckFree", share)):
+                    error = (w * f[s - 1] + (1 - w) * f[s + 1] - f[s]).square().sum() / f[s].square().sum()
+                    wanted.setdefault((s + 1, f"{label} of functions"), []).append(float(error))
+        for place, errors in wanted.items():
+            assert got[i, *place] == pytest.approx(np.mean(errors), rel=1e-4), (i, place)
+
+
+def test_the_error_of_a_rebuilt_stage_is_that_of_plain_model_calls(pack):
+    got, state = table(pack, "re-initialisation error"), pack.fleet.state_dict()
+    for s in range(S):
+        for rule in JUMP_RULES:
+            errors = []
+            for row in pack.replicas(1):
+                lost = walk(pack, row, range(s + 1), lambda k: [k])[s][s]
+                pack.rebuild(1, row, s, frozenset({s}), rule)
+                rebuilt = walk(pack, row, range(s + 1), lambda k: [k])[s][s]
+                pack.fleet.load_state_dict(state)
+                errors.append(float((rebuilt - lost).square().sum() / lost.square().sum()))
+            assert got[1, s + 1, rule] == pytest.approx(np.mean(errors), rel=1e-4), (s, rule)
+
+
+def test_a_stage_rebuilt_as_it_was_has_no_error_and_a_skipped_one_has_error_1(pack):
+    for row in range(RUNS * EACH):
+        for s in range(1, S):
+            copy_stage(pack.fleet, row, 0, s)
+    got = table(pack, "re-initialisation error")
+    for (_, _, label), error in got.items():
+        if label == "identity":
+            assert error == pytest.approx(1, abs=1e-6)
+        elif label == "copy previous":
+            assert error == 0
+        elif label != "random":
+            assert error < 1e-9, label
+
+
+def test_the_lost_weights_cannot_be_read(pack, monkeypatch):
+    def keeps_all(lost):
+        pass
+
+    monkeypatch.setitem(RULES, "CheckFree", type(RULES["CheckFree"])(keeps_all))
+    assert np.isnan(table(pack, "loss jump")[0, 2, "CheckFree"])
+
+
+def test_a_sample_of_the_held_out_sequences_will_do(pack, monkeypatch):
+    whole = {name: table(pack, name) for name in NAMES}
+    monkeypatch.setattr(probes, "SEQUENCES", 2)
+    sampled = {name for name in NAMES if table(pack, name) != whole[name]}
+    assert sampled == {"pair jump", "similarity", "re-initialisation error"}
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_short_models_have_fewer_rows(stages):
+    pack = Pack(Shape(**{**SHAPE.__dict__, "stages": stages}))
+    places = {name: {(s, label) for _, s, label in table(pack, name)} for name in NAMES}
+    assert len(places["loss jump"]) == stages * len(JUMP_RULES)
+    assert len(places["pair jump"]) == (stages - 1) * len(JUMP_RULES)
+    assert places["missing stages"] == {(s, "1") for s in range(1, stages + 1) if stages > 1}
+    assert len(places["similarity"]) == 2 * (stages - 1)
+    assert len(places["re-initialisation error"]) == stages * len(JUMP_RULES)
+
+
+def test_from_configuration_to_record(tmp_path):
+    tiny = {
+        "data": "stories_toy", "stages": 4, "width": 16, "heads": 2, "hidden": 32, "sequence": 16, "steps": 10,
+        "log_every": 5, "evaluate_every": 10, "held_out": 4,
+    }  # fmt: skip
+    asking = run_config(**tiny, probes=NAMES)
+    silent = run_config(**tiny, seed=1)
+    runs = run([silent, asking], show=False, store=Store(tmp_path / "store"))
+    for name in NAMES:
+        rows = runs.table(name)
+        assert set(rows["seed"]) == {0} and set(rows["step"]) == {10}
+        assert np.isfinite(rows["value"]).all()
+    final = runs.final()
+    before = float(final[final["seed"] == 0]["value"].iloc[0])
+    jumps, missing = runs.table("loss jump"), runs.table("missing stages")
+    jumps = jumps[jumps["label"] == "identity"].set_index("stage")["value"]
+    missing = missing[missing["label"] == "1"].set_index("stage")["value"]
+    np.testing.assert_allclose(before + jumps, missing, atol=1e-5)
