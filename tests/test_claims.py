@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from swarmbook.claims import FAILS, HOLDS, MIMETYPE, UNDECIDED, Claims, verdict
+from swarmbook.claims import FAILS, HOLDS, MIMETYPE, UNDECIDED, Claims, all_of, decided, verdict
 from swarmbook.estimates import Estimate, estimate, paired
 
 
@@ -31,6 +31,23 @@ def test_verdict_needs_the_whole_interval_on_one_side(mean, half, expected):
     assert verdict(Estimate(mean, half, 3), above=1.0) == expected
     mirrored = {HOLDS: FAILS, FAILS: HOLDS, UNDECIDED: UNDECIDED}[expected]
     assert verdict(Estimate(mean, half, 3), below=1.0) == mirrored
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [((HOLDS, HOLDS), HOLDS), ((HOLDS, UNDECIDED), UNDECIDED), ((UNDECIDED, FAILS), FAILS), ((HOLDS, FAILS), FAILS)],
+)
+def test_a_claim_of_several_parts_is_as_good_as_its_worst(parts, whole):
+    assert all_of(*parts) == all_of(*reversed(parts)) == whole
+
+
+def test_arithmetic_decides_without_spread():
+    assert (decided(2 > 1), decided(1 > 2)) == (HOLDS, FAILS)
+
+
+def test_another_unit_scales_mean_and_interval_alike():
+    seconds, tenths = estimate([1.0, 2.0, 4.0]), estimate([10.0, 20.0, 40.0])
+    assert vars(seconds * 10) == pytest.approx(vars(tenths))
 
 
 def test_two_seeds_decide_nothing():

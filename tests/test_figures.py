@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from swarmbook.estimates import estimate
-from swarmbook.figures import curves, dots, gaps, intervals, panels, style
+from swarmbook.figures import curves, dots, forest, gaps, intervals, legend_below, panels, style, timeline, zoom
 
 TABLE = pd.DataFrame(
     {
@@ -58,3 +58,40 @@ def test_dots_show_every_seed_and_the_mean():
     seeds, means = ax.lines
     assert sorted(seeds.get_ydata()) == [2.0, 3.0, 5.0, 7.0]
     assert means.get_xdata().tolist() == [0.2, 1.2] and means.get_ydata().tolist() == [2.5, 6.0]
+
+
+def test_a_forest_lists_estimates_from_the_top_and_one_seed_without_a_bar():
+    _, (ax,) = panels(1)
+    forest({"first": estimate([1.0, 3.0]), "second": estimate([5.0])}, ax)
+    points, _, (bars,) = ax.containers[0].lines
+    assert points.get_xdata().tolist() == [2.0, 5.0] and points.get_ydata().tolist() == [0, 1]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["first", "second"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+    half = estimate([1.0, 3.0]).half
+    assert [part[:, 0].tolist() for part in bars.get_segments()] == [[2.0 - half, 2.0 + half], [5.0, 5.0]]
+
+
+def test_one_legend_below_stands_for_all_panels():
+    figure, axes = panels(2)
+    axes[0].plot([0, 1], [0, 1], label="one")
+    axes[0].legend()
+    for name in ("one", "two"):
+        axes[1].plot([0, 1], [0, 1], label=name)
+    legend_below(figure, axes, 2)
+    assert all(ax.get_legend() is None for ax in axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+
+
+def test_zoom_shows_the_lowest_values():
+    _, (ax,) = panels(1)
+    zoom(ax, [9.0, 4.0, 5.0], 2.0)
+    low, high = ax.get_ylim()
+    assert low < 4.0 and high == 6.0
+
+
+def test_a_timeline_has_a_bar_for_every_task_that_takes_time():
+    _, (ax,) = panels(1)
+    tasks = [(0, "forward", 0.0, 2.0), (1, "forward", 2.0, 2.0), (1, "backward", 3.0, 7.0)]
+    timeline(pd.DataFrame(tasks, columns=["node", "kind", "start", "end"]), {"forward": "C0", "backward": "C1"}, ax)
+    bars = [(bar.get_x(), bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in ax.patches]
+    assert bars == [(0.0, 2.0, 0.0), (3.0, 4.0, 1.0)]

@@ -1,12 +1,16 @@
 """What rolling back costs: the trainer's rule, the released simulation, and their closed forms."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarmbook.churn import any_stage, released_failures
+from swarmbook.churn import any_stage, released_failures, trace
+from swarmbook.config import run_config
 from swarmbook.rollback import (
     break_even,
     hours,
@@ -14,8 +18,10 @@ from swarmbook.rollback import (
     reached,
     released_progress,
     replay,
+    replayed,
     slowdown,
     wall_slowdown,
+    wall_steps,
 )
 
 PERIODS = (10, 50, 100)
@@ -191,3 +197,44 @@ def test_break_even_is_where_the_hours_are_equal():
 def test_impossible_numbers_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Falling:
+    """Stands for `Runs` of two seeds whose validation loss falls by 1 in every 10 steps, from 10."""
+
+    configs = [run_config(data="stories_toy", steps=60, evaluate_every=10, seed=seed) for seed in (3, 4)]
+    rows = [{"step": step, "metric": "validation loss", "value": 10 - step / 10} for step in range(0, 61, 10)]
+    records = [SimpleNamespace(metrics=pd.DataFrame(rows))] * 2
+
+    def steps_to(self, target):
+        return pd.DataFrame({"seed": [3, 4], "value": [(10 - target) * 10] * 2})
+
+
+def test_replayed_losses_are_those_of_the_progress_held():
+    rate, every = 0.01, 20
+    table = replayed(Falling(), rate, every, times=2)
+    assert set(table["seed"]) == {3, 4} and table["step"].max() > 60
+    behind = 0
+    for config in Falling.configs:
+        dying = trace(config.model_copy(update={"steps": 120, "failure_rate": rate})).any((1, 2))
+        after = np.concatenate([[0], progress(dying, every) + 1])
+        part = table[table["seed"] == config.seed].set_index("step")["value"]
+        for step, value in part.items():
+            assert value == pytest.approx(10 - after[step] / 10)
+            behind += after[step] < step
+    assert behind > 0  # something was rolled back
+
+
+def test_wall_steps_are_where_replayed_losses_reach_the_target():
+    target, rate, every = 6.0, 0.01, 20
+    steps = wall_steps(Falling(), target, rate, every).set_index("seed")["value"]
+    table = replayed(Falling(), rate, every, times=10)
+    for seed, part in table.groupby("seed"):
+        below = part.set_index("step")["value"] <= target
+        assert below.idxmax() - 10 < steps[seed] <= below.idxmax()
+    assert (steps >= 40).all()
+    assert wall_steps(Falling(), target, 0.0, every)["value"].tolist() == [40.0, 40.0]
+
+
+def test_what_is_never_reached_takes_nan_steps():
+    assert wall_steps(Falling(), 6.0, 1.0, 20)["value"].isna().all()

@@ -5,15 +5,19 @@ whatever the recovery rule. All runs of one seed draw the same uniform numbers, 
 part of the trace at a higher one and rules are compared under the same losses.
 
 - a trace is a bool array [steps, replicas, stages]; `events` lists it as (step, stage), stages counted from 1
+- `trace` is that of a run, with one column more for its ends
 - `released_failures` and `released_schedule` are the very traces of the authors' training and throughput runs
 - the paper states chances per hour, its code holds chances per step: `per_step` and `per_hour` convert
 """
 
 import random
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from swarmbook.config import RunConfig
 
 HOUR = 3600.0  # seconds
 SCHEDULE_RATES = {5: 0.0009, 10: 0.002, 16: 0.004, 33: 0.01}  # % an hour: per iteration; released code, medium model
@@ -22,6 +26,20 @@ SCHEDULE_RATES = {5: 0.0009, 10: 0.002, 16: 0.004, 33: 0.01}  # % an hour: per i
 def failures(rng: np.random.Generator, steps: int, replicas: int, stages: int, rate: float) -> np.ndarray:
     """Bool [steps, replicas, stages]: the cell is lost at the start of the step. `rate` is per cell and step."""
     return rng.random((steps, replicas, stages)) < rate
+
+
+def trace(run: "RunConfig") -> np.ndarray:
+    """Bool [steps, R, S + 1]: which cells of a run die at the start of a step; the last column is its ends."""
+    size = run.steps, run.replicas, run.stages
+    dying = np.zeros((run.steps, run.replicas, run.stages + 1), dtype=bool)
+    dying[..., :-1] = failures(run.rng("failures"), *size, run.failure_rate)
+    if run.failing == "interior":
+        dying[..., [0, -2]] = False
+    if run.failing == "all":
+        dying[..., -1:] = failures(run.rng("failures", 0), run.steps, run.replicas, 1, run.failure_rate)
+    for step, stage in run.losses:
+        dying[step, :, stage - 1] = True  # stage 0, the ends, is the last column
+    return dying
 
 
 def per_step(hourly: ArrayLike, seconds: ArrayLike) -> np.ndarray:

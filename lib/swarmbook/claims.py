@@ -35,6 +35,16 @@ def verdict(measured: "Estimate", above: float | None = None, below: float | Non
     return HOLDS if holds else FAILS if fails else UNDECIDED
 
 
+def decided(true: bool) -> str:
+    """The verdict on a claim that follows from counting or arithmetic, without spread."""
+    return HOLDS if true else FAILS
+
+
+def all_of(*verdicts: str) -> str:
+    """The verdict on a claim of several parts: it fails if one of them fails, and holds if all of them hold."""
+    return FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
+
+
 @dataclass(frozen=True)
 class Claim:
     """One claim of a paper, as its notebook judged it; `paper` and `ours` are ready to print."""

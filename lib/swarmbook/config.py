@@ -9,6 +9,7 @@
 
 import itertools
 from collections.abc import Iterable
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Annotated, Literal
 
@@ -119,22 +120,19 @@ class RunConfig(BaseModel):
     def key(self) -> str:
         """Names the result: a hash of configuration, data, numerics version, and the code of rules that are not ours.
 
-        Of a user's own route or recovery its own code counts, not that of functions it calls.
+        Of a user's own route, recovery or probe its own code counts, not that of functions it calls.
         """
         from swarmbook.probes import PROBES
-        from swarmbook.recovery import RULES
+        from swarmbook.recovery import OURS, RULES
         from swarmbook.route import ROUTES
 
         strategy = RULES[self.recovery]
-        named = {"route": ROUTES[self.route], "recovery": strategy and strategy.rule}
-        named |= {f"probe {name}": PROBES[name] for name in self.probes}
-        own = {
-            name: _code(rule)
-            for name, rule in named.items()
-            if rule is not None and not rule.__module__.startswith("swarmbook.")
-        }
-        if "recovery" in own:
+        named = {"route": ROUTES[self.route]} | {f"probe {name}": PROBES[name] for name in self.probes}
+        own = {name: _code(part) for name, part in named.items() if not part.__module__.startswith("swarmbook.")}
+        if strategy != OURS.get(self.recovery):
+            own["recovery"] = _code(strategy.rule)
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
+        domains = [data.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(
             {
                 "config": self.model_dump(mode="json", exclude_defaults=True, exclude={"start"}),
@@ -143,7 +141,7 @@ class RunConfig(BaseModel):
             }
             | ({"start": self.start.key} if self.start else {})
             | ({"rules": own} if own else {})
-            | ({"evaluate_on": [data.fingerprint(d, self.tokenizer, None) for d in self.evaluate_on]} if self.evaluate_on else {})
+            | ({"evaluate_on": domains} if domains else {})
         )
 
     @property
@@ -185,6 +183,14 @@ def _code(part: object, within: tuple = ()) -> list | str:
         return [_code(part.__code__), [_code(value, (*within, part)) for value in held]]
     if isinstance(part, CodeType):
         return [part.co_code.hex(), list(part.co_names), [_code(const) for const in part.co_consts]]
+    if isinstance(part, partial):
+        return [_code(value, within) for value in (part.func, part.args, part.keywords)]
+    if isinstance(part, (tuple, list)):
+        return [_code(value, within) for value in part]
+    if isinstance(part, dict):
+        return [[_code(name), _code(value, within)] for name, value in part.items()]
+    if isinstance(part, (set, frozenset)):  # in an order of its own in every process
+        return sorted(repr(_code(value, within)) for value in part)
     text = repr(part)
     return type(part).__qualname__ if " at 0x" in text else text
 

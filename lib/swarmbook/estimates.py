@@ -24,6 +24,10 @@ class Estimate:
     def high(self) -> float:
         return self.mean + self.half
 
+    def __mul__(self, factor: float) -> "Estimate":
+        """In another unit: both mean and interval times a positive number without spread."""
+        return Estimate(self.mean * factor, self.half * factor, self.n)
+
     def __str__(self) -> str:
         """Rounded to the digits that the interval justifies, three after the point at most."""
         if not np.isfinite(self.half):

@@ -1,6 +1,6 @@
 """One look for all figures: colour-blind safe, bands over seeds, the paper's values as open markers or dashed lines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from swarmbook.estimates import estimate
+from swarmbook.estimates import Estimate, estimate
 
 WIDTH = 9.5  # inches, the width of a notebook page
 
@@ -84,3 +84,46 @@ def intervals(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: flo
         **{"marker": "o", "markersize": 5, "capsize": 2.5, "linestyle": "none", **kwargs},
     )
     ax.set_xticks(range(len(order)), [str(value) for value in order])
+
+
+def forest(estimates: Mapping[str, Estimate], ax: Axes, **kwargs) -> None:
+    """Estimates below one another, the first on top: mean and 95 % interval, and a line at 0."""
+    style = {"marker": "o", "markersize": 6, "capsize": 3, "linestyle": "none", **kwargs}
+    values = list(estimates.values())
+    ax.errorbar(
+        [e.mean for e in values], range(len(values)), xerr=[e.half if e.n > 1 else 0.0 for e in values], **style
+    )
+    ax.axvline(0, color="0.3", linewidth=0.8)
+    ax.set_yticks(range(len(values)), list(estimates))
+    ax.set_ylim(len(values) - 0.5, -0.5)
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
+    """One legend for all panels, below them: the entries of the first panel that has the most."""
+    for ax in axes:
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()
+    fullest = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
+    figure.legend(*fullest.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def zoom(ax: Axes, values: Sequence[float], room: float) -> None:
+    """Show loss curves from just below their lowest value up to `room` above it; the start of training is far above."""
+    ax.set_ylim(min(values) - 0.06 * room, min(values) + room)
+
+
+def timeline(tasks: pd.DataFrame, colours: Mapping[str, str], ax: Axes) -> None:
+    """Tasks (node, kind, start, end in seconds) as bars, one row a node, the first on top; one colour a kind."""
+    for kind, colour in colours.items():
+        part = tasks[(tasks["kind"] == kind) & (tasks["end"] > tasks["start"])]
+        ax.barh(
+            part["node"],
+            part["end"] - part["start"],
+            left=part["start"],
+            color=colour,
+            height=0.8,
+            linewidth=0,
+            label=kind,
+        )
+    ax.invert_yaxis()
+    ax.set_xlabel("seconds")

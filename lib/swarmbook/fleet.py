@@ -433,9 +433,8 @@ class Fleet:
         if not 0 <= replica < self.replicas:
             raise IndexError(f"replica {replica} is not in this fleet: it has 0..{self.replicas - 1}")
         if not 0 <= stage <= self.shape.stages:
-            raise IndexError(
-                f"stage {stage} is not in this model: it has 0..{self.shape.stages - 1}, and {self.shape.stages}, its ends"
-            )
+            known = f"0..{self.shape.stages - 1}, and {self.shape.stages} for its ends"
+            raise IndexError(f"stage {stage} is not in this model: it has {known}")
 
 
 _GROUP = {"cpu": 1 << 17, "cuda": 1 << 28}  # widest activations of a group; on the CPU 1 MiB, half its cache

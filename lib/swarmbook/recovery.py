@@ -28,8 +28,8 @@ class Lost:
 
     dead: all stages of its replica that died in the same step, this one included. norms [R, S + 1]: gradient norms of
     the last step before clipping to `clip`. kept: what the strategy keeps of this stage elsewhere, as it was when it
-    was copied; None where no copy survived. rng: the rule's own. A rule may change what the trainer does next: `moments`,
-    as configured, and `boosted`, whether the stage's learning rate is raised.
+    was copied; None where no copy survived. rng: the rule's own. A rule may change what the trainer does next:
+    `moments`, as configured, and `boosted`, whether the stage's learning rate is raised.
     """
 
     fleet: "Fleet"
@@ -256,6 +256,9 @@ def learning_rate_alone(lost: Lost) -> None:
     """A control: the stage comes back as it was, moments included, and only its learning rate is raised."""
     lost.write(lost.copy())
     lost.moments = "keep"
+
+
+OURS = dict(RULES)  # whose numbers `NUMERICS` stands for; of any other the key of a run holds the code
 
 
 def _exact(lost: Lost) -> bool:

@@ -11,10 +11,18 @@ Weights, moments and place in the data go back together, so that how far a model
 turns the losses of a run without failures into those of a run that rolls back.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
-from swarmbook.churn import HOUR, checked_chance
+from swarmbook.churn import HOUR, checked_chance, trace
+
+if TYPE_CHECKING:
+    from swarmbook.config import RunConfig
+    from swarmbook.runs import Runs
 
 
 def progress(failing: np.ndarray, every: int) -> np.ndarray:
@@ -89,6 +97,43 @@ def replay(losses: ArrayLike, steps: ArrayLike, actual: np.ndarray) -> np.ndarra
     if not (np.diff(steps) > 0).all():
         raise ValueError(f"steps={steps.tolist()} do not ascend: sort the measurements and drop repeated ones")
     return np.interp(actual, steps, losses, right=np.nan)
+
+
+def replayed(runs: "Runs", rate: float, every: int, rule: Callable = progress, times: float = 1.0) -> pd.DataFrame:
+    """Validation losses that runs without rollbacks would have with them: columns seed, step, value.
+
+    The stages of each run fail as under `failure_rate=rate`, for `times` as many steps as it has; its losses are
+    then those at the progress that `rule` (`progress` or `released_progress`) leaves it with `every`.
+    """
+    tables = []
+    for config, part in zip(runs.configs, runs.records, strict=True):
+        losses = part.metrics[part.metrics["metric"] == "validation loss"]
+        held = held_by(config, rate, every, rule, int(times * config.steps))
+        steps = np.arange(0, len(held), config.evaluate_every)
+        values = replay(losses["value"], losses["step"], np.maximum(held[steps], 0))
+        tables.append(pd.DataFrame({"seed": config.seed, "step": steps, "value": values}).dropna())
+    return pd.concat(tables, ignore_index=True)
+
+
+def wall_steps(
+    runs: "Runs", target: float, rate: float, every: int, rule: Callable = progress, times: int = 40
+) -> pd.DataFrame:
+    """Wall steps to a validation loss with rollbacks, as `Runs.steps_to` without: columns seed, value.
+
+    Stages fail as in `replayed`; NaN for what is not reached in `times` as many steps as the run has.
+    """
+    rows = []
+    for config, needed in zip(runs.configs, runs.steps_to(target)["value"], strict=True):
+        held = held_by(config, rate, every, rule, times * config.steps)
+        there = np.flatnonzero(held >= needed)  # never true for NaN
+        rows.append({"seed": config.seed, "value": float(there[0]) if there.size else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def held_by(config: "RunConfig", rate: float, every: int, rule: Callable, steps: int) -> np.ndarray:
+    """Progress after 0, 1, ... `steps` wall steps of a run whose stages fail at `rate` and that rolls back."""
+    failing = trace(config.model_copy(update={"steps": steps, "failure_rate": rate})).any((1, 2))
+    return np.concatenate([[0], rule(failing, every) + 1])
 
 
 def slowdown(chance: ArrayLike, every: int) -> np.ndarray:

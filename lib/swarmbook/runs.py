@@ -5,14 +5,14 @@ runs.table("validation loss")
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from swarmbook.config import RunConfig
-from swarmbook.errors import TrainingError
+from swarmbook.errors import ConfigError, TrainingError
 from swarmbook.store import Record, Store, open_store
 
 
@@ -32,9 +32,17 @@ class Runs:
 
     @property
     def axes(self) -> list[str]:
-        """The configuration fields in which the runs differ."""
-        fields = [config.model_dump() for config in self.configs]
-        return [name for name in fields[0] if any(other[name] != fields[0][name] for other in fields)]
+        """The seed, and the configuration fields in which the runs differ."""
+        fields = [dict(config) for config in self.configs]
+        return [name for name in fields[0] if name == "seed" or any(f[name] != fields[0][name] for f in fields)]
+
+    def where(self, **fields) -> "Runs":
+        """The runs whose configuration has these values."""
+        pairs = zip(self.configs, self.records, strict=True)
+        chosen = [(c, r) for c, r in pairs if all(getattr(c, name) == value for name, value in fields.items())]
+        if not chosen:
+            raise ConfigError(f"no run has {fields}; there are {self.provenance()[self.axes].drop_duplicates()}")
+        return Runs(*zip(*chosen, strict=True))
 
     def table(self, metric: str) -> pd.DataFrame:
         """One row a measurement of a metric: the fields in which the runs differ, step, stage, label, value.
@@ -69,8 +77,18 @@ class Runs:
         return pd.DataFrame(rows)
 
     def _each(self, table: pd.DataFrame, value) -> pd.DataFrame:
-        groups = table.groupby(self.axes, sort=False, dropna=False) if self.axes else [((), table)]
+        groups = table.groupby(self.axes, sort=False, dropna=False)
         return pd.DataFrame([dict(zip(self.axes, names, strict=True)) | {"value": value(run)} for names, run in groups])
+
+
+def arms(groups: Mapping[str, Runs], measure: Callable[[Runs], pd.DataFrame]) -> pd.DataFrame:
+    """One table of several sets of runs: what `measure` gives for each, under its name in the column "arm".
+
+    `arms({"copy": a, "average": b}, Runs.final)`. Of the fields in which runs differ only the seed stays.
+    """
+    kept = ["seed", "step", "stage", "label", "value"]
+    tables = [measure(group).filter(kept).assign(arm=name) for name, group in groups.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def run(

@@ -74,9 +74,7 @@ class Store:
     With `states`, only runs whose final state is there count as finished, and recorded ones have none.
     """
 
-    def __init__(
-        self, root: Path, recorded: Sequence[Path] = (), fresh: bool | str = False, states: bool = False
-    ):
+    def __init__(self, root: Path, recorded: Sequence[Path] = (), fresh: bool | str = False, states: bool = False):
         self.root = Path(root)
         self.states = states
         self._partial = "partial-states" if states else "partial"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import swarmbook
 from swarmbook import data
-from swarmbook.churn import failures
+from swarmbook.churn import trace
 from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.device import device_of
 from swarmbook.fleet import Fleet
@@ -264,7 +264,7 @@ class Pack:
 
     def _fail(self, i: int) -> None:
         """Lose the cells of run i whose time has come, and rebuild them."""
-        run, strategy, stages = self.runs[i], RULES[self.runs[i].recovery], self.runs[i].stages
+        strategy, stages = RULES[self.runs[i].recovery], self.runs[i].stages
         lost = [
             self.lost(i, self.replicas(i)[replica], stage, frozenset(np.flatnonzero(dying).tolist()))
             for replica, dying in enumerate(self.traces[i][self.step])
@@ -361,7 +361,7 @@ class Pack:
         rows = list(self.replicas(i))
         self.fleet.load_state_dict(state["fleet"], rows)
         self.adam.load_state_dict(state["adam"], rows)
-        self.norms[rows] = state["norms"]
+        self.norms[rows] = state["norms"].to(self.norms.device)
         self.rebuilt[rows] = state["rebuilt"].numpy()
         self.position[i] = state["position"]
 
@@ -414,20 +414,6 @@ class Pack:
         self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
         self.ledgers, self.copies = [Ledger(entries) for entries in state["ledgers"]], state["copies"]
         self.seconds, self.step = state["seconds"], step
-
-
-def trace(run: RunConfig) -> np.ndarray:
-    """Bool [steps, R, S + 1]: which cells of a run die at the start of a step; the last column is its ends."""
-    size = run.steps, run.replicas, run.stages
-    dying = np.zeros((run.steps, run.replicas, run.stages + 1), dtype=bool)
-    dying[..., :-1] = failures(run.rng("failures"), *size, run.failure_rate)
-    if run.failing == "interior":
-        dying[..., [0, -2]] = False
-    if run.failing == "all":
-        dying[..., -1:] = failures(run.rng("failures", 0), run.steps, run.replicas, 1, run.failure_rate)
-    for step, stage in run.losses:
-        dying[step, :, stage - 1] = True  # stage 0, the ends, is the last column
-    return dying
 
 
 def _held_out(run: RunConfig, domain: str) -> torch.Tensor:
