@@ -1,16 +1,23 @@
 """What a configuration accepts, and what changes its key."""
 
+import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
-from swarmbook.config import RunConfig, choose, grid, run_config
+from swarmbook import config as configs
+from swarmbook import data
+from swarmbook.config import NUMERICS, RunConfig, choose, grid, run_config
 from swarmbook.errors import ConfigError
-from swarmbook.recovery import RULES
+from swarmbook.probes import PROBES
+from swarmbook.recovery import OURS, RULES, Strategy, norm_average
+from swarmbook.route import ROUTES
 
 BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
+PARENT = run_config(**{**BASE, "steps": 10})
 
 
 @pytest.mark.parametrize(
@@ -20,13 +27,31 @@ BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
         ({"route": "swaped ends"}, "unknown route 'swaped ends': did you mean 'swapped ends'"),
         ({"recovery": "chekfree"}, "unknown recovery 'chekfree'"),
         ({"failure_rate": 1.5, "recovery": "CheckFree"}, "failure_rate=1.5"),
-        ({"failure_rate": 0.1}, "failure_rate=0.1 needs a recovery"),
+        ({"failure_rate": 0.1}, "failure_rate=0.1 needs a recovery: none, random, identity"),
+        ({"losses": [(3, 2)]}, "losses=((3, 2),) needs a recovery"),
+        (
+            {"losses": [(20, 2)], "recovery": "CheckFree"},
+            "losses=((20, 2),): a loss is (step, stage) with step < steps=20",
+        ),
+        ({"losses": [(3, 7)], "recovery": "CheckFree"}, "stage from 1 to 6, or 0 for embedding and head"),
+        ({"losses": [(3, -1)], "recovery": "CheckFree"}, "losses.0.1=-1"),
+        ({"losses": [(3, 2, 1)], "recovery": "CheckFree"}, "losses.0=(3, 2, 1)"),
+        ({"failing": "ends"}, "failing='ends'"),
+        ({"moments": "mean"}, "moments='mean'"),
+        ({"boost_half_life": 0.0}, "boost_half_life=0.0"),
+        ({"keep_every": 0}, "keep_every=0"),
+        ({"start": PARENT, "width": 32}, "width=32 must be that of the run it starts from, 64"),
+        ({"start": PARENT, "stages": 4}, "stages=4 must be that of the run it starts from, 6"),
+        ({"start": PARENT, "replicas": 2}, "replicas=2 must be that of the run it starts from, 1"),
+        ({"start": PARENT, "steps": 10}, "steps=10 must be more than the 10 of the run it starts from"),
+        ({"start": PARENT, "recovery": "random", "losses": [(3, 1)]}, "losses=((3, 1),) must be at steps from 10 on"),
+        ({"start": {**BASE, "lr": -1.0}}, "start.lr=-1.0"),
         ({"heads": 3}, "width=64 must be an even multiple of heads=3"),
         ({"route": "swapped ends", "microbatches": 3}, "microbatches=3"),
         ({"evaluate_every": 15}, "evaluate_every=15 must be a multiple of log_every=10"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"steps": 0}, "steps=0"),
-        ({"probes": ["loss jumps"]}, "probes.0='loss jumps'"),
+        ({"probes": ["loss jumps"]}, "unknown probe 'loss jumps': did you mean 'loss jump'"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
@@ -51,38 +76,206 @@ def test_grid_is_the_product_of_its_axes():
         grid(BASE, seed=3)
 
 
+OTHER = {
+    "data": "fiction_austen", "data_limit": 10_000, "stages": 7, "layers_per_stage": 2, "width": 32, "heads": 2,
+    "hidden": 32, "sequence": 64, "replicas": 2, "microbatches": 2, "batch": 4, "steps": 30, "lr": 2e-3,
+    "schedule": "cosine", "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends", "recovery": "random",
+    "failing": "interior", "moments": "keep", "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
+    "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",), "probes": ("loss jump",),
+    "start": PARENT, "seed": 1,
+}  # fmt: skip
+
+
 def test_every_field_changes_the_key():
     base = run_config(**BASE)
-    other = {
-        "data": "fiction_austen", "data_limit": 10_000, "stages": 7, "layers_per_stage": 2, "width": 32, "heads": 2,
-        "hidden": 32, "sequence": 64, "replicas": 2, "microbatches": 2, "batch": 4, "steps": 30, "lr": 2e-3,
-        "schedule": "cosine", "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends",
-        "recovery": "random", "lr_boost": 1.2, "log_every": 5, "evaluate_every": 20, "held_out": 8,
-        "probes": ("loss jump",), "seed": 1,
-    }  # fmt: skip
-    keys = {run_config(**{**BASE, name: value}).key for name, value in other.items()}
-    assert len(keys | {base.key}) == len(other) + 1
-    assert set(RunConfig.model_fields) - set(other) == {"tokenizer", "failure_rate"}
+    keys = {run_config(**{**BASE, name: value}).key for name, value in OTHER.items()}
+    assert len(keys | {base.key}) == len(OTHER) + 1
+    assert set(RunConfig.model_fields) - set(OTHER) == {"tokenizer", "failure_rate", "losses"}
     assert run_config(**BASE).key == base.key
-    assert base.model_copy(update={"failure_rate": 0.1}).key != base.key
+    lossy = {"failure_rate": 0.1}, {"failure_rate": 0.2}, {"losses": [(3, 2)]}, {"losses": [(2, 3)]}
+    insured = {run_config(**BASE, recovery="random", **fields).key for fields in ({}, *lossy)}
+    assert len(insured) == len(lossy) + 1
+
+
+DEFAULTS = {
+    "tokenizer": "swarmbook", "data_limit": None, "stages": 6, "layers_per_stage": 1, "width": 64, "heads": 4,
+    "hidden": 256, "sequence": 128, "replicas": 1, "microbatches": 4, "batch": 2, "lr": 1e-3, "schedule": "constant",
+    "warmup": 0, "clip": 1.0, "precision": "fp32", "route": "in order", "recovery": "none", "failure_rate": 0.0,
+    "failing": "stages", "losses": (), "moments": "reset", "lr_boost": 1.1, "boost_half_life": None,
+    "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "probes": (),
+    "start": None, "seed": 0,
+}  # fmt: skip
+
+
+def test_defaults_are_frozen_because_keys_leave_them_out():
+    found = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
+    assert found == DEFAULTS and NUMERICS == 1, (
+        "a default changed: raise NUMERICS, or add the new field here if its default changes no number"
+    )
+
+
+def test_a_field_set_to_its_default_does_not_change_the_key():
+    base = run_config(data="stories_toy", steps=20)
+    for name, value in DEFAULTS.items():
+        assert run_config(data="stories_toy", steps=20, **{name: value}).key == base.key, name
+    assert run_config(**DEFAULTS, data="stories_toy", steps=20).key == base.key
+
+
+def test_a_new_field_leaves_recorded_keys_alone(monkeypatch):
+    class Newer(RunConfig):
+        momentum: float = 0.0
+
+    before = run_config(**BASE).key
+    assert Newer(**BASE).key == before != Newer(**BASE, momentum=0.5).key
+    monkeypatch.setattr(configs, "NUMERICS", NUMERICS + 1)
+    assert run_config(**BASE).key != before
+
+
+def test_the_key_of_a_run_depends_on_all_that_it_starts_from():
+    def key(**fields):
+        return run_config(**BASE, start=run_config(**{**BASE, "steps": 10, **fields})).key
+
+    keys = [key(), key(lr=2e-3), key(seed=1), key(steps=5), key(start=run_config(**{**BASE, "steps": 5}))]
+    assert len(set(keys)) == len(keys) and key() == keys[0]
+    config = run_config(**BASE, start=PARENT)
+    assert run_config(**config.model_dump(mode="json")) == config  # as it is read back from a record
+    assert [c.start for c in grid(config, seed=[1, 2])] == [PARENT, PARENT]
+
+
+def test_texts_that_are_evaluated_on_change_the_key(monkeypatch):
+    config = run_config(**BASE, evaluate_on=["satire_devil"])
+    before, fingerprint = config.key, data.fingerprint
+    monkeypatch.setattr(
+        data, "fingerprint", lambda source, *rest: fingerprint(source, *rest) + "x" * (source[0] == "s")
+    )
+    after = config.key
+    monkeypatch.setattr(
+        data, "fingerprint", lambda source, *rest: fingerprint(source, *rest) + "x" * (source == "satire_devil")
+    )
+    assert len({before, after, config.key}) == 3
+    assert run_config(**BASE).key == PARENT.model_copy(update={"steps": 20}).key
+
+
+def own_key(monkeypatch, rule, name="mine", **copies):
+    monkeypatch.setitem(RULES, name, Strategy(rule, **copies))
+    return run_config(**BASE, recovery=name).key
 
 
 def test_editing_ones_own_rule_changes_the_key(monkeypatch):
-    def key(rule):
-        monkeypatch.setitem(RULES, "mine", rule)
-        return run_config(**BASE, recovery="mine").key
-
-    def half(fleet, lost, norms):
+    def half(lost):
         return 0.5
 
-    def third(fleet, lost, norms):
+    def third(lost):
         return 1 / 3
 
-    def half_again(fleet, lost, norms):
+    def half_again(lost):
         return 0.5
 
-    assert key(half) != key(third)
-    assert key(half) == key(half_again)
+    def half_by_default(lost, share=0.5):
+        return share
+
+    def third_by_default(lost, share=1 / 3):
+        return share
+
+    def fifth_by_keyword(lost, *, share=0.2):
+        return share
+
+    def sixth_by_keyword(lost, *, share=1 / 6):
+        return share
+
+    def closing(share):
+        return lambda lost: share
+
+    def choosing(function):
+        return lambda lost: function(lost)
+
+    rules = [half, third, half_by_default, third_by_default, fifth_by_keyword, sixth_by_keyword, closing(0.5)]
+    rules += [closing(1 / 3), closing([half]), closing([third]), closing({"a": half}), choosing(half), choosing(third)]
+    rules += [partial(half_by_default, share=0.2), partial(half_by_default, share=0.3)]
+    keys = [own_key(monkeypatch, rule) for rule in rules]
+    assert len(set(keys)) == len(keys)
+    assert own_key(monkeypatch, half) == own_key(monkeypatch, half_again)
+    assert own_key(monkeypatch, closing(0.5)) == own_key(monkeypatch, closing(0.5))
+    assert own_key(monkeypatch, half) != own_key(monkeypatch, half, name="by another name")
+
+
+def test_what_ones_own_rule_keeps_changes_the_key(monkeypatch):
+    def rule(lost):
+        lost.draw()
+
+    copies = [{}, {"keeps": "ends"}, {"keeps": "stages"}, {"keeps": "stages", "holders": (1,)}]
+    copies += [{"keeps": "stages", "holders": (1,), "always": True}]
+    copies += [{"keeps": "stages", "holders": (1,), "always": True, "forwards": True}]
+    keys = [own_key(monkeypatch, rule, **fields) for fields in copies]
+    assert len(set(keys)) == len(copies)
+
+
+def test_rules_made_by_our_functions_are_still_ones_own(monkeypatch):
+    cubed = own_key(monkeypatch, norm_average(power=3))
+    assert cubed == own_key(monkeypatch, norm_average(power=3)) != own_key(monkeypatch, norm_average(power=4))
+    shipped = run_config(**BASE, recovery="CheckFree").key
+    assert own_key(monkeypatch, norm_average(power=3), name="CheckFree") != shipped
+    monkeypatch.setitem(RULES, "CheckFree", OURS["CheckFree"])
+    assert run_config(**BASE, recovery="CheckFree").key == shipped
+
+
+def test_editing_ones_own_route_or_probe_changes_the_key(monkeypatch):
+    def in_order(*sizes):
+        return ROUTES["in order"](*sizes)
+
+    def swapped(*sizes):
+        return ROUTES["swapped ends"](*sizes)
+
+    def nothing(pack, asking):
+        return []
+
+    def one(pack, asking):
+        return [(0, "mine", 0, "", 1.0)]
+
+    def key(registry, part, fields):
+        monkeypatch.setitem(registry, "mine", part)
+        return run_config(**BASE, **fields).key
+
+    routes = [key(ROUTES, part, {"route": "mine"}) for part in (in_order, swapped, in_order)]
+    probes = [key(PROBES, part, {"probes": ["mine"]}) for part in (nothing, one, nothing)]
+    for first, second, third in (routes, probes):
+        assert first == third != second
+    both = run_config(**BASE, probes=["mine", "loss jump"]).key
+    assert both not in probes
+
+
+SCRIPT = """
+from swarmbook.config import run_config
+from swarmbook.probes import probe
+from swarmbook.recovery import recovery
+
+class Thing:
+    pass
+
+def made(thing, names):
+    def rule(lost, other=thing, *, also=frozenset({"ends", "stages", "run"})):
+        if lost.stage in {"embedding", "norm", "head"}:
+            return thing, names, [other], (lambda x: thing)(also)
+    return rule
+
+recovery("mine", keeps="ends")(made(Thing(), {"x": {"some", "names"}}))
+
+@probe("mine")
+def measure(pack, asking, thing=Thing()):
+    return [name for name in pack if name in {"a", "b", "c", "d"}]
+
+print(run_config(data="stories_toy", steps=20, recovery="mine", probes=["mine"]).key)
+"""
+
+
+def test_keys_are_the_same_in_every_process():
+    keys = set()
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        keys.add(done.stdout)
+    assert len(keys) == 1
 
 
 def test_purposes_and_seeds_draw_different_numbers():

@@ -1,33 +1,57 @@
-"""What each rule writes into a lost stage."""
+"""What each rule writes into a lost stage, and what it may read for that."""
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from swarmbook.fleet import Fleet
 from swarmbook.model import Shape
-from swarmbook.recovery import RULES, Lost
+from swarmbook.optim import Adam
+from swarmbook.recovery import RULES, Lost, Strategy, norm_average, recovery
 
 STAGES = 6
-SHAPE = Shape(stages=STAGES, layers_per_stage=2, width=16, heads=2, hidden=32, vocabulary=64)
+ENDS = STAGES
+SHAPE = Shape(stages=STAGES, layers_per_stage=2, width=8, heads=2, hidden=12, vocabulary=32)
+AVERAGES = [
+    "uniform average",
+    "CheckFree",
+    "CheckFree, power 1",
+    "CheckFree, as released",
+    "CheckFree+",
+    "neighbour snapshot",
+    "redundant computation",
+]
+NAMES = [name for name in RULES if name not in ("none", "rollback")]  # rollback leaves the writing to the trainer
 
 
 @pytest.fixture
 def fleet():
-    return Fleet(SHAPE, [1, 2], device="cpu", compile=False)
+    fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
+    generator = torch.Generator().manual_seed(0)
+    for weight in [*fleet.layers.values(), *fleet.outer.values()]:  # far from the start, norms too
+        weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
+    return fleet
 
 
 def weights(fleet, stage, replica=1):
     return {name: weight.clone() for name, weight in fleet.stage(replica, stage).items()}
 
 
-def rebuild(fleet, rule, stage, dead=(), norms=None, seed=0):
-    norms = torch.ones(2, STAGES + 1) if norms is None else norms
-    for s in {stage, *dead}:  # nothing of a dead stage may be read
+def lose(fleet, stage, dead=(), norms=None, seed=0, kept=None):
+    dead = frozenset({stage, *dead})
+    for s in dead:  # nothing of a dead stage may be read
         for weight in fleet.stage(1, s).values():
             weight.fill_(float("nan"))
-    lost = Lost(1, stage, frozenset({stage, *dead}), STAGES, np.random.default_rng(seed))
-    RULES[rule](fleet, lost, norms)
+    norms = torch.ones(2, STAGES + 1) if norms is None else norms
+    return Lost(fleet, 1, stage, dead, norms, np.random.default_rng(seed), kept=kept)
+
+
+def rebuild(fleet, rule, stage, dead=(), norms=None, seed=0, kept=None):
+    if rule == "learning rate alone" and kept is None:  # its copy survives everything
+        kept = weights(fleet, stage)
+    RULES[rule].rule(lose(fleet, stage, dead, norms, seed, kept))
     return weights(fleet, stage)
 
 
@@ -35,13 +59,36 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+def finite(weights):
+    return all(torch.isfinite(weight).all() for weight in weights.values())
+
+
 @pytest.mark.parametrize(
     ("stage", "dead", "neighbours"),
-    [(2, (), [1, 3]), (0, (), [1]), (5, (), [4]), (2, (3,), [1, 4]), (0, (1,), [2]), (3, (2, 4), [1, 5])],
+    [
+        (2, (), [1, 3]),
+        (0, (), [1]),
+        (5, (), [4]),
+        (2, (3,), [1, 4]),
+        (0, (1,), [2]),
+        (3, (2, 4), [1, 5]),
+        (5, (ENDS,), [4]),
+        (1, (0,), [2]),
+        (ENDS, (), []),
+        (2, range(STAGES), []),
+    ],
 )
-def test_neighbours_are_the_nearest_survivors(stage, dead, neighbours):
-    lost = Lost(0, stage, frozenset({stage, *dead}), STAGES, None)
-    assert lost.neighbours == neighbours
+def test_neighbours_are_the_nearest_survivors(fleet, stage, dead, neighbours):
+    assert lose(fleet, stage, dead).neighbours == neighbours
+
+
+def test_a_dead_stage_answers_nothing(fleet):
+    lost = lose(fleet, 2, dead=(3,))
+    for ask in (lost.fetch, lost.norm):
+        for stage in (2, 3):
+            with pytest.raises(KeyError, match=f"stage {stage + 1} died in the same step: use lost.neighbours"):
+                ask(stage)
+    assert lost.ledger.total() == 0
 
 
 def test_copy_previous_copies(fleet):
@@ -49,47 +96,231 @@ def test_copy_previous_copies(fleet):
     assert same(rebuild(fleet, "copy previous", 0), weights(fleet, 1))
 
 
-def test_uniform_average_is_the_mean(fleet):
-    rebuilt = rebuild(fleet, "uniform average", 2)
+@pytest.mark.parametrize("rule", AVERAGES)
+def test_equal_norms_give_the_mean(fleet, rule):
+    rebuilt = rebuild(fleet, rule, 2, norms=torch.full((2, STAGES + 1), 0.3))
     below, above = weights(fleet, 1), weights(fleet, 3)
     for name, weight in rebuilt.items():
         torch.testing.assert_close(weight, (below[name] + above[name]) / 2)
 
 
-def test_checkfree_weighs_by_squared_norms_of_its_own_replica(fleet):
+@pytest.mark.parametrize("rule", [*AVERAGES, "CheckFree+, as released"])
+def test_consecutive_losses_take_the_nearest_survivors(fleet, rule):
+    rebuilt = rebuild(fleet, rule, 2, dead=(3,))
+    below, above = weights(fleet, 1), weights(fleet, 4)
+    for name, weight in rebuilt.items():
+        torch.testing.assert_close(weight, (below[name] + above[name]) / 2)
+    again = rebuild(fleet, rule, 3, dead=(2,))  # what has just been rebuilt is still no survivor
+    assert all(torch.allclose(again[name], rebuilt[name]) for name in again)
+
+
+@pytest.mark.parametrize(("rule", "shares"), [("CheckFree", (0.9, 0.1)), ("CheckFree, power 1", (0.75, 0.25))])
+def test_checkfree_weighs_by_norms_of_its_own_replica(fleet, rule, shares):
     norms = torch.ones(2, STAGES + 1)
     norms[1, 1], norms[1, 3] = 3.0, 1.0
-    rebuilt = rebuild(fleet, "CheckFree", 2, norms=norms)
+    rebuilt = rebuild(fleet, rule, 2, norms=norms)
     below, above = weights(fleet, 1), weights(fleet, 3)
     for name, weight in rebuilt.items():
-        torch.testing.assert_close(weight, 0.9 * below[name] + 0.1 * above[name])
-    scaled = rebuild(fleet, "CheckFree", 2, norms=norms * 7)
+        torch.testing.assert_close(weight, shares[0] * below[name] + shares[1] * above[name])
+    scaled = rebuild(fleet, rule, 2, norms=norms * 7)
     for name, weight in scaled.items():
         torch.testing.assert_close(weight, rebuilt[name])
 
 
-def test_checkfree_copies_at_the_ends(fleet):
-    assert same(rebuild(fleet, "CheckFree", 0), weights(fleet, 1))
-    assert same(rebuild(fleet, "CheckFree", 5), weights(fleet, 4))
+@given(
+    power=st.sampled_from([0, 0.5, 1, 2, 4]) | st.floats(0, 6),
+    below=st.floats(0, 1e6, width=32),
+    above=st.floats(0, 1e6, width=32),
+    clipped=st.booleans(),
+    floor=st.sampled_from([0.0, 1e-4]),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_entry_lies_between_its_two_neighbours(power, below, above, clipped, floor):
+    fleet = Fleet(Shape(3, 1, 4, 2, 4, 8), [0], device="cpu", compile=False)
+    a, b = ({name: weight.clone() for name, weight in fleet.stage(0, s).items()} for s in (0, 2))
+    lost = Lost(fleet, 0, 1, frozenset({1}), torch.tensor([[below, 9.9, above, 9.9]]), None)
+    norm_average(power, clipped, floor)(lost)
+    for name, weight in lost.weights.items():
+        low, high = torch.minimum(a[name], b[name]), torch.maximum(a[name], b[name])
+        assert (weight >= low - 1e-7).all() and (weight <= high + 1e-7).all()
+    heavier = a if below > above else b
+    if below != above and power >= 1:  # the larger norm draws the stage to its side, or neither does
+        distance = sum(float((lost.weights[name] - heavier[name]).square().sum()) for name in a)
+        between = sum(float((a[name] - b[name]).square().sum()) for name in a)
+        assert distance <= between / 4 * (1 + 1e-4)
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if name != "none"])
-def test_rules_use_survivors_only_and_touch_nothing_else(fleet, rule):
-    before = {(r, s): weights(fleet, s, r) for r in (0, 1) for s in range(STAGES)}
-    rebuilt = rebuild(fleet, rule, 2, dead=(3,))
-    assert all(torch.isfinite(weight).all() for weight in rebuilt.values())
+@given(scale=st.floats(1e-3, 1e3), power=st.floats(0, 4), ratio=st.floats(0.01, 100))
+@settings(max_examples=30, deadline=None)
+def test_only_the_ratio_of_the_norms_counts(scale, power, ratio):
+    def rebuilt(norms):
+        fleet = Fleet(Shape(3, 1, 4, 2, 4, 8), [0], device="cpu", compile=False)
+        lost = Lost(fleet, 0, 1, frozenset({1}), norms, None)
+        norm_average(power)(lost)
+        return lost.weights
+
+    norms = torch.tensor([[ratio, 1.0, 1.0, 1.0]])
+    scaled = rebuilt(norms * scale)
+    for name, weight in rebuilt(norms).items():
+        torch.testing.assert_close(weight, scaled[name])
+
+
+def test_power_0_is_uniform_whatever_the_norms(fleet):
+    norms = torch.rand(2, STAGES + 1, generator=torch.Generator().manual_seed(1)) + 0.1
+    expected = rebuild(fleet, "uniform average", 2)
+    norm_average(power=0)(lose(fleet, 2, norms=norms))
+    assert same(expected, weights(fleet, 2))
+
+
+def test_clipped_norms_make_the_released_weighting_uniform(fleet):
+    norms = torch.ones(2, STAGES + 1)
+    norms[1, 1], norms[1, 3] = 1.0, 50.0  # both were clipped to 1
+    uniform, released = (rebuild(fleet, rule, 2, norms=norms) for rule in ("uniform average", "CheckFree, as released"))
+    assert same(uniform, released)
+    norms[1, 1] = 0.5
+    released = rebuild(fleet, "CheckFree, as released", 2, norms=norms)
+    below, above = weights(fleet, 1), weights(fleet, 3)
+    for name, weight in released.items():
+        expected = (0.5001 * below[name] + 1.0001 * above[name]) / 1.5002
+        torch.testing.assert_close(weight, expected)
+
+
+@pytest.mark.parametrize("rule", ["CheckFree", "CheckFree+", "CheckFree, as released", "uniform average"])
+def test_averages_copy_at_the_ends(fleet, rule):
+    assert same(rebuild(fleet, rule, 0), weights(fleet, 1))
+    assert same(rebuild(fleet, rule, 5), weights(fleet, 4))
+
+
+def test_released_checkfree_plus_copies_partners_too(fleet):
+    norms = torch.rand(2, STAGES + 1, generator=torch.Generator().manual_seed(1)) + 0.1
+    rule = "CheckFree+, as released"
+    for stage, partner in {0: 1, 1: 0, 4: 5, 5: 4}.items():
+        assert same(rebuild(fleet, rule, stage, norms=norms), weights(fleet, partner))
+    for stage, dead in [(2, ()), (1, (0,)), (4, (5,))]:  # no partner, or a dead one
+        expected = rebuild(fleet, "CheckFree, as released", stage, dead, norms)
+        assert same(rebuild(fleet, rule, stage, dead, norms), expected)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 5, ENDS])
+@pytest.mark.parametrize("rule", NAMES)
+def test_rules_use_survivors_only_and_touch_nothing_else(fleet, rule, stage):
+    before = {(r, s): weights(fleet, s, r) for r in (0, 1) for s in range(STAGES + 1)}
+    assert finite(rebuild(fleet, rule, stage, dead=(3,)))
     for (r, s), old in before.items():
-        if (r, s) not in ((1, 2), (1, 3)):
+        if (r, s) not in ((1, stage), (1, 3)):
             assert same(old, weights(fleet, s, r))
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if name != "none"])
+def test_rollback_writes_nothing_itself(fleet):
+    lost = lose(fleet, 2)
+    before = {s: weights(fleet, s) for s in range(STAGES + 1) if s != 2}
+    RULES["rollback"].rule(lost)
+    assert lost.rolled_back and not finite(weights(fleet, 2))
+    assert all(same(old, weights(fleet, s)) for s, old in before.items())
+
+
+@pytest.mark.parametrize("rule", NAMES)
 def test_a_replica_without_survivors_starts_afresh(fleet, rule):
-    rebuilt = rebuild(fleet, rule, 2, dead=range(STAGES))
-    assert all(torch.isfinite(weight).all() for weight in rebuilt.values())
+    assert finite(rebuild(fleet, rule, 2, dead=range(STAGES + 1)))
+
+
+@pytest.mark.parametrize("rule", ["CheckFree", "uniform average", "copy previous", "CheckFree+", "identity"])
+def test_lost_ends_without_a_copy_are_drawn_anew(fleet, rule):
+    old = weights(fleet, ENDS)
+    new = rebuild(fleet, rule, ENDS)
+    assert same(new, rebuild(fleet, "random", ENDS)) and not same(new, old)
+
+
+@pytest.mark.parametrize("rule", [name for name in NAMES if RULES[name].keeps])
+def test_a_copy_that_survived_is_written_back(fleet, rule):
+    for stage in (2, ENDS):
+        copy = {name: torch.full_like(weight, 0.25) for name, weight in weights(fleet, stage).items()}
+        assert same(rebuild(fleet, rule, stage, kept=copy), copy)
+
+
+@pytest.mark.parametrize(
+    ("rule", "boosted", "moments"),
+    [
+        ("redundant computation", False, "keep"),
+        ("CheckFree+", False, "average"),  # of the ends weights alone are copied
+        ("neighbour snapshot", True, "average"),
+        ("learning rate alone", True, "keep"),
+    ],
+)
+def test_what_an_exact_copy_asks_of_the_trainer(fleet, rule, boosted, moments):
+    lost = lose(fleet, ENDS, kept=weights(fleet, ENDS))
+    lost.moments = "average"
+    RULES[rule].rule(lost)
+    assert (lost.boosted, lost.moments) == (boosted, moments)
 
 
 def test_random_repeats_by_seed(fleet):
     first = rebuild(fleet, "random", 2, seed=5)
     assert same(first, rebuild(fleet, "random", 2, seed=5))
     assert not same(first, rebuild(fleet, "random", 2, seed=6))
+
+
+def skipping(stage):
+    """A route in order [S, R, 1, 2] that passes one stage by."""
+    cells = np.empty((STAGES, 2, 1, 2), dtype=np.int64)
+    cells[..., 0], cells[..., 1] = np.arange(2)[None, :, None], np.arange(STAGES)[:, None, None]
+    cells[stage, ..., 1] = -1
+    return cells
+
+
+@pytest.mark.parametrize("rule", ["identity", "all zeros"])
+@pytest.mark.parametrize("stage", [0, 3, 5])
+def test_identity_and_zeros_pass_activations_on(fleet, rule, stage):
+    tokens = np.random.default_rng(0).integers(32, size=(1, 3, 7))
+    intact = fleet.logits(tokens)
+    skipped = fleet.logits(tokens, skipping(stage))[1]
+    rebuild(fleet, rule, stage)
+    found = fleet.logits(tokens)[1]
+    assert torch.equal(found, skipped) and not torch.equal(found, intact[1])
+
+
+@pytest.mark.parametrize(("rule", "learns"), [("identity", True), ("all zeros", False)])
+def test_identity_learns_and_zeros_never_do(fleet, rule, learns):
+    tokens = np.random.default_rng(0).integers(32, size=(2, 2, 2, 9))
+    rebuild(fleet, rule, 3)
+    adam = Adam(fleet, 1e-2)
+    for _ in range(3):
+        fleet.gradients(tokens)
+        adam.step()
+    fleet.gradients(tokens)
+    gradients = fleet.stage_gradient(1, 3)
+    assert len(gradients) == 6
+    for gradient in gradients.values():
+        assert (gradient != 0).any() == learns
+    if not learns:
+        assert all((weight == 0).all() for weight in weights(fleet, 3).values())
+
+
+@pytest.mark.parametrize(
+    ("holders", "stage", "expected"),
+    [
+        ((-1,), 3, {2}),
+        ((-1,), 0, {ENDS}),  # around the ring
+        ((-1, 1), 3, {2, 4}),
+        ((-1, 1), 0, {ENDS, 1}),
+        ((-1, 1), STAGES - 1, {STAGES - 2, ENDS}),
+        ((-1,), ENDS, {0, STAGES - 1}),  # embedding and head on the stages next to them
+        ((-1, 1), ENDS, {0, STAGES - 1}),
+        ((), 3, set()),
+        ((), ENDS, set()),
+    ],
+)
+def test_holders_of_a_copy(holders, stage, expected):
+    assert Strategy(lambda lost: None, "stages", holders).holders_of(stage, STAGES) == expected
+
+
+def test_a_rule_of_ones_own_takes_one_function_and_one_name(fleet, monkeypatch):
+    monkeypatch.setattr("swarmbook.recovery.RULES", rules := dict(RULES))
+
+    @recovery("farthest survivor", keeps="ends", holders=(1,))
+    def farthest(lost):
+        lost.mix({max(s for s in range(STAGES) if s not in lost.dead): 1.0})
+
+    assert rules["farthest survivor"] == Strategy(farthest, "ends", (1,))
+    farthest(lose(fleet, 2, dead=(5,)))
+    assert same(weights(fleet, 2), weights(fleet, 4))

@@ -14,9 +14,9 @@ import torch
 
 from swarmbook import train as training
 from swarmbook.config import NUMERICS, grid, run_config
-from swarmbook.errors import TrainingError
-from swarmbook.recovery import RULES
-from swarmbook.runs import Runs, run
+from swarmbook.errors import ConfigError, TrainingError
+from swarmbook.recovery import RULES, Strategy
+from swarmbook.runs import Runs, arms, run
 from swarmbook.store import Store
 
 TINY = {
@@ -82,10 +82,13 @@ def test_without_failures_every_recovery_is_plain_training(store):
     assert np.array_equal(curve(plain), curve(insured))
 
 
-def test_replicas_of_one_seed_share_their_failures():
-    configs = grid({**TINY, "failure_rate": 0.1}, recovery=["random", "CheckFree"], seed=[3])
-    a, b = (c.rng("failures").random((20, 1, 4)) for c in configs)
-    assert np.array_equal(a, b)
+def test_runs_of_one_seed_share_their_failures(store):
+    configs = grid(
+        {**TINY, "failure_rate": 0.1, "failing": "all"}, recovery=[r for r in RULES if r != "none"], seed=[3]
+    )
+    table = quiet(configs, store).table("failure")
+    events = {tuple(zip(rows["step"], rows["stage"], strict=True)) for _, rows in table.groupby("recovery")}
+    assert len(events) == 1 and len(events.pop()) > 3
 
 
 def test_a_rebuilt_stage_starts_its_adam_afresh_at_a_higher_rate(store):
@@ -104,32 +107,53 @@ def test_a_rebuilt_stage_starts_its_adam_afresh_at_a_higher_rate(store):
     assert set(pack.adam.lr_scale[0, :-1]) <= {1.0, 1.3}
 
 
-def test_resuming_changes_no_bit(store, tmp_path, monkeypatch):
-    configs = grid({**TINY, "failure_rate": 0.05}, recovery=["CheckFree", "random"], seed=range(2))
-    whole = quiet(configs, store)
+def every_strategy(**fields):
+    """A run of each recovery, under losses before and after a copy is taken and at the same step."""
+    losses = {"losses": [(3, 2), (10, 3), (12, 0), (12, 1), (14, 2), (17, 4)], "keep_every": 4}
+    changes = [{}, {"moments": "average"}, {"boost_half_life": 3.0, "moments": "keep"}, {"route": "swapped ends"}]
+    small = {**TINY, "microbatches": 2, "batch": 1}
+    insured = [
+        run_config(**{**small, **losses, **fields}, recovery=name, failing="all", failure_rate=0.02, **changes[i % 4])
+        for i, name in enumerate(name for name in RULES if name != "none")
+    ]
+    return [run_config(**{**small, **fields}), *insured]
 
-    class Killed(Exception):
-        pass
 
+class Killed(Exception):
+    pass
+
+
+def killed_at(step, monkeypatch):
+    """Kill training at a step, after it saved all it could."""
     advance = training.Pack.advance
 
     def killed(self):
-        if self.step == 13:
+        if self.step == step:
             raise Killed
         advance(self)
 
-    other = Store(tmp_path / "other")
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(training.Pack, "advance", killed)
-    with pytest.raises(Killed):
-        quiet(configs, other)
-    monkeypatch.setattr(training.Pack, "advance", advance)
-    steps = []
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_resuming_changes_no_bit(store, tmp_path, monkeypatch, started):
+    before = {"start": run_config(**{**TINY, "steps": 5}, recovery="CheckFree", losses=[(2, 3)])} if started else {}
+    configs = every_strategy(**before)
+    whole = quiet(configs, store)
+    other = Store(tmp_path / "other")
+    with monkeypatch.context() as patch:
+        killed_at(13, patch)
+        with pytest.raises(Killed):
+            quiet(configs, other)
+    steps, advance = [], training.Pack.advance
     monkeypatch.setattr(training.Pack, "advance", lambda self: (steps.append(self.step), advance(self))[1])
     resumed = quiet(configs, other)
-    assert steps[0] == 10
+    assert steps == list(range(10, 20))
     for a, b in zip(whole.records, resumed.records, strict=True):
         pd.testing.assert_frame_equal(a.metrics, b.metrics, check_exact=True)
+    ledgers = resumed.table("ledger").pivot(index="recovery", columns="label", values="value")
+    assert ledgers.loc["rollback", "steps repeated"] > 5 and ledgers.loc["CheckFree+", "not recoverable"] > 0
 
 
 SCRIPT = """
@@ -138,7 +162,7 @@ from swarmbook import train
 from swarmbook.config import grid
 from swarmbook.runs import run
 train.CHECKPOINT_SECONDS = 0.0
-base = dict(data="stories_toy", stages=4, width=16, heads=2, hidden=32, sequence=16, steps=400, log_every=5,
+base = dict(data="stories_toy", stages=4, width=16, heads=2, hidden=32, sequence=16, steps=200, log_every=5,
             evaluate_every=100, held_out=4)
 runs = run(grid(base, seed=range(2)), show=False)
 print(runs.provenance()["seconds"].iloc[0])
@@ -175,11 +199,7 @@ def test_two_processes_train_a_run_once(tmp_path):
 
 
 def test_a_run_that_diverges_is_named_and_the_others_are_kept(store, monkeypatch):
-    def broken(fleet, lost, norms):
-        for weight in fleet.stage(lost.replica, lost.stage).values():
-            weight.fill_(float("nan"))
-
-    monkeypatch.setitem(RULES, "not a number", broken)
+    monkeypatch.setitem(RULES, "not a number", Strategy(lambda lost: None))  # a dead stage is NaN until it is written
     bad = run_config(**TINY, recovery="not a number", failure_rate=0.05, seed=4)
     good = run_config(**TINY, seed=4)
     with pytest.raises(TrainingError, match=rf"run {bad.key}.*step \d+.*rebuilt by 'not a number'"):
@@ -248,6 +268,114 @@ def test_recorded_runs_are_used_and_noted_for_the_recorder(store, tmp_path, monk
     monkeypatch.setattr(training, "train", None)
     run(configs, recorded=tmp_path / "runs")
     assert (tmp_path / "used").read_text().split() == [configs[0].key]
+
+
+PARENT = {**TINY, "steps": 10}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Keys of the runs of each pack that is trained, in order."""
+    packs, train = [], training.train
+    monkeypatch.setattr(
+        training, "train", lambda pack, *rest: (packs.append({c.key for c in pack}), train(pack, *rest))[1]
+    )
+    return packs
+
+
+def test_a_kept_state_spares_training_the_parent(store, trained):
+    parent = run_config(**PARENT, recovery="CheckFree", losses=[(3, 2)])
+    child = run_config(**TINY, recovery="CheckFree", losses=[(3, 2)], start=parent)
+    first = run([parent], show=False, store=store, keep=True)
+    after = quiet([child], store)
+    assert trained == [{parent.key}, {child.key}]
+    whole = quiet([run_config(**TINY, recovery="CheckFree", losses=[(3, 2)])], store)
+    np.testing.assert_array_equal([*curve(first), *curve(after)], curve(whole))
+    assert store.state(child.key) is None and store.state(parent.key) is not None
+    assert run_config(**store.get(child.key).config) == child
+
+
+def test_a_parent_without_a_state_is_trained_again_even_if_it_is_recorded(store, tmp_path, trained):
+    parent = run_config(**PARENT)
+    child, other = (run_config(**TINY, start=parent, seed=seed) for seed in (0, 1))
+    before = quiet([parent], store)
+    store.publish([parent.key], tmp_path / "recorded")
+    for place in (store, Store(tmp_path / "empty", [tmp_path / "recorded"])):
+        trained.clear()
+        quiet([parent, child], place)
+        assert trained == [{parent.key}, {child.key}]
+        quiet([other], place)  # by now the state is there
+        assert trained[2:] == [{other.key}]
+        assert not list(place.root.glob("partial*/*"))
+    pd.testing.assert_frame_equal(before.records[0].metrics, quiet([parent], store).records[0].metrics)
+
+
+def test_a_damaged_state_is_named_and_trained_again(store, trained):
+    parent = run_config(**PARENT)
+    run([parent], show=False, store=store, keep=True)
+    path = store.root / "states" / f"{parent.key}.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    child = run_config(**TINY, start=parent)
+    with pytest.warns(UserWarning, match=f"{parent.key}.pt is damaged"):
+        quiet([child], store)
+    assert trained == [{parent.key}, {parent.key}, {child.key}]
+
+
+def test_children_of_different_parents_share_a_pack(store, tmp_path, trained):
+    fast, slow = run_config(**PARENT, lr=3e-3), run_config(**PARENT, seed=1)
+    earlier = run_config(**{**PARENT, "steps": 5})
+    children = [run_config(**TINY, start=parent, seed=2) for parent in (fast, slow)]
+    children += [
+        run_config(**TINY, start=slow, recovery="CheckFree", losses=[(12, 2)]),
+        run_config(**TINY, start=earlier),
+    ]
+    together = quiet(children, store)
+    assert [record.provenance["packed"] for record in together.records] == [3, 3, 3, 1]
+    assert {child.key for child in children[:3]} in trained
+    for i, child in enumerate(children):
+        alone = quiet([child], Store(tmp_path / f"alone-{i}"))
+        np.testing.assert_allclose(curve(together, i), curve(alone), atol=2e-4)
+    ends = together.final().set_index("start")["value"]
+    assert ends[fast].item() < ends[slow].min()
+
+
+def test_a_line_of_descent_is_trained_from_its_beginning(store, trained):
+    first = run_config(**{**TINY, "steps": 5})
+    second = run_config(**PARENT, start=first)
+    third = run_config(**TINY, start=second)
+    whole = quiet([run_config(**TINY)], store)
+    parts = quiet([third], store)
+    assert trained[1:] == [{first.key}, {second.key}, {third.key}]
+    assert np.array_equal(curve(parts), curve(whole)[2:])
+    assert parts.table("validation loss")["step"].tolist() == [10, 20]
+
+
+def test_a_parent_that_diverges_is_named(store):
+    parent = run_config(**{**PARENT, "lr": 1e30})
+    with pytest.raises(TrainingError, match=f"run {parent.key}"):
+        quiet([run_config(**TINY, start=parent)], store)
+
+
+def test_losses_on_further_domains_are_those_of_the_runs_that_ask(store):
+    asking = run_config(**TINY, evaluate_on=["satire_devil", "stories_toy"])
+    runs = quiet([asking, run_config(**TINY, seed=1)], store)
+    table = runs.table("domain loss")
+    assert table["label"].tolist() == ["satire_devil", "stories_toy"] and (table["step"] == 20).all()
+    own = runs.final().set_index("seed")["value"]
+    losses = table.set_index("label")["value"]
+    assert losses["stories_toy"] == own[0] and losses["satire_devil"] > own[0]
+
+
+def test_runs_are_chosen_and_compared_by_their_fields(store):
+    runs = quiet(grid({**TINY, "steps": 10}, route=["in order", "swapped ends"], seed=range(2)), store)
+    swapped = runs.where(route="swapped ends")
+    assert [c.seed for c in swapped.configs] == [0, 1] and swapped.axes == ["seed"]
+    with pytest.raises(ConfigError, match="no run has {'seed': 5}"):
+        runs.where(seed=5)
+    table = arms({"all": runs, "swapped": swapped}, Runs.final)
+    assert table["arm"].tolist() == ["all"] * 4 + ["swapped"] * 2
+    assert table["value"].tolist()[4:] == swapped.final()["value"].tolist()
+    assert list(table.columns) == ["seed", "value", "arm"]
 
 
 def test_golden_run(store):

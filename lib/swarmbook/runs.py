@@ -135,7 +135,7 @@ def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: st
                 rows = metrics[metrics["run"] == i].drop(columns="run").reset_index(drop=True)
                 for name in ("metric", "label"):
                     rows[name] = rows[name].cat.remove_unused_categories()
-                if keep or store.states:
+                if keep:
                     store.put_state(keys[i], result.state(i))
                 store.put(keys[i], pack[i].model_dump(mode="json"), rows, provenance)
             progress.discard()

@@ -323,12 +323,14 @@ class Pack:
             return
         if self.step > self.begin and self.position[i] % run.keep_every:
             return
-        rows, whole = list(self.replicas(i)), strategy.keeps == "run"
-        self.copies[i] = self.state(i) if whole else {"fleet": self.fleet.state_dict(rows)}
-        size = bytes_of(self.copies[i]["fleet"])
-        if whole:
-            size += bytes_of({k: v for k, v in self.copies[i]["adam"].items() if k not in ("steps", "lr_scale")})
-        size *= max(1, len(strategy.holders))
+        if strategy.keeps == "run":
+            copy = self.state(i)
+            moments = {name: moment for name, moment in copy["adam"].items() if name not in ("steps", "lr_scale")}
+            size = bytes_of(copy["fleet"]) + bytes_of(moments)
+        else:
+            copy = {"fleet": self.fleet.state_dict(list(self.replicas(i)))}
+            size = bytes_of(copy["fleet"]) * max(1, len(strategy.holders))
+        self.copies[i] = copy | {"bytes": size}
         self.ledgers[i]["stored"] = max(self.ledgers[i]["stored"], size)
         if self.step > self.begin:  # initial weights follow from a seed
             self.ledgers[i].add("sent in training", size)
@@ -352,9 +354,7 @@ class Pack:
         """Put run i back to its last copy: weights, moments, and place in the data."""
         before = int(self.position[i])
         self._take_over(i, self.copies[i])
-        size = bytes_of(self.copies[i]["fleet"])
-        size += bytes_of({k: v for k, v in self.copies[i]["adam"].items() if k not in ("steps", "lr_scale")})
-        self.ledgers[i].add("sent on failure", size)
+        self.ledgers[i].add("sent on failure", self.copies[i]["bytes"])
         self.ledgers[i].add("steps repeated", before - int(self.position[i]))
 
     def _take_over(self, i: int, state: dict) -> None:
