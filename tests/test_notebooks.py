@@ -21,6 +21,7 @@ from PIL import Image
 
 from swarmbook import papers
 from swarmbook.claims import MIMETYPE
+from swarmbook.config import grid
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("papers/*/*.ipynb"))
@@ -115,6 +116,31 @@ def test_notebook_runs_from_nothing(path, tmp_path):
         assert not any(tag.startswith("figure ") for tag in tags) or pictures(cell), f"nothing drawn for {tags}"
         assert not any(blank(picture) for picture in pictures(cell)), f"a blank picture for {tags}"
     assert [claim.id for claim in done.claims] == [claim.id for claim in paper.claims]
+
+
+@each_notebook
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
+def test_every_profile_configures_its_runs(path, profile, monkeypatch):
+    """As far as the first training: sizes that make no model, or unknown fields, are found without a GPU or a hub."""
+
+    class Reached(Exception):
+        pass
+
+    def stop(configs, **options):
+        raise Reached(len(configs))
+
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setattr("swarmbook.runs.run", stop)
+    names: dict = {}
+    with pytest.raises(Reached) as reached:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                exec(cell.source, names)
+                if "parameters" in cell.metadata.get("tags", []):
+                    names["profile"] = profile
+    assert reached.value.args[0] > 0
+    for size in {"small", "medium", "large"} & set(names):
+        assert len(grid(names[size], seed=range(2))) == 2
 
 
 def test_pytest_visits_the_notebooks():
