@@ -91,3 +91,13 @@ def test_claims_show_and_tell():
     assert "does not hold" in bundle["text/plain"]
     with pytest.raises(ValueError, match="maybe"):
         claims.add("C2", "text", 1, 2, "maybe")
+
+
+def test_only_seeds_of_both_sides_are_paired_but_a_missing_value_counts():
+    rows = [("a", 0, 5.0), ("a", 1, 7.0), ("b", 1, 3.0), ("b", 0, 2.0), ("b", 2, 9.0)]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "value"])
+    assert paired(table, "arm", "a", "b") == estimate([3.0, 4.0])
+    table.loc[0, "value"] = np.nan  # this seed never got there
+    assert paired(table, "arm", "a", "b").half == np.inf
+    with pytest.raises(ValueError, match="'a' has several values of a seed"):
+        paired(pd.concat([table, table]), "arm", "a", "b")

@@ -47,9 +47,17 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired(table: pd.DataFrame, axis: str, a: object, b: object, ratio: bool = False) -> Estimate:
-    """Value at `axis` = a minus (or over) the value at `axis` = b, seed by seed; needs columns seed and value."""
-    wide = table.pivot(index="seed", columns=axis, values="value")
+    """Value at `axis` = a minus (or over) the value at `axis` = b, seed by seed, of the seeds that both have.
+
+    Needs columns seed and value. A value that is NaN makes the estimate infinite: a seed that never got there counts.
+    """
+    sides = []
     for name in (a, b):
-        if name not in wide:
-            raise KeyError(f"{axis}={name!r} is not in the table, which has {list(wide.columns)}")
-    return estimate(wide[a] / wide[b] if ratio else wide[a] - wide[b])
+        side = table[table[axis] == name]
+        if side.empty:
+            raise KeyError(f"{axis}={name!r} is not in the table, which has {list(table[axis].unique())}")
+        if side["seed"].duplicated().any():
+            raise ValueError(f"{axis}={name!r} has several values of a seed: choose one measurement a run")
+        sides.append(side.set_index("seed")["value"])
+    ours, theirs = sides[0].align(sides[1], join="inner")
+    return estimate(ours / theirs if ratio else ours - theirs)

@@ -63,8 +63,8 @@ def train(
     state = Pack(pack, progress, device, starts)
     config = pack[0]
     bar = tqdm(
-        total=config.steps * state.tokens_per_step,
-        initial=state.step * state.tokens_per_step,
+        total=(config.steps - state.begin) * state.tokens_per_step,
+        initial=(state.step - state.begin) * state.tokens_per_step,
         desc=f"{len(pack)} run{'s' * (len(pack) > 1)} on {state.fleet.device}",
         unit="tok",
         unit_scale=True,
