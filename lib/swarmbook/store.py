@@ -207,8 +207,10 @@ class Store:
     def wait(self, keys: Iterable[str]) -> None:
         """Return once one of these runs is finished, or its holder gave up or died. Hold no claim then."""
         keys = list(keys)
+        looked = time.monotonic()
         while keys and not any(self._unheld(key) or self.get(key) for key in keys):
-            time.sleep(POLL)
+            time.sleep(max(POLL, 9 * (time.monotonic() - looked)))  # whoever trains needs the processor more
+            looked = time.monotonic()
 
     def progress(self, keys: Sequence[str]) -> Progress:
         """The work in progress of runs that are trained together; claim them first."""
