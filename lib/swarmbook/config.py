@@ -115,7 +115,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"{name}={ours[name]!r} must be that of the run it starts from, {theirs[name]!r}")
         if start.steps >= self.steps:
             raise ValueError(f"steps={self.steps} must be more than the {start.steps} of the run it starts from")
-        if any(step < start.steps for step, _ in self.losses):
+        earlier = {loss for loss in self.losses if loss[0] < start.steps}
+        if earlier - set(start.losses):
             raise ValueError(f"losses={self.losses} must be at steps from {start.steps} on, where the run starts")
 
     @property
