@@ -1,6 +1,6 @@
-"""Toy papers, so that the outer parts can be tested without training anything."""
+"""Toy papers, so that the outer parts can be tested without training anything; one thread for what trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -26,6 +26,17 @@ class Claims:
         return {"text/plain": "T1 holds", "application/vnd.swarmbook.claims+json": [row]}
 Claims()
 """
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Numbers of one thread, which are the same each time and wait for nobody."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

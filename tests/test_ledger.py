@@ -13,6 +13,8 @@ from swarmbook.recovery import RULES
 from swarmbook.runs import run
 from swarmbook.store import Store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 S, LAYERS, D, H, T, STEPS = 4, 2, 16, 24, 8, 20
 TINY = {
     "data": "stories_toy", "stages": S, "layers_per_stage": LAYERS, "width": D, "heads": 2, "hidden": H, "sequence": T,
@@ -25,14 +27,6 @@ ALL = S * STAGE + ENDS
 TOKENS = 2 * T  # a step
 TRUNK = TOKENS * S * LAYERS * (2 * (4 * D * D + 3 * D * H) + 2 * D * (T + 1))
 HEAD = TOKENS * 2 * D * V
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

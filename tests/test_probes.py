@@ -15,6 +15,8 @@ from swarmbook.recovery import RULES, Lost
 from swarmbook.runs import run
 from swarmbook.store import Store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = Shape(stages=4, layers_per_stage=2, width=16, heads=2, hidden=24, vocabulary=41)
 S, EACH, RUNS, N, T = SHAPE.stages, 2, 3, 6, 12
 NAMES = ("loss jump", "pair jump", "missing stages", "similarity", "re-initialisation error")
@@ -41,14 +43,6 @@ class Pack:
     def rebuild(self, i, row, stage, dead, rule):
         rng = np.random.default_rng((i, row, stage))
         RULES[rule].rule(Lost(self.fleet, row, stage, dead, self.norms, rng))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

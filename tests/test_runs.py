@@ -19,18 +19,12 @@ from swarmbook.recovery import RULES, Strategy
 from swarmbook.runs import Runs, arms, run
 from swarmbook.store import Store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = {
     "data": "stories_toy", "stages": 4, "width": 16, "heads": 2, "hidden": 32, "sequence": 16, "steps": 20,
     "log_every": 5, "evaluate_every": 10, "held_out": 4,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

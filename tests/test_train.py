@@ -12,20 +12,14 @@ from swarmbook.recovery import RULES
 from swarmbook.runs import run
 from swarmbook.store import Store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = {
     "data": "stories_toy", "stages": 4, "width": 16, "heads": 2, "hidden": 32, "sequence": 8, "microbatches": 2,
     "batch": 1, "steps": 20, "log_every": 1, "evaluate_every": 1, "held_out": 4,
 }  # fmt: skip
 S = TINY["stages"]
 STILL = {"lr": 1e-30}  # no weight moves: after a step they are what the recovery wrote
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
