@@ -8,13 +8,14 @@ import torch
 from swarmbook import data
 from swarmbook import train as training
 from swarmbook.config import grid, run_config
+from swarmbook.errors import TrainingError
 from swarmbook.fleet import Fleet
 from swarmbook.ledger import Ledger
 from swarmbook.matching import MATCHINGS
 from swarmbook.optim import Adam
 from swarmbook.runs import run
 from swarmbook.store import Store
-from swarmbook.sync import SYNCS, Exchange, sync
+from swarmbook.sync import SYNCS, Exchange, Method, sync
 
 N, S, STEPS = 4, 4, 20
 TINY = {
@@ -547,7 +548,48 @@ def test_ones_own_rule_is_one_function(tmp_path, monkeypatch):
     assert spreads["gossip"] < spreads["half way"] < spreads["none"]
 
 
+def test_groups_are_dealt_anew_by_the_seed_at_every_outer_step(new_pack, monkeypatch):
+    seen = []
+    monkeypatch.setitem(SYNCS, "look", Method(lambda x: seen.append(x.groups.tolist()), keeps=False))
+    fields = {**TINY, "replicas": 8, "sync": "look", "sync_every": 5, "steps": STEPS}
+
+    def dealt(**more):
+        seen.clear()
+        new_pack(run_config(**{**fields, **more}), steps=STEPS)
+        return [frozenset(map(frozenset, groups)) for groups in seen]
+
+    def wanted(matching, seed, steps=OUTER):
+        rngs = [run_config(**{**fields, "seed": seed}).rng("sync", step) for step in range(steps)]
+        groups = [MATCHINGS[matching](8, step, rng, 2).tolist() for step, rng in enumerate(rngs)]
+        return [frozenset(map(frozenset, pairs)) for pairs in groups]
+
+    assert dealt() == dealt(lr=1e-3, route="random replicas") == wanted("random", 0)
+    assert len(set(dealt())) == OUTER
+    assert dealt(seed=1) == wanted("random", 1) != dealt()
+    assert dealt(matching="hypercube") == wanted("hypercube", 0)
+    assert len(set(dealt(matching="hypercube"))) == 3
+    assert dealt(fragments=2, sync_every=10) == [w for w in wanted("random", 0, 2) for _ in range(2)]
+
+
+def test_a_rebuilt_stage_is_pulled_back_to_its_slow_weights(new_pack):
+    fields = {"sync": "DiLoCo", "lr": 1e-30, "outer_lr": 0.7}
+    before = new_pack(**fields).fleet.stage(0, 1)["qkv"]
+    rebuilt, after = (
+        new_pack(**fields, recovery="random", losses=[(2, 2)], steps=steps).fleet.stage(0, 1)["qkv"] for steps in (4, 5)
+    )
+    packs = new_pack(**fields, recovery="random", losses=[(2, 2)], steps=4).fleet
+    mean = sum(packs.stage(r, 1)["qkv"] for r in range(N)) / N  # each replica lost its own
+    assert not torch.allclose(rebuilt, before, atol=1e-2)
+    torch.testing.assert_close(after, before + 0.7 * (mean - before), rtol=0, atol=1e-6)
+
+
 def test_late_exchanges_are_sent_in_the_background():
     x = Exchange([tuple(tensors(4))], np.arange(4).reshape(2, 2), late=True, ledger=Ledger())
     x.send(copies=1.5, hops=3, early=1)
     assert x.ledger == {"sent in training": 4 * 1.5 * 48, "sent in background": 4 * 1.5 * 48, "serial hops": 3}
+
+
+def test_a_diverging_exchange_is_named_as_a_cause(tmp_path):
+    config = run_config(**{**TINY, "sync": "NoLoCo, as printed", "sync_every": 1, "outer_lr": 1e4, "steps": 40})
+    with pytest.raises(TrainingError, match=r"or 'NoLoCo, as printed' does not converge with outer_lr=10000.0"):
+        run([config], show=False, store=Store(tmp_path))

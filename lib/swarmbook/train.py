@@ -431,6 +431,9 @@ class Pack:
             if recent
             else f"the learning rate {run.lr} is probably too high; try {run.lr / 3:.1g}, or a warm-up"
         )
+        if self.outers[i] and not recent:
+            numbers = f"outer_lr={run.outer_lr}, outer_momentum={run.outer_momentum}, consensus={run.consensus}"
+            cause += f"; or {run.sync!r} does not converge with {numbers}"
         self.diverged[i] = f"run {run.key}: the loss is not finite from step {step} on; {cause}"
 
     def _restore(self, state: dict, step: int) -> None:
