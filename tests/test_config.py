@@ -33,6 +33,7 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"sync": "DiLoCo", "matching": "hypercubes"}, "unknown matching 'hypercubes': did you mean 'hypercube'"),
         ({"sync": "NoLoCo"}, "cannot deal 1 replicas into groups of 2: give a number of replicas that size=2 divides"),
         ({"sync": "NoLoCo", "replicas": 6, "matching": "hypercube"}, "must be a power of size=2, such as 4 or 8"),
+        ({"sync": "DiLoCo", "replicas": 2}, "sync 'DiLoCo' needs common_start=True"),
         ({"sync": "gossip", "replicas": 6, "group": 4}, "cannot deal 6 replicas into groups of 4"),
         ({"sync_every": 0}, "sync_every=0"),
         ({"outer_lr": 0.0}, "outer_lr=0.0"),
@@ -291,7 +292,7 @@ def test_editing_ones_own_sync_or_matching_changes_the_key(monkeypatch):
         return key(sync="mine")
 
     methods = [own(nothing), own(sending), own(nothing, keeps=False), own(nothing, groups=False)]
-    methods += [own(nothing, gradients=True), own(nothing, tied=True)]
+    methods += [own(nothing, gradients=True)]
     assert len(set(methods)) == len(methods) and own(nothing) == methods[0]
     shipped = key(sync="gossip")
     monkeypatch.setitem(SYNCS, "gossip", Method(nothing, keeps=False))

@@ -320,6 +320,22 @@ def test_start_depends_on_the_own_seed_only():
     assert torch.equal(wide.stage(0, 0)["down"], fleet_of([4]).stage(0, 0)["down"])
 
 
+def test_views_of_replicas_are_their_cells():
+    fleet = disturbed(fleet_of())
+    fleet.gradients(batch())
+    for gradients, cell in ((False, fleet.stage), (True, fleet.stage_gradient)):
+        views = fleet.replica_views(range(1, 3), gradients)
+        assert views.keys() == fleet.state_dict().keys()
+        for r in (1, 2):
+            for s in range(S):
+                for name, weight in cell(r, s).items():
+                    assert torch.equal(views[f"layers.{name}"][r - 1, :, s], weight)
+            for name, weight in cell(r, S).items():
+                assert torch.equal(views[f"ends.{name}"][r - 1, 0, 0], weight)
+        views["layers.qkv"][0].zero_()
+        assert not cell(1, 2)["qkv"].any() and cell(0, 2)["qkv"].any() and cell(2, 2)["qkv"].any()
+
+
 def test_clip_is_clip_grad_norm_of_each_cell():
     fleet = disturbed(fleet_of())
     fleet.gradients(batch())

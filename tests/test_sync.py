@@ -451,9 +451,9 @@ def everything():
         {"route": "random replicas"},
         {"fragments": 2, "mixing": 0.5, "seed": 1},
         {"delay": 4, "outer_lr": 0.5},
-        {"matching": "hypercube", "common_start": False, "density": 0.2},
+        {"matching": "hypercube", "density": 0.2},
         {"recovery": "rollback", "keep_every": 4, "losses": [(7, 2), (14, 1)], "delay": 2},
-        {"fragments": 3, "delay": 2, "sync_every": 10, "route": "swapped ends"},
+        {"fragments": 3, "delay": 2, "sync_every": 10, "route": "swapped ends", "common_start": False},
     ]
     return [run_config(**{**TINY, **changes[i % 6]}, sync=name) for i, name in enumerate(SYNCS)]
 

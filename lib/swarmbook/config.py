@@ -136,6 +136,11 @@ class RunConfig(BaseModel):
         from swarmbook.sync import SYNCS, groups_of
 
         groups_of(self, 0)
+        if SYNCS[self.sync].alike and self.replicas > 1 and not self.common_start and self.start is None:
+            raise ValueError(
+                f"sync {self.sync!r} needs common_start=True: its replicas make the same steps, and would stay as far "
+                "apart as they start"
+            )
         if SYNCS[self.sync].tied and self.consensus not in (None, self.outer_lr):
             raise ValueError(
                 f"consensus={self.consensus} must be outer_lr={self.outer_lr} for sync {self.sync!r}: leave it out"
@@ -183,7 +188,7 @@ class RunConfig(BaseModel):
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
         if method != sync.OURS.get(self.sync):
             own["sync"] = _code(method.rule)
-            own["method"] = repr([method.groups, method.keeps, method.gradients, method.tied])
+            own["method"] = repr([method.groups, method.keeps, method.gradients])
         domains = [data.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(
             {

@@ -9,7 +9,6 @@ network it states by `send`, so that bytes and serial hops are counted.
   "NoLoCo, as printed" shows what becomes of that
 - every method but those on gradients can go in fragments, late, and mixed with the fast weights, as Streaming DiLoCo
   does (arXiv 2501.18512): that is "DiLoCo" with `fragments`, `delay` and `mixing`
-- replicas that share one phi or one gradient are meant to start alike: `common_start`
 - a stage that is lost and rebuilt keeps its phi and delta: the next exchange pulls it back to where it was
 """
 
@@ -103,7 +102,8 @@ class Method:
 
     groups: it connects the groups of the matching, otherwise all replicas. keeps: it has slow weights and a buffer.
     gradients: it works on the clipped gradients of every step, as theta, before the inner optimizer does.
-    tied: it takes the consensus for the learning rate, gamma = beta.
+    tied: it takes the consensus for the learning rate, gamma = beta. alike: all replicas make the same outer step and
+    nothing pulls them together, so that they have to start alike.
     """
 
     rule: Rule
@@ -111,6 +111,7 @@ class Method:
     keeps: bool = True
     gradients: bool = False
     tied: bool = False
+    alike: bool = False
 
 
 SYNCS: dict[str, Method | None] = {"none": None}
@@ -126,7 +127,7 @@ def sync(name: str, **options) -> Callable[[Rule], Rule]:
     return register
 
 
-@sync("all-reduce", groups=False, keeps=False, gradients=True)
+@sync("all-reduce", groups=False, keeps=False, gradients=True, alike=True)
 def all_reduce(x: Exchange) -> None:
     """Data-parallel training: gradients, each clipped on its own, are averaged in every step ("FSDP" in NoLoCo)."""
     for gradient, _, _ in x:
@@ -134,7 +135,7 @@ def all_reduce(x: Exchange) -> None:
     x.send_to_all()
 
 
-@sync("DiLoCo", groups=False)
+@sync("DiLoCo", groups=False, alike=True)
 def diloco(x: Exchange) -> None:
     """Outer gradients averaged over all, then heavy-ball momentum, as NoLoCo's released baseline has it."""
     for theta, phi, delta in x:
@@ -144,7 +145,7 @@ def diloco(x: Exchange) -> None:
     x.send_to_all()
 
 
-@sync("DiLoCo, Nesterov", groups=False)
+@sync("DiLoCo, Nesterov", groups=False, alike=True)
 def diloco_nesterov(x: Exchange) -> None:
     """DiLoCo as its own paper has it (arXiv 2311.08105): Nesterov's momentum, which looks one step ahead."""
     for theta, phi, delta in x:
@@ -202,7 +203,7 @@ def gossip(x: Exchange) -> None:
     x.send_to_group(copies=1)
 
 
-@sync("SparseLoCo", groups=False)
+@sync("SparseLoCo", groups=False, alike=True)
 def sparse_loco(x: Exchange) -> None:
     """DiLoCo that sends the largest entries of each matrix's outer gradient and keeps the rest (arXiv 2508.15706).
 
