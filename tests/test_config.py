@@ -12,9 +12,12 @@ from swarmbook import config as configs
 from swarmbook import data
 from swarmbook.config import NUMERICS, RunConfig, choose, grid, run_config
 from swarmbook.errors import ConfigError
+from swarmbook.matching import MATCHINGS
 from swarmbook.probes import PROBES
 from swarmbook.recovery import OURS, RULES, Strategy, norm_average
 from swarmbook.route import ROUTES
+from swarmbook.sync import OURS as SYNC_OURS
+from swarmbook.sync import SYNCS, Method
 
 BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
 PARENT = run_config(**{**BASE, "steps": 10})
@@ -26,6 +29,26 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"stage": 6}, "unknown field 'stage': did you mean 'stages'"),
         ({"route": "swaped ends"}, "unknown route 'swaped ends': did you mean 'swapped ends'"),
         ({"recovery": "chekfree"}, "unknown recovery 'chekfree'"),
+        ({"sync": "noloco"}, "unknown sync 'noloco': did you mean 'NoLoCo'"),
+        ({"sync": "DiLoCo", "matching": "hypercubes"}, "unknown matching 'hypercubes': did you mean 'hypercube'"),
+        ({"sync": "NoLoCo"}, "cannot deal 1 replicas into groups of 2: give a number of replicas that size=2 divides"),
+        ({"sync": "NoLoCo", "replicas": 6, "matching": "hypercube"}, "must be a power of size=2, such as 4 or 8"),
+        ({"sync": "DiLoCo", "replicas": 2}, "sync 'DiLoCo' needs common_start=True"),
+        ({"sync": "gossip", "replicas": 6, "group": 4}, "cannot deal 6 replicas into groups of 4"),
+        ({"sync_every": 0}, "sync_every=0"),
+        ({"outer_lr": 0.0}, "outer_lr=0.0"),
+        ({"outer_momentum": 1.0}, "outer_momentum=1.0"),
+        ({"consensus": -0.1}, "consensus=-0.1"),
+        ({"density": 0.0}, "density=0.0"),
+        ({"mixing": 1.1}, "mixing=1.1"),
+        (
+            {"sync": "NoLoCo, one tensor", "replicas": 2, "consensus": 0.5},
+            "consensus=0.5 must be outer_lr=0.7 for sync 'NoLoCo, one tensor'",
+        ),
+        ({"sync": "DiLoCo", "fragments": 7}, "fragments=7 must be at most 6: there are stages=6"),
+        ({"sync": "DiLoCo", "fragments": 6, "sync_every": 4}, "fragments=6 must be at most 4"),
+        ({"sync": "DiLoCo", "delay": 50}, "delay=50 must be less than sync_every=50"),
+        ({"probes": ["own shard"], "held_out": 2, "replicas": 4}, "held_out=2 must be at least replicas=4"),
         ({"failure_rate": 1.5, "recovery": "CheckFree"}, "failure_rate=1.5"),
         ({"failure_rate": 0.1}, "failure_rate=0.1 needs a recovery: none, random, identity"),
         ({"losses": [(3, 2)]}, "losses=((3, 2),) needs a recovery"),
@@ -82,7 +105,9 @@ OTHER = {
     "schedule": "cosine", "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends", "recovery": "random",
     "failing": "interior", "moments": "keep", "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
     "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",), "probes": ("loss jump",),
-    "start": PARENT, "seed": 1,
+    "start": PARENT, "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 20, "outer_lr": 0.5,
+    "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
+    "delay": 3, "mixing": 0.5,
 }  # fmt: skip
 
 
@@ -103,7 +128,9 @@ DEFAULTS = {
     "warmup": 0, "clip": 1.0, "precision": "fp32", "route": "in order", "recovery": "none", "failure_rate": 0.0,
     "failing": "stages", "losses": (), "moments": "reset", "lr_boost": 1.1, "boost_half_life": None,
     "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "probes": (),
-    "start": None, "seed": 0,
+    "start": None, "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
+    "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
+    "delay": 0, "mixing": 0.0,
 }  # fmt: skip
 
 
@@ -244,6 +271,41 @@ def test_editing_ones_own_route_or_probe_changes_the_key(monkeypatch):
     assert both not in probes
 
 
+def test_editing_ones_own_sync_or_matching_changes_the_key(monkeypatch):
+    def nothing(x):
+        pass
+
+    def sending(x):
+        x.send(copies=1, hops=1)
+
+    def backwards(replicas, *rest):
+        return np.arange(replicas)[::-1].reshape(-1, 2)
+
+    def mixed(replicas, step, rng, size=2):
+        return rng.permutation(replicas).reshape(-1, 2)
+
+    def key(**fields):
+        return run_config(**BASE, replicas=4, **fields).key
+
+    def own(rule, **options):
+        monkeypatch.setitem(SYNCS, "mine", Method(rule, **options))
+        return key(sync="mine")
+
+    methods = [own(nothing), own(sending), own(nothing, keeps=False), own(nothing, groups=False)]
+    methods += [own(nothing, gradients=True)]
+    assert len(set(methods)) == len(methods) and own(nothing) == methods[0]
+    shipped = key(sync="gossip")
+    monkeypatch.setitem(SYNCS, "gossip", Method(nothing, keeps=False))
+    assert key(sync="gossip") != shipped
+    monkeypatch.setitem(SYNCS, "gossip", SYNC_OURS["gossip"])
+    assert key(sync="gossip") == shipped
+    matchings = []
+    for part in (backwards, mixed, backwards):
+        monkeypatch.setitem(MATCHINGS, "mine", part)
+        matchings.append(key(sync="gossip", matching="mine"))
+    assert matchings[0] == matchings[2] != matchings[1]
+
+
 SCRIPT = """
 from swarmbook.config import run_config
 from swarmbook.probes import probe
@@ -284,7 +346,7 @@ def test_purposes_and_seeds_draw_different_numbers():
 
     a = draws(0, "failures")
     assert np.array_equal(a, draws(0, "failures"))
-    for other in (draws(1, "failures"), draws(0, "batches"), draws(0, "failures", 0)):
+    for other in (draws(1, "failures"), draws(0, "batches"), draws(0, "failures", 0), draws(0, "sync")):
         assert not np.array_equal(a, other)
 
 

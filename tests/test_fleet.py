@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from swarmbook import model
+from swarmbook import model, route
 from swarmbook.fleet import Fleet
 from swarmbook.model import Shape
 from swarmbook.optim import Adam
@@ -45,6 +45,14 @@ def hops(seed=5):
     return cells
 
 
+def elsewhere():
+    """As `hops`, and heads of other replicas again take the loss."""
+    heads = np.empty((1, R, M, 2), dtype=np.int64)
+    heads[..., 0] = np.random.default_rng(4).permuted(np.tile(np.arange(R), (M, 1)), axis=1).T
+    heads[..., 1] = S
+    return np.concatenate([hops(), heads])
+
+
 def skips():
     """Microbatches that leave out a stage, and one that visits none."""
     cells = in_order()
@@ -60,11 +68,16 @@ def wild(seed=7):
     return np.stack([rng.integers(R, size=(S + 1, R, M)), rng.integers(-1, S, size=(S + 1, R, M))], -1)
 
 
+def random_replicas():
+    return route.random_replicas(R, S, M, np.random.default_rng(3))
+
+
 ROUTES = {"in order": in_order, "swapped": swapped, "hops": hops, "skips": skips, "wild": wild}
+ROUTES |= {"other heads": elsewhere, "random replicas": random_replicas}
 
 
 def walk(fleet, tokens, cells):
-    """Reference: microbatch by microbatch, layer by layer, plain autograd in fp64; losses, weights."""
+    """Reference: microbatch by microbatch, layer by layer, plain autograd in fp64; losses by head, weights."""
     tokens = torch.as_tensor(tokens)
     shape = fleet.shape
     cos, sin = model.rotary(T, shape.head_width, torch.device("cpu"))
@@ -74,19 +87,20 @@ def walk(fleet, tokens, cells):
         for s in range(shape.stages)
     }
     ends = [{name: w.double().requires_grad_() for name, w in fleet.ends(r).items()} for r in range(fleet.replicas)]
-    losses = []
+    losses = [[] for _ in range(fleet.replicas)]
     for r in range(fleet.replicas):
-        each = []
         for m in range(tokens.shape[1]):
+            head = r
             x = ends[r]["embedding"][tokens[r, m, :, :-1]]  # [B, T, D]
             for replica, stage in cells[:, r, m]:
-                if stage >= 0:
+                if stage == shape.stages:
+                    head = replica
+                elif stage >= 0:
                     for j in range(shape.layers_per_stage):
                         x = plain_layer({k: w[j] for k, w in stages[replica, stage].items()}, x, cos[:, 0], sin[:, 0])
-            z = rms(x) * ends[r]["norm"] @ ends[r]["head"]
-            each.append(torch.nn.functional.cross_entropy(z.flatten(0, 1), tokens[r, m, :, 1:].flatten()))
-        losses.append(torch.stack(each).mean())
-    losses = torch.stack(losses)
+            z = rms(x) * ends[head]["norm"] @ ends[head]["head"]
+            losses[head].append(torch.nn.functional.cross_entropy(z.flatten(0, 1), tokens[r, m, :, 1:].flatten()))
+    losses = torch.stack([torch.stack(taken).mean() for taken in losses])
     losses.sum().backward()
     return losses.detach().float(), stages, ends
 
@@ -161,6 +175,70 @@ def test_no_route_is_in_order():
     torch.testing.assert_close(fleet.gradients(tokens, in_order()), losses, rtol=0, atol=0)
     torch.testing.assert_close(fleet.stage_gradient(1, 2)["qkv"], gradients, rtol=0, atol=0)
     assert gradients.abs().max() > 0
+
+
+def test_heads_at_home_change_no_bit():
+    fleet, tokens = disturbed(fleet_of()), batch()
+    home = np.stack([in_order()[0, ..., 0], np.full((R, M), S)], -1)[None]
+    for cells in (in_order(), swapped(), skips()):
+        losses = fleet.gradients(tokens, cells)
+        gradients = {name: g.clone() for name, g in (fleet.layer_gradients | fleet.outer_gradients).items()}
+        assert torch.equal(fleet.gradients(tokens, np.concatenate([cells, home])), losses)
+        for name, gradient in (fleet.layer_gradients | fleet.outer_gradients).items():
+            assert torch.equal(gradient, gradients[name]), name
+
+
+def test_losses_and_logits_of_heads_elsewhere(monkeypatch):
+    """Each head's loss is in the row of its replica, each token's logits in the row of the token."""
+    fleet, tokens = disturbed(fleet_of()), batch().reshape(R, M * B, T + 1)
+    cells = elsewhere()
+    for group in (1, 1 << 18):
+        monkeypatch.setattr("swarmbook.fleet._GROUP", {"cpu": group})
+        logits = fleet.logits(tokens[..., :-1], cells)  # [R, N, T, V]
+        labels = torch.as_tensor(tokens[..., 1:])
+        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
+        nats = nats.view(R, M, B, T).mean(-1)  # of the sequences, where they started
+        losses = fleet.loss(tokens, cells, per_sequence=True).view(R, M, B)
+        for r in range(R):
+            for m in range(M):
+                torch.testing.assert_close(losses[cells[-1, r, m, 0], m], nats[r, m], rtol=1e-5, atol=1e-5)
+    apart = fleet.loss(tokens, in_order(), per_sequence=True).view(R, M, B)
+    assert not torch.allclose(losses, apart, atol=1e-3)
+
+
+@pytest.mark.parametrize("heads", [[[0, 1, 2, 0], [0, 1, 2, 0], [0, 1, 2, 0]], [[0] * M, [1] * M, [1] * M]])
+def test_heads_that_take_unequal_shares_are_refused(heads):
+    cells = np.concatenate([in_order(), np.full((1, R, M, 2), S)])
+    cells[-1, ..., 0] = heads
+    with pytest.raises(ValueError, match="one first microbatch, one second and so on, or leave stage 4 out"):
+        fleet_of().gradients(batch(), cells)
+    cells[-1, ..., 0] = np.arange(R)[:, None]
+    cells[-1, 0, 0, 1] = -1
+    with pytest.raises(ValueError, match="leave stage 4 out"):
+        fleet_of().gradients(batch(), cells)
+
+
+def test_gradients_do_not_depend_on_stages_never_visited():
+    """NoLoCo's routing: what replica r learns depends on the replicas that its microbatches went through, no others."""
+    fleet, tokens = disturbed(fleet_of(range(8))), batch(replicas=8, microbatches=2)
+    cells = route.random_replicas(8, S, 2, np.random.default_rng(0))
+    fleet.gradients(tokens, cells)
+    before = {s: [fleet.stage_gradient(r, s)["qkv"].clone() for r in range(8)] for s in (0, 1)}
+    for q in range(8):
+        changed = fleet_of(range(8))
+        changed.load_state_dict(fleet.state_dict())
+        changed.stage(q, 1)["qkv"].mul_(1.5)
+        changed.gradients(tokens, cells)
+        for r in range(8):
+            visited = q in cells[1, r, :, 0]
+            after = changed.stage_gradient(r, 0)["qkv"]
+            assert torch.equal(after, before[0][r]) != visited, (q, r)
+    skipping = cells.copy()
+    skipping[1, :, 0][cells[1, :, 0, 0] == 3] = -1
+    skipping[1, :, 1][cells[1, :, 1, 0] == 3] = -1
+    fleet.gradients(tokens, skipping)
+    for r in range(8):
+        assert bool(fleet.stage_gradient(r, 1)["qkv"].any()) == (r != 3)
 
 
 def test_swapping_equal_stages_changes_nothing():
@@ -240,6 +318,22 @@ def test_start_depends_on_the_own_seed_only():
     wide.initialise(3, 2, 11)
     assert torch.equal(wide.stage(0, 1)["down"], wide.stage(3, 2)["down"])
     assert torch.equal(wide.stage(0, 0)["down"], fleet_of([4]).stage(0, 0)["down"])
+
+
+def test_views_of_replicas_are_their_cells():
+    fleet = disturbed(fleet_of())
+    fleet.gradients(batch())
+    for gradients, cell in ((False, fleet.stage), (True, fleet.stage_gradient)):
+        views = fleet.replica_views(range(1, 3), gradients)
+        assert views.keys() == fleet.state_dict().keys()
+        for r in (1, 2):
+            for s in range(S):
+                for name, weight in cell(r, s).items():
+                    assert torch.equal(views[f"layers.{name}"][r - 1, :, s], weight)
+            for name, weight in cell(r, S).items():
+                assert torch.equal(views[f"ends.{name}"][r - 1, 0, 0], weight)
+        views["layers.qkv"][0].zero_()
+        assert not cell(1, 2)["qkv"].any() and cell(0, 2)["qkv"].any() and cell(2, 2)["qkv"].any()
 
 
 def test_clip_is_clip_grad_norm_of_each_cell():
@@ -419,7 +513,7 @@ def test_bad_tokens_and_routes_are_refused():
         fleet.gradients(batch(), in_order()[:, :, :2])
     cells = in_order()
     cells[2, 1, 3] = (0, S)
-    with pytest.raises(ValueError, match=r"\(0, 4\).*stages 0..3"):
+    with pytest.raises(ValueError, match=r"\(0, 4\).*stages 0..3, or -1 to skip, or at the last position 4"):
         fleet.gradients(batch(), cells)
     cells[2, 1, 3] = (R, 0)
     with pytest.raises(ValueError, match=r"\(3, 0\).*replicas are 0..2"):

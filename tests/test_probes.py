@@ -313,3 +313,54 @@ def test_from_configuration_to_record(tmp_path):
     jumps = jumps[jumps["label"] == "identity"].set_index("stage")["value"]
     missing = missing[missing["label"] == "1"].set_index("stage")["value"]
     np.testing.assert_allclose(before + jumps, missing, atol=1e-5)
+
+
+def losses_of(fleet, weights, tokens):
+    """Loss of one model with these weights on each of tokens [N, T + 1]."""
+    alone = Fleet(fleet.shape, [0], device="cpu", compile=False)
+    alone.load_state_dict(weights)
+    return alone.loss(tokens[None], per_sequence=True)[0]
+
+
+@pytest.mark.parametrize("asking", [[0, 2], [1]])
+def test_the_mean_weight_loss_is_that_of_one_model_with_the_mean_weights(pack, asking):
+    before, rows = pack.fleet.state_dict(), PROBES["mean weights"](pack, asking)
+    found = {}
+    for i, *labels, value in rows:
+        assert labels == ["mean-weight loss", 0, ""]
+        assert all(torch.equal(weight, before[key]) for key, weight in pack.fleet.state_dict().items())
+        found[i] = value
+    assert list(found) == asking
+    for i, value in found.items():
+        own = [pack.fleet.state_dict([row]) for row in pack.replicas(i)]
+        mean = {name: sum(state[name] for state in own) / EACH for name in before}
+        assert value == pytest.approx(float(losses_of(pack.fleet, mean, pack.held_out[0]).mean()), rel=1e-5)
+        assert value != pytest.approx(pack.validation_loss()[i], rel=1e-3)
+
+
+def test_the_fleet_is_put_back_if_its_mean_cannot_be_measured(pack, monkeypatch):
+    class Stopped(BaseException):
+        pass
+
+    def stop(tokens):
+        assert any(not torch.equal(weight, before[key]) for key, weight in pack.fleet.state_dict().items())
+        raise Stopped
+
+    before = pack.fleet.state_dict()
+    monkeypatch.setattr(pack.fleet, "loss", stop)
+    with pytest.raises(Stopped):
+        list(PROBES["mean weights"](pack, [0, 1, 2]))
+    assert all(torch.equal(weight, before[key]) for key, weight in pack.fleet.state_dict().items())
+
+
+def test_each_replica_is_measured_on_all_and_on_its_own_share(pack):
+    rows = list(PROBES["replicas"](pack, [0, 2]))
+    assert [row[:4] for row in rows] == [(i, "replica loss", 0, label) for i in (0, 2) for label in ("1", "2")]
+    each = [losses_of(pack.fleet, pack.fleet.state_dict([row]), pack.held_out[0]) for row in range(RUNS * EACH)]
+    for i, *_, label, value in rows:
+        assert value == pytest.approx(float(each[pack.replicas(i)[int(label) - 1]].mean()), rel=1e-5)
+    pack.held_out, each = pack.held_out[:, :5], [losses[:5] for losses in each]  # shares of 3 and 2 sequences
+    for i, metric, stage, label, value in PROBES["own shard"](pack, [0, 2]):
+        first, second = (each[row] for row in pack.replicas(i))
+        wanted = (first[[0, 2, 4]].mean() + second[[1, 3]].mean()) / 2
+        assert (metric, stage, label) == ("own-shard loss", 0, "") and value == pytest.approx(float(wanted), rel=1e-5)

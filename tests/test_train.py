@@ -127,11 +127,20 @@ def test_ends_come_back_from_the_first_and_last_stage_or_are_drawn_anew(new_pack
         {"keep_every": 5, "losses": ((3, 1), (4, 2), (5, 1))},
         {"keep_every": 4, "failure_rate": 0.08, "failing": "all", "seed": 3, "route": "swapped ends"},
         {"keep_every": 7, "failure_rate": 0.03, "replicas": 2, "seed": 1},
+        {
+            "keep_every": 5,
+            "failure_rate": 0.03,
+            "replicas": 2,
+            "seed": 1,
+            "sync": "NoLoCo",
+            "sync_every": 3,
+            "delay": 1,
+        },
     ],
 )
 def test_rolling_back_is_training_without_failures_at_the_progress_held(new_pack, tmp_path, fields):
     config = run_config(**TINY, recovery="rollback", **fields)
-    given = {name: fields[name] for name in ("seed", "replicas", "route") if name in fields}
+    given = {name: v for name, v in fields.items() if name not in ("keep_every", "losses", "failure_rate", "failing")}
     plain = validation(run_config(**TINY, **given), tmp_path)
     held = rollback.progress(trace(config).any((1, 2)), config.keep_every)  # before each step
     table = metrics(config, tmp_path)

@@ -36,8 +36,10 @@ class RunConfig(BaseModel):
 
     Sizes: `stages` x `layers_per_stage` LLaMA layers of `width`, `heads` and SwiGLU width `hidden`; a step
     trains `replicas` x `microbatches` x `batch` sequences of `sequence` tokens. `failure_rate` is the
-    probability that a stage fails, per stage and step (CheckFree section 5; not the hourly rate). A default never
-    changes without `NUMERICS`, and a new field's default changes no number: keys hold only what differs from it.
+    probability that a stage fails, per stage and step (CheckFree section 5; not the hourly rate). An evaluation that
+    coincides with an exchange sees the weights after it (NoLoCo's are all such: `evaluate_every` there is a multiple of
+    `sync_every`), any other the fast weights in between. A default never changes without `NUMERICS`, and a new field's
+    default changes no number: keys hold only what differs from it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +63,18 @@ class RunConfig(BaseModel):
     clip: Positive = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     route: str = "in order"
+    common_start: bool = False  # all replicas start with the weights of the first
+    sync: str = "none"
+    sync_every: Count = 50  # steps of progress between two exchanges
+    outer_lr: Positive = 0.7  # NoLoCo's beta
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5  # its alpha; of SparseLoCo, the decay of what is unsent
+    consensus: Annotated[float, Field(ge=0)] | None = None  # its gamma; None: outer_lr, as in the released code
+    group: Count = 2  # replicas that meet
+    matching: str = "random"
+    density: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a matrix's entries that SparseLoCo sends
+    fragments: Count = 1  # of the stages, which exchange one after another (Streaming DiLoCo)
+    delay: Count0 = 0  # steps from an exchange to the arrival of what comes of it
+    mixing: Share = 0.0  # what is left of the fast weights then
     recovery: str = "none"
     failure_rate: Share = 0.0
     failing: Literal["interior", "stages", "all"] = "stages"  # but the first and last; all; embedding and head too
@@ -79,9 +93,11 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self):
+        from swarmbook.matching import MATCHINGS
         from swarmbook.probes import PROBES
         from swarmbook.recovery import RULES
         from swarmbook.route import ROUTES
+        from swarmbook.sync import SYNCS
 
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(f"width={self.width} must be an even multiple of heads={self.heads}")
@@ -89,6 +105,10 @@ class RunConfig(BaseModel):
             raise ValueError(unknown("route", self.route, ROUTES))
         if self.recovery not in RULES:
             raise ValueError(unknown("recovery", self.recovery, RULES))
+        if self.sync not in SYNCS:
+            raise ValueError(unknown("sync", self.sync, SYNCS))
+        if self.matching not in MATCHINGS:
+            raise ValueError(unknown("matching", self.matching, MATCHINGS))
         for name in self.probes:
             if name not in PROBES:
                 raise ValueError(unknown("probe", name, PROBES))
@@ -106,7 +126,36 @@ class RunConfig(BaseModel):
         if self.evaluate_every % self.log_every:
             raise ValueError(f"evaluate_every={self.evaluate_every} must be a multiple of log_every={self.log_every}")
         ROUTES[self.route](self.replicas, self.stages, self.microbatches, self.rng("route", 0))
+        if self.sync != "none":
+            self._check_sync()
+        if "own shard" in self.probes and self.held_out < self.replicas:
+            raise ValueError(f"held_out={self.held_out} must be at least replicas={self.replicas} for 'own shard'")
         return self
+
+    def _check_sync(self) -> None:
+        from swarmbook.sync import SYNCS, groups_of
+
+        groups_of(self, 0)
+        if SYNCS[self.sync].alike and self.replicas > 1 and not self.common_start and self.start is None:
+            raise ValueError(
+                f"sync {self.sync!r} needs common_start=True: its replicas make the same steps, and would stay as far "
+                "apart as they start"
+            )
+        if SYNCS[self.sync].tied and self.consensus not in (None, self.outer_lr):
+            raise ValueError(
+                f"consensus={self.consensus} must be outer_lr={self.outer_lr} for sync {self.sync!r}: leave it out"
+            )
+        most = min(self.stages, self.sync_every)
+        if self.fragments > most:
+            raise ValueError(
+                f"fragments={self.fragments} must be at most {most}: there are stages={self.stages} to share out, and "
+                f"each fragment exchanges at a step of its own of sync_every={self.sync_every}"
+            )
+        if self.delay >= self.sync_every:
+            raise ValueError(
+                f"delay={self.delay} must be less than sync_every={self.sync_every}: an exchange has to arrive before "
+                "the next one"
+            )
 
     def _check_start(self, start: "RunConfig") -> None:
         ours, theirs = (config.model_dump(include=ARCHITECTURE) for config in (self, start))
@@ -123,18 +172,24 @@ class RunConfig(BaseModel):
     def key(self) -> str:
         """Names the result: a hash of configuration, data, numerics version, and the code of rules that are not ours.
 
-        Of a user's own route, recovery or probe its own code counts, not that of functions it calls.
+        Of a user's own route, sync, matching, recovery or probe its own code counts, not that of functions it calls.
         """
+        from swarmbook import sync
+        from swarmbook.matching import MATCHINGS
         from swarmbook.probes import PROBES
         from swarmbook.recovery import OURS, RULES
         from swarmbook.route import ROUTES
 
-        strategy = RULES[self.recovery]
-        named = {"route": ROUTES[self.route]} | {f"probe {name}": PROBES[name] for name in self.probes}
+        strategy, method = RULES[self.recovery], sync.SYNCS[self.sync]
+        named = {"route": ROUTES[self.route], "matching": MATCHINGS[self.matching]}
+        named |= {f"probe {name}": PROBES[name] for name in self.probes}
         own = {name: _code(part) for name, part in named.items() if not part.__module__.startswith("swarmbook.")}
         if strategy != OURS.get(self.recovery):
             own["recovery"] = _code(strategy.rule)
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
+        if method != sync.OURS.get(self.sync):
+            own["sync"] = _code(method.rule)
+            own["method"] = repr([method.groups, method.keeps, method.gradients])
         domains = [data.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(
             {
@@ -156,7 +211,7 @@ class RunConfig(BaseModel):
         return np.random.default_rng(self.seeds(purpose, *where))
 
     def seeds(self, purpose: str, *where: int) -> np.random.SeedSequence:
-        branch = ("weights", "batches", "failures", "route", "recovery").index(purpose)
+        branch = ("weights", "batches", "failures", "route", "recovery", "sync").index(purpose)
         return np.random.SeedSequence(self.seed, spawn_key=(branch, *where))
 
 

@@ -23,6 +23,7 @@ class TrainingError(Exception):
 def unknown(what: str, name: object, valid: Iterable[str]) -> str:
     """The message for a name that is not among the valid ones: the nearest of them, then all."""
     names = list(valid)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    folded = {known.casefold(): known for known in names}
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    hint = f"did you mean {folded[close[0]]!r}? " if close else ""
     return f"unknown {what} {name!r}: {hint}Known: {', '.join(names)}"

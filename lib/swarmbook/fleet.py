@@ -99,6 +99,16 @@ class Fleet:
         self._check(replica)
         return {name: gradient[replica] for name, gradient in self.outer_gradients.items()}
 
+    def replica_views(self, replicas: range, gradients: bool = False) -> dict[str, Tensor]:
+        """Weights of consecutive replicas, or their gradients, replica first: views [N, layers per stage, S, ...].
+
+        Named as in `state_dict`. Embedding, norm and head have one layer and one stage.
+        """
+        layers, ends = (self.layer_gradients, self.outer_gradients) if gradients else (self.layers, self.outer)
+        chosen = slice(replicas.start, replicas.stop)
+        views = {f"layers.{name}": tensor.movedim(2, 0)[chosen] for name, tensor in layers.items()}
+        return views | {f"ends.{name}": tensor[chosen, None, None] for name, tensor in ends.items()}
+
     def initialise(self, replica: int, stage: int, seed: int) -> None:
         """Draw a fresh random stage, or fresh ends, in place."""
         model.draw(self.stage(replica, stage), _generator(seed))
@@ -108,9 +118,11 @@ class Fleet:
         """Forward and backward; overwrites the stored gradients with those of each replica's mean loss.
 
         tokens: int64 [R, M, B, T + 1], array or tensor. cells: int [P, R, M, 2], the (replica, stage) that
-        microbatch m of replica r visits at each position, stage -1 to skip; None: all stages in order.
+        microbatch m of replica r visits at each position, stage -1 to skip; None: all stages in order. Stage S at
+        the last position names the replica whose head takes the loss, for all or for none (then their own's), and
+        another one for each replica's microbatch m. The embedding is always their own.
         at_once: microbatches whose activations are held at a time; None: all M.
-        Returns the mean cross-entropy [R] in nats, still on the device.
+        Returns the mean cross-entropy [R] in nats of what each replica's head took, still on the device.
         """
         tokens = self._tokens(tokens, 4)
         _, M, B, T = tokens[..., 1:].shape
@@ -129,7 +141,7 @@ class Fleet:
             own = tokens[group.replicas]  # [r, M, B, T + 1]
             kept = []
             x = self._forward(group, own[..., :-1], kept)  # [r, M * B * T, D]
-            loss, dx = self._head_backward(group.replicas, x, own[..., 1:].flatten(1), count, first)
+            loss, dx = self._head_backward(group.replicas, x, _labels(group, own), count, first)
             losses.append(loss)
             self._backward(group, own[..., :-1], dx, kept, first)
         return torch.cat(losses)
@@ -139,7 +151,7 @@ class Fleet:
         """Mean cross-entropy in nats, [R], or of each sequence, [R, N].
 
         tokens: int64 [R or 1, N, T + 1]; 1: the same sequences for every replica. cells: as for `gradients`;
-        the N sequences are shared out in order over its M microbatches.
+        the N sequences are shared out in order over its M microbatches, and counted where their heads are.
         """
         tokens = self._tokens(tokens, 3)
         tokens = self._microbatches(tokens, cells)  # [R, M, B, T + 1]
@@ -152,7 +164,7 @@ class Fleet:
             for part in tokens[group.replicas].split(block, dim=2):
                 x = self._forward(group, part[..., :-1])
                 norm, head = self._outer(group.replicas)
-                nats = model.cross_entropy(x, norm, head, part[..., 1:].flatten(1))
+                nats = model.cross_entropy(x, norm, head, _labels(group, part))
                 parts.append(nats.view(*part.shape[:3], T).mean(-1))  # [r, M, block]
             losses.append(torch.cat(parts, 2).flatten(1))  # [r, N]
         losses = torch.cat(losses)
@@ -165,7 +177,12 @@ class Fleet:
         split = self._microbatches(tokens, cells)  # [R, M, B, T]
         groups = self._plan(cells, split.shape[1], tokens[0].numel())
         x = torch.cat([self._forward(group, split[group.replicas]) for group in groups])
-        return model.logits(x, *self._outer(slice(None))).view(*tokens.shape, -1)
+        logits = model.logits(x, *self._outer(slice(None))).view(self.replicas * split.shape[1], -1)
+        for group in groups:
+            if group.heads is not None:
+                own = logits[group.replicas.start * split.shape[1] :][: len(group.heads)]
+                own[group.heads] = own.clone()
+        return logits.view(*tokens.shape, -1)
 
     @torch.no_grad()
     def embed(self, tokens) -> Tensor:
@@ -255,7 +272,7 @@ class Fleet:
             weight[chosen] = state[f"ends.{name}"].to(self.device)
 
     def _forward(self, group, tokens, kept=None):
-        """Embed tokens [r, M, B, T] and send them along the route: [r, M * B * T, D]."""
+        """Embed tokens [r, M, B, T] and send them along the route to the heads: [r, M * B * T, D]."""
         r, M, B, T = tokens.shape
         D, angles = self.shape.width, self._rotary(T)
         table = self.outer["embedding"][group.replicas].flatten(0, 1)
@@ -417,11 +434,18 @@ class Fleet:
         key = cells.tobytes(), microbatches, at_once
         if key not in self._plans:
             replica, stage = cells[..., 0], cells[..., 1]
-            wrong = (stage >= S) | (stage < -1) | ((stage >= 0) & ((replica < 0) | (replica >= R)))
+            wrong = (stage > S) | (stage < -1) | ((stage >= 0) & ((replica < 0) | (replica >= R)))
+            wrong[:-1] |= stage[:-1] == S
             if wrong.any():
                 raise ValueError(
-                    f"the route visits (replica, stage) {tuple(cells[wrong][0].tolist())}: "
-                    f"replicas are 0..{R - 1}, stages 0..{S - 1}, or -1 to skip"
+                    f"the route visits (replica, stage) {tuple(cells[wrong][0].tolist())}: replicas are 0..{R - 1}, "
+                    f"stages 0..{S - 1}, or -1 to skip, or at the last position {S} for the head"
+                )
+            heads = stage[-1:] == S
+            if heads.any() and not (heads.all() and (np.sort(replica[-1], 0) == np.arange(R)[:, None]).all()):
+                raise ValueError(
+                    f"the route ends at (replica, stage) {cells[-1].tolist()}: give each head of replicas 0..{R - 1} "
+                    f"one first microbatch, one second and so on, or leave stage {S} out"
                 )
             self._plans[key] = plan(cells, S, at_once, self.device)
             if len(self._plans) > _PLANS:
@@ -440,6 +464,14 @@ class Fleet:
 _GROUP = {"cpu": 1 << 17, "cuda": 1 << 28}  # widest activations of a group; on the CPU 1 MiB, half its cache
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 28}  # logits, or widest activations that nobody keeps, computed at a time
 _PLANS = 64  # analysed routes kept
+
+
+def _labels(group: Group, tokens: Tensor) -> Tensor:
+    """Next tokens [r, M * B * T] of tokens [r, M, B, T + 1], at the heads that their paths end at."""
+    labels = tokens[..., 1:]
+    if group.heads is not None:
+        labels = labels.flatten(0, 1)[group.heads].view(labels.shape)
+    return labels.flatten(1)
 
 
 def _put(gradient: Tensor, found: Tensor, first: bool) -> None:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 ENTRIES = (
     "stored",  # bytes of copies held beside the training state, at most at any time
-    "sent in training",  # bytes sent to keep copies, over the run
+    "sent in training",  # bytes sent to keep copies and between replicas, over the run
+    "sent in background",  # how many of these go while training goes on
+    "serial hops",  # messages between replicas of which each waits for the one before it
     "sent on failure",  # bytes sent to rebuild stages, over the run
     "training FLOPs",  # forward and backward of every step, repeated ones included
     "redundant FLOPs",  # of computing what another node computes as well

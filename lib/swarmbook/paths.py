@@ -32,12 +32,16 @@ class Group:
     """Replicas start..stop-1, which share no cell with others, and where their paths go."""
 
     replicas: slice
-    positions: tuple[Position, ...]  # the last one brings the paths home, without visits
+    positions: tuple[Position, ...]  # the last one brings the paths to the heads, without visits
+    heads: Tensor | None  # the path at each place of the heads [r * M]; None: every path is at its own replica's
     idle: Tensor | None  # cells whose gradients must be zero before the way back
 
 
 def plan(cells: np.ndarray, stages: int, at_once: int, device: torch.device) -> list[Group]:
-    """Split the replicas of a route [P, R, M, 2] into groups of `at_once`, or more where it connects them."""
+    """Split the replicas of a route [P, R, M, 2] into groups of `at_once`, or more where it connects them.
+
+    A last position at stage `stages` names the head [R, M] that takes each path's loss, otherwise its own replica's.
+    """
     R = cells.shape[1]
     visited = np.where(cells[..., 1] < 0, np.arange(R)[None, :, None], cells[..., 0])  # [P, R, M]
     high = np.maximum.accumulate(visited.max((0, 2), initial=0))
@@ -55,8 +59,12 @@ def plan(cells: np.ndarray, stages: int, at_once: int, device: torch.device) -> 
 
 
 def _group(cells, start, R, stages, device):
-    P, r, M, _ = cells.shape
-    order = np.arange(r * M)  # the paths, as they lie
+    _, r, M, _ = cells.shape
+    order = home = np.arange(r * M)  # the paths, as they lie
+    if len(cells) and cells[-1, 0, 0, 1] == stages:
+        home = np.argsort((cells[-1, ..., 0] * M + np.arange(M)).flatten())
+        cells = cells[:-1]
+    P = len(cells)
     sorted_paths = []
     for replica, stage in cells.reshape(P, -1, 2).transpose(0, 2, 1):
         cell = np.where(stage < 0, R * stages, stage * R + replica)  # skips sort last
@@ -81,9 +89,10 @@ def _group(cells, start, R, stages, device):
         skips = r * M - sum(v.paths for v in seen)
         positions.append(Position(*_moves(order, wanted, device), tuple(seen), skips))
         order = wanted
-    positions.append(Position(*_moves(order, np.arange(r * M), device), (), r * M))
+    positions.append(Position(*_moves(order, home, device), (), r * M))
+    heads, _ = _moves(np.arange(r * M), home, device)
     silent = torch.tensor(sorted(idle), device=device) if idle else None
-    return Group(slice(start, start + r), tuple(positions), silent)
+    return Group(slice(start, start + r), tuple(positions), heads, silent)
 
 
 def _moves(order, wanted, device):

@@ -123,6 +123,43 @@ def reinitialisation_error(pack: "Pack", asking: list[int]) -> Iterator[Row]:
         x = y
 
 
+@probe("mean weights")
+def mean_weights(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """Metric "mean-weight loss": validation loss, in nats, of the one model whose weights are the replicas' mean."""
+    fleet, rows = pack.fleet, [row for i in asking for row in pack.replicas(i)]
+    kept = fleet.state_dict(rows)
+    try:
+        for i in asking:
+            for weights in fleet.replica_views(pack.replicas(i)).values():
+                weights.copy_(weights.mean(0, keepdim=True))
+        losses = fleet.loss(pack.held_out).tolist()
+    finally:
+        fleet.load_state_dict(kept, rows)
+    yield from ((i, "mean-weight loss", 0, "", losses[pack.replicas(i)[0]]) for i in asking)
+
+
+@probe("replicas")
+def replicas(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """Metric "replica loss": validation loss, in nats, of each replica (`label`, from 1)."""
+    losses = pack.fleet.loss(pack.held_out).tolist()
+    for i in asking:
+        for r, row in enumerate(pack.replicas(i)):
+            yield i, "replica loss", 0, str(r + 1), losses[row]
+
+
+@probe("own shard")
+def own_shard(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """Metric "own-shard loss": mean over replicas r of their losses on the held-out sequences r, r + R, ...
+
+    In nats; what NoLoCo's perplexities are made of (released code). R: replicas of the run.
+    """
+    losses = pack.fleet.loss(pack.held_out, per_sequence=True)  # [R, N]
+    for i in asking:
+        rows = pack.replicas(i)
+        shards = [float(losses[row, r :: len(rows)].mean()) for r, row in enumerate(rows)]
+        yield i, "own-shard loss", 0, "", sum(shards) / len(shards)
+
+
 def _jumps(pack: "Pack", asking: list[int], metric: str, width: int, tokens) -> Iterator[Row]:
     """Rise of the loss on `tokens` when `width` consecutive stages are lost at once, for all of them and each rule."""
     fleet, places = pack.fleet, range(pack.fleet.shape.stages - width + 1)

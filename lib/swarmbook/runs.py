@@ -48,8 +48,9 @@ class Runs:
         """One row a measurement of a metric: the fields in which the runs differ, step, stage, label, value.
 
         Metrics: "validation loss", "training loss" (mean since the last row), "gradient norm" (by stage),
-        "failure" (one row a lost stage, 0 for the ends), "domain loss" (by domain in `label`), "ledger" (by entry in
-        `label`), and those of the probes.
+        "replica spread" (root mean square, over the weights, of their standard deviation over the run's replicas, if
+        there are several), "failure" (one row a lost stage, 0 for the ends), "domain loss" (by domain in `label`),
+        "ledger" (by entry in `label`), and those of the probes.
         """
         axes = self.axes
         parts = []

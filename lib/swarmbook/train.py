@@ -1,11 +1,12 @@
 """Training: one pack of runs in one Fleet, step by step, from nothing or from where it was killed.
 
-Runs that differ only in seed, route, recovery, failure rate or probes share a Fleet: each keeps its own weights,
+Runs that differ only in seed, route, sync, recovery, failure rate or probes share a Fleet: each keeps its own weights,
 batches, failures and learning rates, and its numbers are those it would have alone, to rounding. Within a step, in
 the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches, one
-clip per (replica, stage), one Adam step.
+clip per (replica, stage), one Adam step; at last replicas exchange what is due.
 """
 
+import math
 import os
 import platform
 import time
@@ -26,12 +27,14 @@ from swarmbook.model import Shape
 from swarmbook.optim import Adam, schedule
 from swarmbook.probes import PROBES
 from swarmbook.recovery import RULES, Lost
-from swarmbook.route import ROUTES
+from swarmbook.route import ROUTES, side_by_side
 from swarmbook.store import Progress
+from swarmbook.sync import SYNCS, Outer
 
 # What may differ within a pack:
 PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "moments", "lr_boost", "boost_half_life"}
-PACKED |= {"keep_every", "evaluate_on", "probes", "start"}
+PACKED |= {"keep_every", "evaluate_on", "probes", "start", "common_start", "sync", "sync_every", "outer_lr"}
+PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
 CHECKPOINT_SECONDS = 60.0
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager training, which a compilation repays
 
@@ -43,7 +46,7 @@ def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[R
         begins = config.start.steps if config.start else 0
         alike.setdefault(f"{begins} {config.model_dump_json(exclude=PACKED)}", []).append(config)
     for group in alike.values():
-        size = max(1, int(_memory(device) // sum(_bytes(group[0]))))
+        size = max(1, int(_memory(device) // max(sum(_bytes(config)) for config in group)))
         parts = -(-len(group) // size)
         yield from (group[i::parts] for i in range(parts))
 
@@ -110,7 +113,8 @@ class Pack:
         per_step = (first.replicas, first.microbatches, first.batch)
         self.batches = [data.Batches(tokens, first.sequence, per_step, run.seeds("batches")) for run in pack]
         self.traces = [trace(run) for run in pack]  # each bool [steps, R, S + 1], the last column the ends
-        seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run in pack for r in range(run.replicas)]
+        starts_of = [(run, 0 if run.common_start else r) for run in pack for r in range(run.replicas)]
+        seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run, r in starts_of]
         shape = shape_of(first, tokens.vocabulary)
         self.at_once, checkpointing = _fitting(pack, device)  # asked before the weights take their memory
         compile = "auto" if _flops(pack, shape) > COMPILE_FLOPS[device_of(device).type] else False
@@ -121,6 +125,9 @@ class Pack:
         self.norms = torch.ones(cells)
         self.rebuilt = np.full(cells, -1)  # [R, S + 1], the step at which each cell's learning rate was raised
         self.position = np.full(len(pack), self.step)  # steps of progress; behind `step` after a rollback
+        self.outers = [
+            Outer(run, self.fleet, self.replicas(i)) if SYNCS[run.sync] else None for i, run in enumerate(pack)
+        ]
         self.ledgers = [Ledger() for _ in pack]
         self.copies: dict[int, dict] = {}  # run -> what its strategy keeps, taken every `keep_every` steps
         self.losses: list[torch.Tensor] = []
@@ -148,12 +155,16 @@ class Pack:
         tokens = [batches[position] for batches, position in zip(self.batches, self.position, strict=True)]
         self.losses.append(self.fleet.gradients(np.concatenate(tokens), self._cells(), self.at_once))
         self.norms = self.fleet.clip(self.runs[0].clip)
+        for i, outer in self._outers():
+            outer.average_gradients(int(self.position[i]), self.ledgers[i])
         rate = self.rate(self.step)
         self.adam.lr_scale[:] = self._lr_scale(rate)
         self.adam.step(rate)
         self.step += 1
         self.position += 1
         self.trained += self.tokens_per_step
+        for i, outer in self._outers():
+            outer.step(int(self.position[i]), self.ledgers[i])
         for i in range(len(self.runs)):
             self._count_step(i)
             self._keep_copies(i)
@@ -175,6 +186,8 @@ class Pack:
     def evaluate(self) -> None:
         """Validation loss of every run on the same held-out sequences, in order whatever the run's route."""
         self._record("validation loss", self.validation_loss())
+        if self.runs[0].replicas > 1:
+            self._record("replica spread", [self.spread(i) for i in range(len(self.runs))])
         if self.step == self.begin:
             return
         for s in range(self.runs[0].stages):
@@ -206,6 +219,12 @@ class Pack:
         losses = self.fleet.loss(self.held_out if tokens is None else tokens, cells)  # [R]
         return losses.unflatten(0, (len(self.runs), -1)).mean(1).tolist()
 
+    def spread(self, i: int) -> float:
+        """Root mean square of the deviation of weights of run i from their mean over its replicas (released code)."""
+        weights = self.fleet.replica_views(self.replicas(i)).values()
+        total = sum(float(w.var(0, correction=0).sum(dtype=torch.float64)) for w in weights)
+        return math.sqrt(total / self.fleet.shape.parameters)
+
     def lost(self, i: int, row: int, stage: int, dead: frozenset[int] | None = None) -> Lost:
         """The lost stage of run i at row `row` of the Fleet, for a rule; `dead` with it: itself alone, if not given."""
         run, replica = self.runs[i], row - self.replicas(i)[0]
@@ -229,6 +248,7 @@ class Pack:
             "norms": self.norms[rows].clone(),
             "rebuilt": torch.from_numpy(self.rebuilt[rows].copy()),
             "position": int(self.position[i]),
+            "outer": self.outers[i].state_dict() if self.outers[i] else None,
         }
 
     def save(self) -> None:
@@ -238,6 +258,7 @@ class Pack:
             "norms": self.norms,
             "rebuilt": torch.from_numpy(self.rebuilt),
             "position": torch.from_numpy(self.position),
+            "outers": [outer.state_dict() if outer else None for outer in self.outers],
             "ledgers": [dict(ledger) for ledger in self.ledgers],
             "copies": self.copies,
             "diverged": self.diverged,
@@ -327,6 +348,8 @@ class Pack:
             copy = self.state(i)
             moments = {name: moment for name, moment in copy["adam"].items() if name not in ("steps", "lr_scale")}
             size = bytes_of(copy["fleet"]) + bytes_of(moments)
+            if copy["outer"]:
+                size += bytes_of(copy["outer"]["phi"]) + bytes_of(copy["outer"]["delta"])
         else:
             copy = {"fleet": self.fleet.state_dict(list(self.replicas(i)))}
             size = bytes_of(copy["fleet"]) * max(1, len(strategy.holders))
@@ -364,6 +387,8 @@ class Pack:
         self.norms[rows] = state["norms"].to(self.norms.device)
         self.rebuilt[rows] = state["rebuilt"].numpy()
         self.position[i] = state["position"]
+        if self.outers[i]:
+            self.outers[i].load_state_dict(state.get("outer"))
 
     def _lr_scale(self, rate: float) -> np.ndarray:
         """Learning rate of every cell in multiples of `rate`: boosted since it was rebuilt, late since a rollback."""
@@ -380,12 +405,13 @@ class Pack:
         """The pack's routes in one array [P, R, M, 2]; None when all are in order."""
         if all(run.route == "in order" for run in self.runs):
             return None
-        cells = []
-        for i, run in enumerate(self.runs):
-            own = ROUTES[run.route](run.replicas, run.stages, run.microbatches, run.rng("route", self.step))
-            own[..., 0] += self.replicas(i)[0]
-            cells.append(own)
-        return np.concatenate(cells, axis=1)
+        sizes = self.runs[0].replicas, self.runs[0].stages, self.runs[0].microbatches
+        routes = [ROUTES[run.route](*sizes, run.rng("route", self.step)) for run in self.runs]
+        return side_by_side(routes, self.runs[0].stages)
+
+    def _outers(self) -> Iterator[tuple[int, Outer]]:
+        """The runs whose replicas exchange anything."""
+        return ((i, outer) for i, outer in enumerate(self.outers) if outer)
 
     def _record(self, metric: str, values: Sequence[float | None], stage: int = 0, label: str = "") -> None:
         for i in self.healthy:
@@ -405,6 +431,9 @@ class Pack:
             if recent
             else f"the learning rate {run.lr} is probably too high; try {run.lr / 3:.1g}, or a warm-up"
         )
+        if self.outers[i] and not recent:
+            numbers = f"outer_lr={run.outer_lr}, outer_momentum={run.outer_momentum}, consensus={run.consensus}"
+            cause += f"; or {run.sync!r} does not converge with {numbers}"
         self.diverged[i] = f"run {run.key}: the loss is not finite from step {step} on; {cause}"
 
     def _restore(self, state: dict, step: int) -> None:
@@ -414,6 +443,8 @@ class Pack:
         self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
         self.ledgers, self.copies = [Ledger(entries) for entries in state["ledgers"]], state["copies"]
         self.seconds, self.step = state["seconds"], step
+        for i, outer in self._outers():
+            outer.load_state_dict(state["outers"][i])
 
 
 def _held_out(run: RunConfig, domain: str) -> torch.Tensor:
@@ -444,12 +475,13 @@ def _bytes(config: RunConfig) -> tuple[float, float]:
     vocabulary = data.tokenizer(config.tokenizer).get_vocab_size()
     shape = shape_of(config, vocabulary)
     per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
-    return 24.0 * config.replicas * shape.parameters, 4.0 * config.tokens_per_step * per_token
+    outer = 12.0 if SYNCS[config.sync] else 0.0  # slow weights, buffer, and what is on its way
+    return (24.0 + outer) * config.replicas * shape.parameters, 4.0 * config.tokens_per_step * per_token
 
 
 def _fitting(pack: Sequence[RunConfig], device: str) -> tuple[int, bool]:
     """Microbatches whose activations fit beside the pack's weights, and whether even one needs checkpointing."""
-    weights, activations = (len(pack) * size for size in _bytes(pack[0]))
+    weights, activations = np.sum([_bytes(config) for config in pack], axis=0)
     fitting = int((_memory(device) - weights) / activations * pack[0].microbatches)
     return min(max(fitting, 1), pack[0].microbatches), fitting < 1
 

@@ -1,0 +1,597 @@
+"""What replicas exchange: rules against each other and against formulas, alone on tensors and within training."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from swarmbook import data
+from swarmbook import train as training
+from swarmbook.config import grid, run_config
+from swarmbook.errors import TrainingError
+from swarmbook.fleet import Fleet
+from swarmbook.ledger import Ledger
+from swarmbook.matching import MATCHINGS
+from swarmbook.optim import Adam
+from swarmbook.runs import run
+from swarmbook.store import Store
+from swarmbook.sync import SYNCS, Exchange, Method, sync
+
+N, S, STEPS = 4, 4, 20
+TINY = {
+    "data": "stories_toy", "stages": S, "width": 16, "heads": 2, "hidden": 32, "sequence": 8, "replicas": N,
+    "microbatches": 2, "batch": 1, "steps": STEPS, "log_every": 5, "evaluate_every": 10, "held_out": 4,
+    "common_start": True, "sync_every": 5, "lr": 3e-3,
+}  # fmt: skip
+AVERAGING = [name for name, method in SYNCS.items() if method and not method.gradients]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def new_pack(tmp_path):
+    def make(*configs, steps=0, **fields):
+        configs = configs or [run_config(**{**TINY, **fields})]
+        pack = training.Pack(configs, Store(tmp_path).progress([c.key for c in configs]), "cpu")
+        for _ in range(steps):
+            pack.advance()
+        return pack
+
+    return make
+
+
+def close(a, b, tolerance=2e-6):
+    """Two fleets, or their states, hold the same weights to rounding."""
+    a, b = (x if isinstance(x, dict) else x.fleet.state_dict() for x in (a, b))
+    for name, weight in a.items():
+        torch.testing.assert_close(weight, b[name], rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def same(a, b):
+    a, b = (x if isinstance(x, dict) else x.fleet.state_dict() for x in (a, b))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def metrics(config, folder):
+    return run([config], show=False, store=Store(folder / config.key)).records[0].metrics
+
+
+# Rules on tensors
+
+
+def tensors(replicas, alike=True, seed=0, size=6):
+    """theta [N, 1, 1, k] in fp64, phi and delta; all replicas the same phi and delta, or each its own."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (replicas, 1, 1, size)
+    theta, phi, delta = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    if alike:
+        phi, delta = (t[:1].expand(shape).clone() for t in (phi, delta))
+    return theta, phi, delta
+
+
+def outer_steps(name, state, steps=12, matching="random", group=2, **numbers):
+    """Outer steps of a rule with inner progress that is the same whatever the rule: [steps] of (theta, phi, delta)."""
+    theta, phi, delta = (t.clone() for t in state)
+    rng, inner = np.random.default_rng(1), torch.Generator().manual_seed(2)
+    found = []
+    for step in range(steps):
+        groups = MATCHINGS[matching](len(theta), step, rng, group)
+        SYNCS[name].rule(Exchange([(theta, phi, delta)], groups, **numbers))
+        found.append((theta.clone(), phi.clone(), delta.clone()))
+        theta.add_(torch.randn(theta.shape, generator=inner, dtype=theta.dtype))
+    return found
+
+
+@pytest.mark.parametrize("consensus", [0.0, 0.3, 0.7, 1.4])
+def test_noloco_in_one_group_of_all_is_diloco(consensus):
+    state = tensors(8)
+    noloco = outer_steps("NoLoCo", state, group=8, consensus=consensus)
+    diloco = outer_steps("DiLoCo", state, group=8)
+    for a, b in zip(noloco, diloco, strict=True):
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-13)
+    apart = outer_steps("NoLoCo", state, group=2, consensus=consensus)
+    assert not torch.allclose(apart[-1][1], diloco[-1][1], atol=1e-2)
+
+
+@pytest.mark.parametrize("group", [2, 4])
+def test_for_gamma_equal_beta_one_tensor_is_enough(group):
+    state = tensors(8, alike=False)
+    for name in ("NoLoCo, one tensor", "NoLoCo, prefetched"):
+        for a, b in zip(outer_steps(name, state, group=group), outer_steps("NoLoCo", state, group=group), strict=True):
+            torch.testing.assert_close(a[1], b[1], rtol=0, atol=1e-12)
+    other = outer_steps("NoLoCo", state, group=group, consensus=0.5)
+    assert not torch.allclose(a[1], other[-1][1], atol=1e-3)
+
+
+def test_the_consensus_term_cancels_within_a_group():
+    for group in (2, 4):
+        state = tensors(8, alike=False)
+        groups = MATCHINGS["random"](8, 0, np.random.default_rng(0), group)
+        deltas = []
+        for consensus in (0.0, 1.3):
+            theta, phi, delta = (t.clone() for t in state)
+            SYNCS["NoLoCo"].rule(Exchange([(theta, phi, delta)], groups, consensus=consensus))
+            deltas.append(delta)
+        pulls = deltas[1] - deltas[0]  # gamma times the way to the group's mean
+        means = state[1][groups].mean(1, keepdim=True)
+        wanted = torch.empty_like(pulls)
+        wanted[groups] = 1.3 * (means - state[1][groups])
+        torch.testing.assert_close(pulls, wanted)
+        assert pulls[groups].sum(1).abs().max() < 1e-14 < pulls.abs().min()
+
+
+def test_the_replica_mean_knows_neither_gamma_nor_the_matching():
+    state = tensors(8, alike=False)
+    means, spreads = [], []
+    for matching in MATCHINGS:
+        for consensus in (0.0, 0.7, 1.2):
+            steps = outer_steps("NoLoCo", state, matching=matching, consensus=consensus)
+            means.append(torch.stack([phi.mean(0) for _, phi, _ in steps]))
+            spreads.append(float(steps[-1][1].var(0).mean()))
+            delta, phi = state[2].mean(0), state[1].mean(0)
+            theta, inner = state[0].mean(0), torch.Generator().manual_seed(2)
+            for _, after, _ in steps:  # alpha delta + beta Delta, of the means
+                delta = 0.5 * delta + 0.7 * (theta - phi)
+                phi = phi + delta
+                torch.testing.assert_close(after.mean(0), phi, rtol=0, atol=1e-12)
+                theta = phi + torch.randn(state[0].shape, generator=inner, dtype=phi.dtype).mean(0)
+    for mean in means:
+        torch.testing.assert_close(mean, means[0], rtol=0, atol=1e-12)
+    assert min(spreads) * 3 < max(spreads)  # the replicas themselves do differ
+
+
+def on_a_quadratic(name, outer_steps, **numbers):
+    """Largest |phi| after each outer step of 50 SGD steps on theta^2 / 2 (eigenvalues 0.1 and 1, rate 0.01), N = 16."""
+    eigenvalues = torch.tensor([0.1, 1.0], dtype=torch.float64)
+    theta, phi, delta = tensors(16, size=2)
+    phi = theta.clone()
+    delta.zero_()
+    rng, found = np.random.default_rng(0), []
+    for step in range(outer_steps):
+        theta *= (1 - 0.01 * eigenvalues) ** 50
+        SYNCS[name].rule(Exchange([(theta, phi, delta)], MATCHINGS["random"](16, step, rng, 2), **numbers))
+        found.append(float(phi.abs().max()))
+    return np.array(found)
+
+
+def test_the_printed_sign_climbs_and_the_corrected_one_descends():
+    printed, corrected = (on_a_quadratic(name, 80) for name in ("NoLoCo, as printed", "NoLoCo"))
+    assert printed[-1] > 1e9 and (np.diff(printed[20:]) > 0).all()
+    assert corrected[-1] < 1e-2 * corrected[0]
+    assert on_a_quadratic("NoLoCo", 400)[-1] < 1e-7
+
+
+def test_nesterov_is_that_of_torch():
+    theta, phi, delta = tensors(4)
+    delta.zero_()
+    parameter = torch.nn.Parameter(phi[0].clone())
+    sgd = torch.optim.SGD([parameter], lr=0.7, momentum=0.9, nesterov=True)
+    inner = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        parameter.grad = phi[0] - theta.mean(0)
+        sgd.step()
+        x = Exchange([(theta, phi, delta)], np.arange(4)[None], momentum=0.9, lr=0.7)
+        SYNCS["DiLoCo, Nesterov"].rule(x)
+        for r in range(4):
+            torch.testing.assert_close(theta[r], parameter.detach(), rtol=0, atol=1e-13)
+        theta.add_(torch.randn(theta.shape, generator=inner, dtype=theta.dtype))
+
+
+def test_sparseloco_sends_the_largest_entries_and_keeps_the_rest():
+    generator = torch.Generator().manual_seed(0)
+    theta, phi = (torch.randn(3, 2, 2, 5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    delta = torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+    start, owed = phi.clone(), 0.9 * delta + (theta - phi)
+    x = Exchange([(theta, phi, delta)], np.arange(3)[None], momentum=0.9, lr=0.5, density=0.25)
+    SYNCS["SparseLoCo"].rule(x)
+    sent = owed - delta
+    assert ((sent != 0).flatten(3).sum(3) == 5).all()  # a quarter of each matrix
+    assert (torch.where(sent != 0, delta, sent) == 0).all()
+    smallest = torch.where(sent != 0, sent.abs(), torch.inf).flatten(3).amin(3)
+    assert (smallest >= delta.abs().flatten(3).amax(3)).all()
+    torch.testing.assert_close(phi, start + 0.5 * sent.mean(0))
+    assert torch.equal(theta, phi)
+    assert x.ledger == {"sent in training": 3 * 2 * (2 * 2 * 5) * (8 + 4), "serial hops": 2}
+
+
+def test_groups_of_a_matching_of_ones_own_are_checked(monkeypatch):
+    for groups in ([[0, 1], [1, 2]], [[0, 1], [2, 4]], [[0, 1]], [0, 1, 2, 3]):
+        monkeypatch.setitem(MATCHINGS, "mine", lambda *_, groups=groups: np.array(groups))
+        with pytest.raises(ValueError, match=r"matching 'mine' deals the groups .* of the replicas 0..3 once"):
+            run_config(**TINY, sync="NoLoCo", matching="mine")
+    monkeypatch.setitem(MATCHINGS, "mine", lambda *_: np.array([[0, 3], [2, 1]]))
+    run_config(**TINY, sync="NoLoCo", matching="mine")
+
+
+# In training
+
+
+def plainly(config, outer=None):
+    """Reference: replicas in a Fleet, trained without a Pack; `outer(fleet, t)` comes after step t = 1, 2, ..."""
+    tokens = data.tokens(config.data, "train", config.tokenizer)
+    R = config.replicas
+    batches = data.Batches(tokens, config.sequence, (R, config.microbatches, config.batch), config.seeds("batches"))
+    seeds = [int(config.seeds("weights", 0).generate_state(1)[0])] * R
+    fleet = Fleet(training.shape_of(config, tokens.vocabulary), seeds, "cpu", compile=False)
+    adam = Adam(fleet, config.lr)
+    for t in range(1, config.steps + 1):
+        fleet.gradients(batches[t - 1])
+        fleet.clip(config.clip)
+        adam.step()
+        if outer:
+            outer(fleet, t)
+    return fleet.state_dict()
+
+
+def diloco_of(config):
+    """Streaming DiLoCo cell by cell: one phi and delta for all replicas."""
+    phi, delta, late = {}, {}, []
+    F, K, alpha, beta = config.fragments, config.sync_every, config.outer_momentum, config.outer_lr
+
+    def cells(fleet, s):
+        return [fleet.stage(r, s) for r in range(config.replicas)]
+
+    def outer(fleet, t):
+        if not phi:
+            start = Fleet(fleet.shape, [int(config.seeds("weights", 0).generate_state(1)[0])], "cpu", compile=False)
+            for s in range(S + 1):
+                phi[s] = {name: w.clone() for name, w in start.stage(0, s).items()}
+                delta[s] = {name: torch.zeros_like(w) for name, w in phi[s].items()}
+        for f in range(F):
+            if t % K == f * K // F:
+                for s in [s for s in range(S) if s % F == f] + [S] * (f == F - 1):
+                    for name, slow in phi[s].items():
+                        mean = sum(cell[name] for cell in cells(fleet, s)) / config.replicas
+                        delta[s][name] = alpha * delta[s][name] + beta * (mean - slow)
+                        phi[s][name] = slow + delta[s][name]
+                    late.append((t + config.delay, s, dict(phi[s])))
+        for due, s, weights in late:
+            if due == t:
+                for cell in cells(fleet, s):
+                    for name, weight in cell.items():
+                        weight.copy_(config.mixing * weight + (1 - config.mixing) * weights[name])
+
+    return outer
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"outer_momentum": 0.0, "outer_lr": 1.0},
+        {"delay": 2},
+        {"mixing": 0.5},
+        {"fragments": 2},
+        {"fragments": 3, "delay": 1, "mixing": 0.3},
+        {"fragments": 4, "sync_every": 4, "delay": 3},
+    ],
+)
+def test_streaming_diloco_is_that_of_separate_cells(new_pack, fields):
+    config = run_config(**{**TINY, "sync": "DiLoCo", **fields})
+    pack = new_pack(config, steps=STEPS)
+    close(pack, plainly(config, diloco_of(config)), 5e-6)
+    other = new_pack(sync="DiLoCo", sync_every=10, steps=STEPS)
+    assert not same(pack, other)
+
+
+def test_without_an_exchange_replicas_are_runs_of_their_own(new_pack):
+    pack = new_pack(steps=STEPS)
+    config = pack.runs[0]
+    tokens = data.tokens(config.data, "train", config.tokenizer)
+    for r in range(N):
+        alone = Fleet(pack.fleet.shape, [int(config.seeds("weights", 0).generate_state(1)[0])], "cpu", compile=False)
+        adam = Adam(alone, config.lr)
+        batches = data.Batches(tokens, config.sequence, (N, 2, 1), config.seeds("batches"))
+        for t in range(STEPS):
+            alone.gradients(batches[t][r : r + 1])
+            alone.clip(config.clip)
+            adam.step()
+        close(alone.state_dict(), pack.fleet.state_dict([r]))
+    assert pack.spread(0) > 1e-3
+
+
+def test_in_training_too_noloco_with_all_is_diloco_and_needs_one_tensor_only(new_pack):
+    diloco = new_pack(sync="DiLoCo", steps=STEPS)
+    for consensus in (0.0, 1.4):
+        close(new_pack(sync="NoLoCo", group=N, consensus=consensus, steps=STEPS), diloco, 5e-6)
+    whole, lean = (new_pack(sync=name, outer_lr=0.4, steps=STEPS) for name in ("NoLoCo", "NoLoCo, one tensor"))
+    close(whole, lean, 5e-6)
+    whole = new_pack(sync="NoLoCo", steps=STEPS)
+    free = new_pack(sync="NoLoCo", consensus=0.1, steps=STEPS)
+    assert free.spread(0) > 1.2 * whole.spread(0) > 0 == diloco.spread(0)
+
+
+def test_gossip_among_all_is_plain_averaging(new_pack):
+    before, after = new_pack(steps=5), new_pack(sync="gossip", group=N, steps=5)
+    for r in range(N):
+        for s in range(S + 1):
+            for name, weight in after.fleet.stage(r, s).items():
+                wanted = sum(before.fleet.stage(q, s)[name] for q in range(N)) / N
+                torch.testing.assert_close(weight, wanted, rtol=0, atol=3e-7)
+    pairs = new_pack(sync="gossip", matching="hypercube", sync_every=1, lr=1e-30, common_start=False, steps=2)
+    wanted = new_pack(common_start=False).fleet.outer["head"].mean(0)
+    torch.testing.assert_close(pairs.fleet.outer["head"], wanted.expand(N, -1, -1), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("route", ["in order", "random replicas"])
+def test_all_reduce_keeps_replicas_identical(new_pack, route):
+    pack = new_pack(sync="all-reduce", route=route, clip=0.04, steps=STEPS)
+    assert pack.norms.min() > 0.04  # each replica's gradient was clipped on its own
+    first = pack.fleet.state_dict([0])
+    for r in range(1, N):
+        assert same(pack.fleet.state_dict([r]), first)
+    assert pack.spread(0) == 0 and not same(new_pack().fleet.state_dict([0]), first)
+
+
+def test_all_reduce_is_one_replica_with_a_larger_batch(new_pack):
+    pack = new_pack(sync="all-reduce", clip=1e9, steps=STEPS)
+    one = new_pack(replicas=1, microbatches=2 * N, clip=1e9, steps=STEPS)
+    for name, weight in one.fleet.state_dict().items():
+        mine = pack.fleet.state_dict([2])[name]
+        assert float((mine - weight).abs().mean()) < 1e-6 and float((mine - weight).abs().max()) < 1e-3
+    losses = [torch.stack(p.losses).mean(1) for p in (pack, one)]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-4)
+    assert losses[0][-1] < losses[0][0] - 0.1
+
+
+def test_all_reduce_averages_clipped_gradients(new_pack):
+    pack, plain = new_pack(sync="all-reduce", clip=0.1, steps=1), new_pack(clip=0.1, steps=1)
+    assert plain.norms.max() > 2 * plain.norms.min() > 0.2
+    for r in range(N):
+        for s in range(S + 1):
+            for name, gradient in pack.fleet.stage_gradient(r, s).items():
+                mean = sum(plain.fleet.stage_gradient(q, s)[name] for q in range(N)) / N
+                torch.testing.assert_close(gradient, mean, rtol=0, atol=1e-7)
+
+
+def test_sparseloco_that_sends_everything_is_plain_outer_sgd(new_pack):
+    sparse = new_pack(sync="SparseLoCo", steps=STEPS)
+    close(sparse, new_pack(sync="DiLoCo", outer_momentum=0.0, steps=STEPS), 5e-6)
+    assert not same(sparse, new_pack(sync="SparseLoCo", density=0.1, steps=STEPS))
+
+
+def test_what_is_not_mixed_in_has_no_effect(new_pack):
+    assert same(new_pack(sync="DiLoCo", mixing=1.0, steps=STEPS), new_pack(steps=STEPS))
+    arriving, plain = new_pack(sync="DiLoCo", delay=3, steps=7), new_pack(steps=7)
+    assert same(arriving, plain)
+    arriving.advance()
+    assert arriving.spread(0) == 0 < plain.spread(0)
+
+
+def test_a_fragment_exchanges_its_own_stages(new_pack):
+    pack, plain = new_pack(sync="DiLoCo", fragments=4, sync_every=8, steps=1), new_pack(steps=1)
+    turns = {2: [1], 4: [2], 6: [3, S], 8: [0]}
+    for step in range(2, 9):
+        pack.advance()
+        plain.advance()
+        equal = [
+            s for s in range(S + 1)
+            if all(same(pack.fleet.stage(r, s), pack.fleet.stage(0, s)) for r in range(N))
+        ]  # fmt: skip
+        assert equal == turns.get(step, []), step
+
+
+def test_with_one_stage_a_route_has_no_effect(tmp_path):
+    fields = {**TINY, "stages": 1, "sync": "NoLoCo"}
+    a, b = (metrics(run_config(**fields, route=route), tmp_path) for route in ("in order", "random replicas"))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    more = {**fields, "stages": 2}
+    a, b = (metrics(run_config(**more, route=route), tmp_path) for route in ("in order", "random replicas"))
+    assert not np.array_equal(a["value"], b["value"])
+
+
+def test_a_common_start_is_that_of_the_first_replica(new_pack):
+    alike, apart = new_pack(), new_pack(common_start=False)
+    assert alike.spread(0) == 0 and apart.spread(0) == pytest.approx(0.02 * np.sqrt((N - 1) / N), rel=0.05)
+    for r in range(N):
+        assert same(alike.fleet.state_dict([r]), apart.fleet.state_dict([0]))
+
+
+def test_spread_is_the_population_deviation_of_all_weights(new_pack):
+    pack = new_pack(run_config(**TINY), run_config(**TINY, seed=1), steps=3)
+    for i in range(2):
+        replicas = [torch.cat([w.flatten() for w in pack.fleet.state_dict([r]).values()]) for r in pack.replicas(i)]
+        flat = torch.stack(replicas).double().numpy()  # [N, parameters]
+        assert pack.spread(i) == pytest.approx(np.sqrt(((flat - flat.mean(0)) ** 2).mean()), rel=1e-6)
+
+
+def test_spread_is_recorded_at_every_evaluation_of_several_replicas(tmp_path):
+    table = metrics(run_config(**{**TINY, "sync": "DiLoCo", "sync_every": 20}), tmp_path)
+    spread = table[table["metric"] == "replica spread"].set_index("step")["value"]
+    assert list(spread.index) == [0, 10, 20] and spread[0] == spread[20] == 0 < spread[10]
+    table = metrics(run_config(**{**TINY, "replicas": 1}), tmp_path)
+    assert "replica spread" not in set(table["metric"])
+
+
+V = data.tokenizer("swarmbook").get_vocab_size()
+STAGE, ENDS = 4 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16), 4 * (2 * V * 16 + 16)
+M = S * STAGE + ENDS  # bytes of one replica
+MATRICES = S * [16 * 48, 16 * 16, 16 * 64, 32 * 16, 16, 16] + [V * 16, V * 16, 16]
+TENTH = sum(round(entries / 10) for entries in MATRICES)
+OUTER = STEPS // 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent", "hops", "background"),
+    [
+        ({"sync": "none"}, None, None, None),
+        ({"sync": "all-reduce"}, STEPS * 2 * (N - 1) * M, STEPS * 2 * 2, None),
+        ({"sync": "DiLoCo"}, OUTER * 2 * (N - 1) * M, OUTER * 2 * 2, None),
+        ({"sync": "DiLoCo", "sync_every": 10}, 2 * 2 * (N - 1) * M, 2 * 2 * 2, None),
+        ({"sync": "DiLoCo", "replicas": 1}, 0, 0, None),
+        ({"sync": "DiLoCo, Nesterov"}, OUTER * 2 * (N - 1) * M, OUTER * 2 * 2, None),
+        ({"sync": "DiLoCo", "delay": 2}, OUTER * 2 * (N - 1) * M, OUTER * 2 * 2, OUTER * 2 * (N - 1) * M),
+        ({"sync": "DiLoCo", "fragments": 4}, OUTER * 2 * (N - 1) * M, 4 * OUTER * 2 * 2, None),
+        ({"sync": "NoLoCo"}, OUTER * N * 2 * M, OUTER, None),
+        ({"sync": "NoLoCo", "group": 4}, OUTER * N * 3 * 2 * M, OUTER, None),
+        ({"sync": "NoLoCo", "group": 1}, 0, 0, None),
+        ({"sync": "NoLoCo, prefetched"}, OUTER * N * 2 * M, OUTER, OUTER * N * M),
+        ({"sync": "NoLoCo, one tensor"}, OUTER * N * M, OUTER, None),
+        ({"sync": "gossip"}, OUTER * N * M, OUTER, None),
+        ({"sync": "SparseLoCo", "density": 0.1}, OUTER * N * (N - 1) * TENTH * 8, OUTER * 2, None),
+    ],
+)
+def test_bytes_and_hops_follow_from_shapes(new_pack, fields, sent, hops, background):
+    ledger = new_pack(**fields, steps=STEPS).ledgers[0]
+    assert [ledger.get(name) for name in ("sent in training", "serial hops", "sent in background")] == [
+        sent, hops, background,
+    ]  # fmt: skip
+
+
+def everything():
+    """A run of each method, with other settings, routes and seeds."""
+    changes = [
+        {"route": "random replicas"},
+        {"fragments": 2, "mixing": 0.5, "seed": 1},
+        {"delay": 4, "outer_lr": 0.5},
+        {"matching": "hypercube", "density": 0.2},
+        {"recovery": "rollback", "keep_every": 4, "losses": [(7, 2), (14, 1)], "delay": 2},
+        {"fragments": 3, "delay": 2, "sync_every": 10, "route": "swapped ends", "common_start": False},
+    ]
+    return [run_config(**{**TINY, **changes[i % 6]}, sync=name) for i, name in enumerate(SYNCS)]
+
+
+def test_packed_runs_exchange_as_they_would_alone(tmp_path):
+    configs = everything()
+    packed = run(configs, show=False, store=Store(tmp_path / "packed"))
+    assert {record.provenance["packed"] for record in packed.records} == {len(SYNCS)}
+    for config, record in zip(configs, packed.records, strict=True):
+        alone, together = metrics(config, tmp_path), record.metrics
+        pd.testing.assert_frame_equal(alone.drop(columns="value"), together.drop(columns="value"))
+        np.testing.assert_allclose(together["value"], alone["value"], atol=5e-4, rtol=1e-5, err_msg=config.sync)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_with_its_slow_weights(tmp_path, monkeypatch):
+    configs = everything()
+    whole = run(configs, show=False, store=Store(tmp_path / "whole"))
+    other, advance = Store(tmp_path / "other"), training.Pack.advance
+
+    def killed(self):
+        if self.step == 13:
+            raise Killed
+        advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training.Pack, "advance", killed)
+        with pytest.raises(Killed):
+            run(configs, show=False, store=other)
+    steps = []
+    monkeypatch.setattr(training.Pack, "advance", lambda self: (steps.append(self.step), advance(self))[1])
+    resumed = run(configs, show=False, store=other)
+    assert steps == list(range(10, STEPS))
+    for a, b in zip(whole.records, resumed.records, strict=True):
+        pd.testing.assert_frame_equal(a.metrics, b.metrics, check_exact=True)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_a_run_that_goes_on_is_one_that_never_stopped(tmp_path, name):
+    fields = {**TINY, "sync": name, "route": "random replicas", "fragments": 2, "delay": 3, "mixing": 0.2}
+    parent = run_config(**{**fields, "steps": 10})  # an exchange is on its way
+    whole, after = (metrics(c, tmp_path) for c in (run_config(**fields), run_config(**fields, start=parent)))
+    whole, after = (t[(t["step"] > 10) & (t["metric"] != "ledger")].reset_index(drop=True) for t in (whole, after))
+    assert len(after) > 2
+    pd.testing.assert_frame_equal(after, whole, check_exact=True)
+
+
+def test_another_method_begins_at_the_weights_it_finds(tmp_path, new_pack):
+    store = Store(tmp_path / "store")
+    parent = run_config(**{**TINY, "steps": 10}, sync="DiLoCo", fragments=2, delay=3)
+    state = run([parent], show=False, store=store, keep=True) and store.state(parent.key)
+    for fields in ({"sync": "NoLoCo"}, {"sync": "gossip"}, {"sync": "none"}, {"sync": "DiLoCo", "delay": 1}):
+        child = run_config(**TINY, **fields, start=parent)
+        pack = training.Pack([child], store.progress([child.key]), "cpu", starts={parent.key: state})
+        assert same(pack, state["fleet"])
+        outer = pack.outers[0]
+        if fields["sync"] == "NoLoCo":
+            assert all(torch.equal(outer.phi[name], w) for name, w in outer.theta.items())
+            assert not any(w.any() for w in outer.delta.values())
+        elif fields["sync"] == "DiLoCo":
+            assert all(torch.equal(outer.phi[name], w) for name, w in state["outer"]["phi"].items())
+            assert any(w.any() for w in outer.delta.values())
+            assert state["outer"]["arriving"] and not outer.arriving  # of other fragments
+
+
+def test_a_rollback_takes_slow_weights_back_too(new_pack):
+    fields = {"sync": "NoLoCo", "sync_every": 3, "delay": 1, "fragments": 2}
+    config = run_config(**{**TINY, **fields}, recovery="rollback", keep_every=4, losses=[(6, 1)])
+    rolled, plain = new_pack(config, steps=9), new_pack(**fields, steps=7)  # 6 steps, back to 4, and 3 more
+    a, b = rolled.state(0), plain.state(0)
+    assert a["position"] == b["position"] == 7
+    assert same(a["fleet"], b["fleet"]) and same(a["outer"]["phi"], b["outer"]["phi"])
+    assert (
+        same(a["outer"]["delta"], b["outer"]["delta"])
+        and a["outer"]["arriving"].keys() == b["outer"]["arriving"].keys()
+    )
+    assert rolled.ledgers[0]["stored"] == N * 5 * M  # weights, two moments, slow weights, buffer
+
+
+def test_ones_own_rule_is_one_function(tmp_path, monkeypatch):
+    def half_way(x):
+        for theta, _, _ in x:
+            theta.lerp_(x.mean(theta), 0.5)
+        x.send_to_group(copies=1)
+
+    monkeypatch.setitem(SYNCS, "half way", None)  # to be removed again
+    sync("half way")(half_way)
+    runs = run(grid(TINY, sync=["none", "half way", "gossip"]), show=False, store=Store(tmp_path))
+    spreads = runs.final("replica spread").set_index("sync")["value"]
+    assert spreads["gossip"] < spreads["half way"] < spreads["none"]
+
+
+def test_groups_are_dealt_anew_by_the_seed_at_every_outer_step(new_pack, monkeypatch):
+    seen = []
+    monkeypatch.setitem(SYNCS, "look", Method(lambda x: seen.append(x.groups.tolist()), keeps=False))
+    fields = {**TINY, "replicas": 8, "sync": "look", "sync_every": 5, "steps": STEPS}
+
+    def dealt(**more):
+        seen.clear()
+        new_pack(run_config(**{**fields, **more}), steps=STEPS)
+        return [frozenset(map(frozenset, groups)) for groups in seen]
+
+    def wanted(matching, seed, steps=OUTER):
+        rngs = [run_config(**{**fields, "seed": seed}).rng("sync", step) for step in range(steps)]
+        groups = [MATCHINGS[matching](8, step, rng, 2).tolist() for step, rng in enumerate(rngs)]
+        return [frozenset(map(frozenset, pairs)) for pairs in groups]
+
+    assert dealt() == dealt(lr=1e-3, route="random replicas") == wanted("random", 0)
+    assert len(set(dealt())) == OUTER
+    assert dealt(seed=1) == wanted("random", 1) != dealt()
+    assert dealt(matching="hypercube") == wanted("hypercube", 0)
+    assert len(set(dealt(matching="hypercube"))) == 3
+    assert dealt(fragments=2, sync_every=10) == [w for w in wanted("random", 0, 2) for _ in range(2)]
+
+
+def test_a_rebuilt_stage_is_pulled_back_to_its_slow_weights(new_pack):
+    fields = {"sync": "DiLoCo", "lr": 1e-30, "outer_lr": 0.7}
+    before = new_pack(**fields).fleet.stage(0, 1)["qkv"]
+    rebuilt, after = (
+        new_pack(**fields, recovery="random", losses=[(2, 2)], steps=steps).fleet.stage(0, 1)["qkv"] for steps in (4, 5)
+    )
+    packs = new_pack(**fields, recovery="random", losses=[(2, 2)], steps=4).fleet
+    mean = sum(packs.stage(r, 1)["qkv"] for r in range(N)) / N  # each replica lost its own
+    assert not torch.allclose(rebuilt, before, atol=1e-2)
+    torch.testing.assert_close(after, before + 0.7 * (mean - before), rtol=0, atol=1e-6)
+
+
+def test_late_exchanges_are_sent_in_the_background():
+    x = Exchange([tuple(tensors(4))], np.arange(4).reshape(2, 2), late=True, ledger=Ledger())
+    x.send(copies=1.5, hops=3, early=1)
+    assert x.ledger == {"sent in training": 4 * 1.5 * 48, "sent in background": 4 * 1.5 * 48, "serial hops": 3}
+
+
+def test_a_diverging_exchange_is_named_as_a_cause(tmp_path):
+    config = run_config(**{**TINY, "sync": "NoLoCo, as printed", "sync_every": 1, "outer_lr": 1e4, "steps": 40})
+    with pytest.raises(TrainingError, match=r"or 'NoLoCo, as printed' does not converge with outer_lr=10000.0"):
+        run([config], show=False, store=Store(tmp_path))
