@@ -123,6 +123,10 @@ def test_notebook_runs_from_nothing(path, tmp_path):
 def test_every_profile_configures_its_runs(path, profile, monkeypatch):
     """As far as the first training: sizes that make no model, or unknown fields, are found without a GPU or a hub."""
 
+    notebook = nbformat.read(path, as_version=4)
+    if not any("swarmbook.runs" in cell.source for cell in notebook.cells):
+        pytest.skip("trains nothing")
+
     class Reached(Exception):
         pass
 
@@ -133,7 +137,7 @@ def test_every_profile_configures_its_runs(path, profile, monkeypatch):
     monkeypatch.setattr("swarmbook.runs.run", stop)
     names: dict = {}
     with pytest.raises(Reached) as reached:
-        for cell in nbformat.read(path, as_version=4).cells:
+        for cell in notebook.cells:
             if cell.cell_type == "code":
                 exec(cell.source, names)
                 if "parameters" in cell.metadata.get("tags", []):
