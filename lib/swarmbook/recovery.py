@@ -127,6 +127,10 @@ class Strategy:
     always: bool = False
     forwards: bool = False
 
+    def covers(self, stage: int, stages: int) -> bool:
+        """Whether it keeps a copy of a stage; stage `stages` is the ends."""
+        return self.keeps is not None and (self.keeps != "ends" or stage == stages)
+
     def holders_of(self, stage: int, stages: int) -> set[int]:
         """Stages that hold the copy of a stage. Of the ends, embedding and head lie with the stages next to them."""
         if stage == stages and self.holders:

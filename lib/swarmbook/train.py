@@ -303,7 +303,7 @@ class Pack:
                 self._roll_back(i)
                 return
             cell.ledger.add("rebuilt", 1)
-            if strategy.keeps and cell.kept is None and (strategy.keeps != "ends" or cell.stage == stages):
+            if strategy.covers(cell.stage, stages) and cell.kept is None:
                 cell.ledger.add("not recoverable", 1)
             if cell.boosted:
                 self.rebuilt[cell.replica, cell.stage] = self.step
@@ -324,7 +324,7 @@ class Pack:
     def _surviving_copy(self, i: int, cell: Lost) -> dict | None:
         """What the run's strategy keeps of a stage that is about to be lost."""
         strategy, stages = RULES[self.runs[i].recovery], self.runs[i].stages
-        if strategy.keeps in (None, "run") or (strategy.keeps == "ends" and cell.stage != stages):
+        if strategy.keeps == "run" or not strategy.covers(cell.stage, stages):
             return None
         holders = strategy.holders_of(cell.stage, stages)
         alive = holders - cell.dead
