@@ -40,6 +40,23 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def new_pack(tmp_path: Path, request: pytest.FixtureRequest) -> Callable:
+    """Makes a pack of runs, by default of one with the module's `TINY` sizes, and trains it some steps."""
+    from swarmbook import train
+    from swarmbook.config import run_config
+    from swarmbook.store import Store
+
+    def make(*configs, steps=0, **fields):
+        configs = configs or [run_config(**{**request.module.TINY, **fields})]
+        pack = train.Pack(configs, Store(tmp_path).progress([c.key for c in configs]), "cpu")
+        for _ in range(steps):
+            pack.advance()
+        return pack
+
+    return make
+
+
+@pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Makes `papers/<name>/<name>.ipynb` below tmp_path: a parameters cell, then (source, tag) pairs."""
     folder = tmp_path / "papers"

@@ -23,27 +23,8 @@ TINY = {
     "microbatches": 2, "batch": 1, "steps": STEPS, "log_every": 5, "evaluate_every": 10, "held_out": 4,
     "common_start": True, "sync_every": 5, "lr": 3e-3,
 }  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_thread")
 AVERAGING = [name for name, method in SYNCS.items() if method and not method.gradients]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def new_pack(tmp_path):
-    def make(*configs, steps=0, **fields):
-        configs = configs or [run_config(**{**TINY, **fields})]
-        pack = training.Pack(configs, Store(tmp_path).progress([c.key for c in configs]), "cpu")
-        for _ in range(steps):
-            pack.advance()
-        return pack
-
-    return make
 
 
 def close(a, b, tolerance=2e-6):

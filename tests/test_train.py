@@ -22,18 +22,6 @@ S = TINY["stages"]
 STILL = {"lr": 1e-30}  # no weight moves: after a step they are what the recovery wrote
 
 
-@pytest.fixture
-def new_pack(tmp_path):
-    def make(*configs, steps=0, **fields):
-        configs = configs or [run_config(**{**TINY, **fields})]
-        pack = training.Pack(configs, Store(tmp_path).progress([c.key for c in configs]), "cpu")
-        for _ in range(steps):
-            pack.advance()
-        return pack
-
-    return make
-
-
 def metrics(config, folder):
     return run([config], show=False, store=Store(folder / config.key)).records[0].metrics
 
