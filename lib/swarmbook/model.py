@@ -206,8 +206,8 @@ def cross_entropy_backward(x, final_norm, head, targets, scale: float) -> tuple[
     e = (z - top).exp()
     total = e.sum(-1, keepdim=True)
     losses = total.log() + top - z.gather(-1, targets[..., None])
-    hit = torch.arange(z.shape[-1], device=z.device) == targets[..., None]
-    dz = (torch.where(hit, e / total - 1.0, e / total) * scale).to(head.dtype)
+    dz, hit = e / total, targets[..., None]
+    dz = (dz.scatter(-1, hit, dz.gather(-1, hit) - 1.0) * scale).to(head.dtype)
     dx, dnorm, normed = norm_backward(torch.bmm(dz, head.mT), x, final_norm)
     return losses.sum((1, 2)), dx, dnorm, normed.to(head.dtype), dz
 
