@@ -201,15 +201,13 @@ def cross_entropy(x: Tensor, final_norm: Tensor, head: Tensor, targets: Tensor) 
 
 def cross_entropy_backward(x, final_norm, head, targets, scale: float) -> tuple[Tensor, ...]:
     """Nats summed over tokens [R]; and with a gradient of `scale` on each: dx, dnorm, factors of dhead."""
-    z = logits(x, final_norm, head).float()
-    top = z.amax(-1, keepdim=True)
-    e = (z - top).exp()
-    total = e.sum(-1, keepdim=True)
-    losses = total.log() + top - z.gather(-1, targets[..., None])
-    dz, hit = e / total, targets[..., None]
-    dz = (dz.scatter(-1, hit, dz.gather(-1, hit) - 1.0) * scale).to(head.dtype)
-    dx, dnorm, normed = norm_backward(torch.bmm(dz, head.mT), x, final_norm)
-    return losses.sum((1, 2)), dx, dnorm, normed.to(head.dtype), dz
+    log_p = F.log_softmax(logits(x, final_norm, head).float(), -1)
+    hit = targets[..., None]
+    losses = -log_p.gather(-1, hit)
+    dz = log_p.exp_()  # of the nats, unscaled: what follows from it is smaller, and scaled there
+    dz = dz.scatter_(-1, hit, dz.gather(-1, hit) - 1.0).to(head.dtype)
+    dx, dnorm, normed = norm_backward(torch.bmm(dz, head.mT) * scale, x, final_norm)
+    return losses.sum((1, 2)), dx, dnorm, (normed * scale).to(head.dtype), dz
 
 
 class Compiled:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from swarmbook.matching import MATCHINGS
+from swarmbook.sync import Exchange
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -136,6 +139,37 @@ def mean_weights(pack: "Pack", asking: list[int]) -> Iterator[Row]:
     finally:
         fleet.load_state_dict(kept, rows)
     yield from ((i, "mean-weight loss", 0, "", losses[pack.replicas(i)[0]]) for i in asking)
+
+
+@probe("averaging rounds")
+def averaging_rounds(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """What further rounds of averaging weights in pairs, without training, would make of the replicas.
+
+    Metrics "averaged loss", in nats, mean over replicas, and "averaged spread", as "replica spread"; label: the
+    matching and the rounds so far, such as "random 2". Random pairs halve the variance between replicas in each round;
+    the hypercube, for a power of 2 of replicas R, reaches their mean in log2 R. None for an odd R.
+    """
+    fleet, rows = pack.fleet, [row for i in asking for row in pack.replicas(i)]
+    R = pack.runs[0].replicas
+    names = [] if R % 2 else ["random"] if R & (R - 1) else ["random", "hypercube"]
+    kept, found = fleet.state_dict(rows), []
+    try:
+        for name in names:
+            fleet.load_state_dict(kept, rows)
+            for k in range(R.bit_length()):
+                for i in asking:
+                    groups = MATCHINGS[name](R, k, pack.runs[i].rng("sync", pack.step, k), 2)
+                    exchange = Exchange([], groups)
+                    for weights in fleet.replica_views(pack.replicas(i)).values():
+                        weights.copy_(exchange.mean(weights))
+                losses = fleet.loss(pack.held_out).tolist()
+                for i in asking:
+                    own = [losses[row] for row in pack.replicas(i)]
+                    found.append((i, "averaged loss", 0, f"{name} {k + 1}", sum(own) / R))
+                    found.append((i, "averaged spread", 0, f"{name} {k + 1}", pack.spread(i)))
+    finally:
+        fleet.load_state_dict(kept, rows)
+    yield from found
 
 
 @probe("replicas")
