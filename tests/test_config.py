@@ -41,6 +41,17 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"consensus": -0.1}, "consensus=-0.1"),
         ({"density": 0.0}, "density=0.0"),
         ({"mixing": 1.1}, "mixing=1.1"),
+        ({"absent": -0.1}, "absent=-0.1"),
+        ({"storage": "fp16"}, "storage='fp16'"),
+        ({"shards": "domain"}, "shards='domain'"),
+        (
+            {"shards": "domains", "replicas": 2},
+            "shares out the 1 domain(s) of data='stories_toy' among replicas=2: join two or more with '+'",
+        ),
+        (
+            {"shards": "domains", "data": "stories_toy+fiction_austen"},
+            "shares out the 2 domain(s) of data='stories_toy+fiction_austen' among replicas=1",
+        ),
         (
             {"sync": "NoLoCo, one tensor", "replicas": 2, "consensus": 0.5},
             "consensus=0.5 must be outer_lr=0.7 for sync 'NoLoCo, one tensor'",
@@ -107,7 +118,7 @@ OTHER = {
     "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",), "probes": ("loss jump",),
     "start": PARENT, "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 20, "outer_lr": 0.5,
     "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
-    "delay": 3, "mixing": 0.5,
+    "delay": 3, "mixing": 0.5, "absent": 0.1, "storage": "bf16",
 }  # fmt: skip
 
 
@@ -115,11 +126,13 @@ def test_every_field_changes_the_key():
     base = run_config(**BASE)
     keys = {run_config(**{**BASE, name: value}).key for name, value in OTHER.items()}
     assert len(keys | {base.key}) == len(OTHER) + 1
-    assert set(RunConfig.model_fields) - set(OTHER) == {"tokenizer", "failure_rate", "losses"}
+    assert set(RunConfig.model_fields) - set(OTHER) == {"tokenizer", "shards", "failure_rate", "losses"}
     assert run_config(**BASE).key == base.key
     lossy = {"failure_rate": 0.1}, {"failure_rate": 0.2}, {"losses": [(3, 2)]}, {"losses": [(2, 3)]}
     insured = {run_config(**BASE, recovery="random", **fields).key for fields in ({}, *lossy)}
     assert len(insured) == len(lossy) + 1
+    joined = {**BASE, "data": "stories_toy+fiction_austen", "replicas": 3}
+    assert run_config(**joined, shards="domains").key != run_config(**joined).key
 
 
 DEFAULTS = {
@@ -130,7 +143,7 @@ DEFAULTS = {
     "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "probes": (),
     "start": None, "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
-    "delay": 0, "mixing": 0.0,
+    "delay": 0, "mixing": 0.0, "absent": 0.0, "shards": "mixed", "storage": "fp32",
 }  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -368,6 +369,27 @@ def test_batches_refuse_what_cannot_be():
         data.Batches(made_up(9), 0, 1, 0)
     with pytest.raises(ValueError, match=r"per_step=\(2, 0\)"):
         data.Batches(made_up(9), 8, (2, 0), 0)
+
+
+def test_each_replica_reads_one_of_the_sources_in_an_order_of_its_own():
+    sources = [made_up(1000), dataclasses.replace(made_up(3000), ids=np.arange(1000, 4000, dtype=np.uint16))]
+    seed = np.random.SeedSequence(3, spawn_key=(1,))
+    shards = data.Shards(sources, 8, (5, 3, 4), seed)
+    orders = []
+    for r in range(5):
+        visited = np.concatenate([shards[step][r] for step in range(40)])  # [120, 4, 9]
+        assert visited.dtype == np.int64 and visited.shape == (120, 4, 9)
+        source = sources[r % 2].ids
+        assert set(visited.ravel()) <= set(source.tolist())
+        own = data.Batches(sources[r % 2], 8, (3, 4), np.random.SeedSequence(3, spawn_key=(1, r)))
+        np.testing.assert_array_equal(shards[7][r], own[7])
+        epoch = visited.reshape(-1, 9)[: own.windows, 0]
+        assert len(set(epoch)) == min(own.windows, 480)
+        orders.append(tuple(epoch[:20] - source[0]))
+    assert len(set(orders)) == 5
+    assert shards[0].shape == (5, 3, 4, 9)
+    fewer = data.Shards(sources, 8, (2, 3, 4), seed)
+    np.testing.assert_array_equal(fewer[11], shards[11][:2])  # whatever the others read
 
 
 def test_batches_are_fast():

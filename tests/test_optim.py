@@ -117,6 +117,49 @@ def test_state_of_some_replicas():
         adam.load_state_dict(other.state_dict())
 
 
+def every_tensor(adam, r):
+    """Weights and moments of one replica."""
+    cells = [(adam.fleet.stage(r, s), adam.moments(r, s)) for s in range(S)]
+    cells.append((adam.fleet.ends(r), adam.moments(r, S)))
+    return [t.clone() for view, moments in cells for name, w in view.items() for t in (w, *moments[name])]
+
+
+def test_bf16_storage_rounds_weights_and_moments_of_the_given_replicas_only():
+    fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
+    adam = Adam(fleet, 1e-3)
+    draw(fleet, twins(fleet, 1e-3)[0], 0)
+    adam.step()
+    before = [every_tensor(adam, r) for r in range(R)]
+    assert sum(not torch.equal(t, t.bfloat16().float()) for t in before[1]) > len(before[1]) - 2 * S  # but the gains
+    adam.round_to_bf16(range(1, 2))
+    assert all(map(torch.equal, every_tensor(adam, 0), before[0]))
+    assert all(map(torch.equal, every_tensor(adam, 1), [t.bfloat16().float() for t in before[1]]))
+    assert all(t.dtype == torch.float32 for t in every_tensor(adam, 1))
+    assert adam.steps.tolist() == [[1] * (S + 1)] * R
+
+
+def test_in_bf16_the_second_moment_cannot_decay():
+    """0.999 v is nearer to v than to the next smaller number of 8 significant bits."""
+    fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
+    adam = Adam(fleet, 1e-30)
+    start = torch.tensor(1e-4).bfloat16().float()
+    for s in range(S + 1):
+        for r in range(R):
+            for gradient in gradients(fleet)[r, s].values():
+                gradient.fill_(1e-6)
+            for m, v in adam.moments(r, s).values():
+                m.fill_(1.0)
+                v.fill_(start)
+    for _ in range(1000):
+        adam.step()
+        adam.round_to_bf16(range(1, 2))
+    for s in range(S + 1):
+        for (m, v), (m_bf16, v_bf16) in zip(adam.moments(0, s).values(), adam.moments(1, s).values(), strict=True):
+            torch.testing.assert_close(v, (start * 0.999**1000).expand_as(v), rtol=1e-3, atol=0)
+            assert (v_bf16 == start).all()
+            assert (m < 2e-6).all() and (m_bf16 < 1e-4).all()  # 0.9 m is far enough from m
+
+
 def test_schedules():
     constant = schedule("constant", 2.0, warmup=4, steps=10)
     assert [constant(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]

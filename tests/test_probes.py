@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swarmbook import model, probes
-from swarmbook.config import run_config
+from swarmbook.config import grid, run_config
 from swarmbook.fleet import Fleet
 from swarmbook.model import Shape
 from swarmbook.probes import JUMP_RULES, PROBES
@@ -364,3 +364,116 @@ def test_each_replica_is_measured_on_all_and_on_its_own_share(pack):
         first, second = (each[row] for row in pack.replicas(i))
         wanted = (first[[0, 2, 4]].mean() + second[[1, 3]].mean()) / 2
         assert (metric, stage, label) == ("own-shard loss", 0, "") and value == pytest.approx(float(wanted), rel=1e-5)
+
+
+TINY = {
+    "data": "stories_toy", "stages": 2, "width": 16, "heads": 2, "hidden": 24, "sequence": 8, "steps": 10,
+    "held_out": 4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def far_apart(new_pack):
+    """Makes a pack of runs with seeds 0, 1 and 2, whose replicas have drifted apart."""
+
+    def make(replicas):
+        pack = new_pack(*grid(TINY, seed=range(3), replicas=[replicas]))
+        generator = torch.Generator().manual_seed(0)
+        for weight in [*pack.fleet.layers.values(), *pack.fleet.outer.values()]:
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
+        return pack
+
+    return make
+
+
+def averaging(pack, asking=(0, 1, 2)):
+    """{(run, metric, label): value}, each once."""
+    rows = list(PROBES["averaging rounds"](pack, list(asking)))
+    assert {stage for _, _, stage, _, _ in rows} <= {0}
+    values = {(i, metric, label): value for i, metric, _, label, value in rows}
+    assert len(values) == len(rows)
+    return values
+
+
+def test_a_hypercube_of_pairs_reaches_the_mean(far_apart):
+    pack = far_apart(8)
+    got, spreads, loss = averaging(pack), [pack.spread(i) for i in range(3)], pack.validation_loss()
+    mean = {i: value for i, *_, value in PROBES["mean weights"](pack, [0, 1, 2])}
+    for i in range(3):
+        rows = pack.replicas(i)
+        for k in (1, 2, 3, 4):
+            flat = torch.cat([w.flatten(1) for w in pack.fleet.replica_views(rows).values()], 1).double()
+            for bit in range(min(k, 3)):
+                flat = (flat + flat[[r ^ 1 << bit for r in range(8)]]) / 2
+            wanted = float(flat.var(0, correction=0).mean().sqrt())
+            assert got[i, "averaged spread", f"hypercube {k}"] == pytest.approx(wanted, abs=1e-6 * spreads[i])
+        assert wanted < 1e-12 < 0.1 * spreads[i] < got[i, "averaged spread", "hypercube 2"]
+        for k in (3, 4):
+            assert got[i, "averaged loss", f"hypercube {k}"] == pytest.approx(mean[i], abs=1e-5)
+        for other in (loss[i], got[i, "averaged loss", "hypercube 2"]):
+            assert abs(other - mean[i]) > 1e-3
+
+
+def test_the_loss_after_a_round_is_that_of_replicas_averaged_by_hand(far_apart):
+    pack = far_apart(4)
+    got = averaging(pack, [1])
+    rows = pack.replicas(1)
+    own = [pack.fleet.state_dict([row]) for row in rows]
+    pairs = [{name: (own[r][name] + own[r ^ 1][name]) / 2 for name in own[0]} for r in range(4)]
+    wanted = np.mean([float(losses_of(pack.fleet, pair, pack.held_out[0]).mean()) for pair in pairs])
+    assert got[1, "averaged loss", "hypercube 1"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_random_pairs_halve_the_variance_in_each_round(far_apart):
+    """A pair's mean has half the variance, less that of the mean of all: (R - 2) / (2 R - 2) of the one before."""
+    R, pack = 32, far_apart(32)
+    got, left = averaging(pack), []
+    for i in range(3):
+        spreads = [pack.spread(i), *(got[i, "averaged spread", f"random {k}"] for k in range(1, 7))]
+        left.append(np.divide(spreads[1:], spreads[:-1]) ** 2)
+    np.testing.assert_allclose(np.array(left)[:, 0], (R - 2) / (2 * R - 2), rtol=0.02)  # of independent replicas
+    assert np.mean(left) == pytest.approx((R - 2) / (2 * R - 2), rel=0.15)
+    assert (np.array(left) < 1).all() and len({round(row[2], 6) for row in left}) == 3  # each seed deals its own pairs
+
+
+@pytest.mark.parametrize(
+    ("replicas", "rounds"),
+    [(1, {}), (3, {}), (2, {"random": 2, "hypercube": 2}), (4, {"random": 3, "hypercube": 3}), (6, {"random": 3})],
+)
+def test_which_rounds_of_averaging_there_are(far_apart, replicas, rounds):
+    pack = far_apart(replicas)
+    labels = {f"{name} {k}" for name, count in rounds.items() for k in range(1, count + 1)}
+    wanted = {(i, metric, label) for i in (0, 2) for metric in ("averaged loss", "averaged spread") for label in labels}
+    got = averaging(pack, [0, 2])
+    assert set(got) == wanted and all(np.isfinite(value) for value in got.values())
+    whole = averaging(pack)
+    assert all(value == pytest.approx(whole[place], rel=1e-5, abs=1e-8) for place, value in got.items())
+
+
+def test_averaging_leaves_the_fleet_as_it_was_even_after_a_failure(far_apart, monkeypatch):
+    class Stopped(BaseException):
+        pass
+
+    def is_as_it_was():
+        return all(torch.equal(weight, before[key]) for key, weight in pack.fleet.state_dict().items())
+
+    def measured(tokens):
+        assert not is_as_it_was()
+        now = pack.fleet.state_dict(list(pack.replicas(1)))
+        assert all(torch.equal(weight, silent[key]) for key, weight in now.items())
+        calls.append(tokens)
+        if len(calls) == stop:
+            raise Stopped
+        return loss(tokens)
+
+    pack, calls, stop = far_apart(4), [], 100
+    before, loss = pack.fleet.state_dict(), pack.fleet.loss
+    silent = pack.fleet.state_dict(list(pack.replicas(1)))
+    monkeypatch.setattr(pack.fleet, "loss", measured)
+    for _ in PROBES["averaging rounds"](pack, [0, 2]):
+        assert is_as_it_was()
+    assert len(calls) == 6
+    stop = 10
+    with pytest.raises(Stopped):
+        averaging(pack, [0, 2])
+    assert is_as_it_was()

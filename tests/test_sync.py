@@ -15,7 +15,7 @@ from swarmbook.matching import MATCHINGS
 from swarmbook.optim import Adam
 from swarmbook.runs import run
 from swarmbook.store import Store
-from swarmbook.sync import SYNCS, Exchange, Method, sync
+from swarmbook.sync import SYNCS, Exchange, Method, present_at, sync
 
 N, S, STEPS = 4, 4, 20
 TINY = {
@@ -180,6 +180,38 @@ def test_sparseloco_sends_the_largest_entries_and_keeps_the_rest():
     torch.testing.assert_close(phi, start + 0.5 * sent.mean(0))
     assert torch.equal(theta, phi)
     assert x.ledger == {"sent in training": 3 * 2 * (2 * 2 * 5) * (8 + 4), "serial hops": 2}
+
+
+def test_the_mean_is_over_those_who_are_present_or_ones_own():
+    value = tensors(6)[0]
+    groups = np.array([[0, 3], [5, 1], [4, 2]])
+    x = Exchange([], groups, present=np.array([True, False, True, True, True, False]))
+    wanted = value.clone()
+    wanted[[0, 3]] = (value[0] + value[3]) / 2
+    wanted[[4, 2]] = (value[4] + value[2]) / 2
+    torch.testing.assert_close(x.mean(value), wanted, rtol=0, atol=1e-15)
+    x = Exchange([], groups, present=np.array([True, True, False, False, True, False]))
+    for group, there in ((groups[0], 0), (groups[1], 1), (groups[2], 4)):
+        torch.testing.assert_close(x.mean(value)[group], value[[there, there]], rtol=0, atol=1e-15)
+    x = Exchange([], np.arange(6)[None], present=np.arange(6) % 2 == 0)
+    torch.testing.assert_close(x.mean(value), value[::2].mean(0).expand_as(value), rtol=0, atol=1e-15)
+    everyone = Exchange([], groups, present=np.ones(6, dtype=bool))
+    torch.testing.assert_close(everyone.mean(value), Exchange([], groups).mean(value), rtol=0, atol=1e-15)
+    plain = Exchange([], groups).mean(value)
+    assert torch.equal(plain[groups[:, 0]], value[groups].mean(1))
+
+
+def test_what_an_absent_replica_of_sparseloco_would_send_it_keeps():
+    theta, phi, delta = tensors(3)
+    theta[1] = phi[1]
+    start, owed = phi.clone(), 0.9 * delta + (theta - phi)
+    x = Exchange([(theta, phi, delta)], np.arange(3)[None], momentum=0.9, lr=0.5, density=0.5)
+    x.present = np.array([True, False, True])
+    SYNCS["SparseLoCo"].rule(x)
+    sent = owed - delta
+    assert ((sent != 0).flatten(1).sum(1) == torch.tensor([3, 0, 3])).all()
+    torch.testing.assert_close(phi, start + 0.5 * ((sent[0] + sent[2]) / 2))
+    assert x.ledger == {"sent in training": 2 * 1 * 3 * (8 + 4), "serial hops": 1}
 
 
 def test_groups_of_a_matching_of_ones_own_are_checked(monkeypatch):
@@ -426,6 +458,205 @@ def test_bytes_and_hops_follow_from_shapes(new_pack, fields, sent, hops, backgro
     ]  # fmt: skip
 
 
+PRESENT = np.array([[1, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)  # of pairs 01, 23 or 02, 13
+
+
+@pytest.fixture
+def some_absent(monkeypatch):
+    monkeypatch.setattr("swarmbook.sync.present_at", lambda run, step: PRESENT[step % len(PRESENT)])
+
+
+@pytest.mark.parametrize(
+    ("name", "copies", "to_all"),
+    [
+        ("NoLoCo", 2, False),
+        ("NoLoCo, one tensor", 1, False),
+        ("gossip", 1, False),
+        ("DiLoCo", 2, True),
+        ("SparseLoCo", TENTH * 8 / M, True),
+    ],
+)
+def test_nobody_sends_to_or_for_those_who_are_absent(new_pack, some_absent, name, copies, to_all):
+    ledger = new_pack(sync=name, matching="hypercube", density=0.1, steps=STEPS).ledgers[0]
+    sent, hops = 0.0, 0
+    for step, there in enumerate(PRESENT[:OUTER]):
+        pairs = sum(there[r] and there[r ^ 1 << step % 2] for r in range(N))  # each counted from both ends
+        others = max(0, there.sum() - 1)
+        if name == "SparseLoCo":  # to each other one
+            sent += there.sum() * others * copies * M
+            hops += int(np.ceil(np.log2(others + 1)))
+        elif to_all:
+            sent += others * copies * M
+            hops += 2 * int(np.ceil(np.log2(others + 1)))
+        else:
+            sent += pairs * copies * M
+            hops += pairs > 0
+    assert (ledger["sent in training"], ledger["serial hops"]) == (round(sent), hops)
+
+
+def test_a_late_and_a_prefetched_exchange_send_as_little_for_the_absent(new_pack, some_absent):
+    pairs = 2 + 2 + 2 + 0
+    ledger = new_pack(sync="NoLoCo, prefetched", matching="hypercube", steps=STEPS).ledgers[0]
+    assert (ledger["sent in training"], ledger["sent in background"]) == (pairs * 2 * M, pairs * M)
+    ledger = new_pack(sync="NoLoCo", matching="hypercube", delay=2, steps=STEPS).ledgers[0]
+    assert ledger["sent in training"] == ledger["sent in background"] == pairs * 2 * M
+
+
+# Absent replicas
+
+
+def test_an_absent_replica_of_noloco_goes_on_from_its_slow_weights(new_pack, some_absent):
+    pack = new_pack(sync="NoLoCo")
+    outer = pack.outers[0]
+    for step, there in enumerate(PRESENT):
+        for _ in range(4):
+            pack.advance()
+        before = outer.state_dict()
+        pack.advance()
+        if not there.any():
+            continue  # nothing at all happens then: see below
+        for name, theta in outer.theta.items():
+            phi, delta = before["phi"][name], before["delta"][name]
+            assert torch.equal(theta, outer.phi[name])
+            for r in range(N):
+                untouched = torch.equal(theta[r], phi[r]) and torch.equal(outer.delta[name][r], delta[r])
+                assert untouched != there[r], (step, r, name)
+
+
+def test_a_replica_whose_partner_is_absent_makes_its_outer_step_alone(new_pack, some_absent):
+    pack, plain = new_pack(sync="NoLoCo", matching="hypercube", steps=5), new_pack(steps=5)
+    start, alone = new_pack().fleet.state_dict([3]), plain.fleet.state_dict([3])
+    for name, weight in pack.fleet.state_dict([3]).items():  # 2 is absent
+        torch.testing.assert_close(weight, start[name] + 0.7 * (alone[name] - start[name]), rtol=0, atol=3e-7)
+    start, both = new_pack().fleet.state_dict([0]), [plain.fleet.state_dict([r]) for r in (0, 1)]
+    for name, weight in pack.fleet.state_dict([0]).items():
+        mean = (both[0][name] + both[1][name]) / 2
+        torch.testing.assert_close(weight, start[name] + 0.7 * (mean - start[name]), rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize("name", ["DiLoCo", "DiLoCo, Nesterov", "SparseLoCo"])
+def test_an_absent_replica_gets_what_the_others_made_without_it(new_pack, some_absent, name):
+    pack, plain, start = new_pack(sync=name, steps=5), new_pack(steps=5), new_pack().fleet.state_dict([0])
+    others = [plain.fleet.state_dict([r]) for r in (0, 1, 3)]
+    rate = 0.7 * 1.5 if "Nesterov" in name else 0.7
+    for r in range(N):
+        for key, weight in pack.fleet.state_dict([r]).items():
+            mean = sum(other[key] for other in others) / 3
+            torch.testing.assert_close(weight, start[key] + rate * (mean - start[key]), rtol=0, atol=5e-7)
+    for _ in range(10):
+        pack.advance()
+    assert pack.spread(0) == 0
+
+
+def test_an_absent_replica_only_misses_the_averaging_of_gossip(new_pack, some_absent):
+    fields = {"matching": "hypercube", "steps": 5}
+    pack, plain = new_pack(sync="gossip", **fields).fleet, new_pack(**fields).fleet
+    for r in (2, 3):  # 2 is absent, and 3 has nobody to meet
+        assert same(pack.state_dict([r]), plain.state_dict([r]))
+    first, second = (plain.state_dict([r]) for r in (0, 1))
+    for r in (0, 1):
+        for name, weight in pack.state_dict([r]).items():
+            torch.testing.assert_close(weight, (first[name] + second[name]) / 2, rtol=0, atol=1e-7)
+
+
+def test_all_reduce_averages_the_gradients_of_those_present(new_pack, monkeypatch):
+    there = np.array([True, False, True, True])
+    monkeypatch.setattr("swarmbook.sync.present_at", lambda run, step: there)
+    pack, plain = new_pack(sync="all-reduce", steps=1), new_pack(steps=1)
+    for name, gradient in plain.fleet.replica_views(range(N), gradients=True).items():
+        mean = gradient[there].mean(0).expand_as(gradient)
+        mine = pack.fleet.replica_views(range(N), gradients=True)[name]
+        torch.testing.assert_close(mine, mean, rtol=0, atol=1e-7)
+    assert pack.spread(0) == 0
+    assert pack.ledgers[0] == {**pack.ledgers[0], "sent in training": 2 * 2 * M, "serial hops": 4}
+
+
+@pytest.mark.parametrize("name", [name for name in SYNCS if name != "none"])
+def test_nothing_happens_when_all_are_absent(new_pack, name):
+    pack, plain = new_pack(sync=name, absent=1.0, steps=12), new_pack(steps=12)
+    assert same(pack, plain)
+    assert "sent in training" not in pack.ledgers[0] and "serial hops" not in pack.ledgers[0]
+    assert not any(w.any() for w in pack.outers[0].delta.values())
+
+
+@pytest.mark.parametrize("name", [name for name in SYNCS if name != "none"])
+def test_nobody_absent_is_what_there_was_before_anybody_could_be(new_pack, monkeypatch, name):
+    plain, rare = new_pack(sync=name, steps=10), new_pack(sync=name, absent=1e-12, steps=10)
+    close(rare, plain)
+    assert rare.ledgers == plain.ledgers
+    monkeypatch.setattr("swarmbook.sync.present_at", lambda run, step: None)
+    assert same(new_pack(sync=name, steps=10), plain)
+    monkeypatch.undo()
+    half = new_pack(sync=name, absent=0.5, steps=10)
+    assert not same(half, plain) and half.ledgers != plain.ledgers
+
+
+def test_who_is_absent_follows_from_the_seed_and_more_are_at_a_higher_rate():
+    def there(absent, steps=400, **fields):
+        config = run_config(**{**TINY, "sync": "NoLoCo", **fields}, absent=absent)
+        return np.array([present_at(config, step) for step in range(steps)])
+
+    low, high = there(0.2), there(0.5)
+    assert low.shape == (400, N) and (high <= low).all()
+    assert abs(low.mean() - 0.8) < 0.04 and abs(high.mean() - 0.5) < 0.05  # four standard deviations
+    assert abs(np.corrcoef(low.T)[np.triu_indices(N, 1)]).max() < 0.2
+    matched = [run_config(**TINY).rng("sync", step).random(N) >= 0.2 for step in range(400)]
+    assert not np.array_equal(low, matched)  # drawn apart from who meets whom
+    others = {"sync": "gossip", "matching": "hypercube", "route": "random replicas", "lr": 1.0}
+    assert np.array_equal(there(0.2, **others), low) and not np.array_equal(there(0.2, seed=1), low)
+    assert not there(1.0).any() and present_at(run_config(**TINY, sync="NoLoCo"), 0) is None
+
+
+# Storage in bf16
+
+
+def rounded(tensor):
+    return torch.equal(tensor, tensor.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sync": "NoLoCo"},
+        {"sync": "DiLoCo", "fragments": 3, "delay": 1, "mixing": 0.3},
+        {"sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
+        {"sync": "gossip", "absent": 0.3},
+        {"sync": "all-reduce"},
+        {"recovery": "CheckFree", "losses": [(3, 2), (12, 3)], "sync": "NoLoCo", "absent": 0.3},
+    ],
+)
+def test_all_that_is_stored_in_bf16_is_rounded(new_pack, fields):
+    pack, exact = new_pack(storage="bf16", **fields, steps=5), new_pack(**fields, steps=5)
+    for _ in range(8):
+        state = pack.state(0)
+        moments = [t for name, pair in state["adam"].items() if name not in ("steps", "lr_scale") for t in pair]
+        assert all(map(rounded, [*state["fleet"].values(), *moments])), pack.step
+        slow = [*pack.outers[0].phi.values(), *pack.outers[0].delta.values()]
+        assert all(map(rounded, slow)), pack.step
+        pack.advance()
+        exact.advance()
+    assert not all(map(rounded, exact.fleet.state_dict().values()))
+    close(pack, exact, 0.05)
+
+
+def test_runs_in_fp32_are_as_they_were_beside_one_in_bf16(new_pack):
+    fields = {**TINY, "sync": "NoLoCo"}
+    first, second, third = (run_config(**fields, seed=seed) for seed in range(3))
+    mixed = new_pack(first, run_config(**fields, seed=1, storage="bf16"), third, steps=7)
+    plain = new_pack(first, second, third, steps=7)
+    for i in (0, 2):
+        a, b = mixed.state(i), plain.state(i)
+        assert same(a["fleet"], b["fleet"]) and same(a["outer"]["phi"], b["outer"]["phi"])
+        assert all(torch.equal(a["adam"][name], b["adam"][name]) for name in ("steps", "lr_scale"))
+        assert all(
+            torch.equal(t, u) for name in a["adam"] for t, u in zip(a["adam"][name], b["adam"][name], strict=True)
+        )
+    assert not same(mixed.state(1)["fleet"], plain.state(1)["fleet"])
+
+
+# Together
+
+
 def everything():
     """A run of each method, with other settings, routes and seeds."""
     changes = [
@@ -436,13 +667,18 @@ def everything():
         {"recovery": "rollback", "keep_every": 4, "losses": [(7, 2), (14, 1)], "delay": 2},
         {"fragments": 3, "delay": 2, "sync_every": 10, "route": "swapped ends", "common_start": False},
     ]
-    return [run_config(**{**TINY, **changes[i % 6]}, sync=name) for i, name in enumerate(SYNCS)]
+    base = {**TINY, "data": "stories_toy+fiction_austen"}
+    runs = [run_config(**{**base, **changes[i % 6]}, sync=name) for i, name in enumerate(SYNCS)]
+    base |= {"absent": 0.4, "shards": "domains"}
+    runs += grid(base, sync=["all-reduce", "DiLoCo", "NoLoCo", "gossip", "SparseLoCo"], density=[0.2])
+    runs += grid({**base, "fragments": 2, "delay": 2, "mixing": 0.5, "sync": "NoLoCo"}, storage=["fp32", "bf16"])
+    return runs
 
 
 def test_packed_runs_exchange_as_they_would_alone(tmp_path):
     configs = everything()
     packed = run(configs, show=False, store=Store(tmp_path / "packed"))
-    assert {record.provenance["packed"] for record in packed.records} == {len(SYNCS)}
+    assert {record.provenance["packed"] for record in packed.records} == {len(configs)}
     for config, record in zip(configs, packed.records, strict=True):
         alone, together = metrics(config, tmp_path), record.metrics
         pd.testing.assert_frame_equal(alone.drop(columns="value"), together.drop(columns="value"))
@@ -479,6 +715,7 @@ def test_a_killed_run_goes_on_with_its_slow_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", AVERAGING)
 def test_a_run_that_goes_on_is_one_that_never_stopped(tmp_path, name):
     fields = {**TINY, "sync": name, "route": "random replicas", "fragments": 2, "delay": 3, "mixing": 0.2}
+    fields |= {"data": "stories_toy+fiction_austen", "absent": 0.4, "shards": "domains", "storage": "bf16"}
     parent = run_config(**{**fields, "steps": 10})  # an exchange is on its way
     whole, after = (metrics(c, tmp_path) for c in (run_config(**fields), run_config(**fields, start=parent)))
     whole, after = (t[(t["step"] > 10) & (t["metric"] != "ledger")].reset_index(drop=True) for t in (whole, after))

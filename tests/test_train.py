@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from swarmbook import rollback
+from swarmbook import data, rollback
 from swarmbook import train as training
 from swarmbook.churn import trace
 from swarmbook.config import run_config
@@ -351,3 +351,54 @@ def test_runs_share_a_pack_only_if_they_begin_together():
     whole = [run_config(**TINY), run_config(**TINY, recovery="rollback", moments="keep", keep_every=3)]
     packs = list(training.packs([*children, *whole], "cpu"))
     assert packs == [children[:2], children[2:], whole]
+
+
+DOMAINS = ("stories_toy", "fiction_austen")
+
+
+def test_each_replica_trains_on_its_domain_alone(new_pack, monkeypatch):
+    fields = {**TINY, "data": "+".join(DOMAINS), "replicas": 3}
+    pack = new_pack(*(run_config(**fields, seed=seed, shards="domains") for seed in (0, 1)), run_config(**fields))
+    seen, gradients = [], pack.fleet.gradients
+    monkeypatch.setattr(pack.fleet, "gradients", lambda tokens, *rest: seen.append(tokens) or gradients(tokens, *rest))
+    for _ in range(5):
+        pack.advance()
+    seen = np.stack(seen)  # [steps, 9, microbatches, batch, sequence + 1]
+    texts = [data.tokens(domain, "train") for domain in DOMAINS]
+    windows = [{tuple(row) for row in data.Batches(text, 8, 100_000, 0)[0].tolist()} for text in texts]
+    for row in range(6):
+        own = {tuple(window) for window in seen[:, row].reshape(-1, 9).tolist()}
+        assert own <= windows[row % 3 % 2] and len(own - windows[1 - row % 3 % 2]) > 5, row
+    for i, run_ in enumerate(pack.runs[:2]):
+        shards = data.Shards(texts, 8, (3, 2, 1), run_.seeds("batches"))
+        for step in range(5):
+            assert np.array_equal(seen[step, pack.replicas(i)], shards[step])
+    assert not np.array_equal(seen[:, 0], seen[:, 2]) and not np.array_equal(seen[:, :3], seen[:, 3:6])
+    mixed = data.Batches(data.tokens("+".join(DOMAINS), "train"), 8, (3, 2, 1), pack.runs[2].seeds("batches"))
+    assert np.array_equal(seen[4, 6:], mixed[4])
+
+
+def test_all_are_evaluated_on_all_domains_whatever_they_train_on(new_pack):
+    fields = {"data": "+".join(DOMAINS), "replicas": 2}
+    shards, mixed = new_pack(**fields, shards="domains"), new_pack(**fields)
+    assert np.array_equal(shards.held_out, mixed.held_out)
+    shards.advance()
+    mixed.advance()
+    assert shards.validation_loss() != mixed.validation_loss()
+
+
+def test_storage_in_bf16_starts_at_the_same_weights_and_ends_at_others(new_pack, tmp_path):
+    a, b = (validation(run_config(**TINY, storage=storage), tmp_path) for storage in ("fp32", "bf16"))
+    assert a[0] == b[0] and (a[1:] != b[1:]).all()
+    np.testing.assert_allclose(a, b, atol=0.02)
+    pack = new_pack(**STILL, storage="bf16", steps=1)
+    for name, weight in new_pack(**STILL).fleet.state_dict().items():
+        assert torch.equal(pack.fleet.state_dict()[name], weight.bfloat16().float())
+    assert pack.fleet.layers["qkv"].dtype == torch.float32
+
+
+def test_runs_that_differ_in_shards_storage_and_absence_share_a_pack():
+    fields = {**TINY, "data": "+".join(DOMAINS), "replicas": 2, "sync": "NoLoCo"}
+    arms = [{}, {"shards": "domains"}, {"storage": "bf16"}, {"absent": 0.5}]
+    runs = [run_config(**fields, **arm) for arm in arms]
+    assert list(training.packs(runs, "cpu")) == [runs]

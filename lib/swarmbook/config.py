@@ -47,6 +47,7 @@ class RunConfig(BaseModel):
     data: str
     tokenizer: str = "swarmbook"
     data_limit: Count | None = None  # tokens read from an endless source
+    shards: Literal["mixed", "domains"] = "mixed"  # what replica r reads: all, or the r-th of the domains in turn
     stages: Count = 6
     layers_per_stage: Count = 1
     width: Count = 64
@@ -62,6 +63,7 @@ class RunConfig(BaseModel):
     warmup: Count0 = 0
     clip: Positive = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    storage: Literal["fp32", "bf16"] = "fp32"  # bf16: weights, moments, slow weights and buffers rounded at every step
     route: str = "in order"
     common_start: bool = False  # all replicas start with the weights of the first
     sync: str = "none"
@@ -71,6 +73,7 @@ class RunConfig(BaseModel):
     consensus: Annotated[float, Field(ge=0)] | None = None  # its gamma; None: outer_lr, as in the released code
     group: Count = 2  # replicas that meet
     matching: str = "random"
+    absent: Share = 0.0  # probability that a replica misses an exchange, and loses its steps since the last
     density: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a matrix's entries that SparseLoCo sends
     fragments: Count = 1  # of the stages, which exchange one after another (Streaming DiLoCo)
     delay: Count0 = 0  # steps from an exchange to the arrival of what comes of it
@@ -128,6 +131,12 @@ class RunConfig(BaseModel):
         ROUTES[self.route](self.replicas, self.stages, self.microbatches, self.rng("route", 0))
         if self.sync != "none":
             self._check_sync()
+        domains = self.data.count("+") + 1
+        if self.shards == "domains" and not 1 < domains <= self.replicas:
+            raise ValueError(
+                f"shards='domains' shares out the {domains} domain(s) of data={self.data!r} among "
+                f"replicas={self.replicas}: join two or more with '+', and have as many replicas"
+            )
         if "own shard" in self.probes and self.held_out < self.replicas:
             raise ValueError(f"held_out={self.held_out} must be at least replicas={self.replicas} for 'own shard'")
         return self

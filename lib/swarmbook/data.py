@@ -206,6 +206,24 @@ class Batches:
         return self._orders[epoch]
 
 
+class Shards:
+    """Training batches of replicas that each read one source: `shards[step]` is int64 [R, M, B, sequence + 1].
+
+    Replica r reads source r mod D of the D given, in an order of its own: `Batches` of (M, B) whose seed is extended
+    by r. per_step: (R, M, B).
+    """
+
+    def __init__(self, sources: Sequence[Tokens], sequence: int, per_step: Sequence[int], seed: np.random.SeedSequence):
+        replicas, *own = per_step
+        self.parts = []
+        for r in range(replicas):
+            branch = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, r))
+            self.parts.append(Batches(sources[r % len(sources)], sequence, own, branch))
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return np.stack([part[step] for part in self.parts])
+
+
 def held_out(tokens: Tokens, sequence: int, count: int) -> np.ndarray:
     """`count` fixed windows, evenly spaced over the corpus: int64 [count, sequence + 1]."""
     windows = _windows(tokens, sequence)

@@ -54,6 +54,16 @@ class Adam:
             rows = [(row, counts[*cell]) for cell in cells for row in self._rows(*cell)]
             self._update(*zip(*rows, strict=True), lr * float(scale))
 
+    def round_to_bf16(self, replicas: Sequence[int]) -> None:
+        """Round the weights and moments of these replicas to bfloat16, as if they were stored so."""
+        rows = slice(replicas[0], replicas[-1] + 1)
+        for w, _, *moments in self._layers.values():
+            for tensor in (w, *moments):
+                tensor[:, :, rows] = tensor[:, :, rows].bfloat16().to(tensor.dtype)
+        for w, _, *moments in self._ends.values():
+            for tensor in (w, *moments):
+                tensor[rows] = tensor[rows].bfloat16().to(tensor.dtype)
+
     def reset(self, replica: int, stage: int) -> None:
         """Zero the moments and the step count of one cell."""
         self.steps[replica, stage] = 0

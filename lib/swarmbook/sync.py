@@ -38,7 +38,7 @@ class Exchange:
     tensors: (theta, phi, delta) of every parameter, each [N, L, S, ...], to be changed in place; phi and delta are None
     for methods that keep nothing. groups: int [N / n, n], who meets whom. momentum, lr, consensus, density: alpha,
     beta, gamma of NoLoCo and the share of entries that SparseLoCo sends, as configured. late: training goes on while
-    the exchange is on its way.
+    the exchange is on its way. present: bool [N], who takes part; None: all.
     """
 
     tensors: "Sequence[tuple[Tensor, Tensor | None, Tensor | None]]"
@@ -49,13 +49,15 @@ class Exchange:
     density: float = 1.0
     late: bool = False
     ledger: Ledger = field(default_factory=Ledger)
+    present: np.ndarray | None = None
 
     def __iter__(self) -> "Iterator[tuple[Tensor, Tensor | None, Tensor | None]]":
         return iter(self.tensors)
 
     @property
     def replicas(self) -> int:
-        return self.groups.size
+        """How many take part."""
+        return self.groups.size if self.present is None else int(self.present.sum())
 
     @property
     def size(self) -> int:
@@ -63,17 +65,24 @@ class Exchange:
         return sum(theta[0].numel() * theta.element_size() for theta, _, _ in self.tensors)
 
     def mean(self, tensor: "Tensor") -> "Tensor":
-        """For every replica the mean over its group, [N, ...]."""
+        """For every replica the mean over those of its group who are present, [N, ...]; its own if nobody is."""
         import torch  # here, so that configurations need no torch
 
         groups = torch.from_numpy(self.groups).to(tensor.device)
         out = torch.empty_like(tensor)
-        means = tensor[groups].mean(1, keepdim=True)  # [N / n, 1, ...]
+        if self.present is None:
+            out[groups] = tensor[groups].mean(1, keepdim=True).expand(-1, groups.shape[1], *tensor.shape[1:])
+            return out
+        there = torch.from_numpy(self.present).to(tensor)[groups]  # [N / n, n]
+        share = (there / there.sum(1, keepdim=True).clamp(min=1)).view(*there.shape, *[1] * (tensor.dim() - 1))
+        means = (tensor[groups] * share).sum(1, keepdim=True)  # [N / n, 1, ...]
         out[groups] = means.expand(-1, groups.shape[1], *tensor.shape[1:])
+        nobody = groups[~there.any(1)]
+        out[nobody] = tensor[nobody]
         return out
 
     def send(self, copies: float, hops: int, early: float = 0) -> None:
-        """Every replica sends `copies` times what is exchanged, in `hops` messages that wait for one another.
+        """Every replica present sends `copies` times what is exchanged, in `hops` messages that wait for one another.
 
         early: how many of the copies are known, and sent, before the step of the exchange.
         """
@@ -86,11 +95,15 @@ class Exchange:
     def send_to_group(self, copies: float, early: float = 0) -> None:
         """Every replica sends these copies to each other member of its group, all at once."""
         others = self.groups.shape[1] - 1
-        self.send(copies * others, hops=min(others, 1), early=early * others)
+        if self.present is not None:
+            there = self.present[self.groups].sum(1)
+            others = (there * (there - 1)).sum() / max(1, there.sum())  # on average
+        self.send(copies * others, hops=int(others > 0), early=early * others)
 
     def send_to_all(self) -> None:
         """An all-reduce, at its best: a ring sends the least, 2 (N - 1) / N copies; a tree waits for 2 log2 N hops."""
-        self.send(2 * (self.replicas - 1) / self.replicas, hops=2 * math.ceil(math.log2(self.replicas)))
+        N = max(1, self.replicas)
+        self.send(2 * (N - 1) / N, hops=2 * math.ceil(math.log2(N)))
 
 
 Rule = Callable[[Exchange], None]
@@ -217,11 +230,14 @@ def sparse_loco(x: Exchange) -> None:
         kept = max(1, round(x.density * flat.shape[3]))
         places = flat.abs().topk(kept, dim=3).indices
         sparse = flat.new_zeros(flat.shape).scatter_(3, places, flat.gather(3, places)).view(delta.shape)
+        if x.present is not None:
+            sparse[~x.present] = 0  # what an absent replica does not send, it keeps
         delta.sub_(sparse)
         phi.add_(x.mean(sparse), alpha=x.lr)
         theta.copy_(phi)
         sent += places[0].numel() * (theta.element_size() + 4)
-    x.send((x.replicas - 1) * sent / x.size, hops=math.ceil(math.log2(x.replicas)))
+    others = max(0, x.replicas - 1)
+    x.send(others * sent / x.size, hops=math.ceil(math.log2(others + 1)))
 
 
 OURS = dict(SYNCS)  # whose numbers `NUMERICS` stands for; of any other the key of a run holds the code
@@ -243,12 +259,19 @@ def groups_of(run: "RunConfig", step: int) -> np.ndarray:
     return np.ascontiguousarray(groups, dtype=np.int64)
 
 
+def present_at(run: "RunConfig", step: int) -> np.ndarray | None:
+    """Who takes part, bool [N], when a run exchanges for the (step + 1)-th time; None for all."""
+    return None if run.absent == 0 else run.rng("sync", step, 1).random(run.replicas) >= run.absent
+
+
 class Outer:
     """The outer optimizer of one run: its slow weights and buffers, and what is on its way between its replicas.
 
     rows: where the run's replicas are in the fleet. Fragment f of F holds the stages f, f + F, ... and the last one
     embedding, norm and head too. It exchanges when `sync_every` divides the steps of progress less f * sync_every // F.
-    What is still on its way when a run ends does not arrive.
+    What is still on its way when a run ends does not arrive. A replica that is absent has crashed: its steps since the
+    last exchange are lost, and it goes on from its slow weights as they were; those of a method that gives all replicas
+    the same ones it gets from the others. Gossip has no slow weights: there it only misses the averaging.
     """
 
     def __init__(self, run: "RunConfig", fleet: "Fleet", rows: range):
@@ -279,6 +302,8 @@ class Outer:
             theta = self.arriving.pop(f)["theta"]
             for name, weight in self._fragment(self.theta, f).items():
                 weight.lerp_(theta[name], 1 - run.mixing)  # exact for mixing = 0 and 1
+                if run.storage == "bf16":
+                    weight.copy_(weight.bfloat16())
 
     def state_dict(self) -> dict:
         """Copies of all that the run needs besides its weights to go on."""
@@ -311,7 +336,20 @@ class Outer:
         tensors = [(w, phi.get(name), delta.get(name)) for name, w in theta.items()]
         late = run.delay > 0 and not self.method.gradients
         numbers = run.outer_momentum, run.outer_lr, consensus, run.density
-        self.method.rule(Exchange(tensors, groups_of(run, step), *numbers, late, ledger))
+        present = present_at(run, step)
+        absent = [] if present is None else np.flatnonzero(~present).tolist()
+        if len(absent) == run.replicas:
+            return
+        for name in phi:
+            theta[name][absent] = phi[name][absent]
+        kept = [(tensor, tensor[absent]) for own in tensors for tensor in own if absent and tensor is not None]
+        self.method.rule(Exchange(tensors, groups_of(run, step), *numbers, late, ledger, present))
+        if self.method.groups:
+            for tensor, own in kept:
+                tensor[absent] = own
+        if run.storage == "bf16":
+            for tensor in (*theta.values(), *phi.values(), *delta.values()):
+                tensor.copy_(tensor.bfloat16())
 
     def _fragment(self, weights: "Weights", f: int) -> "Weights":
         F = self.run.fragments

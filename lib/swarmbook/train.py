@@ -35,6 +35,7 @@ from swarmbook.sync import SYNCS, Outer
 PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "moments", "lr_boost", "boost_half_life"}
 PACKED |= {"keep_every", "evaluate_on", "probes", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
+PACKED |= {"absent", "shards", "storage"}
 CHECKPOINT_SECONDS = 60.0
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager training, which a compilation repays
 
@@ -110,8 +111,7 @@ class Pack:
         self.started, self.seconds, self.trained = time.monotonic(), 0.0, 0
         tokens = data.tokens(first.data, "train", first.tokenizer, first.data_limit)
         self.held_out = _held_out(first, first.data)
-        per_step = (first.replicas, first.microbatches, first.batch)
-        self.batches = [data.Batches(tokens, first.sequence, per_step, run.seeds("batches")) for run in pack]
+        self.batches = [_batches(run, tokens) for run in pack]
         self.traces = [trace(run) for run in pack]  # each bool [steps, R, S + 1], the last column the ends
         starts_of = [(run, 0 if run.common_start else r) for run in pack for r in range(run.replicas)]
         seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run, r in starts_of]
@@ -120,6 +120,7 @@ class Pack:
         compile = "auto" if _flops(pack, shape) > COMPILE_FLOPS[device_of(device).type] else False
         self.fleet = Fleet(shape, seeds, device, first.precision, compile, checkpointing)
         self.adam = Adam(self.fleet, first.lr)
+        self._round()
         self.rate = schedule(first.schedule, first.lr, first.warmup, first.steps)
         cells = (len(seeds), first.stages + 1)
         self.norms = torch.ones(cells)
@@ -160,6 +161,7 @@ class Pack:
         rate = self.rate(self.step)
         self.adam.lr_scale[:] = self._lr_scale(rate)
         self.adam.step(rate)
+        self._round()
         self.step += 1
         self.position += 1
         self.trained += self.tokens_per_step
@@ -390,6 +392,12 @@ class Pack:
         if self.outers[i]:
             self.outers[i].load_state_dict(state.get("outer"))
 
+    def _round(self) -> None:
+        """Round the weights and moments of runs that store them in bfloat16."""
+        for i, run in enumerate(self.runs):
+            if run.storage == "bf16":
+                self.adam.round_to_bf16(self.replicas(i))
+
     def _lr_scale(self, rate: float) -> np.ndarray:
         """Learning rate of every cell in multiples of `rate`: boosted since it was rebuilt, late since a rollback."""
         each = self.runs[0].replicas
@@ -445,6 +453,17 @@ class Pack:
         self.seconds, self.step = state["seconds"], step
         for i, outer in self._outers():
             outer.load_state_dict(state["outers"][i])
+
+
+def _batches(run: RunConfig, tokens: data.Tokens) -> data.Batches | data.Shards:
+    """What a run trains on; `tokens` are those of all its domains."""
+    per_step = run.replicas, run.microbatches, run.batch
+    if run.shards == "mixed":
+        return data.Batches(tokens, run.sequence, per_step, run.seeds("batches"))
+    domains = run.data.split("+")
+    limit = run.data_limit and run.data_limit // len(domains)
+    sources = [data.tokens(domain, "train", run.tokenizer, limit) for domain in domains]
+    return data.Shards(sources, run.sequence, per_step, run.seeds("batches"))
 
 
 def _held_out(run: RunConfig, domain: str) -> torch.Tensor:
