@@ -101,6 +101,14 @@ def test_domains_follow_the_card(corpora):
     assert data.card("mix")["licence"] == "own work"
 
 
+def test_bytes_are_the_embedded_tokenizer_without_its_merges():
+    coder, text = data.tokenizer("bytes"), "Zoë\tsaid: 1 < 2\n"
+    ids = coder.encode(text).ids
+    assert len(ids) == len(text.encode()) and coder.decode(ids) == text
+    assert coder.get_vocab_size() == 257 and coder.token_to_id("<|endoftext|>") == 0
+    assert data.fingerprint("stories_toy", "bytes") != data.fingerprint("stories_toy")
+
+
 def test_unknown_names_are_told_with_the_nearest(corpora):
     with pytest.raises(DataError, match="unknown domain 'fable': did you mean 'fables'"):
         data.tokens("fable", "train")

@@ -87,9 +87,9 @@ def texts(source: str, split: str) -> "Dataset | IterableDataset":
 
 
 def tokenizer(name: str = "swarmbook") -> "Tokenizer":
-    """A `tokenizers.Tokenizer`: the embedded one, the one in a `.json` file, or one of the hub.
+    """A `tokenizers.Tokenizer`: the embedded one, bytes, the one in a `.json` file, or one of the hub.
 
-    A hub name is `llama-2` (CheckFree's) or `<owner>/<name>@<commit hash>`.
+    "bytes" has the 256 bytes and the end of a text, for the smallest of models. A hub name is `llama-2` (CheckFree's) or `<owner>/<name>@<commit hash>`.
     """
     return _tokenizer(_tokenizer_bytes(name))
 
@@ -303,6 +303,12 @@ def _table(name: str, split: str):
 
 
 def _tokenizer_bytes(name: str) -> bytes:
+    if name == "bytes":  # the embedded one without its merges
+        content = json.loads(_tokenizer_bytes("swarmbook"))
+        vocabulary = content["model"]["vocab"].items()
+        single = {token: i for token, i in vocabulary if i < len(vocabulary) - len(content["model"]["merges"])}
+        content["model"] |= {"vocab": single, "merges": []}
+        return json.dumps(content).encode()
     if name == "swarmbook":
         path = data_folder() / "tokenizer.json"
     elif name.endswith(".json"):
@@ -310,7 +316,7 @@ def _tokenizer_bytes(name: str) -> bytes:
     elif name in hub.TOKENIZERS or "/" in name:
         path = hub.tokenizer_file(name)
     else:
-        known = ", ".join(("swarmbook", *hub.TOKENIZERS))
+        known = ", ".join(("swarmbook", "bytes", *hub.TOKENIZERS))
         raise DataError(f"unknown tokenizer {name!r}: known: {known}, a path to a .json file, <owner>/<name>@<hash>")
     if not path.is_file():
         raise DataError(f"tokenizer {name!r}: there is no file {path}")
