@@ -153,15 +153,16 @@ def test_no_dead_links(page):
     assert not dead
 
 
-def test_the_readmes_own_method_runs_as_it_stands(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_readmes_own_methods_run_as_they_stand(tmp_path):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     environment = {**os.environ, "SWARMBOOK_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code.replace('"steps": 100', '"steps": 10')],
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.search(r"CheckFree +\d", done.stdout) and re.search(r"median of three +\d", done.stdout)
+    for name in ("CheckFree", "median of three", "DiLoCo", "signs"):
+        assert re.search(rf"^{name} +\d", done.stdout, re.MULTILINE), name
 
 
 def test_nothing_is_left_to_do_in_the_readme():
