@@ -89,7 +89,8 @@ def texts(source: str, split: str) -> "Dataset | IterableDataset":
 def tokenizer(name: str = "swarmbook") -> "Tokenizer":
     """A `tokenizers.Tokenizer`: the embedded one, bytes, the one in a `.json` file, or one of the hub.
 
-    "bytes" has the 256 bytes and the end of a text, for the smallest of models. A hub name is `llama-2` (CheckFree's) or `<owner>/<name>@<commit hash>`.
+    "bytes" has the 256 bytes and the end of a text, for the smallest of models. A hub name is `llama-2` (CheckFree's)
+    or `<owner>/<name>@<commit hash>`.
     """
     return _tokenizer(_tokenizer_bytes(name))
 
