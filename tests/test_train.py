@@ -387,11 +387,11 @@ def test_all_are_evaluated_on_all_domains_whatever_they_train_on(new_pack):
     assert shards.validation_loss() != mixed.validation_loss()
 
 
-def test_storage_in_bf16_starts_at_the_same_weights_and_ends_at_others(new_pack, tmp_path):
+def test_storage_in_bf16_starts_at_the_same_weights_rounded_and_ends_at_others(new_pack, tmp_path):
     a, b = (validation(run_config(**TINY, storage=storage), tmp_path) for storage in ("fp32", "bf16"))
-    assert a[0] == b[0] and (a[1:] != b[1:]).all()
+    assert (a != b).all() and abs(a[0] - b[0]) < 1e-3
     np.testing.assert_allclose(a, b, atol=0.02)
-    pack = new_pack(**STILL, storage="bf16", steps=1)
+    pack = new_pack(**STILL, storage="bf16")
     for name, weight in new_pack(**STILL).fleet.state_dict().items():
         assert torch.equal(pack.fleet.state_dict()[name], weight.bfloat16().float())
     assert pack.fleet.layers["qkv"].dtype == torch.float32
