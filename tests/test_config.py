@@ -15,7 +15,7 @@ from swarmbook.errors import ConfigError
 from swarmbook.matching import MATCHINGS
 from swarmbook.probes import PROBES
 from swarmbook.recovery import OURS, RULES, Strategy, norm_average
-from swarmbook.route import ROUTES
+from swarmbook.route import ROUTES, route_of
 from swarmbook.sync import OURS as SYNC_OURS
 from swarmbook.sync import SYNCS, Method
 
@@ -82,6 +82,15 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"start": {**BASE, "lr": -1.0}}, "start.lr=-1.0"),
         ({"heads": 3}, "width=64 must be an even multiple of heads=3"),
         ({"route": "swapped ends", "microbatches": 3}, "microbatches=3"),
+        ({"route": "planned"}, "route 'planned' needs paths"),
+        ({"route": "planned", "paths": ((0, 6),)}, "the path (0, 6) is not one of stages=6: give some of the stages"),
+        ({"paths": ((0, 1),)}, "paths=((0, 1),) does nothing for route 'in order': it is for planned"),
+        ({"visits": 3}, "visits=3.0 does nothing for route 'in order': it is for random paths, blind paths"),
+        ({"route": "blind paths", "swaps": 1}, "swaps=1 does nothing for route 'blind paths': it is for random paths"),
+        ({"route": "random paths", "visits": 7}, "visits=7.0 must be from 1 to stages=6"),
+        ({"route": "random paths", "visits": 0.5}, "visits=0.5"),
+        ({"route": "random paths", "swap_lag": 0}, "swap_lag=0"),
+        ({"route": "random paths", "visits": 2, "reach": 2}, "reach=2 leaves no paths"),
         ({"evaluate_every": 15}, "evaluate_every=15 must be a multiple of log_every=10"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"steps": 0}, "steps=0"),
@@ -126,11 +135,16 @@ def test_every_field_changes_the_key():
     base = run_config(**BASE)
     keys = {run_config(**{**BASE, name: value}).key for name, value in OTHER.items()}
     assert len(keys | {base.key}) == len(OTHER) + 1
-    assert set(RunConfig.model_fields) - set(OTHER) == {"tokenizer", "shards", "failure_rate", "losses"}
+    routed = {"paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
+    assert set(RunConfig.model_fields) - set(OTHER) == {"tokenizer", "shards", "failure_rate", "losses"} | routed
     assert run_config(**BASE).key == base.key
     lossy = {"failure_rate": 0.1}, {"failure_rate": 0.2}, {"losses": [(3, 2)]}, {"losses": [(2, 3)]}
     insured = {run_config(**BASE, recovery="random", **fields).key for fields in ({}, *lossy)}
     assert len(insured) == len(lossy) + 1
+    limits = [{}, {"visits": 4}, {"visits": 4.5}, {"swaps": 1}, {"swap_lag": 2}, {"reach": 5}, {"keep_first": False}]
+    drawn = {run_config(**BASE, route="random paths", **fields).key for fields in limits}
+    planned = {run_config(**BASE, route="planned", paths=paths).key for paths in ([[0, 1]], [[1, 0]], [[0, 1], [0, 2]])}
+    assert len(drawn | planned | {base.key}) == len(limits) + 3 + 1
     joined = {**BASE, "data": "stories_toy+fiction_austen", "replicas": 3}
     assert run_config(**joined, shards="domains").key != run_config(**joined).key
 
@@ -143,7 +157,8 @@ DEFAULTS = {
     "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "probes": (),
     "start": None, "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
-    "delay": 0, "mixing": 0.0, "absent": 0.0, "shards": "mixed", "storage": "fp32",
+    "delay": 0, "mixing": 0.0, "absent": 0.0, "shards": "mixed", "storage": "fp32", "paths": (), "visits": None,
+    "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,
 }  # fmt: skip
 
 
@@ -351,6 +366,19 @@ def test_keys_are_the_same_in_every_process():
         assert done.returncode == 0, done.stderr
         keys.add(done.stdout)
     assert len(keys) == 1
+
+
+def test_ones_own_route_gets_the_fields_that_it_asks_for(monkeypatch):
+    def reversed_paths(replicas, stages, microbatches, rng, *, paths, own=3):
+        assert own == 3
+        return ROUTES["planned"](replicas, stages, microbatches, rng, paths=[path[::-1] for path in paths])
+
+    monkeypatch.setitem(ROUTES, "reversed", reversed_paths)
+    config = run_config(**BASE, route="reversed", paths=[[0, 2, 4]])
+    assert route_of(config, 0)[:, 0, 0, 1].tolist() == [-1, -1, -1, -1, 4, 2, 0]
+    assert config.key != config.model_copy(update={"route": "planned"}).key
+    with pytest.raises(ConfigError, match="swaps=1 does nothing for route 'reversed'"):
+        run_config(**BASE, route="reversed", paths=[[0, 2, 4]], swaps=1)
 
 
 def test_purposes_and_seeds_draw_different_numbers():

@@ -72,8 +72,18 @@ def random_replicas():
     return route.random_replicas(R, S, M, np.random.default_rng(3))
 
 
+def planned():
+    """The first microbatch skips two stages, the second swaps two, the third has them in reverse."""
+    return route.planned(R, S, M, np.random.default_rng(0), paths=((0, 3), (0, 2, 1), (3, 2, 1, 0)))
+
+
+def random_paths():
+    return route.random_paths(R, S, M, np.random.default_rng(3), visits=2.5, swaps=1)
+
+
 ROUTES = {"in order": in_order, "swapped": swapped, "hops": hops, "skips": skips, "wild": wild}
 ROUTES |= {"other heads": elsewhere, "random replicas": random_replicas}
+ROUTES |= {"planned": planned, "random paths": random_paths}
 
 
 def walk(fleet, tokens, cells):

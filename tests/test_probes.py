@@ -1,5 +1,6 @@
 """Probes measure what they say, of the runs that ask, and put everything back."""
 
+from math import comb
 from types import SimpleNamespace
 
 import numpy as np
@@ -477,3 +478,42 @@ def test_averaging_leaves_the_fleet_as_it_was_even_after_a_failure(far_apart, mo
     with pytest.raises(Stopped):
         averaging(pack, [0, 2])
     assert is_as_it_was()
+
+
+def test_a_partial_model_is_the_route_without_those_stages(pack, monkeypatch):
+    monkeypatch.setattr(probes, "SEQUENCES", 4)  # of 6: in two parts
+    rows = list(PROBES["partial model"](pack, [2, 0]))
+    found = {(i, metric, label): value for i, metric, stage, label, value in rows if stage == 0}
+    labels = ["", *"234", "2 3", "2 4", "3 4", "2 3 4"]
+    wanted = {(i, f"partial {m}", label) for i in (0, 2) for m in ("loss", "perplexity") for label in labels}
+    assert len(rows) == len(found) and found.keys() == wanted
+    for label in labels:
+        cells = skipping(0, 0)
+        for stage in map(int, label.split()):
+            cells[stage - 1, ..., 1] = -1
+        losses = pack.fleet.loss(pack.held_out, cells, per_sequence=True).view(RUNS, EACH, N)
+        for i in (0, 2):
+            assert found[i, "partial loss", label] == pytest.approx(float(losses[i].mean()), rel=1e-6)
+            assert found[i, "partial perplexity", label] == pytest.approx(float(losses[i].exp().mean()), rel=1e-5)
+            assert found[i, "partial perplexity", label] > np.exp(found[i, "partial loss", label])
+    whole = pack.validation_loss()
+    assert [found[i, "partial loss", ""] for i in (0, 2)] == pytest.approx([whole[0], whole[2]], rel=1e-6)
+
+
+def test_a_partial_model_computes_what_walks_share_once_and_changes_nothing(pack, monkeypatch):
+    before, calls, apply = pack.fleet.state_dict(), [], pack.fleet.apply
+    monkeypatch.setattr(pack.fleet, "apply", lambda stage, x: calls.append(stage) or apply(stage, x))
+    for _ in PROBES["partial model"](pack, [1]):
+        assert all(torch.equal(pack.fleet.state_dict()[name], weight) for name, weight in before.items())
+    assert len(calls) == 1 + 2 + 4 + 1 and calls.count(0) == 1  # of the 20 stages that the 8 models have
+
+
+@pytest.mark.parametrize("stages", [1, 2, 6, 12, 20])
+def test_stages_are_left_out_equally_often(stages):
+    sets = probes.subsets(stages)
+    assert len(set(sets)) == len(sets) and sets == probes.subsets(stages)
+    for size in range(stages):
+        some = [left_out for left_out in sets if len(left_out) == size]
+        assert len(some) == min(probes.SUBSETS, comb(stages - 1, size))
+        counts = [sum(stage in left_out for left_out in some) for stage in range(stages)]
+        assert counts[0] == 0 and max(counts[1:], default=0) - min(counts[1:], default=0) <= 1

@@ -402,3 +402,69 @@ def test_runs_that_differ_in_shards_storage_and_absence_share_a_pack():
     arms = [{}, {"shards": "domains"}, {"storage": "bf16"}, {"absent": 0.5}]
     runs = [run_config(**fields, **arm) for arm in arms]
     assert list(training.packs(runs, "cpu")) == [runs]
+
+
+PATHS = ((0, 2), (0, 3, 1))
+
+
+def test_stages_on_no_path_learn_nothing_and_those_on_all_paths_learn_as_in_order(new_pack):
+    pack = new_pack(
+        run_config(**TINY, seed=1, route="planned", paths=((0, 2),)),
+        run_config(**TINY, seed=1, route="planned", paths=((0, 1, 2, 3),)),
+        run_config(**TINY, seed=1),
+    )
+    before = pack.fleet.state_dict()
+    for _ in range(3):
+        pack.advance()
+    after = pack.fleet.state_dict()
+    for name in before:
+        if name.startswith("layers."):  # [layers per stage, S, R, ...]
+            changed = [(before[name][:, s, 0] != after[name][:, s, 0]).any().item() for s in range(S)]
+            assert changed == [True, False, True, False], name
+            torch.testing.assert_close(after[name][:, :, 1], after[name][:, :, 2], rtol=1e-4, atol=1e-6)
+    assert pack.norms[0, [1, 3]].tolist() == [0.0, 0.0] and (pack.norms[0, [0, 2]] > 0).all()
+
+
+def test_a_stage_that_some_microbatches_skip_gets_their_share_of_nothing(new_pack):
+    """As released: the gradient is that of the mean over all microbatches, not of those that went through."""
+    pack = new_pack(route="planned", paths=PATHS)
+    tokens = pack.batches[0][0]
+    pack.fleet.gradients(tokens, pack._cells())
+    halves = {name: g.clone() for name, g in pack.fleet.stage_gradient(0, 2).items()}
+    pack.fleet.gradients(tokens[:, :1], pack._cells()[:, :, :1])
+    for name, gradient in pack.fleet.stage_gradient(0, 2).items():
+        torch.testing.assert_close(halves[name], gradient / 2, rtol=1e-5, atol=1e-8)
+
+
+def test_runs_on_different_paths_share_a_pack_and_are_what_they_would_be_alone(tmp_path):
+    arms = [
+        run_config(**TINY, seed=1, route="planned", paths=PATHS),
+        run_config(**TINY, seed=1, route="planned", paths=((3, 0),)),
+        run_config(**TINY, seed=1, route="random paths", visits=2.5, swaps=1),
+        run_config(**TINY, seed=2, route="random paths", visits=3, reach=2, keep_first=False, probes=["partial model"]),
+        run_config(**TINY, seed=2, route="blind paths", visits=2),
+        run_config(**TINY, seed=2, route="swapped ends", recovery="CheckFree", losses=((4, 2),)),
+        run_config(**TINY, seed=2),
+    ]
+    assert [len(pack) for pack in training.packs(arms, "cpu")] == [len(arms)]
+    packed = run(arms, show=False, store=Store(tmp_path / "packed"))
+    for config, record in zip(arms, packed.records, strict=True):
+        alone = metrics(config, tmp_path)
+        assert alone.drop(columns="value").equals(record.metrics.drop(columns="value"))
+        np.testing.assert_allclose(alone["value"], record.metrics["value"], rtol=1e-3, atol=2e-4)
+    assert packed.final()["value"].nunique() == len(arms)
+
+
+def test_skipped_stages_cost_no_flops(tmp_path):
+    arms = {
+        "all": {},
+        "half": {"route": "random paths", "visits": 2},
+        "none": {"route": "planned", "paths": ((0,),)},
+        "swapped": {"route": "random paths", "swaps": 1},
+    }
+    ledgers = run([run_config(**TINY, **fields) for fields in arms.values()], show=False, store=Store(tmp_path))
+    ledgers = ledgers.table("ledger")
+    found = dict(zip(arms, ledgers[ledgers["label"] == "training FLOPs"]["value"], strict=True))
+    assert found["swapped"] == found["all"]
+    layer = (found["all"] - found["none"]) / 3
+    assert found["half"] == found["none"] + layer and found["none"] > layer > 0

@@ -65,6 +65,12 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     storage: Literal["fp32", "bf16"] = "fp32"  # bf16: weights, moments, slow weights and buffers rounded at every step
     route: str = "in order"
+    paths: tuple[tuple[int, ...], ...] = ()  # stages from 0 that microbatches visit in turn, of route "planned"
+    visits: Annotated[float, Field(ge=1)] | None = None  # stages of a random path (a mean, if fractional); None: all
+    swaps: Count0 = 0  # of stages in a random path, at most
+    swap_lag: Count = 1  # how far below the highest stage so far a swapped one is
+    reach: Count | None = None  # how far above it the next one may be; None: anywhere
+    keep_first: bool = True  # random paths begin with stage 0
     common_start: bool = False  # all replicas start with the weights of the first
     sync: str = "none"
     sync_every: Count = 50  # steps of progress between two exchanges
@@ -128,7 +134,7 @@ class RunConfig(BaseModel):
             self._check_start(self.start)
         if self.evaluate_every % self.log_every:
             raise ValueError(f"evaluate_every={self.evaluate_every} must be a multiple of log_every={self.log_every}")
-        ROUTES[self.route](self.replicas, self.stages, self.microbatches, self.rng("route", 0))
+        self._check_route()
         if self.sync != "none":
             self._check_sync()
         domains = self.data.count("+") + 1
@@ -140,6 +146,17 @@ class RunConfig(BaseModel):
         if "own shard" in self.probes and self.held_out < self.replicas:
             raise ValueError(f"held_out={self.held_out} must be at least replicas={self.replicas} for 'own shard'")
         return self
+
+    def _check_route(self) -> None:
+        from swarmbook.route import ROUTES, fields_of, route_of
+
+        taken = fields_of(ROUTES[self.route], RunConfig.model_fields)
+        for name in ("paths", "visits", "swaps", "swap_lag", "reach", "keep_first"):
+            value = getattr(self, name)
+            if name not in taken and value != RunConfig.model_fields[name].default:
+                users = [route for route, rule in ROUTES.items() if name in fields_of(rule, RunConfig.model_fields)]
+                raise ValueError(f"{name}={value} does nothing for route {self.route!r}: it is for {', '.join(users)}")
+        route_of(self, 0)
 
     def _check_sync(self) -> None:
         from swarmbook.sync import SYNCS, groups_of

@@ -214,10 +214,11 @@ class Fleet:
         return out
 
     @torch.no_grad()
-    def head_loss(self, x: Tensor, targets) -> Tensor:
-        """Mean cross-entropy in nats, [R], of the next tokens [R or 1, N, T] given what left the last stage, x.
+    def head_loss(self, x: Tensor, targets, per_sequence: bool = False) -> Tensor:
+        """Mean cross-entropy in nats of the next tokens [R or 1, N, T] given what left the last stage, x [R, N, T, D].
 
-        x: [R, N, T, D]. Embed tokens[..., :-1], apply every stage, take this with tokens[..., 1:]: `loss(tokens)`.
+        [R], or of each sequence, [R, N]. Embed tokens[..., :-1], apply every stage, take this with tokens[..., 1:]:
+        `loss(tokens)`.
         """
         targets = self._tokens(targets, 3)
         T = self._activations(x).shape[2]
@@ -227,8 +228,9 @@ class Fleet:
             block = max(1, _BLOCK[self.device.type] // ((rows.stop - rows.start) * T * self.shape.vocabulary))
             parts = zip(x[rows].split(block, 1), targets[rows].split(block, 1), strict=True)
             nats = [model.cross_entropy(y.flatten(1, 2), *self._outer(rows), t.flatten(1)) for y, t in parts]
-            losses.append(torch.cat(nats, 1).mean(1))
-        return torch.cat(losses)
+            losses.append(torch.cat(nats, 1))
+        losses = torch.cat(losses)  # [R, N * T]
+        return losses.unflatten(1, (-1, T)).mean(2) if per_sequence else losses.mean(1)
 
     def norms(self) -> Tensor:
         """L2 norm of the gradient of each (replica, stage), last column the ends: [R, S + 1]."""

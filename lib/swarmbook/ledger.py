@@ -36,11 +36,12 @@ def bytes_of(tensors: Mapping[str, "Tensor"]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def flops(shape: "Shape", tokens: int, sequence: int, ends: bool = True) -> int:
+def flops(shape: "Shape", tokens: int, sequence: int, share: float = 1.0, ends: bool = True) -> int:
     """FLOPs of one forward pass over `tokens` tokens in sequences of `sequence`; a backward pass takes twice as many.
 
-    A multiply-add counts 2; matmuls and causal attention only.
+    share: of the stages, that a token goes through on average. A multiply-add counts 2; matmuls and causal attention
+    only.
     """
     D, H = shape.width, shape.hidden
     layer = 2 * (4 * D * D + 3 * D * H) + 2 * D * (sequence + 1)  # scores and values of half the positions
-    return tokens * (shape.layers * layer + (2 * D * shape.vocabulary if ends else 0))
+    return round(share * tokens * shape.layers * layer) + (tokens * 2 * D * shape.vocabulary if ends else 0)

@@ -6,11 +6,16 @@
 - whatever it changed is back, bit for bit, before it yields or fails
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from swarmbook.matching import MATCHINGS
+from swarmbook.route import deal
 from swarmbook.sync import Exchange
 
 if TYPE_CHECKING:
@@ -25,6 +30,7 @@ PROBES: dict[str, Probe] = {}
 
 JUMP_RULES = ("random", "copy previous", "uniform average", "CheckFree", "identity")
 SEQUENCES = 16  # of the held-out ones, where a sample will do
+SUBSETS = 12  # of the stages of a model, at most, for each number of stages that are left out
 
 
 def probe(name: str) -> Callable[[Probe], Probe]:
@@ -69,6 +75,45 @@ def missing_stages(pack: "Pack", asking: list[int]) -> Iterator[Row]:
             losses = _loss(fleet, s + missing, x, pack.held_out)
             yield from _rows(pack, asking, "missing stages", s, str(missing), losses)
         x = fleet.apply(s, x)
+
+
+@probe("partial model")
+def partial_model(pack: "Pack", asking: list[int]) -> Iterator[Row]:
+    """Inference with any share of the stages: metrics "partial loss" and "partial perplexity".
+
+    For each number of stages that can be left out, from none to all but the first: all choices of them, or `SUBSETS`
+    that leave out every stage equally often, the same for all runs. Label: the stages left out, from 1, as in "2 5";
+    the others run in order. Loss: mean over tokens, in nats; perplexity: of each sequence, then the mean (SkipPipe's
+    released code), which is above exp(loss). Stage 0 has the embedding and always runs.
+    """
+    import torch
+
+    fleet = pack.fleet
+    sets = subsets(fleet.shape.stages)
+    found: dict[tuple[int, ...], list] = {left_out: [] for left_out in sets}
+    for first in range(0, pack.held_out.shape[1], SEQUENCES):
+        part = pack.held_out[:, first : first + SEQUENCES]
+        for left_out, x in _walks(fleet, 0, fleet.embed(part[..., :-1]), sets):
+            found[left_out].append(fleet.head_loss(x, part[..., 1:], per_sequence=True))
+    for left_out, parts in found.items():
+        losses = torch.cat(parts, 1)  # [R, N]
+        label = " ".join(str(stage + 1) for stage in left_out)
+        yield from _rows(pack, asking, "partial loss", -1, label, losses.mean(1))
+        yield from _rows(pack, asking, "partial perplexity", -1, label, losses.exp().mean(1))
+
+
+def subsets(stages: int) -> list[tuple[int, ...]]:
+    """What "partial model" leaves out: stages from 0, the first never among them."""
+    sets: list[tuple[int, ...]] = []
+    for size in range(stages):
+        if math.comb(stages - 1, size) <= SUBSETS:
+            sets += itertools.combinations(range(1, stages), size)
+            continue
+        rng, chosen = np.random.default_rng((stages, size)), set()
+        while len(chosen) < SUBSETS:  # a few may come twice
+            chosen = {tuple(sorted(hand)) for hand in deal(range(1, stages), [size] * SUBSETS, rng)}
+        sets += sorted(chosen)
+    return sets
 
 
 @probe("similarity")
@@ -233,6 +278,19 @@ def _loss(fleet: "Fleet", first: int, x: "Tensor", tokens) -> "Tensor":
     for stage in range(first, fleet.shape.stages):
         x = fleet.apply(stage, x)
     return fleet.head_loss(x, tokens[..., 1:])
+
+
+def _walks(
+    fleet: "Fleet", stage: int, x: "Tensor", sets: Sequence[tuple[int, ...]]
+) -> Iterator[tuple[tuple[int, ...], "Tensor"]]:
+    """What leaves the last stage without each set of stages, given x at `stage`; what sets share is computed once."""
+    if stage == fleet.shape.stages:
+        yield from ((left_out, x) for left_out in sets)
+        return
+    if without := [left_out for left_out in sets if stage in left_out]:
+        yield from _walks(fleet, stage + 1, x, without)
+    if through := [left_out for left_out in sets if stage not in left_out]:
+        yield from _walks(fleet, stage + 1, fleet.apply(stage, x), through)
 
 
 def _matrices(fleet: "Fleet", stage: int) -> "Tensor":

@@ -27,7 +27,7 @@ from swarmbook.model import Shape
 from swarmbook.optim import Adam, schedule
 from swarmbook.probes import PROBES
 from swarmbook.recovery import RULES, Lost
-from swarmbook.route import ROUTES, side_by_side
+from swarmbook.route import route_of, side_by_side
 from swarmbook.store import Progress
 from swarmbook.sync import SYNCS, Outer
 
@@ -35,7 +35,7 @@ from swarmbook.sync import SYNCS, Outer
 PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "moments", "lr_boost", "boost_half_life"}
 PACKED |= {"keep_every", "evaluate_on", "probes", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
-PACKED |= {"absent", "shards", "storage"}
+PACKED |= {"absent", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
 CHECKPOINT_SECONDS = 60.0
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager training, which a compilation repays
 
@@ -125,6 +125,7 @@ class Pack:
         cells = (len(seeds), first.stages + 1)
         self.norms = torch.ones(cells)
         self.rebuilt = np.full(cells, -1)  # [R, S + 1], the step at which each cell's learning rate was raised
+        self.visits = [run.replicas * run.microbatches * run.stages for run in pack]  # of stages, in a step
         self.position = np.full(len(pack), self.step)  # steps of progress; behind `step` after a rollback
         self.outers = [
             Outer(run, self.fleet, self.replicas(i)) if SYNCS[run.sync] else None for i, run in enumerate(pack)
@@ -363,7 +364,8 @@ class Pack:
     def _count_step(self, i: int) -> None:
         """FLOPs of the step, and the copies of strategies that follow every step."""
         run, strategy, shape = self.runs[i], RULES[self.runs[i].recovery], self.fleet.shape
-        forward = flops(shape, run.tokens_per_step, run.sequence)
+        share = self.visits[i] / (run.replicas * run.microbatches * run.stages)
+        forward = flops(shape, run.tokens_per_step, run.sequence, share=share)
         self.ledgers[i].add("training FLOPs", 3 * forward)
         if strategy is None or not strategy.always or not strategy.holders:
             return
@@ -373,7 +375,7 @@ class Pack:
         self.ledgers[i]["stored"] = size
         self.ledgers[i].add("sent in training", size)
         if strategy.forwards:
-            self.ledgers[i].add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, ends=False))
+            self.ledgers[i].add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
 
     def _roll_back(self, i: int) -> None:
         """Put run i back to its last copy: weights, moments, and place in the data."""
@@ -413,9 +415,10 @@ class Pack:
         """The pack's routes in one array [P, R, M, 2]; None when all are in order."""
         if all(run.route == "in order" for run in self.runs):
             return None
-        sizes = self.runs[0].replicas, self.runs[0].stages, self.runs[0].microbatches
-        routes = [ROUTES[run.route](*sizes, run.rng("route", self.step)) for run in self.runs]
-        return side_by_side(routes, self.runs[0].stages)
+        stages = self.runs[0].stages
+        routes = [route_of(run, self.step) for run in self.runs]
+        self.visits = [int(((cells[..., 1] >= 0) & (cells[..., 1] < stages)).sum()) for cells in routes]
+        return side_by_side(routes, stages)
 
     def _outers(self) -> Iterator[tuple[int, Outer]]:
         """The runs whose replicas exchange anything."""
