@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from swarmbook import network
 from swarmbook.errors import ConfigError, DataError
-from swarmbook.network import PLACES, Network, links
+from swarmbook.network import PLACES, SKIPPIPE, SKIPPIPE_FIRST, Network, links
 
 SEVEN = Network.over("seven", 21)
 ACTIVATIONS = 8 * 1024 * 1024 * 4  # CheckFree: 8 sequences of 1,024 tokens, width 1,024, fp32
@@ -34,6 +34,16 @@ def test_the_two_papers_tables_differ_in_one_link():
     (pair,) = (pair for pair in ours if ours[pair] != theirs[pair])
     assert pair == {"NL", "London"}
     assert theirs[pair] == (4.8, 0.2425 / 1024)
+
+
+def test_the_slip_repaired_is_1024_times_as_fast():
+    slip, repaired = links("google with slip"), links("google repaired")
+    assert slip.keys() == repaired.keys()
+    (pair,) = (pair for pair in slip if slip[pair] != repaired[pair])
+    assert repaired[pair] == (slip[pair][0], 1024 * slip[pair][1])
+    assert (
+        repaired[pair][1] == repaired[frozenset(("NL", "Germany"))][1] == repaired[frozenset(("Belgium", "London"))][1]
+    )
 
 
 def test_named_places_are_in_their_tables():
@@ -61,6 +71,25 @@ def test_one_place_and_unlisted_pairs_have_the_default_link():
     assert same.seconds(0, 0, 2**30) == 0
     unlisted = Network(("Ireland", "Sofia"), table="aws", default_ms=1, default_gib_per_s=2.0, overhead=0.35)
     assert unlisted.seconds(0, 1, 2**30) == pytest.approx(0.001 + 0.5 + 0.35)
+
+
+def test_hops_of_skippipes_planner():
+    """What its released schedule and its first version have for one microbatch (edge costs of the released runs)."""
+    shipped = Network.over("twelve, shipped schedule", 20, **SKIPPIPE)
+    assert shipped.locations[:2] == ("Belgium", "Canada") and shipped.locations[11:13] == ("Australia", "Belgium")
+    hops = shipped.matrix(2 * 16_777_324)
+    assert hops[0, 1] == pytest.approx(1.96156225735717, rel=1e-12)
+    assert hops[0, 12] == pytest.approx(0.3666251005828381, rel=1e-12)
+    assert hops.max() == hops[6, 10] == pytest.approx(132.3144123449581, rel=1e-12)
+    first = Network.over("eleven", 18, **SKIPPIPE_FIRST).matrix(4 * 16_777_324)
+    assert first.max() == pytest.approx(1.1696755380195207, rel=1e-12)
+    assert first[0, 11] == first[0, 2] == pytest.approx(0.5162510058283806, rel=1e-12)  # one place, and a missing pair
+
+
+def test_half_the_share_is_twice_the_bytes():
+    whole, half = Network.over("eleven", 12, threshold=0.0), Network.over("eleven", 12, threshold=0.0, share=0.5)
+    np.testing.assert_allclose(half.matrix(1e9), whole.matrix(2e9), rtol=1e-15)
+    np.testing.assert_array_equal(half.latency, whole.latency)
 
 
 def test_the_ring_and_the_exchanges_of_the_released_set_up():
@@ -108,6 +137,7 @@ def test_matrices_are_not_to_be_written_to():
         (lambda: Network.over("seven", 0), "one place, not 0 and 7"),
         (lambda: Network(("Iowa",), default_gib_per_s=0), "default_gib_per_s must be positive"),
         (lambda: Network(("Iowa",), threshold=float("nan")), "threshold not negative"),
+        (lambda: Network(("Iowa",), share=0.0), "share must be positive, not 0.0"),
     ],
 )
 def test_mistakes_are_named(make, message):

@@ -15,18 +15,19 @@ import numpy as np
 from swarmbook.data import data_folder
 from swarmbook.errors import ConfigError, DataError, unknown
 
+_TWELVE = (
+    *("Australia", "Belgium", "Canada", "Germany", "Iowa", "Japan"),
+    *("LA", "NL", "Oregon", "Singapore", "Taiwan", "London"),
+)
 PLACES = {
     # CheckFree's throughput experiment as released; the list that comes closest to the five places of its text, in
-    # the released code but unused; the twelve of SkipPipe, and the eleven of its first version.
+    # the released code but unused; the twelve of SkipPipe, without the slip in one link, and in the order of the
+    # schedule that comes with the code; the eleven of its first version.
     "seven": ("google", ("Australia", "Belgium", "Canada", "Germany", "Iowa", "NL", "London")),
     "five clusters": ("google", ("LA", "NL", "Germany", "Singapore", "Oregon")),
-    "twelve": (
-        "google with slip",
-        (
-            *("Australia", "Belgium", "Canada", "Germany", "Iowa", "Japan"),
-            *("LA", "NL", "Oregon", "Singapore", "Taiwan", "London"),
-        ),
-    ),
+    "twelve": ("google with slip", _TWELVE),
+    "twelve repaired": ("google repaired", _TWELVE),
+    "twelve, shipped schedule": ("google with slip", (*_TWELVE[1:], "Australia")),
     "eleven": (
         "aws",
         (
@@ -35,6 +36,9 @@ PLACES = {
         ),
     ),
 }
+# What SkipPipe's planner takes for a network, now and in its first version: `Network.over("twelve", 20, **SKIPPIPE)`.
+SKIPPIPE = {"default_ms": 1.0, "default_gib_per_s": 2.0, "overhead": 0.35, "threshold": 0.0}
+SKIPPIPE_FIRST = {"default_ms": 10.0, "default_gib_per_s": 0.8, "overhead": 0.35, "threshold": 0.0, "share": 0.5}
 GIB = 2**30
 
 
@@ -64,9 +68,10 @@ class Network:
 
     locations: of each node. table: of `data/links.csv`. default_ms, default_gib_per_s: of two nodes in one place, and
     of a pair of places that the table lacks. overhead: seconds added to every message. threshold: seconds; a message
-    that would take no longer takes no time. The defaults are those of CheckFree's released code, which subtracts
-    0.1 ms and does not wait for delays up to 0.2 s; with `threshold=math.inf` the network costs nothing.
-    SkipPipe's planner has default_ms=1, default_gib_per_s=2, overhead=0.35 and threshold=0.
+    that would take no longer takes no time. share: of every bandwidth, the default's too, that a message gets. The
+    defaults are those of CheckFree's released code, which subtracts 0.1 ms and does not wait for delays up to 0.2 s;
+    with `threshold=math.inf` the network costs nothing. SkipPipe's planner has those of `SKIPPIPE`, in its first
+    version of `SKIPPIPE_FIRST`, whose emulation has a share of a quarter.
 
     Raises `ConfigError` for a location that is not in the table, or a value out of range.
     """
@@ -77,6 +82,7 @@ class Network:
     default_gib_per_s: float = 0.5
     overhead: float = -0.0001
     threshold: float = 0.2
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.locations:
@@ -90,6 +96,8 @@ class Network:
                 f"default_gib_per_s must be positive, default_ms and threshold not negative, not "
                 f"{self.default_gib_per_s}, {self.default_ms} and {self.threshold}"
             )
+        if not self.share > 0:
+            raise ConfigError(f"share must be positive, not {self.share}")
 
     @classmethod
     def over(cls, places: str | Sequence[str], nodes: int, **values: float | str) -> "Network":
@@ -116,8 +124,8 @@ class Network:
 
     @functools.cached_property
     def bandwidth(self) -> np.ndarray:
-        """GiB/s [N, N], symmetric; infinite from a node to itself. Read-only."""
-        return self._matrix(1, self.default_gib_per_s, np.inf)
+        """GiB/s [N, N] of a message, symmetric; infinite from a node to itself. Read-only."""
+        return self._matrix(1, self.default_gib_per_s, np.inf, self.share)
 
     def seconds(self, a: int | np.ndarray, b: int | np.ndarray, size: float | np.ndarray) -> float | np.ndarray:
         """Time of a message of `size` bytes from node a to node b: latency + size / bandwidth.
@@ -133,10 +141,10 @@ class Network:
         nodes = np.arange(len(self))
         return self.seconds(nodes[:, None], nodes, size)
 
-    def _matrix(self, column: int, default: float, itself: float) -> np.ndarray:
+    def _matrix(self, column: int, default: float, itself: float, scale: float = 1.0) -> np.ndarray:
         table = links(self.table)
         pairs = [[table.get(frozenset((a, b)), ())[column:] for b in self.locations] for a in self.locations]
-        values = np.array([[pair[0] if pair else default for pair in row] for row in pairs])
+        values = scale * np.array([[pair[0] if pair else default for pair in row] for row in pairs])
         np.fill_diagonal(values, itself)
         values.flags.writeable = False
         return values
