@@ -1,0 +1,240 @@
+"""What faulty parties and members do, made by composition: a node has any number of faults, each a filter.
+
+- a `Fault` sees every message that its node would send, and may send others instead; and every message that arrives,
+  and may keep it from the honest code
+- faults sign with their own node's key alone; what they forge must be found out by those who get it
+- `World.corrupt` hands a node over
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from swarmbook.payments.channel import PAID, REFUNDED, prove
+from swarmbook.payments.psyncpcn import ABORT, LOCK, PAY, Order, Share
+from swarmbook.payments.simulation import Node
+from swarmbook.payments.syncpcn import Claim, RefundRequest, Vote, Warden, lock_digest
+from swarmbook.payments.updates import Ack, Announce, Cosign, Propose
+
+OPPOSITE = {PAID: REFUNDED, REFUNDED: PAID, LOCK: ABORT, ABORT: PAY, PAY: ABORT}
+
+
+class Fault:
+    """Does nothing wrong; the base of the others."""
+
+    def outgoing(self, node: Node, to: Node, message: object) -> Iterable[tuple[Node, object]]:
+        """What is sent, and to whom, where an honest node would send this."""
+        return [(to, message)]
+
+    def incoming(self, node: Node, sender: Node, message: object) -> bool:
+        """Whether the honest code gets to see this message."""
+        return True
+
+
+class Silent(Fault):
+    """Sends nothing from a time on, or nothing of some kinds, or nothing for which `when` is true."""
+
+    def __init__(self, after: float = 0.0, kinds: tuple[type, ...] = (), when: Callable[[object], bool] | None = None):
+        self.after, self.kinds, self.when = after, kinds, when
+
+    def outgoing(self, node, to, message):
+        concerned = not self.kinds or isinstance(message, self.kinds)
+        if concerned and node.sim.now >= self.after and (self.when is None or self.when(message)):
+            return []
+        return [(to, message)]
+
+
+class Selective(Fault):
+    """Sends to some alone."""
+
+    def __init__(self, names: Iterable[str]):
+        self.names = set(names)
+
+    def outgoing(self, node, to, message):
+        return [(to, message)] if to.name in self.names else []
+
+
+class Late(Fault):
+    """Holds messages of a kind back so that they arrive at exactly the time that `arrival` says (None: as usual)."""
+
+    def __init__(self, kinds: type | tuple[type, ...], arrival: Callable[[Node, object], float | None], delay: float):
+        self.kinds, self.arrival, self.delay = kinds, arrival, delay
+
+    def outgoing(self, node, to, message):
+        time = self.arrival(to, message) if isinstance(message, self.kinds) else None
+        if time is None:
+            return [(to, message)]
+        sim = node.sim
+        sim.timer(node, time - self.delay, sim.transmit, (node, to, message, min(self.delay, time - sim.now)))
+        return []
+
+
+class Equivocating(Fault):
+    """A member that votes both ways: on a lock for everybody, on an order to each half of those who listen."""
+
+    def outgoing(self, node, to, message):
+        if isinstance(message, Vote) and message.outcome in OPPOSITE:
+            other = OPPOSITE[message.outcome]
+            signature = node.keys.sign(node.name, ("vote", message.cid, message.about, other))
+            return [(to, message), (to, message._replace(outcome=other, signature=signature))]
+        if isinstance(message, Share) and message.what in OPPOSITE and sum(to.name.encode()) % 2:
+            other = OPPOSITE[message.what]
+            signature = node.keys.sign(node.name, ("share", other, message.cid, message.pid))
+            return [(to, message._replace(what=other, signature=signature))]
+        return [(to, message)]
+
+
+class Careless(Fault):
+    """A member that votes for whatever it is asked, however late, stale or wrong, and acknowledges everything."""
+
+    def incoming(self, node, sender, message):
+        if isinstance(message, Claim | RefundRequest):
+            outcome, key = (PAID, message.key) if isinstance(message, Claim) else (REFUNDED, None)
+            about = lock_digest(message.proof.lock, node.keys)
+            signature = node.keys.sign(node.name, ("vote", message.cid, about, outcome))
+            for party in node.parties:
+                node.send(party, Vote(message.cid, about, outcome, key, signature))
+            return False
+        if isinstance(message, Announce):
+            signature = node.keys.sign(node.name, ("ack", message.cid, message.seq, message.root))
+            node.send(sender, Ack(message.cid, message.seq, message.root, signature))
+        return True
+
+
+class Stale(Fault):
+    """A member that acknowledges what is new and remembers what is old."""
+
+    def incoming(self, node, sender, message):
+        if isinstance(message, Announce):
+            signature = node.keys.sign(node.name, ("ack", message.cid, message.seq, message.root))
+            node.send(sender, Ack(message.cid, message.seq, message.root, signature))
+            return False
+        return True
+
+
+class Forging(Fault):
+    """Puts a signature under everything that is not its own: another's name, or random bytes."""
+
+    def __init__(self, victim: str):
+        self.victim = victim
+
+    def outgoing(self, node, to, message):
+        if not hasattr(message, "signature"):
+            return [(to, message)]
+        mock = node.keys.mode == "mock"
+        forged = (self.victim, "not what was signed") if mock else bytes(64)
+        return [(to, message), (to, message._replace(signature=forged))]
+
+
+class Replaying(Fault):
+    """Sends everything again, also as of another channel or payment, and what it has received as its own."""
+
+    def __init__(self, cids: Iterable[int] = (), pids: Iterable[object] = ()):
+        self.cids, self.pids = list(cids), list(pids)
+
+    def outgoing(self, node, to, message):
+        copies = [message, message]
+        if hasattr(message, "cid"):
+            copies += [message._replace(cid=cid) for cid in self.cids if cid != message.cid]
+        if hasattr(message, "pid"):
+            copies += [message._replace(pid=pid) for pid in self.pids if pid != message.pid]
+        return [(to, copy) for copy in copies if not isinstance(copy, Propose | Cosign) or copy is message]
+
+    def incoming(self, node, sender, message):
+        if isinstance(message, Vote | Share) and not sender.faults:  # two of a kind would go on for ever
+            node.sim.transmit(node, sender, message)
+        return True
+
+
+class Leaking(Fault):
+    """Tells an accomplice what it sees, out of band."""
+
+    def __init__(self, listen: Callable[[Node, object], None]):
+        self.listen = listen
+
+    def incoming(self, node, sender, message):
+        self.listen(node, message)
+        return True
+
+
+class Wormhole(Fault):
+    """The downstream half of a pair around an honest party: gives the key to its accomplice, and fails its own hop."""
+
+    def __init__(self, accomplice):
+        self.accomplice = accomplice
+
+    def outgoing(self, node, to, message):
+        if not (isinstance(message, Propose) and message.change.what == "open"):
+            return [(to, message)]
+        transit = node.inbound[message.change.pid]
+        for theirs in self.accomplice.outbound.values():
+            known = [transit.key, node.locks.upstream(transit.key, -transit.step)]
+            known += [node.locks.upstream(key, theirs.step) for key in known]
+            for key in known:
+                if node.locks.opens(theirs.outgoing[1].condition, key):
+                    self.accomplice.learn(theirs, key)
+                    break
+        node.ends[message.cid].pending = None
+        node.fail(transit)
+        return []
+
+
+class Erratic(Fault):
+    """Does anything at random: drops, repeats, delays, forges, and disputes when it should not.
+
+    rng: what it does. horizon: the longest delay, and the time within which it disputes.
+    """
+
+    def __init__(self, rng: np.random.Generator, horizon: float = 60.0, calm: float = 0.5):
+        self.rng, self.horizon, self.calm = rng, horizon, calm
+
+    def outgoing(self, node, to, message):
+        draw = self.rng.random()
+        if draw < self.calm:
+            return [(to, message)]
+        what = self.rng.integers(5)
+        if what == 0:
+            return []
+        if what == 1:
+            return [(to, message), (to, message)]
+        if what == 2:
+            sim = node.sim
+            when = sim.now + self.rng.random() * self.horizon
+            sim.timer(node, when, sim.transmit, (node, to, message, 1e-9))
+            return []
+        if what == 3 and isinstance(message, Vote | Share):
+            return Equivocating().outgoing(node, to, message)
+        return Forging("u0").outgoing(node, to, message)
+
+    def incoming(self, node, sender, message):
+        if isinstance(message, Propose) and message.change.what == "lock":
+            node.sim.timer(node, self.rng.random() * self.horizon, dispute, (node, self.rng.random() < 0.5))
+        if isinstance(message, Cosign):
+            node.sim.timer(node, self.rng.random() * self.horizon, dispute, (node, self.rng.random() < 0.5))
+        if isinstance(node, Warden) and self.rng.random() < 0.3:
+            return Careless().incoming(node, sender, message)
+        return True
+
+
+def dispute(node: Node, claim: bool) -> None:
+    """A faulty party asks its committees to decide every lock it has, whether it may or not."""
+    for cid, end in node.ends.items():
+        for lock in end.state.locks:
+            proof = prove(end.state, end.commitment, lock)
+            if claim and lock.payer != end.side and lock.pid in node.inbound:
+                key = node.inbound[lock.pid].key
+                message: object = Claim(cid, proof, *end.signatures, key)
+            elif not claim and lock.payer == end.side:
+                message = RefundRequest(cid, proof, end.signatures[end.side])
+            else:
+                continue
+            for member in end.members:
+                node.sim.transmit(node, member, message)
+
+
+def double_order(world, members: Iterable[Node], first: Order, second: Order) -> None:
+    """A faulty sender gives one order to some members of the first committee and another one to the rest."""
+    sender = world.party(first.sender)
+    chosen = set(members)
+    for member in world.members(first.cids[0]):
+        sender.send(member, first if member in chosen else second)

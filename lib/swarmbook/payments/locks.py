@@ -1,0 +1,113 @@
+"""What a locked payment waits for: a hash or a point, and the keys that open a path of them.
+
+With point locks (AMHL) every hop of a path has another lock: Y_i = R + (y_1 + ... + y_i) G, where R = r G is the
+receiver's. Whoever learns the key of hop i + 1 computes that of hop i, k_i = k_(i+1) - y_(i+1); the sender recovers r,
+its receipt. With one hash for all hops, colluding parties recognise a payment, and can skip those in between.
+
+- `Points` is the curve of Bitcoin; cryptography multiplies the generator, adding two points is a formula
+- `Mock` is the same algebra with g(k) = 7 k: not one-way, for runs with millions of locks
+- `Hash` is Lightning's single hash
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from swarmbook.errors import ConfigError, unknown
+
+PRIME = 2**256 - 2**32 - 977  # of secp256k1's field
+ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141  # of its group
+
+
+class Points:
+    """Locks k G on secp256k1, as pairs (x, y); the group is written additively, None is its zero."""
+
+    def secret(self, rng: np.random.Generator) -> int:
+        """A scalar from 1 to ORDER - 1."""
+        return 1 + int.from_bytes(rng.bytes(40)) % (ORDER - 1)
+
+    def lock(self, key: int) -> tuple[int, int] | None:
+        """k G, through cryptography."""
+        if key % ORDER == 0:
+            return None
+        numbers = ec.derive_private_key(key % ORDER, ec.SECP256K1()).public_key().public_numbers()
+        return numbers.x, numbers.y
+
+    def shifted(self, lock: tuple[int, int] | None, by: int) -> tuple[int, int] | None:
+        """lock + by G."""
+        other = self.lock(by)
+        if lock is None or other is None:
+            return other if lock is None else lock
+        (x1, y1), (x2, y2) = lock, other
+        if x1 == x2 and (y1 + y2) % PRIME == 0:
+            return None
+        slope = 3 * x1 * x1 * pow(2 * y1, -1, PRIME) if lock == other else (y2 - y1) * pow(x2 - x1, -1, PRIME)
+        x3 = (slope * slope - x1 - x2) % PRIME
+        return x3, (slope * (x1 - x3) - y1) % PRIME
+
+    def opens(self, lock: object, key: object) -> bool:
+        return isinstance(key, int) and self.lock(key) == lock
+
+    def upstream(self, key: int, by: int) -> int:
+        """The key of hop i from that of hop i + 1 and y_(i+1)."""
+        return (key - by) % ORDER
+
+
+class Mock(Points):
+    """The same algebra over integers, so that a lock gives its key away to whoever divides."""
+
+    def lock(self, key: int) -> int:
+        return 7 * key % ORDER
+
+    def shifted(self, lock: int, by: int) -> int:
+        return (lock + 7 * by) % ORDER
+
+    def opens(self, lock: object, key: object) -> bool:
+        return isinstance(key, int) and 7 * key % ORDER == lock
+
+
+class Hash(Points):
+    """One lock SHA-256(r) for the whole path."""
+
+    def lock(self, key: int) -> int:
+        return int.from_bytes(hashlib.sha256(key.to_bytes(32)).digest())
+
+    def shifted(self, lock: int, by: int) -> int:
+        return lock
+
+    def upstream(self, key: int, by: int) -> int:
+        return key
+
+
+SCHEMES = {"point": Points(), "mock": Mock(), "hash": Hash()}
+
+
+def scheme(name: str) -> Points:
+    """A way to lock by its name. ConfigError for another one."""
+    if name not in SCHEMES:
+        raise ConfigError(unknown("lock", name, SCHEMES))
+    return SCHEMES[name]
+
+
+@dataclass(frozen=True)
+class Path:
+    """What the sender prepares: locks[i] of hop i + 1, its step steps[i], and the sum of steps for the receiver."""
+
+    locks: tuple
+    steps: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.steps) % ORDER
+
+
+def path(locks: Points, invoice: object, hops: int, rng: np.random.Generator) -> Path:
+    """Locks for a path of hops to the one whose invoice shows R."""
+    steps = tuple(0 if isinstance(locks, Hash) else locks.secret(rng) for _ in range(hops))
+    made, at = [], invoice
+    for step in steps:
+        at = locks.shifted(at, step)
+        made.append(at)
+    return Path(tuple(made), steps)

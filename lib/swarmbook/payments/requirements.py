@@ -1,0 +1,243 @@
+"""What a secure payment has to satisfy, as functions that return violations.
+
+R1 to R11 are the standard requirements of multi-hop payments (the paper's wording is unknown); `check` applies those
+that are read off a world at rest, at which no message and no timer is left:
+
+R1 parties between keep their balance, R2 the sender pays only for a receipt, R3 the receiver of an opened payment is
+paid, R4 all hops end alike, R5 every lock ends, R6 nothing is spent twice, R7 honest payments succeed, R8 a close is
+fresh, R9 members learn no amount, R10 payments cannot be linked, R11 nobody between is skipped. R9 and R10 are games
+(`swarmbook.payments.privacy`).
+
+A violation carries the part of the trace that its party's loss depends on (`causal_past`), if there is a trace.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+from swarmbook.payments.channel import close
+from swarmbook.payments.simulation import Event, causal_past
+from swarmbook.payments.syncpcn import SyncPCN
+from swarmbook.payments.world import LOCKED, PAID, REFUNDED, Payment, World
+
+REQUIREMENTS = {
+    "R1": "parties between keep their balance",
+    "R2": "the sender pays only for a receipt",
+    "R3": "an opened payment is received",
+    "R4": "all hops end alike",
+    "R5": "every lock ends",
+    "R6": "nothing is spent twice",
+    "R7": "an honest payment in time succeeds",
+    "R8": "a close is fresh",
+    "R9": "committees learn no amount",
+    "R10": "payments cannot be linked",
+    "R11": "nobody between is skipped",
+}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A requirement that does not hold, for whom, and the events that led to it."""
+
+    requirement: str
+    who: str
+    what: str
+    trace: tuple[Event, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.requirement} ({REQUIREMENTS[self.requirement]}): {self.who}: {self.what}"
+
+
+def check(world: World, only: Iterable[str] = ("R1", "R2", "R3", "R4", "R5", "R6", "R8", "R11")) -> list[Violation]:
+    """All violations in a world at rest, of the requirements named."""
+    found: list[Violation] = []
+    for name in only:
+        found += CHECKS[name](world)
+    return found
+
+
+def _violation(world: World, requirement: str, who: str, what: str) -> Violation:
+    trace = world.sim.trace or []
+    last = next((i for i in range(len(trace) - 1, -1, -1) if trace[i].node == who), None)
+    return Violation(requirement, who, what, () if last is None else tuple(causal_past(trace, last)))
+
+
+def _hops(world: World, payment: Payment, party: str) -> tuple[str | None, str | None, bool]:
+    """How the hops before and after a party ended, and whether the committees of both are correct."""
+    outcomes, i = world.outcomes(payment), payment.path.index(party)
+    before = outcomes[i - 1] if i > 0 else None
+    after = outcomes[i] if i < len(outcomes) else None
+    cids = payment.cids[max(0, i - 1) : i + 1]
+    return before, after, all(world.correct(cid) for cid in cids)
+
+
+def _protected(world: World) -> list[str]:
+    """Honest parties all of whose committees are correct."""
+    channels = world.topology.channels
+    names = sorted({name for channel in channels for name in channel[:2]} - world.faulty)
+    return [
+        name for name in names if all(world.correct(cid) for cid, channel in enumerate(channels) if name in channel[:2])
+    ]
+
+
+def intermediaries(world: World) -> list[Violation]:
+    """R1: never paid downstream without being paid upstream; and with the fee if both hops are paid."""
+    found = []
+    for payment in world.payments:
+        for i, party in enumerate(payment.path[1:-1], 1):
+            before, after, correct = _hops(world, payment, party)
+            if party in world.faulty or not correct:
+                continue
+            if after == PAID and before != PAID:
+                found.append(_violation(world, "R1", party, f"hop {i + 1} {after}, hop {i} {before}"))
+    for party in _protected(world):
+        between = all(party in payment.path[1:-1] or party not in payment.path for payment in world.payments)
+        if between and world.payments and world.total(party) < world.initial(party):
+            total = world.total(party)
+            found.append(_violation(world, "R1", party, f"holds {total} of {world.initial(party)}"))
+    return found
+
+
+def senders(world: World) -> list[Violation]:
+    """R2: a sender whose first hop is paid holds a receipt; one without holds what it had."""
+    found = []
+    for payment in world.payments:
+        sender = payment.path[0]
+        _, after, correct = _hops(world, payment, sender)
+        if sender not in world.faulty and correct and after == PAID and not world.receipt(payment):
+            found.append(_violation(world, "R2", sender, "paid, and holds no receipt"))
+    return found
+
+
+def receivers(world: World) -> list[Violation]:
+    """R3: if the receiver gave out a receipt, its hop is paid."""
+    found = []
+    for payment in world.payments:
+        receiver = payment.path[-1]
+        before, _, correct = _hops(world, payment, receiver)
+        given = "receipt exists" in payment.times or world.receipt(payment)
+        if receiver not in world.faulty and correct and given and before != PAID:
+            found.append(_violation(world, "R3", receiver, f"gave a receipt, and its hop is {before}"))
+    return found
+
+
+def atomicity(world: World) -> list[Violation]:
+    """R4: with correct channels between honest parties, never one hop paid and another refunded."""
+    found = []
+    for payment in world.payments:
+        if any(party in world.faulty for party in payment.path) or not all(map(world.correct, payment.cids)):
+            continue
+        outcomes = set(world.outcomes(payment))
+        if PAID in outcomes and outcomes != {PAID}:
+            found.append(_violation(world, "R4", payment.path[0], f"hops ended {world.outcomes(payment)}"))
+    return found
+
+
+def termination(world: World) -> list[Violation]:
+    """R5: no lock in a correct channel with an honest party is left."""
+    found = []
+    for payment in world.payments:
+        for i, (cid, outcome) in enumerate(zip(payment.cids, world.outcomes(payment), strict=True), 1):
+            honest = [party for party in payment.path[i - 1 : i + 1] if party not in world.faulty]
+            if outcome == LOCKED and honest and world.correct(cid):
+                found.append(_violation(world, "R5", honest[0], f"hop {i} is locked for ever"))
+    return found
+
+
+def in_time(world: SyncPCN, payment: Payment) -> list[Violation]:
+    """R5 with its bound: lets the world run to T_i + 4 delta, hop by hop from the last; a lock left then is too late.
+
+    Only of a single payment, whose expiries follow from its start, over honest parties' hops and correct committees.
+    """
+    timing, found = world.timing, []
+    sender = world.party(payment.path[0])
+    expiries = timing.expiries(payment.start + sender.skew, len(payment.cids))
+    for i in range(len(payment.cids), 0, -1):
+        world.run(expiries[i - 1] + 4 * timing.delta + timing.skew)
+        honest = [party for party in payment.path[i - 1 : i + 1] if party not in world.faulty]
+        cid = payment.cids[i - 1]
+        if honest and world.correct(cid) and world.outcomes(payment)[i - 1] == LOCKED:
+            found.append(_violation(world, "R5", honest[0], f"hop {i} is locked after T_{i} + 4 delta"))
+    return found
+
+
+def conservation(world: World) -> list[Violation]:
+    """R6: what parties hold is what they put in, nobody less than nothing; no two opposite certificates."""
+    found = []
+    for cid, *what in world.opposite():
+        if world.correct(cid):
+            found.append(_violation(world, "R6", f"C{cid + 1}", f"opposite certificates {what[-2:]}"))
+    for cid, channel in enumerate(world.topology.channels):
+        if world.correct(cid):
+            balances = _balances(world, cid)
+            if min(balances) < 0 or sum(balances) != sum(channel[2:]):
+                found.append(_violation(world, "R6", f"C{cid + 1}", f"balances {balances} of {sum(channel[2:])}"))
+    return found
+
+
+def _balances(world: World, cid: int) -> tuple[int, ...]:
+    if isinstance(world, SyncPCN):
+        left, right = world.topology.channels[cid][:2]
+        end = world.party(left if left not in world.faulty else right).ends.get(cid)
+        if end is not None:
+            return (end.state.left, end.state.right, *(lock.amount for lock in end.state.locks))
+        return world.topology.channels[cid][2:]
+    return world.balances(cid) if hasattr(world, "balances") else world.topology.channels[cid][2:]
+
+
+def success(world: World) -> list[Violation]:
+    """R7: every hop of every payment is paid. To be asked of honest runs in time, with enough balance."""
+    return [
+        _violation(world, "R7", payment.path[0], f"hops ended {world.outcomes(payment)}")
+        for payment in world.payments
+        if set(world.outcomes(payment)) != {PAID}
+    ]
+
+
+def freshness(world: World) -> list[Violation]:
+    """R8: whichever quorum of a correct committee answers a close, faulty ones with what is oldest, it is fresh."""
+    found = []
+    if not isinstance(world, SyncPCN):
+        return found
+    for cid, channel in enumerate(world.topology.channels):
+        ends = [world.party(name).ends.get(cid) for name in channel[:2] if name not in world.faulty]
+        ends = [end for end in ends if end is not None]
+        if not ends or not world.correct(cid):
+            continue
+        certified = max(end.certified for end in ends)
+        members, quorum = world.members(cid), ends[0].committee.quorum
+        published = {m.name: (0 if m.name in world.faulty else m.seq, m.root) for m in members}
+        if len(members) <= 10:
+            subsets = combinations(published.values(), quorum)
+        else:  # the quorum with the oldest is the worst of all
+            subsets = iter([tuple(sorted(published.values(), key=lambda claim: claim[0]))[:quorum]])
+        worst = min(close(subset, quorum)[0] for subset in subsets)
+        if worst < certified:
+            found.append(_violation(world, "R8", channel[0], f"a close of C{cid + 1} gives {worst} < {certified}"))
+    return found
+
+
+def wormholes(world: World) -> list[Violation]:
+    """R11: no honest party between is left refunded while hops on both its sides of the path are paid."""
+    found = []
+    for payment in world.payments:
+        outcomes = world.outcomes(payment)
+        for i, party in enumerate(payment.path[1:-1], 1):
+            before, after, correct = _hops(world, payment, party)
+            skipped = before != PAID and after != PAID and PAID in outcomes[: i - 1] and PAID in outcomes[i + 1 :]
+            if party not in world.faulty and correct and skipped and before == REFUNDED:
+                found.append(_violation(world, "R11", party, f"hops ended {outcomes}"))
+    return found
+
+
+CHECKS = {
+    "R1": intermediaries,
+    "R2": senders,
+    "R3": receivers,
+    "R4": atomicity,
+    "R5": termination,
+    "R6": conservation,
+    "R7": success,
+    "R8": freshness,
+    "R11": wormholes,
+}

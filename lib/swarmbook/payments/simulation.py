@@ -1,0 +1,260 @@
+"""Messages and clocks: who gets what when, decided by a seed or by an adversary, and written down.
+
+- a `Simulation` delivers messages by virtual time from a heap; delays come from a function of sender, receiver and
+  message, which is how networks with a bound, with tables of delays or with an adversary are made (`within`, `unit`)
+- an `Asynchronous` one has no clock that messages obey: a chooser picks any pending message, or the next timer; it may
+  deliver one again; `patience` bounds for how many steps one can be passed over, which makes every schedule fair
+- a `Node` reacts to messages and to timers of its own clock, which is off by its skew
+- with `trace=True` every send, delivery, timer and note is an `Event`; `causal_past` is the part of a trace that an
+  event depends on
+- a message to oneself takes no time and is not counted; the others are counted when sent
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from swarmbook.errors import ConfigError
+
+LATE = 2**48  # numbers of timers are above those of all messages
+
+
+class Event(NamedTuple):
+    """One line of a trace. what: send, deliver, timer or note; peer: the other end of a message, else empty.
+
+    number: of the message, the same for its sending and its deliveries.
+    """
+
+    time: float
+    what: str
+    node: str
+    peer: str
+    message: object
+    number: int
+
+    @property
+    def kind(self) -> str:
+        return type(self.message).__name__ if self.peer else str(self.message)
+
+
+class Node:
+    """A party or a member: `on` maps the class of a message to the method that takes (sender, message)."""
+
+    __slots__ = ("name", "sim", "site", "skew", "faults")
+    on: ClassVar[dict[type, Callable]] = {}
+
+    def __init__(self, name: str, sim: "Simulation", skew: float = 0.0, site: int = 0) -> None:
+        self.name, self.sim, self.skew, self.site = name, sim, skew, site
+        self.faults: tuple = ()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def clock(self) -> float:
+        """The time that this node reads."""
+        return self.sim.now + self.skew
+
+    def send(self, to: "Node", message: object) -> None:
+        self.sim.send(self, to, message)
+
+    def at(self, time: float, call: Callable, *arguments: object) -> None:
+        """Call when this node's clock shows `time`; at once if it already does."""
+        self.sim.timer(self, time - self.skew, call, arguments)
+
+
+def unit(sender: Node, to: Node, message: object) -> float:
+    """Every message takes one unit of time."""
+    return 1.0
+
+
+def within(delta: float, rng: np.random.Generator) -> Callable[[Node, Node, object], float]:
+    """Delays drawn uniformly from (0, delta]."""
+    return lambda sender, to, message: delta * (1.0 - rng.random())
+
+
+def stable_after(time: float, delta: float, wild: float, rng: np.random.Generator):
+    """Partial synchrony: before `time` a message takes up to `wild`, but none arrives later than time + delta."""
+
+    def delay(sender: Node, to: Node, message: object) -> float:
+        now = sender.sim.now
+        if now >= time:
+            return delta * (1.0 - rng.random())
+        return min(wild * (1.0 - rng.random()), time - now + delta * (1.0 - rng.random()))
+
+    return delay
+
+
+class Simulation:
+    """A virtual clock and the messages in flight. now: the time; sent: messages so far; events: what has happened."""
+
+    def __init__(self, delay: Callable[[Node, Node, object], float] = unit, trace: bool = False) -> None:
+        self.delay = delay
+        self.now = 0.0
+        self.sent = self.events = 0
+        self.trace: list[Event] | None = [] if trace else None
+        self._number = 0
+        self._heap: list[tuple] = []
+
+    def send(self, sender: Node, to: Node, message: object) -> None:
+        """Send as this node would; a faulty one may do something else instead."""
+        if sender.faults:
+            copies: Iterable[tuple[Node, object]] = [(to, message)]
+            for fault in sender.faults:
+                copies = [copy for pair in copies for copy in fault.outgoing(sender, *pair)]
+            for target, copy in copies:
+                self.transmit(sender, target, copy)
+        else:
+            self.transmit(sender, to, message)
+
+    def transmit(self, sender: Node, to: Node, message: object, delay: float | None = None) -> None:
+        """Put a message on its way. delay: instead of what the network says, which only an adversary gives."""
+        self._number = number = self._number + 1
+        if sender is to:
+            delay = 0.0
+        else:
+            self.sent += 1
+            if delay is None:
+                delay = self.delay(sender, to, message)
+        if self.trace is not None:
+            self.trace.append(Event(self.now, "send", sender.name, to.name, message, number))
+        heappush(self._heap, (self.now + delay, number, to, sender, message))
+
+    def timer(self, node: Node, time: float, call: Callable, arguments: tuple = ()) -> None:
+        """Call at a time of the simulation; messages that arrive at the very same time come first."""
+        self._number += 1
+        heappush(self._heap, (max(time, self.now), LATE + self._number, node, None, (call, arguments)))
+
+    def note(self, node: Node, text: str) -> None:
+        """Write a change of state into the trace."""
+        if self.trace is not None:
+            self.trace.append(Event(self.now, "note", node.name, "", text, 0))
+
+    def run(self, until: float = float("inf")) -> float:
+        """Deliver until nothing is left, or the next event lies after `until`; returns the time."""
+        heap, tracing = self._heap, self.trace is not None
+        count = 0
+        while heap and heap[0][0] <= until:
+            self.now, number, node, sender, message = heappop(heap)
+            count += 1
+            if tracing or node.faults:
+                self.deliver(node, sender, message, number)
+            elif sender is None:
+                message[0](*message[1])
+            else:
+                node.on[message.__class__](node, sender, message)
+        self.events += count
+        return self.now
+
+    def deliver(self, node: Node, sender: Node | None, message: object, number: int) -> None:
+        if sender is None:
+            if self.trace is not None:
+                self.trace.append(Event(self.now, "timer", node.name, "", message[0].__name__, number))
+            message[0](*message[1])
+            return
+        if self.trace is not None:
+            self.trace.append(Event(self.now, "deliver", node.name, sender.name, message, number))
+        for fault in node.faults:
+            if not fault.incoming(node, sender, message):
+                return
+        node.on[message.__class__](node, sender, message)
+
+
+class Asynchronous(Simulation):
+    """Any pending message may come next.
+
+    choose: given how many candidates there are, the index of the next; the last one is the earliest timer, if there is
+    one. patience: no message is passed over more often than this. duplicate: chance that a delivered message stays
+    pending for one more delivery, drawn from rng. choices: what was chosen, for `replayed`.
+    """
+
+    def __init__(
+        self,
+        choose: Callable[[int], int],
+        patience: int = 1000,
+        duplicate: float = 0.0,
+        rng: np.random.Generator | None = None,
+        trace: bool = False,
+    ) -> None:
+        super().__init__(unit, trace)
+        if duplicate and rng is None:
+            raise ConfigError("duplicate needs rng: a generator from which it is drawn what comes twice")
+        self.choose, self.patience, self.duplicate, self.rng = choose, patience, duplicate, rng
+        self.choices: list[int] = []
+        self._pool: list[list] = []
+        self._oldest: deque[list] = deque()
+
+    def transmit(self, sender: Node, to: Node, message: object, delay: float | None = None) -> None:
+        self._number += 1
+        self.sent += sender is not to
+        if self.trace is not None:
+            self.trace.append(Event(self.now, "send", sender.name, to.name, message, self._number))
+        self._enter(to, sender, message, self._number)
+
+    def _enter(self, to: Node, sender: Node, message: object, number: int) -> None:
+        entry = [len(self._pool), self.events, to, sender, message, number]
+        self._pool.append(entry)
+        self._oldest.append(entry)
+
+    def run(self, until: float = float("inf")) -> float:
+        """Deliver in the chosen order until nothing is left; timers beyond `until` are left alone."""
+        while True:
+            due = bool(self._heap) and self._heap[0][0] <= until
+            candidates = len(self._pool) + due
+            if not candidates:
+                return self.now
+            while self._oldest and self._oldest[0][0] < 0:
+                self._oldest.popleft()
+            if self._oldest and self.events - self._oldest[0][1] > self.patience:
+                index = self._oldest[0][0]
+            else:
+                index = self.choose(candidates) % candidates
+            self.choices.append(index)
+            self.events += 1
+            if index == len(self._pool):
+                time, number, node, _, message = heappop(self._heap)
+                self.now = max(self.now, time)
+                self.deliver(node, None, message, number)
+                continue
+            entry, last = self._pool[index], self._pool.pop()
+            if last is not entry:
+                self._pool[index], last[0] = last, index
+            entry[0] = -1
+            _, _, to, sender, message, number = entry
+            if self.duplicate and self.rng.random() < self.duplicate:
+                self._enter(to, sender, message, number)
+            self.deliver(to, sender, message, number)
+
+
+def at_random(rng: np.random.Generator) -> Callable[[int], int]:
+    """A chooser that takes any candidate alike."""
+    buffer: list[float] = []
+
+    def choose(candidates: int) -> int:
+        if not buffer:
+            buffer.extend(rng.random(1024).tolist())
+        return int(buffer.pop() * candidates)
+
+    return choose
+
+
+def replayed(choices: Sequence[int]) -> Callable[[int], int]:
+    """A chooser that repeats recorded choices, and afterwards takes the first candidate."""
+    left = deque(choices)
+    return lambda candidates: left.popleft() if left else 0
+
+
+def causal_past(trace: Sequence[Event], last: int) -> list[Event]:
+    """The events on which trace[last] depends: those before at its node, and the sendings of what was delivered."""
+    wanted, sends = {trace[last].node: True}, set()
+    past = []
+    for event in reversed(trace[: last + 1]):
+        if wanted.get(event.node) or (event.what == "send" and event.number in sends):
+            past.append(event)
+            wanted[event.node] = True
+            if event.what == "deliver":
+                sends.add(event.number)
+    return past[::-1]
