@@ -96,7 +96,7 @@ def test_the_search_is_never_behind_the_released_one(case, seed):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_hundred_nodes_keep_clear_of_a_link_that_every_group_holds_at_first(seed):
-    """Eight nodes at either end of a link of 132 s: a swap hardly ever frees all groups of it, so the score is blind."""
+    """Eight nodes at either end of a link of 132 s: hardly a swap frees all groups of it, so the score is blind."""
     hops = Network.over("twelve", 100, **SKIPPIPE).matrix(8 * 4_194_304)
     shape = sizes(100, 6, 4)
     dealt = place(hops, shape, np.random.default_rng(seed), trials=0)
