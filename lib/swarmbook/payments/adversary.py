@@ -44,6 +44,16 @@ class Silent(Fault):
         return [(to, message)]
 
 
+class Deaf(Fault):
+    """Ignores messages for which `when` is true."""
+
+    def __init__(self, when: Callable[[object], bool]):
+        self.when = when
+
+    def incoming(self, node, sender, message):
+        return not self.when(message)
+
+
 class Selective(Fault):
     """Sends to some alone."""
 
@@ -85,7 +95,7 @@ class Equivocating(Fault):
 
 
 class Careless(Fault):
-    """A member that votes for whatever it is asked, however late, stale or wrong, and acknowledges everything."""
+    """A member that votes for whatever it is asked, however late, stale or wrong, and locks more than there is."""
 
     def incoming(self, node, sender, message):
         if isinstance(message, Claim | RefundRequest):
@@ -98,6 +108,10 @@ class Careless(Fault):
         if isinstance(message, Announce):
             signature = node.keys.sign(node.name, ("ack", message.cid, message.seq, message.root))
             node.send(sender, Ack(message.cid, message.seq, message.root, signature))
+        if isinstance(message, Order) and (entry := node.entry(message)) is not None and entry.state == "new":
+            entry.state = "waiting"
+            node.decide(entry, True)
+            return False
         return True
 
 

@@ -234,6 +234,7 @@ class Member(Node):
         self.balances[side] -= amount
         self.balances[1 - side] += amount
         self.sim.note(self, "pays")
+        self.world.mark(self.world.payment_of(self.world.pid(entry.order)), "settled", last=True)
         self.share(entry, PAY, back=not self.world.forward)
 
     def release(self, entry: Entry) -> None:

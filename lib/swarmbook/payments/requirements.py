@@ -58,7 +58,7 @@ def check(world: World, only: Iterable[str] = ("R1", "R2", "R3", "R4", "R5", "R6
 
 def _violation(world: World, requirement: str, who: str, what: str) -> Violation:
     trace = world.sim.trace or []
-    last = next((i for i in range(len(trace) - 1, -1, -1) if trace[i].node == who), None)
+    last = next((i for i in range(len(trace) - 1, -1, -1) if trace[i].node.split(".")[0] == who), None)
     return Violation(requirement, who, what, () if last is None else tuple(causal_past(trace, last)))
 
 
@@ -228,6 +228,62 @@ def wormholes(world: World) -> list[Violation]:
             if party not in world.faulty and correct and skipped and before == REFUNDED:
                 found.append(_violation(world, "R11", party, f"hops ended {outcomes}"))
     return found
+
+
+def invariants(world: World) -> list[str]:
+    """What has to hold after every event, of what honest parties and members of correct committees hold.
+
+    I1 conservation, I2 no negative balance, I3 one certified state a number, I4 no opposite certificates, I7 nothing
+    accepted without its signatures. (I5 and I6 speak of two moments; see `Watch`.)
+    """
+    wrong = [f"I4: {what}" for what in world.opposite() if world.correct(what[0])]
+    for cid, channel in enumerate(world.topology.channels):
+        if not world.correct(cid):
+            continue
+        capacity, members = sum(channel[2:]), [m for m in world.members(cid) if m.name not in world.faulty]
+        if isinstance(world, SyncPCN):
+            ends = [world.party(name).ends[cid] for name in channel[:2] if name not in world.faulty]
+            for state in (end.state for end in ends):
+                wrong += [f"I1: {state}"] * (state.capacity != capacity)
+                wrong += [f"I2: {state}"] * (min(state.left, state.right) < 0)
+            for seq in {seq for member in members for seq in member.log}:
+                roots = [member.log[seq] for member in members if seq in member.log]
+                enough = ends[0].committee.quorum - world.topology.faulty if ends else 1
+                certified = {root for root in roots if roots.count(root) >= enough}
+                wrong += [f"I3: C{cid + 1} has two states {seq}"] * (len(certified) > 1)
+            wrong += [f"I7: {m} holds {m.newest}" for m in members if m.newest and not m.signed(m.newest)]
+        else:
+            for member in members:
+                wrong += [f"I1: {member} {member.balances}"] * (sum(member.balances) != capacity)
+                wrong += [f"I2: {member} {member.balances}"] * (min(member.balances) < 0)
+    return wrong
+
+
+class Watch:
+    """Looks at a world again and again: I5 no honest member changes a vote, I6 its number only grows."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.votes: dict[tuple, str] = {}
+        self.numbers: dict[str, int] = {}
+
+    def look(self) -> list[str]:
+        wrong = invariants(self.world)
+        for cid in range(len(self.world.topology.channels)):
+            for member in self.world.members(cid):
+                if member.name in self.world.faulty:
+                    continue
+                if isinstance(self.world, SyncPCN):
+                    wrong += [f"I6: {member} went back"] * (member.seq < self.numbers.get(member.name, 0))
+                    self.numbers[member.name] = member.seq
+                    votes = member.votes
+                else:
+                    ended = ("paid", "aborted")
+                    votes = {pid: entry.state for pid, entry in member.entries.items() if entry.state in ended}
+                for about, vote in votes.items():
+                    if self.votes.setdefault((member.name, about), vote) != vote:
+                        wrong.append(f"I5: {member} changed its vote")
+        return wrong
 
 
 CHECKS = {

@@ -201,32 +201,38 @@ class Asynchronous(Simulation):
 
     def run(self, until: float = float("inf")) -> float:
         """Deliver in the chosen order until nothing is left; timers beyond `until` are left alone."""
-        while True:
-            due = bool(self._heap) and self._heap[0][0] <= until
-            candidates = len(self._pool) + due
-            if not candidates:
-                return self.now
-            while self._oldest and self._oldest[0][0] < 0:
-                self._oldest.popleft()
-            if self._oldest and self.events - self._oldest[0][1] > self.patience:
-                index = self._oldest[0][0]
-            else:
-                index = self.choose(candidates) % candidates
-            self.choices.append(index)
-            self.events += 1
-            if index == len(self._pool):
-                time, number, node, _, message = heappop(self._heap)
-                self.now = max(self.now, time)
-                self.deliver(node, None, message, number)
-                continue
-            entry, last = self._pool[index], self._pool.pop()
-            if last is not entry:
-                self._pool[index], last[0] = last, index
-            entry[0] = -1
-            _, _, to, sender, message, number = entry
-            if self.duplicate and self.rng.random() < self.duplicate:
-                self._enter(to, sender, message, number)
-            self.deliver(to, sender, message, number)
+        while self.step(until):
+            pass
+        return self.now
+
+    def step(self, until: float = float("inf")) -> bool:
+        """Deliver one message, or let one timer go off; False if nothing is left."""
+        due = bool(self._heap) and self._heap[0][0] <= until
+        candidates = len(self._pool) + due
+        if not candidates:
+            return False
+        while self._oldest and self._oldest[0][0] < 0:
+            self._oldest.popleft()
+        if self._oldest and self.events - self._oldest[0][1] > self.patience:
+            index = self._oldest[0][0]
+        else:
+            index = self.choose(candidates) % candidates
+        self.choices.append(index)
+        self.events += 1
+        if index == len(self._pool):
+            time, number, node, _, message = heappop(self._heap)
+            self.now = max(self.now, time)
+            self.deliver(node, None, message, number)
+            return True
+        entry, last = self._pool[index], self._pool.pop()
+        if last is not entry:
+            self._pool[index], last[0] = last, index
+        entry[0] = -1
+        _, _, to, sender, message, number = entry
+        if self.duplicate and self.rng.random() < self.duplicate:
+            self._enter(to, sender, message, number)
+        self.deliver(to, sender, message, number)
+        return True
 
 
 def at_random(rng: np.random.Generator) -> Callable[[int], int]:

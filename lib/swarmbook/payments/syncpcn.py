@@ -154,10 +154,10 @@ class Warden(Member):
             return
         if not self.fresh(m.proof.seq):
             self.send(sender, Stale(self.newest))
-        elif self.keys.verify(
-            sender.name, ("state", self.cid, m.proof.seq, root), m.signature
-        ) and self.clock >= self.timing.refund_from(lock.expiry):
-            self.vote(lock, REFUNDED, None)
+        elif self.keys.verify(sender.name, ("state", self.cid, m.proof.seq, root), m.signature):
+            gives_up = sender is self.parties[1 - lock.payer]
+            if gives_up or self.clock >= self.timing.refund_from(lock.expiry):
+                self.vote(lock, REFUNDED, None)
 
     def conceded(self, sender: Node, m: Concede) -> None:
         about = lock_digest(m.lock, self.keys)
@@ -297,7 +297,8 @@ class Party(Node):
     def allowed(self, cid: int, change: Change) -> bool:
         if change.what == "lock":
             transit = self.inbound.get(change.lock.pid)
-            return transit is not None and transit.incoming == (cid, change.lock)
+            in_time = self.clock <= self.timing.open_by(change.lock.expiry)
+            return transit is not None and transit.incoming == (cid, change.lock) and in_time
         if change.what in ("open", "fail"):
             transit = self.outbound.get(change.pid)
             if transit is None or transit.outgoing[0] != cid:
@@ -370,7 +371,7 @@ class Party(Node):
         cid, lock = transit.incoming
         end = self.ends[cid]
         end.want(Change("fail", pid=lock.pid), lambda: None, lambda: None)
-        self.at(lock.expiry + self.timing.refund_wait, self.give_back, end, lock)
+        self.at(self.clock + 2 * self.timing.delta, self.give_back, end, lock, self.sim.now)
 
     # disputes
 
@@ -396,9 +397,13 @@ class Party(Node):
         for member in end.members:
             self.send(member, claim)
 
-    def give_back(self, end: End, lock: Lock) -> None:
-        """The payer has not taken a failed payment back: let the committee do it."""
-        if end.state.lock(lock.pid) is not None and lock.pid not in end.resolved:
+    def give_back(self, end: End, lock: Lock, since: float) -> None:
+        """The payer has not taken a failed payment back: let the committee do it, unless the payer is merely busy."""
+        if end.state.lock(lock.pid) is None or lock.pid in end.resolved:
+            return
+        if end.heard >= since and self.clock < lock.expiry:
+            self.at(self.clock + 2 * self.timing.delta, self.give_back, end, lock, self.sim.now)
+        else:
             self.ask_refund(end, lock)
 
     def ask_refund(self, end: End, lock: Lock) -> None:
@@ -484,19 +489,22 @@ class Party(Node):
             end.cosigned(m)
 
     def acked(self, sender: Node, m: Ack) -> None:
-        self.ends[m.cid].acked(sender, m)
+        end = self.ends.get(m.cid)
+        if end is not None:
+            end.acked(sender, m)
 
     def asked(self, sender: Node, m: Ask) -> None:
-        end = self.ends[m.cid]
-        end.peer_asked = True
-        end.advance()
+        end = self.ends.get(m.cid)
+        if end is not None and sender is end.peer:
+            end.peer_asked = True
+            end.advance()
 
     def granted(self, sender: Node, m: Grant) -> None:
-        end = self.ends[m.cid]
-        end.asked = False
-        if sender is end.peer and m.seq == end.state.seq:
-            end.turn = True
-        end.advance()
+        end = self.ends.get(m.cid)
+        if end is not None and sender is end.peer:
+            end.asked = False
+            end.turn |= m.seq == end.state.seq
+            end.advance()
 
     def stale(self, sender: Node, m: Stale) -> None:
         end = self.ends.get(m.announcement.cid) if m.announcement is not None else None

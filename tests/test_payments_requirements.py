@@ -1,0 +1,687 @@
+"""Requirements R1 to R8 and R11 and the invariants, against an adversary; and that the suite would notice a mutant."""
+
+from itertools import product
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from swarmbook.payments import adversary, psyncpcn, signatures, syncpcn, updates
+from swarmbook.payments.adversary import (
+    Careless,
+    Deaf,
+    Equivocating,
+    Erratic,
+    Forging,
+    Late,
+    Leaking,
+    Replaying,
+    Selective,
+    Silent,
+    Stale,
+    Wormhole,
+    dispute,
+    double_order,
+)
+from swarmbook.payments.costs import COSTS
+from swarmbook.payments.psyncpcn import PSyncPCN
+from swarmbook.payments.requirements import REQUIREMENTS, Watch, check, in_time, invariants
+from swarmbook.payments.signatures import Keys
+from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, stable_after, unit, within
+from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing, Vote
+from swarmbook.payments.updates import Announce, Cosign, Propose
+from swarmbook.payments.world import LOCKED, PAID, REFUNDED, line
+
+SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8")
+CI = dict(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def names(hops: int) -> list[str]:
+    return [f"u{i}" for i in range(hops + 1)]
+
+
+def edges(sender, to, message) -> float:
+    """Delays at both ends of (0, 1], by a rule that an adversary could have chosen."""
+    return 1e-6 if (sum(to.name.encode()) + sum(sender.name.encode())) % 3 else 1.0
+
+
+def opening(message) -> bool:
+    return isinstance(message, Propose) and message.change.what == "open"
+
+
+def split_votes(faulty: int, bad: int) -> SyncPCN:
+    """Two faulty parties of one channel: some members get the claim, all the refund; `bad` ones vote for both."""
+    world = SyncPCN(line(1, faulty))
+    world.pay(names(1), 10)
+    payer, payee = world.party("u0"), world.party("u1")
+    world.corrupt(payer, Deaf(opening))
+    members = world.members(0)
+    for member in members[len(members) - bad :]:
+        world.corrupt(member, Careless())
+    told = [m.name for m in [*members[:faulty], *members[len(members) - bad :]]]
+    world.corrupt(payee, Selective([*told, "u0"]))
+    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + 3.0, dispute, (payer, False))
+    world.run()
+    return world
+
+
+def last_coins(faulty: int, bad: int) -> PSyncPCN:
+    """Two orders for the same coins reach the honest members in two orders; `bad` members lock both."""
+    half = {f"C1.{k + 1}": k % 2 for k in range(3 * faulty + 1 - bad)}
+
+    def delay(sender, to, message):
+        return 0.4 + 0.2 * (half.get(to.name, 0) == message.nonce % 2) if hasattr(message, "nonce") else 1.0
+
+    world = PSyncPCN(line(1, faulty, balance=10, other=0), sim=Simulation(delay))
+    for member in world.members(0)[3 * faulty + 1 - bad :]:
+        world.corrupt(member, Careless())
+    (_, first), (_, second) = world.order(names(1), 7), world.order(names(1), 7)
+    while second.nonce % 2 == first.nonce % 2:
+        world.payments.pop()
+        _, second = world.order(names(1), 7)
+    for order in (first, second):
+        for member in world.members(0):
+            world.party("u0").send(member, order)
+    world.run()
+    return world
+
+
+# random adversaries, from one seed each
+
+
+def synchronous_world(seed: int, extra: int = 0, single: bool = False) -> SyncPCN:
+    """Any network within the bound, any faulty parties, at most f (or exactly f + extra) faulty members a committee."""
+    rng = np.random.default_rng(seed)
+    n, f, skew = int(rng.integers(1, 5)), int(rng.integers(1, 3)), float(rng.choice([0, 0.3, 1.0]))
+    everybody = names(n) + [f"C{c + 1}.{k + 1}" for c in range(n) for k in range(3 * f + 1)]
+    delay = [within(1.0, rng), unit, edges][rng.integers(3)]
+    world = SyncPCN(
+        line(n, f, balance=int(rng.choice([9, 10, 100]))),
+        sim=Simulation(delay),
+        timing=Timing(1.0, skew),
+        skews={name: float(rng.uniform(0, skew)) for name in everybody},
+        seed=seed,
+    )
+    faults = [
+        Silent(),
+        Equivocating(),
+        Careless(),
+        Stale(),
+        Erratic(rng),
+        Silent(after=20.0),
+        Forging("u0"),
+        Replaying(),
+    ]
+    for cid in range(n):
+        for k in rng.permutation(3 * f + 1)[: f + extra if extra else int(rng.integers(0, f + 1))]:
+            world.corrupt(world.members(cid)[k], faults[rng.integers(len(faults))])
+    for name in names(n):
+        if rng.random() < 0.4:
+            faults = [
+                Silent(after=float(rng.uniform(0, 20 * n))),
+                Erratic(rng, 20.0 * n, calm=float(rng.random())),
+                Silent(kinds=(Cosign,)),
+                Silent(kinds=(Cosign,), when=lambda m: m.seq > 1),
+            ]
+            world.corrupt(world.party(name), faults[rng.integers(len(faults))])
+    for k in range(1 if single else int(rng.integers(1, 7))):
+        path = names(n) if rng.random() < 0.7 else names(n)[::-1]
+        world.pay(path, int(rng.integers(1, 11)), at=float(rng.uniform(0, 5)) * (k > 0), fee=int(rng.integers(0, 2)))
+    return world
+
+
+def asynchronous_world(seed: int, ordering: str, extra: int = 0) -> PSyncPCN:
+    rng = np.random.default_rng(seed)
+    n, f = int(rng.integers(1, 5)), int(rng.integers(1, 3))
+    if ordering == "agreed":
+        sim = Simulation(stable_after(100.0, 1.0, 50.0, rng))
+    else:
+        sim = Asynchronous(at_random(rng), patience=int(rng.integers(10, 500)), duplicate=0.1, rng=rng)
+    topology = line(n, f, balance=int(rng.choice([9, 10, 15, 100])), other=int(rng.choice([0, 100])))
+    commit = ("return", "forward")[rng.integers(2)]
+    world = PSyncPCN(topology, sim=sim, seed=seed, ordering=ordering, commit=commit)
+    faults = [Silent(), Equivocating(), Forging("C1.1"), Replaying(range(n)), Erratic(rng, 80.0)]
+    for cid in range(n):
+        for k in rng.permutation(3 * f + 1)[: f + extra if extra else int(rng.integers(0, f + 1))]:
+            world.corrupt(world.members(cid)[k], faults[rng.integers(len(faults))])
+    for _ in range(int(rng.integers(1, 5)) if ordering == "agreed" else 1):
+        world.pay(names(n) if rng.random() < 0.6 else names(n)[::-1], int(rng.integers(1, 11)))
+    return world
+
+
+def wrong_in_synchrony(seeds) -> list:
+    found = []
+    for seed in seeds:
+        world = synchronous_world(seed)
+        world.run()
+        found += [(seed, str(violation)) for violation in check(world, SAFETY)] + invariants(world)
+    return found
+
+
+def wrong_in_asynchrony(seeds) -> list:
+    found = []
+    for seed in seeds:
+        world = asynchronous_world(seed, ("none", "payer", "agreed")[seed % 3])
+        world.run()
+        found += [(seed, str(violation)) for violation in check(world, SAFETY)] + invariants(world)
+        for cid in range(len(world.topology.channels)):  # I11
+            found += [f"{m} keeps {m.reserved}" for m in world.honest(cid) if any(m.reserved) or m.backing]
+    return found
+
+
+def test_syncpcn_withstands_random_adversaries():
+    assert not wrong_in_synchrony(range(600))
+
+
+def test_psyncpcn_withstands_random_adversaries():
+    assert not wrong_in_asynchrony(range(450))
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_locks_end_in_time(seed):
+    world = synchronous_world(seed, single=True)
+    assert not in_time(world, world.payments[0])
+
+
+def test_one_faulty_member_too_many_stops_payments():
+    """b = f + 1 of random kinds: locks in such channels are left for ever."""
+    found = set()
+    for seed in range(100):
+        world = synchronous_world(seed, extra=1)
+        world.run(2000)
+        world.correct = lambda cid: True
+        found |= {violation.requirement for violation in check(world, SAFETY)}
+    assert "R5" in found
+
+
+@pytest.mark.parametrize("faulty", [1, 2, 3])
+def test_opposite_certificates_become_possible_at_one_faulty_member_too_many(faulty):
+    opposite = {}
+    for bad in range(faulty + 2):
+        opposite[bad] = bool(split_votes(faulty, bad).opposite())
+    assert opposite == {bad: bad == faulty + 1 for bad in range(faulty + 2)}
+
+
+@pytest.mark.parametrize("faulty", [1, 2, 3])
+def test_the_last_coins_are_spent_twice_at_one_faulty_member_too_many(faulty):
+    for bad in range(faulty + 2):
+        world = last_coins(faulty, bad)
+        paid = sum(world.receipt(payment) for payment in world.payments)
+        assert paid == 2 if bad > faulty else paid <= 1
+        assert sum(what == "PAID" for what, *_ in world.party("u1").certificates) == paid
+
+
+# state machines
+
+
+class Synchronous(RuleBasedStateMachine):
+    """Payments, updates, time and corruption in any order; I1 to I7 after each, the requirements at the end."""
+
+    @initialize(n=st.integers(1, 4), f=st.integers(1, 2), seed=st.integers(0, 2**16), balance=st.sampled_from([7, 50]))
+    def begin(self, n, f, seed, balance):
+        self.n, self.rng = n, np.random.default_rng(seed)
+        sim = Simulation(within(1.0, self.rng))
+        self.world = SyncPCN(line(n, f, balance=balance), sim=sim, seed=seed)
+        self.watch = Watch(self.world)
+
+    @rule(amount=st.integers(1, 8), back=st.booleans(), fee=st.integers(0, 1))
+    def pay(self, amount, back, fee):
+        if len(self.world.payments) < 6:
+            self.world.pay(names(self.n)[::-1] if back else names(self.n), amount, fee=fee)
+
+    @rule(time=st.floats(0.01, 8.0))
+    def wait(self, time):
+        self.world.run(self.world.sim.now + time)
+
+    @rule(who=st.integers(0, 4), kind=st.integers(0, 2))
+    def corrupt_party(self, who, kind):
+        party = self.world.party(names(self.n)[who % (self.n + 1)])
+        faults = [Silent(after=self.world.sim.now), Erratic(self.rng), Silent(kinds=(Cosign,))]
+        self.world.corrupt(party, faults[kind])
+
+    @rule(cid=st.integers(0, 3), kind=st.integers(0, 3))
+    def corrupt_member(self, cid, kind):
+        cid %= self.n
+        if self.world.bad_members(cid) < self.world.topology.faulty:
+            fault = [Silent(), Equivocating(), Careless(), Erratic(self.rng)][kind]
+            member = next(m for m in self.world.members(cid) if m.name not in self.world.faulty)
+            self.world.corrupt(member, fault)
+
+    @invariant()
+    def invariants_hold(self):
+        if hasattr(self, "watch"):
+            assert not self.watch.look()
+
+    def teardown(self):
+        if hasattr(self, "world"):
+            self.world.run()
+            assert not check(self.world, SAFETY)
+            assert not self.watch.look()
+
+
+class AnySchedule(RuleBasedStateMachine):
+    """PSyncPCN: the machine chooses every message that is delivered."""
+
+    @initialize(n=st.integers(1, 4), seed=st.integers(0, 2**16), echo=st.booleans())
+    def begin(self, n, seed, echo):
+        self.n, self.pick = n, 0
+        self.sim = Asynchronous(lambda candidates: self.pick)
+        self.world = PSyncPCN(line(n, 1, balance=20), sim=self.sim, seed=seed, echo=echo)
+        self.watch = Watch(self.world)
+        self.corrupted = set()
+
+    @precondition(lambda self: not self.world.payments)
+    @rule(amount=st.integers(1, 25))
+    def pay(self, amount):
+        self.world.pay(names(self.n), amount)
+
+    @rule(pick=st.integers(0, 2**16), steps=st.integers(1, 30))
+    def deliver(self, pick, steps):
+        for k in range(steps):
+            self.pick = pick * (k + 1)
+            self.sim.step()
+
+    @rule(cid=st.integers(0, 3), kind=st.integers(0, 2))
+    def corrupt(self, cid, kind):
+        cid %= self.n
+        if cid not in self.corrupted:
+            self.corrupted.add(cid)
+            self.world.corrupt(
+                self.world.members(cid)[kind], [Silent(), Equivocating(), Replaying(range(self.n))][kind]
+            )
+
+    @invariant()
+    def invariants_hold(self):
+        if hasattr(self, "watch"):
+            assert not self.watch.look()
+
+    def teardown(self):
+        if hasattr(self, "world"):
+            self.world.run()
+            assert not check(self.world, SAFETY)
+            for cid in range(self.n):
+                assert not any(any(member.reserved) for member in self.world.honest(cid))
+
+
+@pytest.mark.parametrize("machine", [Synchronous, AnySchedule])
+def test_state_machine(machine):
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=15, **MACHINE))
+
+
+MACHINE = {key: value for key, value in CI.items() if key != "max_examples"}
+
+
+@settings(**CI)
+@given(n=st.integers(1, 5), f=st.integers(1, 3), seed=st.integers(0, 2**20), exact=st.sampled_from([9, 10, 11, 100]))
+def test_honest_payments_succeed_exactly_if_there_is_enough(n, f, seed, exact):
+    """R7, and I13: no more messages than the formula."""
+    rng = np.random.default_rng(seed)
+    for world in (
+        SyncPCN(line(n, f, balance=exact), sim=Simulation(within(1.0, rng))),
+        PSyncPCN(line(n, f, balance=exact), sim=Asynchronous(at_random(rng))),
+    ):
+        payment = world.pay(names(n), 10)
+        world.run()
+        if exact >= 10:
+            assert not check(world, ("R7", *SAFETY)) and world.receipt(payment)
+        else:
+            assert PAID not in world.outcomes(payment) and LOCKED not in world.outcomes(payment)
+            assert [world.total(u) for u in names(n)] == [world.initial(u) for u in names(n)]
+        form = COSTS["SyncPCN" if isinstance(world, SyncPCN) else "PSyncPCN, V1"]
+        assert world.sim.sent <= form.messages(n, f)
+
+
+@settings(**CI)
+@given(seed=st.integers(0, 2**20), paths=st.lists(st.booleans(), min_size=2, max_size=6))
+def test_competing_honest_payments_end_and_keep_everything(seed, paths):
+    world = SyncPCN(line(2, 1, balance=15, other=15), sim=Simulation(within(1.0, np.random.default_rng(seed))))
+    for k, back in enumerate(paths):
+        world.pay(names(2)[::-1] if back else names(2), 3 + k)
+    world.run()
+    assert not check(world, SAFETY)
+    assert sum(world.total(u) for u in names(2)) == 60
+    assert all(LOCKED not in world.outcomes(payment) for payment in world.payments)
+
+
+# directed regressions
+
+
+def claim_world(offset: float, subset: tuple[int, ...], bad: tuple[int, ...] = (), trace: bool = False, timing=None):
+    """A receiver that tells its payer nothing and claims, so that it arrives at T_2 + offset at some members of C_2."""
+    timing = timing or Timing()
+    world = SyncPCN(line(2), timing=timing, sim=Simulation(trace=trace))
+    payment = world.pay(names(2), 10)
+    expiry = timing.expiries(0.0, 2)[1]
+    receiver = world.party("u2")
+    world.corrupt(receiver, Silent(kinds=(Propose,)), Late(Claim, lambda to, m: expiry + offset, 1.0))
+    members = world.members(1)
+    world.corrupt(receiver, Selective([m.name for k, m in enumerate(members) if k in subset] + ["u1"]))
+    for k in bad:
+        world.corrupt(members[k], Equivocating())
+    return world, payment
+
+
+SUBSETS = [tuple(k for k in range(4) if mask >> k & 1) for mask in range(16)]
+
+
+@pytest.mark.parametrize("offset", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("bad", [(), (0,), (3,)])
+def test_a_claim_at_the_boundary_hurts_nobody_honest(offset, bad):
+    for subset in SUBSETS:
+        world, payment = claim_world(offset, subset, bad)
+        world.run()
+        assert not check(world, SAFETY), (subset, world.outcomes(payment))
+
+
+def test_members_take_a_claim_at_the_last_moment_and_not_after():
+    results = {}
+    for offset in (-1.0, 0.0, 1e-6, 1.0):
+        world, payment = claim_world(offset, (0, 1, 2, 3))
+        world.run()
+        results[offset] = world.outcomes(payment)
+    assert results == {
+        -1.0: [PAID, PAID],
+        0.0: [PAID, PAID],
+        1e-6: [REFUNDED, REFUNDED],
+        1.0: [REFUNDED, REFUNDED],
+    }
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.5, 1.0])
+def test_clocks_as_far_apart_as_allowed(skew):
+    """Upstream members are ahead, downstream ones behind: the claim comes as late as it can."""
+    timing = Timing(1.0, skew)
+    for low, high in product((0.0, skew), repeat=2):
+        world = SyncPCN(
+            line(2),
+            timing=timing,
+            skews={f"C1.{k}": high for k in range(1, 5)} | {f"C2.{k}": low for k in range(1, 5)},
+        )
+        world.pay(names(2), 10)
+        expiry = timing.expiries(0.0, 2)[1] - low
+        receiver = world.party("u2")
+        world.corrupt(receiver, Silent(kinds=(Propose,)), Late(Claim, lambda to, m, at=expiry: at, 1.0))
+        world.corrupt(world.party("u0"), Silent(kinds=(Cosign,), when=lambda m: m.seq > 1))
+        world.run()
+        assert not check(world, SAFETY)
+        assert world.total("u1") == world.initial("u1")
+
+
+def test_a_claim_of_a_settled_lock_is_stale():
+    world = SyncPCN(line(1), sim=Simulation(trace=True))
+    payment = world.pay(names(1), 10)
+    world.run(until=3.5)
+    payer = world.party("u0")
+    state, commitment, signed = payer.ends[0].state, payer.ends[0].commitment, payer.ends[0].signatures
+    (lock,) = state.locks
+    world.run(until=20.0)
+    assert world.outcomes(payment) == [PAID]
+    request = syncpcn.RefundRequest(0, syncpcn.prove(state, commitment, lock), signed[0])
+    for member in world.members(0):
+        world.sim.transmit(payer, member, request)
+    world.run()
+    assert not any(member.votes for member in world.members(0))
+    assert (world.total("u0"), world.total("u1")) == (90, 110)
+
+
+def test_forged_and_replayed_messages_are_refused():
+    """With real signatures: another payment's lock, another channel, another name, another statement."""
+    keys = Keys("real")
+    world = SyncPCN(line(2), keys=keys, lock="point")
+    world.corrupt(world.members(0)[0], Forging("C1.2"))
+    world.corrupt(world.members(1)[0], Replaying([0, 1], [1, 2]))
+    payment = world.pay(names(2), 10)
+    world.run()
+    assert world.outcomes(payment) == [PAID, PAID] and not check(world, SAFETY)
+    member = world.members(0)[1]
+    newest = member.newest
+    for forged in (
+        newest._replace(seq=newest.seq + 1),
+        newest._replace(seq=newest.seq + 1, left=newest.right),
+        newest._replace(cid=1, seq=newest.seq + 1),
+    ):
+        world.sim.transmit(world.party("u0"), member, forged)
+    world.run()
+    assert member.newest == newest
+
+
+def test_an_order_given_to_two_halves_is_paid_at_most_once_and_conserves():
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        world = PSyncPCN(line(2, 1, balance=10), sim=Asynchronous(at_random(rng)), echo=bool(seed % 2))
+        (_, first), (_, second) = world.order(names(2), 8), world.order(names(2), 9)
+        world.faulty.add("u0")
+        double_order(world, world.members(0)[: 1 + seed % 3], first, second)
+        world.run()
+        assert sum("Paid" in world.outcomes(payment) for payment in world.payments) <= 1
+        assert not [v for v in check(world, ("R1", "R2", "R3", "R6"))]
+
+
+@pytest.mark.parametrize("crashed", [0, 1])
+def test_a_leader_that_crashes_is_replaced(crashed):
+    world = PSyncPCN(line(2), ordering="agreed")
+    for cid in range(2):
+        world.corrupt(world.members(cid)[crashed], Silent())
+    payment = world.pay(names(2), 10)
+    world.run()
+    assert world.outcomes(payment) == [PAID, PAID]
+    assert (payment.time("receipt") > 10) == (crashed == 0)
+
+
+def test_two_payments_for_the_last_coin_from_both_sides():
+    for seed in range(30):
+        sim = Simulation(within(1.0, np.random.default_rng(seed)))
+        world = PSyncPCN(line(2, 1, balance=10, other=10), sim=sim, ordering="agreed")
+        payments = [world.pay(path, 10) for path in (names(2), names(2)[::-1], names(2), names(2)[::-1])]
+        world.run()
+        assert not check(world, SAFETY)
+        assert all(LOCKED not in world.outcomes(payment) for payment in payments)
+
+
+def test_a_receiver_does_not_open_late():
+    late = Late(Announce, lambda to, m: 6.5 if m.seq == 1 else None, 1.0)
+    world = SyncPCN(line(1))
+    payment = world.pay(names(1), 10)
+    slow = [member for member in world.members(0)]
+    for party in ("u0", "u1"):
+        world.corrupt(world.party(party), late)
+    world.faulty.clear()
+    world.run()
+    assert len(slow) == 4 and world.outcomes(payment) == [REFUNDED]
+    assert "receipt exists" not in payment.times
+
+
+@pytest.mark.parametrize(("lock", "found"), [("hash", True), ("mock", False), ("point", False)])
+def test_a_wormhole_works_with_one_hash_and_not_with_points(lock, found):
+    world = SyncPCN(line(4), lock=lock)
+    payment = world.pay(names(4), 10, fee=1)
+    world.corrupt(world.party("u1"), adversary.Fault())
+    world.corrupt(world.party("u3"), Wormhole(world.party("u1")))
+    world.run()
+    assert bool(check(world, ("R11",))) == found
+    assert world.total("u2") == world.initial("u2")  # it loses no coins, but its fee
+    if found:
+        assert world.outcomes(payment) == [PAID, REFUNDED, REFUNDED, PAID]
+        assert world.total("u1") + world.total("u3") == 400 + 3  # all fees
+
+
+def test_a_leaked_key_opens_nothing_else():
+    seen = []
+    world = SyncPCN(line(3))
+    world.corrupt(world.party("u2"), Leaking(lambda node, m: seen.append(m)))
+    world.pay(names(3), 10)
+    world.run()
+    keys = [m.change.key for m in seen if isinstance(m, Propose) and m.change.what == "open"]
+    locks = [lock for _, lock in world.hops(world.payments[0])]
+    assert [world.locks.opens(lock.condition, keys[0]) for lock in locks] == [False, False, True]
+
+
+def test_a_faulty_channel_harms_its_own_parties_alone():
+    """F2: all of C_2 is faulty and u_2 takes part; everybody else is safe."""
+    for fault in (Silent(), Equivocating(), Careless()):
+        world = SyncPCN(line(4))
+        payment = world.pay(names(4), 10)
+        for member in world.members(1):
+            world.corrupt(member, fault)
+        world.corrupt(world.party("u2"), Silent(kinds=(Cosign,), after=2.0))
+        world.run()
+        assert not [v for v in check(world, SAFETY) if v.who not in ("u1", "u2", "C2")], world.outcomes(payment)
+
+
+def test_psyncpcn_next_to_a_faulty_committee_is_stuck_or_loses():
+    stuck = PSyncPCN(line(3))
+    payment = stuck.pay(names(3), 10)
+    for member in stuck.members(1):
+        stuck.corrupt(member, Silent())
+    stuck.run()
+    assert {v.requirement for v in check(stuck, SAFETY)} == {"R5"} and stuck.outcomes(payment)[0] == LOCKED
+
+    class TwoFaced(adversary.Fault):
+        """PAID downstream is swallowed; upstream hears ABORT."""
+
+        def outgoing(self, node, to, message):
+            if isinstance(message, psyncpcn.Share) and message.what == "PAID" and to.name.startswith("C1"):
+                signature = node.keys.sign(node.name, ("share", "ABORT", message.cid, message.pid))
+                return [(to, message._replace(what="ABORT", signature=signature))]
+            return [(to, message)]
+
+    lost = PSyncPCN(line(3))
+    payment = lost.pay(names(3), 10)
+    for member in lost.members(1):
+        lost.corrupt(member, TwoFaced())
+    lost.run()
+    assert (lost.outcomes(payment)[0], lost.outcomes(payment)[2]) == (REFUNDED, PAID)
+    assert lost.total("u1") < lost.initial("u1")
+
+
+def test_a_violation_carries_the_events_that_led_to_it():
+    world, payment = claim_world(0.0, (0,), trace=True)
+    world.members(1)[0].faults = ()
+    for member in world.members(1)[1:]:
+        world.corrupt(member, Equivocating())
+    world.run()
+    world.correct = lambda cid: True
+    violations = check(world, ("R1", "R4", "R5", "R6"))
+    assert violations and all(v.requirement in REQUIREMENTS for v in violations)
+    assert all(len(v.trace) < len(world.sim.trace) for v in violations)
+    assert any(v.trace for v in violations)
+
+
+# mutants
+
+
+def early_refund():
+    """A payer that signs no opening, and asks for its refund so that this arrives with the claim, at T_1."""
+    world = SyncPCN(line(1))
+    world.pay(names(1), 10)
+    payer = world.party("u0")
+    world.corrupt(payer, Deaf(opening))
+    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] - 1.0, dispute, (payer, False))
+    world.run()
+    return check(world, SAFETY)
+
+
+def double_dispute():
+    """A payer that signs no opening, and asks for its refund after the payee's claim has succeeded."""
+    world = SyncPCN(line(1))
+    world.pay(names(1), 10)
+    payer = world.party("u0")
+    world.corrupt(payer, Deaf(opening))
+    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + 5.0, dispute, (payer, False))
+    world.run()
+    return check(world, SAFETY)
+
+
+def late_claim():
+    """A receiver that claims at T_2, and a sender that signs no opening."""
+    world, _ = claim_world(0.0, (0, 1, 2, 3))
+    world.corrupt(world.party("u0"), Silent(kinds=(Cosign,)))
+    world.run()
+    return check(world, SAFETY)
+
+
+def votes_are_split():
+    """The same with f faulty members: no two opposite certificates."""
+    world = split_votes(1, 1)
+    return check(world, SAFETY) + world.opposite()
+
+
+def old_announcement():
+    """A party that announces an earlier state again after a later one."""
+    world = SyncPCN(line(1))
+    watch = Watch(world)
+    world.pay(names(1), 10)
+    world.run(until=4.0)
+    old = world.party("u0").ends[0].announcement()
+    world.pay(names(1), 20, at=30.0)
+    world.run()
+    wrong = watch.look()
+    for member in world.members(0):
+        member.log.clear()  # as after many updates
+        world.sim.transmit(world.party("u0"), member, old)
+    world.run()
+    return wrong + watch.look() + check(world, SAFETY)
+
+
+def forwards_too_early():
+    """Every party between waits for the certificate of its incoming lock before it locks the next hop."""
+    world = SyncPCN(line(3), sim=Simulation(trace=True))
+    world.pay(names(3), 10)
+    world.run()
+    wrong = []
+    for party in ("u1", "u2"):
+        events = [e for e in world.sim.trace if e.node == party]
+        acks = 0
+        for event in events:
+            acks += event.what == "deliver" and event.kind == "Ack"
+            if event.what == "send" and event.kind == "Propose" and event.message.change.what == "lock":
+                wrong += [f"{party} forwards with {acks} acknowledgements"] * (acks < 3)
+    return wrong
+
+
+DIRECTED = (early_refund, double_dispute, late_claim, votes_are_split, old_announcement, forwards_too_early)
+
+MUTANTS = {
+    "the quorum is 2 f": lambda patch: patch.setattr(
+        signatures.Committee, "quorum", property(lambda self: 2 * self.faulty)
+    ),
+    "members vote as often as they are asked": lambda patch: patch.setattr(
+        syncpcn.Warden, "may_vote", lambda self, about, outcome: True
+    ),
+    "hops expire delta apart": lambda patch: patch.setattr(syncpcn.Timing, "margin", property(lambda self: self.delta)),
+    "members ignore numbers": lambda patch: (
+        patch.setattr(updates.Member, "next", lambda self, seq: True),
+        patch.setattr(syncpcn.Warden, "fresh", lambda self, seq: True),
+    ),
+    "a payee goes on before the certificate": lambda patch: patch.setattr(
+        syncpcn.Party, "await_certificate", lambda self, end, seq, transit: self.secured(transit)
+    ),
+    "refunds begin at T_i": lambda patch: patch.setattr(syncpcn.Timing, "refund_wait", property(lambda self: 0.0)),
+}
+
+
+def suite() -> dict[str, list]:
+    return {scenario.__name__: scenario() for scenario in DIRECTED}
+
+
+def test_the_directed_scenarios_find_nothing_wrong():
+    assert not any(suite().values())
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_caught(name, monkeypatch):
+    MUTANTS[name](monkeypatch)
+    assert any(suite().values()), name
+
+
+def test_votes_are_what_members_sign():
+    assert Vote._fields[-1] == "signature"
