@@ -260,8 +260,7 @@ class Member(Node):
                 send(self, payee, share)  # the receiver's notice
             return
         if 0 <= target < len(order.cids):
-            for member in world.members(order.cids[target]):
-                send(self, member, share)
+            self.sim.send_all(self, world.members(order.cids[target]), share)
         if what in (PAY, ABORT):
             notice = Share(what, self.cid, pid, None, signature)
             send(self, payer, notice)

@@ -110,6 +110,19 @@ class Simulation:
         else:
             self.transmit(sender, to, message)
 
+    def send_all(self, sender: Node, nodes: Iterable[Node], message: object) -> None:
+        """Send one message to several nodes, of which the sender is none."""
+        if sender.faults or self.trace is not None:
+            for to in nodes:
+                self.send(sender, to, message)
+            return
+        number, now, delay, heap = self._number, self.now, self.delay, self._heap
+        for to in nodes:
+            number += 1
+            heappush(heap, (now + delay(sender, to, message), number, to, sender, message))
+        self.sent += number - self._number
+        self._number = number
+
     def transmit(self, sender: Node, to: Node, message: object, delay: float | None = None) -> None:
         """Put a message on its way. delay: instead of what the network says, which only an adversary gives."""
         self._number = number = self._number + 1
@@ -186,6 +199,10 @@ class Asynchronous(Simulation):
         self.choices: list[int] = []
         self._pool: list[list] = []
         self._oldest: deque[list] = deque()
+
+    def send_all(self, sender: Node, nodes: Iterable[Node], message: object) -> None:
+        for to in nodes:
+            self.send(sender, to, message)
 
     def transmit(self, sender: Node, to: Node, message: object, delay: float | None = None) -> None:
         self._number += 1

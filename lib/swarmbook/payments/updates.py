@@ -66,7 +66,7 @@ class Ack(NamedTuple):
 class Member(Node):
     """A member of a channel's committee, as far as the base layer goes. log: the digest accepted at each number."""
 
-    __slots__ = ("cid", "parties", "keys", "seq", "root", "log", "held", "newest")
+    __slots__ = ("cid", "parties", "keys", "seq", "root", "log", "held", "newest", "last")
 
     def __init__(self, name: str, sim, cid: int, parties: tuple[Node, Node], keys: Keys, root: object, **place) -> None:
         super().__init__(name, sim, **place)
@@ -74,6 +74,7 @@ class Member(Node):
         self.seq, self.root, self.log = 0, root, {0: root}
         self.held: dict[int, Announce] | None = None
         self.newest: Announce | None = None
+        self.last: Ack | None = None
 
     def announced(self, sender: Node, m: Announce) -> None:
         if m.cid != self.cid:
@@ -106,8 +107,11 @@ class Member(Node):
             del self.log[min(self.log)]
 
     def _ack(self, sender: Node, m: Announce) -> None:
-        signature = self.keys.sign(self.name, ("ack", m.cid, m.seq, m.root))
-        self.sim.send(self, sender, Ack(m.cid, m.seq, m.root, signature))
+        ack = self.last
+        if ack is None or ack.seq != m.seq or ack.root != m.root:
+            signature = self.keys.sign(self.name, ("ack", m.cid, m.seq, m.root))
+            ack = self.last = Ack(m.cid, m.seq, m.root, signature)
+        self.sim.send(self, sender, ack)
 
     def _catch_up(self) -> None:
         while self.seq + 1 in self.held:
@@ -217,10 +221,7 @@ class End:
         self.announce()
 
     def announce(self) -> None:
-        message = self.announcement()
-        send, party = self.party.sim.send, self.party
-        for member in self.members:
-            send(party, member, message)
+        self.party.sim.send_all(self.party, self.members, self.announcement())
 
     def announcement(self) -> Announce:
         return Announce(self.cid, self.state.seq, self.commitment.root, *self.signatures)

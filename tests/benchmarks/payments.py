@@ -1,0 +1,115 @@
+"""How many events and payments a second, beside a bare loop over a heap, and beside simpy.
+
+    python tests/benchmarks/payments.py           # rates, a minute or two on one core
+    python tests/benchmarks/payments.py scale     # 100,000 payments over 10,000 channels, and the memory they take
+
+All rates are per second of CPU time, measured in turn over `ROUNDS` rounds, so that a busy machine disturbs all alike;
+the median counts. The bare loop pops and pushes (time, number, node, sender, message) and calls one empty method an
+event; simpy delivers the same number of messages with a timeout and a callback each. Signatures are mock. It is a
+benchmark, not a test: it asserts nothing.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from heapq import heappop, heappush
+
+import numpy as np
+import simpy
+
+from swarmbook.payments.psyncpcn import PSyncPCN
+from swarmbook.payments.syncpcn import SyncPCN
+from swarmbook.payments.world import Topology, line
+
+ROUNDS = 5
+EVENTS = 200_000
+
+
+class Empty:
+    def receive(self, sender, message):
+        pass
+
+
+def bare() -> float:
+    node, heap, number = Empty(), [], 0
+    for number in range(100):
+        heappush(heap, (0.0, number, node, node, None))
+    start = time.process_time()
+    for _ in range(EVENTS):
+        now, _, to, sender, message = heappop(heap)
+        to.receive(sender, message)
+        number += 1
+        heappush(heap, (now + 1.0, number, to, sender, message))
+    return EVENTS / (time.process_time() - start)
+
+
+def with_simpy() -> float:
+    environment, node = simpy.Environment(), Empty()
+    left = EVENTS
+
+    def arrive(event):
+        nonlocal left
+        node.receive(None, event)
+        if left:
+            left -= 1
+            environment.timeout(1.0).callbacks.append(arrive)
+
+    for _ in range(100):
+        environment.timeout(1.0).callbacks.append(arrive)
+    start = time.process_time()
+    environment.run()
+    return EVENTS / (time.process_time() - start)
+
+
+def protocol(kind) -> tuple[float, float]:
+    """Events and payments a second: one payment after the other over three hops, f = 1."""
+    world = kind(line(3, 1, 10**6))
+    count = 1000
+    for k in range(count):
+        world.pay(["u0", "u1", "u2", "u3"], 1, at=20.0 * k)
+    start = time.process_time()
+    world.run()
+    used = time.process_time() - start
+    return world.sim.events / used, count / used
+
+
+def scale(kind) -> None:
+    rng = np.random.default_rng(0)
+    channels, parties, count = 10_000, 2_500, 100_000
+    ring = [(i, (i + step) % parties) for i in range(parties) for step in (1, 2, 3, 4)]
+    world = kind(Topology(tuple((f"p{a}", f"p{b}", 10**6, 10**6) for a, b in ring)))
+    start = time.process_time()
+    for k in range(count):
+        a, steps = int(rng.integers(parties)), rng.integers(1, 5, 3)
+        path = [a, *((a + np.cumsum(steps)) % parties).tolist()]
+        world.pay([f"p{i}" for i in path], 1, at=k * 0.01)
+    world.run()
+    used = time.process_time() - start
+    paid = sum("receipt" in payment.times for payment in world.payments)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{kind.name}: {paid:,} of {count:,} payments over {channels:,} channels, {world.sim.events:,} events, "
+        f"{used:.0f} s, {memory:.2f} GiB at most"
+    )
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["scale"]:
+        for kind in (PSyncPCN, SyncPCN):
+            scale(kind)
+        return
+    rates: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        rates.setdefault("bare heap, events/s", []).append(bare())
+        rates.setdefault("simpy, events/s", []).append(with_simpy())
+        for kind in (SyncPCN, PSyncPCN):
+            events, payments = protocol(kind)
+            rates.setdefault(f"{kind.name}, events/s", []).append(events)
+            rates.setdefault(f"{kind.name}, payments/s", []).append(payments)
+    for name, values in rates.items():
+        print(f"{name:28} {statistics.median(values):12,.0f}   ({min(values):,.0f} to {max(values):,.0f})")
+
+
+if __name__ == "__main__":
+    main()

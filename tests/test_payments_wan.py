@@ -1,0 +1,145 @@
+"""Delays of the world, what can be linked, and flows over a large network."""
+
+import numpy as np
+import pytest
+
+from swarmbook.errors import ConfigError, DataError
+from swarmbook.payments import load, privacy, wan
+from swarmbook.payments.lightning import loss
+from swarmbook.payments.syncpcn import SyncPCN, Timing
+from swarmbook.payments.world import line
+
+
+def test_tables_of_delays():
+    places, aws = wan.delays("aws")
+    assert aws.shape == (11, 11) and (aws == aws.T).all()
+    assert aws[places.index("Oregon"), places.index("Virginia")] == 81 / 2
+    assert aws[places.index("Frankfurt"), places.index("Sydney")] == 282 / 2
+    assert (np.diag(aws) == 0.5).all()
+    assert wan.delays("azure")[1].shape == (48, 48) and (wan.delays("azure")[1] > 0).all()
+    with pytest.raises(ConfigError, match="did you mean 'azure'"):
+        wan.delays("azur")
+
+
+def test_a_damaged_table_is_named(tmp_path, monkeypatch):
+    (tmp_path / "wan_delays.csv").write_text("table,place,rtt_ms\naws,Oregon,0 1\n")
+    monkeypatch.setattr(wan, "data_folder", lambda: tmp_path)
+    with pytest.raises(DataError, match="restore it with git checkout"):
+        wan._measured("aws")
+
+
+def test_with_everybody_at_one_place_latency_is_the_closed_form(monkeypatch):
+    monkeypatch.setattr(wan, "delays", lambda table: (("here",), np.array([[2.0]])))
+    times = wan.latencies("aws", 3, 1, 2, np.random.default_rng(0))
+    expected = {"Lightning": (9, 12), "SyncPCN": (9, 12), "PSyncPCN": (4, 6)}
+    for kind, (safe, receipt) in expected.items():
+        assert (times[kind, "receiver safe"] == 2 * safe).all() and (times[kind, "receipt"] == 2 * receipt).all()
+
+
+def test_a_receipt_over_one_hop_of_lightning_is_two_round_trips():
+    """Independent of the simulation: four one-way delays between two random places."""
+    times = wan.latencies("aws", 1, 1, 300, np.random.default_rng(0))["Lightning", "receipt"]
+    matrix = wan.delays("aws")[1]
+    assert set(times) <= {4 * value for value in matrix.ravel()}
+    assert abs(np.median(times) / np.median(4 * matrix) - 1) < 0.1
+
+
+def test_jitter_is_heavy_tailed_and_capped():
+    values = wan.jitter(np.random.default_rng(0), 100_000)
+    assert values.min() == 0 and values.max() <= 500 and np.median(values) < 1 < np.quantile(values, 0.995)
+
+
+@pytest.mark.parametrize(("kind", "shows"), [("SyncPCN", False), ("PSyncPCN", True)])
+def test_members_learn_amounts_in_psyncpcn_alone(kind, shows):
+    assert privacy.amount_in_view(kind, 123) == shows
+    assert privacy.same_views(kind, (123, 457)) != shows
+
+
+def test_a_dispute_shows_the_amount_of_its_hop():
+    from swarmbook.payments.adversary import Silent
+    from swarmbook.payments.simulation import Simulation
+    from swarmbook.payments.updates import Announce, Cosign
+
+    world = SyncPCN(line(2, balance=1000), sim=Simulation(trace=True))
+    world.corrupt(world.party("u0"), Silent(kinds=(Cosign, Announce), when=lambda m: m.seq > 1))
+    views = privacy.views(world, 123)
+    shown = {member for _, member, _, message in views if 123 in privacy._numbers(message)}
+    assert shown == {f"C1.{k}" for k in range(1, 5)}
+
+
+def test_payments_are_linked_by_one_hash_and_not_by_points():
+    rng = np.random.default_rng(0)
+    assert privacy.link("hash", 30, rng).all()
+    points = privacy.link("mock", 300, rng).mean()
+    assert abs(points - 0.5) < 0.1
+
+
+# flows
+
+
+def test_times_of_flows_are_those_of_messages():
+    """Between lock and settlement of each hop of SyncPCN, as its parties note them."""
+    from swarmbook.payments.simulation import Simulation
+
+    world = SyncPCN(line(3), sim=Simulation(trace=True))
+    world.pay(["u0", "u1", "u2", "u3"], 10)
+    world.run()
+    for i in range(3):
+        sends = [e for e in world.sim.trace if e.what == "send" and e.kind == "Propose" and e.message.cid == i]
+        notes = [e.time for e in world.sim.trace if e.what == "note" and e.message == "hop settled"]
+        profile = load.PROFILES["SyncPCN"]
+        assert sends[0].time == profile.locked(3, i)
+        assert profile.freed(3, i) in notes
+    last = world.timing.expiries(0.0, 3)
+    for i in range(3):
+        assert load.PROFILES["SyncPCN"].stuck(3, i, 1.0) == last[i] + 4
+
+
+def network():
+    return load.graph(60, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", load.PROFILES)
+def test_flows_keep_all_coins(name):
+    net = network()
+    coins = sum(sum(net.edges[edge]["balance"].values()) for edge in net.edges)
+    payments = load.poisson(50, 20, 60, np.random.default_rng(1))
+    for silent in (frozenset(), frozenset(range(5))):
+        outcome = load.simulate(net, load.PROFILES[name], payments, silent=silent)
+        assert outcome.coins == pytest.approx(coins)
+        assert 0 < outcome.paid <= outcome.routed <= outcome.sent == len(payments)
+
+
+def test_a_single_flow_takes_what_one_payment_takes():
+    net = network()
+    edge = next((a, b) for a, b in net.edges if net.edges[a, b]["balance"][a] > 5)
+    for name, receipt in (("Lightning", 0.4), ("PSyncPCN", 0.2)):
+        outcome = load.simulate(net, load.PROFILES[name], [(0.0, *edge, 1.0)])
+        assert outcome.seconds.tolist() == [pytest.approx(receipt)]
+        assert outcome.locked == pytest.approx(load.collateral(load.PROFILES[name], 1, 0.1, 10.0, False))
+
+
+def test_silent_parties_lock_coins_for_hours_in_lightning_and_not_at_all_in_psyncpcn():
+    net, payments = network(), load.poisson(20, 20, 60, np.random.default_rng(1))
+    silent = frozenset(range(3))
+    locked = {n: load.simulate(net, p, payments, silent=silent).locked for n, p in load.PROFILES.items()}
+    assert locked["Lightning"] > 100 * locked["SyncPCN"] > 100 * locked["PSyncPCN"]
+
+
+def test_committee_sizes_of_a_population():
+    """The binomial tail, summed by hand for m = 4."""
+    p = 0.1
+    by_hand = 1 - (1 - p) ** 4 - 4 * p * (1 - p) ** 3
+    assert load.committee_breaks(4, p) == pytest.approx(by_hand)
+    assert load.committee_breaks(61, 0.05) < 1e-12
+
+
+def test_congestion_defeats_a_fixed_margin():
+    rng = np.random.default_rng(0)
+    losses = [loss(34, mean, 20_000, rng) for mean in (1, 12, 50, 200)]
+    assert losses[0] == 0 and losses == sorted(losses) and losses[-1] > 0.8
+    assert loss(144, 50, 20_000, rng) < loss(34, 50, 20_000, rng)
+
+
+def test_the_bound_on_delays_is_a_parameter_of_safety():
+    assert Timing(2.0).expiries(0.0, 3)[0] == 2 * Timing(1.0).expiries(0.0, 3)[0] == 40
