@@ -452,9 +452,7 @@ class Party(Node):
         if lock is None or not self.keys.verify(sender.name, statement, m.signature):
             return
         if m.outcome == PAID and lock.payer == end.side and self.locks.opens(lock.condition, m.key):
-            transit = self.outbound[lock.pid]
-            if self.clock <= self.timing.key_by(lock.expiry):
-                self.learn(transit, m.key)
+            self.learn(self.outbound[lock.pid], m.key)
         tally = self.votes.setdefault((m.cid, m.about, m.outcome), Tally(end.committee.quorum))
         if tally.add(m.about, sender.name, m.signature):
             self.decided(end, lock, m.outcome, tally.certificate(m.about, statement))
@@ -689,7 +687,7 @@ class SyncPCN(World):
         for party in self._parties.values():
             for (cid, about, outcome), tally in party.votes.items():
                 found.setdefault((cid, about), {}).setdefault(outcome, set()).update(tally.votes.get(about, ()))
-        quorum = self.topology.size - self.topology.faulty
+        quorum = committee(0, self.topology.size).quorum
         return [
             (*key, PAID, REFUNDED)
             for key, votes in found.items()

@@ -1,0 +1,344 @@
+"""Directed attacks on the protocols, the mutants that they must catch, and how losses grow with what goes wrong.
+
+- each function of `DIRECTED` builds a world in which an adversary does the worst that it may, and returns what is
+  wrong with it afterwards: nothing, for the protocols as they are
+- `MUTANTS` are six plausible mistakes in them; `mutated` makes one, and `caught_by` says which attacks notice
+- `split_votes` and `last_coins` are constructive attacks with any number of faulty members: they succeed from f + 1 on
+- `synchronous_world` and `asynchronous_world` make a random adversary from a seed
+- `cell` and `channel_two_apart` play the impossibility with the protocols themselves
+- `loss_rate` is the share of payments in which an honest party loses, when messages take longer than SyncPCN assumes
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from swarmbook.payments import signatures, syncpcn, updates
+from swarmbook.payments.adversary import (
+    Careless,
+    Deaf,
+    Equivocating,
+    Erratic,
+    Forging,
+    Late,
+    Replaying,
+    Selective,
+    Silent,
+    Stale,
+    dispute,
+)
+from swarmbook.payments.psyncpcn import PSyncPCN
+from swarmbook.payments.requirements import Watch, check
+from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, stable_after, unit, within
+from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing
+from swarmbook.payments.updates import Cosign, Propose
+from swarmbook.payments.world import World, line
+
+SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8")
+
+
+def names(hops: int) -> list[str]:
+    return [f"u{i}" for i in range(hops + 1)]
+
+
+def opening(message) -> bool:
+    return isinstance(message, Propose) and message.change.what == "open"
+
+
+def split_votes(faulty: int, bad: int) -> SyncPCN:
+    """Two faulty parties of one channel: some members get the claim, all the refund; `bad` ones vote for both."""
+    world = SyncPCN(line(1, faulty))
+    world.pay(names(1), 10)
+    payer, payee = world.party("u0"), world.party("u1")
+    world.corrupt(payer, Deaf(opening))
+    members = world.members(0)
+    for member in members[len(members) - bad :]:
+        world.corrupt(member, Careless())
+    told = [m.name for m in [*members[:faulty], *members[len(members) - bad :]]]
+    world.corrupt(payee, Selective([*told, "u0"]))
+    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + 3.0, dispute, (payer, False))
+    world.run()
+    return world
+
+
+def last_coins(faulty: int, bad: int) -> PSyncPCN:
+    """Two orders for the same coins reach the honest members in two orders; `bad` members lock both."""
+    half = {f"C1.{k + 1}": k % 2 for k in range(3 * faulty + 1 - bad)}
+
+    def delay(sender, to, message):
+        return 0.4 + 0.2 * (half.get(to.name, 0) == message.nonce % 2) if hasattr(message, "nonce") else 1.0
+
+    world = PSyncPCN(line(1, faulty, balance=10, other=0), sim=Simulation(delay))
+    for member in world.members(0)[3 * faulty + 1 - bad :]:
+        world.corrupt(member, Careless())
+    (_, first), (_, second) = world.order(names(1), 7), world.order(names(1), 7)
+    while second.nonce % 2 == first.nonce % 2:
+        world.payments.pop()
+        _, second = world.order(names(1), 7)
+    for order in (first, second):
+        for member in world.members(0):
+            world.party("u0").send(member, order)
+    world.run()
+    return world
+
+
+def claim_world(offset: float, subset: tuple[int, ...], bad: tuple[int, ...] = (), trace: bool = False, timing=None):
+    """A receiver that tells its payer nothing and claims, so that it arrives at T_2 + offset at some members of C_2."""
+    timing = timing or Timing()
+    world = SyncPCN(line(2), timing=timing, sim=Simulation(trace=trace))
+    payment = world.pay(names(2), 10)
+    expiry = timing.expiries(0.0, 2)[1]
+    receiver = world.party("u2")
+    world.corrupt(receiver, Silent(kinds=(Propose,)), Late(Claim, lambda to, m: expiry + offset, 1.0))
+    members = world.members(1)
+    world.corrupt(receiver, Selective([m.name for k, m in enumerate(members) if k in subset] + ["u1"]))
+    for k in bad:
+        world.corrupt(members[k], Equivocating())
+    return world, payment
+
+
+def early_refund():
+    """A payer that signs no opening, and asks for its refund so that this arrives with the claim, at T_1."""
+    world = SyncPCN(line(1))
+    world.pay(names(1), 10)
+    payer = world.party("u0")
+    world.corrupt(payer, Deaf(opening))
+    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] - 1.0, dispute, (payer, False))
+    world.run()
+    return check(world, SAFETY)
+
+
+def double_dispute():
+    """A payer that signs no opening, and asks for its refund after the payee's claim has succeeded."""
+    world = SyncPCN(line(1))
+    world.pay(names(1), 10)
+    payer = world.party("u0")
+    world.corrupt(payer, Deaf(opening))
+    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + 5.0, dispute, (payer, False))
+    world.run()
+    return check(world, SAFETY)
+
+
+def late_claim():
+    """A receiver that claims at T_2, and a sender that signs no opening."""
+    world, _ = claim_world(0.0, (0, 1, 2, 3))
+    world.corrupt(world.party("u0"), Silent(kinds=(Cosign,)))
+    world.run()
+    return check(world, SAFETY)
+
+
+def votes_are_split():
+    """The same with f faulty members: no two opposite certificates."""
+    world = split_votes(1, 1)
+    return check(world, SAFETY) + world.opposite()
+
+
+def old_announcement():
+    """A party that announces an earlier state again after a later one."""
+    world = SyncPCN(line(1))
+    watch = Watch(world)
+    world.pay(names(1), 10)
+    world.run(until=4.0)
+    old = world.party("u0").ends[0].announcement()
+    world.pay(names(1), 20, at=30.0)
+    world.run()
+    wrong = watch.look()
+    for member in world.members(0):
+        member.log.clear()  # as after many updates
+        world.sim.transmit(world.party("u0"), member, old)
+    world.run()
+    return wrong + watch.look() + check(world, SAFETY)
+
+
+def forwards_too_early():
+    """Every party between waits for the certificate of its incoming lock before it locks the next hop."""
+    world = SyncPCN(line(3), sim=Simulation(trace=True))
+    world.pay(names(3), 10)
+    world.run()
+    wrong = []
+    for party in ("u1", "u2"):
+        events = [e for e in world.sim.trace if e.node == party]
+        acks = 0
+        for event in events:
+            acks += event.what == "deliver" and event.kind == "Ack"
+            if event.what == "send" and event.kind == "Propose" and event.message.change.what == "lock":
+                wrong += [f"{party} forwards with {acks} acknowledgements"] * (acks < 3)
+    return wrong
+
+
+DIRECTED = (early_refund, double_dispute, late_claim, votes_are_split, old_announcement, forwards_too_early)
+
+MUTANTS = {  # (class, attribute, what it becomes), ...
+    "the quorum is 2 f": [(signatures.Committee, "quorum", property(lambda self: 2 * self.faulty))],
+    "members vote as often as they are asked": [(syncpcn.Warden, "may_vote", lambda self, about, outcome: True)],
+    "hops expire delta apart": [(syncpcn.Timing, "margin", property(lambda self: self.delta))],
+    "members ignore numbers": [
+        (updates.Member, "next", lambda self, seq: True),
+        (syncpcn.Warden, "fresh", lambda self, seq: True),
+    ],
+    "a payee goes on before the certificate": [
+        (syncpcn.Party, "await_certificate", lambda self, end, seq, transit: self.secured(transit))
+    ],
+    "refunds begin at T_i": [(syncpcn.Timing, "refund_wait", property(lambda self: 0.0))],
+}
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[None]:
+    """The protocols with one mistake, and as they were afterwards."""
+    kept = [(owner, attribute, owner.__dict__[attribute]) for owner, attribute, _ in MUTANTS[name]]
+    try:
+        for owner, attribute, value in MUTANTS[name]:
+            setattr(owner, attribute, value)
+        yield
+    finally:
+        for owner, attribute, value in kept:
+            setattr(owner, attribute, value)
+
+
+def caught_by() -> list[str]:
+    """The directed attacks that find something wrong, by name."""
+    return [attack.__name__ for attack in DIRECTED if attack()]
+
+
+def late_network(late: float, rng: np.random.Generator, since: float, factor: float = 40.0):
+    """Delays in (0, 1], but from a time on, with chance `late`, up to `factor` times as long."""
+
+    def delay(sender, to, message) -> float:
+        slow = sender.sim.now >= since and rng.random() < late
+        return (1.0 - rng.random()) * (factor if slow else 1.0)
+
+    return delay
+
+
+def loss_rate(kind: type[World], late: float, seeds: range, attacked: bool) -> tuple[float, float]:
+    """Share of payments over three hops in which an honest party loses (R1, R2, R3), and in which a lock is left (R5).
+
+    late: chance that a message takes longer than delta once all hops may be locked. attacked: the receiver of SyncPCN
+    tells its payer nothing and claims at the last moment, and the sender signs no opening, so that everything depends
+    on the bound.
+    """
+    lost = left = 0
+    for seed in seeds:
+        rng = np.random.default_rng(np.random.SeedSequence([seed, int(1e6 * late)]))
+        world = kind(line(3), sim=Simulation(late_network(late, rng, since=8.0)), seed=seed)
+        world.pay(names(3), 10)
+        if attacked and kind is SyncPCN:
+            last = world.timing.expiries(0.0, 3)[-1]
+            silent = Silent(kinds=(Propose,), when=opening)
+            world.corrupt(world.party("u3"), silent, Late(Claim, lambda to, m, at=last: at, 1.0))
+            world.corrupt(world.party("u0"), Deaf(opening))
+        world.run()
+        found = {violation.requirement for violation in check(world, ("R1", "R2", "R3", "R5"))}
+        lost += bool(found & {"R1", "R2", "R3"})
+        left += "R5" in found
+    return lost / len(seeds), left / len(seeds)
+
+
+def channel_two_apart(faulty: bool, kind: type[World] = SyncPCN, since: float = 6.0, late: float = 1000.0) -> World:
+    """Two hops; from a time on nothing from channel 2 (u_2 and its committee) reaches the rest in time.
+
+    faulty=True: because channel 2 has stopped. faulty=False: it is correct, but its messages to u_0, u_1 and C_1 take
+    `late`, while those within it are on time. Until then the rest cannot tell one from the other.
+    """
+
+    def outside(sender, to) -> bool:
+        return sender.name.startswith(("u2", "C2")) and not to.name.startswith(("u2", "C2"))
+
+    def delay(sender, to, message) -> float:
+        return late if not faulty and sender.sim.now >= since and outside(sender, to) else 1.0
+
+    world = kind(line(2), sim=Simulation(delay, trace=True))
+    world.pay(names(2), 10)
+    if faulty:
+        for node in (world.party("u2"), *world.members(1)):
+            world.corrupt(node, Silent(after=since))
+    world.run()
+    return world
+
+
+def cell(kind: type[World], synchronous: bool, faulty: bool) -> list[str]:
+    """What becomes of honest parties in one of four worlds, as the requirements that fail.
+
+    In the asynchronous ones, and in the faulty ones, channel 2 is apart from the rest as above; for PSyncPCN from the
+    beginning. With a faulty channel, only its own two parties may lose, and only parties elsewhere count.
+    """
+    since = 6.0 if kind is SyncPCN else 1.0
+    if synchronous and not faulty:
+        world = kind(line(2))
+        world.pay(names(2), 10)
+        world.run()
+        return [v.requirement for v in check(world, (*SAFETY, "R7"))]
+    worlds = [channel_two_apart(True, kind, since)] if faulty else []
+    worlds += [] if synchronous else [channel_two_apart(False, kind, since)]
+    return sorted({v.requirement for world in worlds for v in check(world, SAFETY)})
+
+
+def edges(sender, to, message) -> float:
+    """Delays at both ends of (0, 1], by a rule that an adversary could have chosen."""
+    return 1e-6 if (sum(to.name.encode()) + sum(sender.name.encode())) % 3 else 1.0
+
+
+def synchronous_world(seed: int, extra: int = 0, single: bool = False) -> SyncPCN:
+    """Any network within the bound, any faulty parties, at most f (or exactly f + extra) faulty members a committee."""
+    rng = np.random.default_rng(seed)
+    n, f, skew = int(rng.integers(1, 5)), int(rng.integers(1, 3)), float(rng.choice([0, 0.3, 1.0]))
+    everybody = names(n) + [f"C{c + 1}.{k + 1}" for c in range(n) for k in range(3 * f + 1)]
+    delay = [within(1.0, rng), unit, edges][rng.integers(3)]
+    world = SyncPCN(
+        line(n, f, balance=int(rng.choice([9, 10, 100]))),
+        sim=Simulation(delay),
+        timing=Timing(1.0, skew),
+        skews={name: float(rng.uniform(0, skew)) for name in everybody},
+        seed=seed,
+    )
+    faults = [
+        Silent(),
+        Equivocating(),
+        Careless(),
+        Stale(),
+        Erratic(rng),
+        Silent(after=20.0),
+        Forging("u0"),
+        Replaying(),
+    ]
+    for cid in range(n):
+        for k in rng.permutation(3 * f + 1)[: f + extra if extra else int(rng.integers(0, f + 1))]:
+            world.corrupt(world.members(cid)[k], faults[rng.integers(len(faults))])
+    for name in names(n):
+        if rng.random() < 0.4:
+            faults = [
+                Silent(after=float(rng.uniform(0, 20 * n))),
+                Erratic(rng, 20.0 * n, calm=float(rng.random())),
+                Silent(kinds=(Cosign,)),
+                Silent(kinds=(Cosign,), when=lambda m: m.seq > 1),
+            ]
+            world.corrupt(world.party(name), faults[rng.integers(len(faults))])
+    for k in range(1 if single else int(rng.integers(1, 7))):
+        path = names(n) if rng.random() < 0.7 else names(n)[::-1]
+        world.pay(path, int(rng.integers(1, 11)), at=float(rng.uniform(0, 5)) * (k > 0), fee=int(rng.integers(0, 2)))
+    return world
+
+
+def asynchronous_world(seed: int, ordering: str, extra: int = 0) -> PSyncPCN:
+    """Any schedule, at most f (or exactly f + extra) faulty members a committee; several payments if they are ordered.
+
+    With ordering="agreed" the network becomes stable in the end, which its progress needs.
+    """
+    rng = np.random.default_rng(seed)
+    n, f = int(rng.integers(1, 5)), int(rng.integers(1, 3))
+    if ordering == "agreed":
+        sim = Simulation(stable_after(100.0, 1.0, 50.0, rng))
+    else:
+        sim = Asynchronous(at_random(rng), patience=int(rng.integers(10, 500)), duplicate=0.1, rng=rng)
+    topology = line(n, f, balance=int(rng.choice([9, 10, 15, 100])), other=int(rng.choice([0, 100])))
+    commit = ("return", "forward")[rng.integers(2)]
+    world = PSyncPCN(topology, sim=sim, seed=seed, ordering=ordering, commit=commit)
+    faults = [Silent(), Equivocating(), Forging("C1.1"), Replaying(range(n)), Erratic(rng, 80.0)]
+    for cid in range(n):
+        for k in rng.permutation(3 * f + 1)[: f + extra if extra else int(rng.integers(0, f + 1))]:
+            world.corrupt(world.members(cid)[k], faults[rng.integers(len(faults))])
+    for _ in range(int(rng.integers(1, 5)) if ordering == "agreed" else 1):
+        world.pay(names(n) if rng.random() < 0.6 else names(n)[::-1], int(rng.integers(1, 11)))
+    return world
