@@ -20,6 +20,10 @@ class TrainingError(Exception):
     """A training run cannot go on."""
 
 
+class PlanError(ValueError):
+    """A plan breaks a constraint of its pipeline."""
+
+
 def unknown(what: str, name: object, valid: Iterable[str]) -> str:
     """The message for a name that is not among the valid ones: the nearest of them, then all."""
     names = list(valid)

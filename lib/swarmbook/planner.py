@@ -1,0 +1,313 @@
+"""Which relays every microbatch goes through, and in what order nodes work, so that an iteration is short (SkipPipe).
+
+- `PLANNERS[name](pipeline, rng)` gives a `Plan`; all of them keep the rules and the capacity of relays
+- "annealing" is the one to use: simulated annealing over paths and orders together, on the compiled `jobshop`; more
+  moves never give a worse plan, and the same moves from the same generator always the same one
+- "blind" stands for DT-FM-skip: paths that keep the rules and know nothing of the network; a distribution, not a number
+- `full_pipelines` is the baseline in which no microbatch skips anything (DT-FM)
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from swarmbook import jobshop
+from swarmbook.errors import PlanError
+from swarmbook.pipeline import TICK, Path, Pipeline, Plan, Rules, rest, ticks
+
+HOT, COLD = 0.03, 0.0005  # first and last temperature of a round, in parts of the makespan that it starts with
+WEIGHT = 0.3  # of the mean end of the slots beside the makespan: an order that only helps the others still helps
+PATH_MOVES = 0.5  # share of the moves that change paths
+ROUND = 100_000  # moves of the first round; each has half as many again as the one before
+SECTION = 10_000  # moves between two looks at the clock
+
+Planner = Callable[[Pipeline, np.random.Generator], Plan]
+PLANNERS: dict[str, Planner] = {}
+
+
+def planner(name: str) -> Callable[[Planner], Planner]:
+    """Register a planner (pipeline, generator) -> plan under a name."""
+
+    def register(rule: Planner) -> Planner:
+        PLANNERS[name] = rule
+        return rule
+
+    return register
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found: plan, its makespan in seconds, and (moves, seconds, makespan) at every improvement."""
+
+    plan: Plan
+    makespan: float
+    history: tuple[tuple[int, float, float], ...]
+
+
+@planner("blind")
+def blind(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """Random paths, one a slot, that keep the rules and the capacity and do not look at the network (DT-FM-skip).
+
+    Slots take turns in what they skip, then relays are exchanged at random many times over. Raises `PlanError` if no
+    paths were found that fit the relays.
+    """
+    wave = _wave(pipeline)
+    shop, state = _shop(wave), _state(wave, _spread(wave, rng))
+    jobshop.arrange(shop, state, _spare(wave, state), 200 * wave.count, 0.0, 0.0, rng)
+    return Plan.of_slots(pipeline, _paths(wave, state), "backward first")
+
+
+@planner("shortest")
+def shortest(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """Paths, one a slot, with short round trips for all, and no thought of who waits for whom; nodes work fifo.
+
+    What SkipPipe is without its collision constraint TC2, by simulated annealing on the round trips.
+    """
+    wave = _wave(pipeline)
+    shop, state = _shop(wave), _state(wave, _spread(wave, rng))
+    jobshop.arrange(shop, state, _spare(wave, state), 2000 * wave.count, 1.0, 0.001, rng)
+    return Plan.of_slots(pipeline, _paths(wave, state), "fifo")
+
+
+@planner("annealing")
+def annealing(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """`search` with moves for some ten seconds on one core for 30 microbatches."""
+    return search(pipeline, rng, moves=1_000_000).plan
+
+
+def search(
+    pipeline: Pipeline, rng: np.random.Generator, moves: int | None = None, seconds: float | None = None
+) -> Search:
+    """Simulated annealing over paths and orders, for so many moves, or so many seconds after compiling.
+
+    Rounds grow by half; each cools down from `HOT` to `COLD`. Every other round starts anew from short paths, the
+    others go on from the best plan. Give moves where a result must be repeatable.
+    """
+    if (moves is None) == (seconds is None) or (moves or 1) < 1 or (seconds or 1) <= 0:
+        raise PlanError(f"give one of moves, at least 1, and seconds, above 0; not {moves} and {seconds}")
+    shop = _shop(pipeline)
+    _begin(pipeline, shop, np.random.default_rng(0))  # compiled, or loaded, before the clock starts
+    started, done, history = time.monotonic(), 0, []
+    best = _begin(pipeline, shop, rng)
+    least = _makespan(best)
+    history.append((0, time.monotonic() - started, TICK * least))
+    for number in itertools.count():
+        state = _begin(pipeline, shop, rng) if number % 2 and number > 1 else jobshop.clone(best)
+        size = int(ROUND * 1.5**number)
+        hot, cold = HOT * _makespan(state), COLD * _makespan(state)
+        for first in range(0, size, SECTION):
+            section = min(SECTION, size - first, size if moves is None else moves - done)
+            now, then = (hot * (cold / hot) ** (at / size) for at in (first, first + section))
+            found = jobshop.anneal(
+                shop, state, best, _spare(pipeline, state), section, now, then, WEIGHT, PATH_MOVES, rng
+            )
+            done += section
+            if found < least:
+                least = int(found)
+                history.append((done, time.monotonic() - started, TICK * least))
+            if done == moves or (seconds is not None and time.monotonic() - started >= seconds):
+                return Search(_plan(pipeline, best), TICK * least, tuple(history))
+
+
+def full_pipelines(
+    pipeline: Pipeline, columns: Sequence[Sequence[int]] | None = None, microbatches: int | None = None
+) -> tuple[Pipeline, Plan]:
+    """No skipping: pipeline i goes through the i-th node of every stage, in order (DT-FM); the other data nodes idle.
+
+    columns [K][S]: nodes of each pipeline, the first a data node; default: the i-th of each group. microbatches: of
+    each pipeline; default: so many that none are lost, D * M / K rounded up.
+    """
+    K = min(len(group) for group in pipeline.groups)
+    columns = [[group[i] for group in pipeline.groups] for i in range(K)] if columns is None else columns
+    groups = tuple(tuple(column[s] for column in columns) for s in range(pipeline.stages))
+    each = -(-pipeline.count // len(columns)) if microbatches is None else microbatches
+    whole = Pipeline(
+        groups,
+        pipeline.hops,
+        pipeline.forward,
+        Rules(pipeline.stages, pipeline.rules.ahead, swaps=0),
+        microbatches=each,
+        memory=pipeline.memory,
+        head=pipeline.head,
+        backward=pipeline.backward,
+        gap=pipeline.gap,
+        launch_gap=pipeline.launch_gap,
+    )
+    return whole, Plan.of_slots(whole, [tuple(column[1:]) for column in columns])
+
+
+def cost(pipeline: Pipeline, plan: Plan) -> float:
+    """Seconds that a plan with given orders takes, by the longest path through them; the planners' own number.
+
+    Raises `PlanError` for a plan that breaks a constraint, or whose nodes wait for each other for ever.
+    """
+    plan.check(pipeline)
+    if isinstance(plan.order, str):
+        raise PlanError(f"order={plan.order!r} leaves the order to the nodes: replay the plan")
+    state = _state(pipeline, plan.paths)
+    operation = _numbers(pipeline, state)
+    for node, order in plan.order.items():
+        for microbatch, position in order:
+            jobshop.append(state, node, operation[microbatch, position], 0)
+    makespan = _makespan(state)
+    if makespan < 0:
+        raise PlanError("order: nodes wait for each other for ever")
+    return TICK * makespan
+
+
+def _wave(pipeline: Pipeline) -> Pipeline:
+    """The same nodes with one microbatch a slot."""
+    uses = max(len(chain) for chain in pipeline.chains)
+    return replace(pipeline, microbatches=pipeline.slots, relay_limit=pipeline.capacity // uses)
+
+
+def _spread(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
+    """Some path for every microbatch, the same for those of a slot, so that no relay is chosen by more than may."""
+    S, P = pipeline.stages, pipeline.visits
+    room = {node: pipeline.capacity for group in pipeline.groups[1:] for node in group}
+    orders = _turns(S, P, len(pipeline.chains), int(rng.integers(S - 1)))
+    paths: dict[int, Path] = {}
+    for slot, chain in enumerate(pipeline.chains):
+        for microbatch in chain:
+            path = []
+            for stage in orders[slot]:
+                node = max(pipeline.groups[stage], key=lambda n: (room[n], -n))
+                path.append(node)
+                room[node] -= 1
+            paths[microbatch] = tuple(path)
+    return _repaired(pipeline, [paths[j] for j in range(pipeline.count)], room, rng)
+
+
+def _turns(stages: int, visits: int, slots: int, first: int) -> list[tuple[int, ...]]:
+    """Orders of relay stages in which slots take turns at skipping, each in places as even as can be."""
+    relays, skipped = stages - 1, stages - visits
+    orders = []
+    for slot in range(slots):
+        holes = {(first + slot * max(skipped, 1) + t * relays // skipped) % relays for t in range(skipped)}
+        orders.append(tuple(s + 1 for s in range(relays) if s not in holes))
+    return orders
+
+
+def _repaired(pipeline: Pipeline, paths: list[Path], room: dict[int, int], rng: np.random.Generator) -> list[Path]:
+    """Move visits from relays that are chosen too often, or out of paths that break a rule, to relays with room."""
+    stage_of, groups, rules = pipeline.stage_of, pipeline.groups, pipeline.rules
+
+    def faults() -> list[int]:
+        full = {node for node, left in room.items() if left < 0}
+        return [
+            j
+            for j, path in enumerate(paths)
+            if full & set(path) or rules.broken([stage_of[node] for node in path]) is not None
+        ]
+
+    for _ in range(200 * pipeline.count):
+        if not (wrong := faults()):
+            return paths
+        j = wrong[int(rng.integers(len(wrong)))]
+        order = pipeline.rules.draw(pipeline.stages, rng)
+        free = [[node for node in groups[stage] if room[node] + (node in paths[j]) > 0] for stage in order]
+        if not all(free) and rng.random() < 0.9:
+            continue
+        for node in paths[j]:
+            room[node] += 1
+        paths[j] = tuple(max(groups[stage], key=lambda n: (room[n], rng.random())) for stage in order)
+        for node in paths[j]:
+            room[node] -= 1
+    raise PlanError(
+        f"no paths of {pipeline.visits} stages were found that fit {pipeline.count} microbatches into relays for "
+        f"{pipeline.capacity} each under {pipeline.rules}: give the relay stages more nodes, or the rules more room"
+    )
+
+
+def _spare(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    """Relays that are chosen less often than they may be."""
+    relays = [node for group in pipeline.groups[1:] for node in group]
+    total = sum(int(state.chosen[node]) for node in relays)
+    return np.array(relays if total < pipeline.capacity * len(relays) else [], dtype=np.int64)
+
+
+def _begin(pipeline: Pipeline, shop: jobshop.Shop, rng: np.random.Generator) -> jobshop.State:
+    """Short paths, and an order by the longest rest."""
+    state = _state(pipeline, shortest(pipeline, rng).paths)
+    jobshop.dispatch(shop, state, _longest_rest(pipeline, state))
+    return state
+
+
+def _longest_rest(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    operation = _numbers(pipeline, state)
+    key = np.zeros(len(state.node), np.int64)
+    for microbatch, path in enumerate(_paths(pipeline, state)):
+        left = rest(pipeline, pipeline.way(microbatch, path), pipeline.travel)
+        for position, seconds in enumerate(left):
+            key[operation[microbatch, position]] = -seconds
+    return key
+
+
+def _shop(pipeline: Pipeline) -> jobshop.Shop:
+    stage = np.full(len(pipeline.hops), -1, np.int64)
+    for node, s in pipeline.stage_of.items():
+        stage[node] = s
+    slot, before, after = (np.full(pipeline.count, -1, np.int64) for _ in range(3))
+    for number, chain in enumerate(pipeline.chains):
+        slot[list(chain)] = number
+        for a, b in itertools.pairwise(chain):
+            after[a], before[b] = b, a
+    rules = pipeline.rules
+    limits = [rules.visits, rules.ahead, rules.swaps, rules.lag, rules.lags, pipeline.memory]
+    limits += [int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap)), pipeline.capacity, int(rules.shared)]
+    start = np.array([pipeline.data_node(j) for j in range(pipeline.count)], np.int64)
+    return jobshop.Shop(pipeline.travel, pipeline.work, stage, start, slot, before, after, np.array(limits, np.int64))
+
+
+def _state(pipeline: Pipeline, paths: Sequence[Path]) -> jobshop.State:
+    """Paths without orders."""
+    J, P, N = pipeline.count, pipeline.visits, len(pipeline.hops)
+    state = jobshop.empty(J, P, N)
+    for j, path in enumerate(paths):
+        state.node.reshape(J, -1)[j] = (
+            pipeline.data_node(j),
+            *path,
+            pipeline.data_node(j),
+            *path,
+            pipeline.data_node(j),
+        )
+        for node in path:
+            state.chosen[node] += 1
+    jobshop.lay(_shop(pipeline), state)
+    return state
+
+
+def _makespan(state: jobshop.State) -> int:
+    makespan, _ = jobshop.follow(state, np.zeros(len(state.node), np.int8), np.zeros(len(state.node), np.int64))
+    return int(makespan)
+
+
+def _numbers(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    """Operations by microbatch and position on its way [J, 2 P + 1]."""
+    J, P = pipeline.count, pipeline.visits
+    first = np.arange(J)[:, None] * (2 * P + 1)
+    ends = [np.full((J, 1), k) for k in (0, P, 2 * P)]
+    k = np.concatenate([ends[0], state.visit, ends[1], P + state.visit[:, ::-1], ends[2]], axis=1)
+    return first + k
+
+
+def _paths(pipeline: Pipeline, state: jobshop.State) -> list[Path]:
+    operation = _numbers(pipeline, state)
+    return [tuple(row) for row in state.node[operation[:, 1 : pipeline.visits]].tolist()]
+
+
+def _plan(pipeline: Pipeline, state: jobshop.State) -> Plan:
+    operation = _numbers(pipeline, state)
+    named = {int(op): where for where, op in np.ndenumerate(operation)}
+    order = {}
+    for node, op in enumerate(state.first.tolist()):
+        line = []
+        while op >= 0:
+            line.append(tuple(int(i) for i in named[op]))
+            op = int(state.later[op])
+        if line:
+            order[node] = tuple(line)
+    return Plan(tuple(_paths(pipeline, state)), order)
