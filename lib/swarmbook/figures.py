@@ -127,3 +127,33 @@ def timeline(tasks: pd.DataFrame, colours: Mapping[str, str], ax: Axes) -> None:
         )
     ax.invert_yaxis()
     ax.set_xlabel("seconds")
+
+
+def gantt(tasks: pd.DataFrame, groups: Sequence[Sequence[int]], ax: Axes, label: int = 10**9) -> None:
+    """A replay's tasks (node, microbatch, kind, start, end in seconds): one row a node, stages below one another.
+
+    One colour a microbatch; forward passes on light ground, backward passes framed, losses narrow. Microbatches are
+    numbered in their bars where there are at most `label` of them.
+    """
+    rows = {node: row for row, node in enumerate(node for group in groups for node in group)}
+    colours = sns.color_palette("husl", int(tasks["microbatch"].max()) + 1)
+    for task in tasks.itertuples():
+        back = task.kind == "backward"
+        where, size = rows[task.node], task.end - task.start
+        edge = {"edgecolor": "0.15", "linewidth": 0.9} if back else {"edgecolor": "white", "linewidth": 0.5}
+        ax.barh(
+            where, size, left=task.start, height=0.82, color=colours[task.microbatch], alpha=1 if back else 0.6, **edge
+        )
+        if len(colours) <= label and task.kind != "loss":
+            ax.text(task.start + size / 2, where, task.microbatch + 1, ha="center", va="center", fontsize=7)
+    first = 0
+    for group in groups[:-1]:
+        first += len(group)
+        ax.axhline(first - 0.5, color="0.3", linewidth=0.8)
+    names = [
+        f"{node} (stage {s})" if not i else str(node) for s, group in enumerate(groups) for i, node in enumerate(group)
+    ]
+    ax.set_yticks(range(len(rows)), names, fontsize=7)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(False)
+    ax.set_xlabel("seconds")
