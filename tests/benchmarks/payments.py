@@ -4,10 +4,11 @@
     python tests/benchmarks/payments.py scale     # 100,000 payments over 10,000 channels, and the memory they take
     python tests/benchmarks/payments.py scale 20000
 
-All rates are per second of CPU time, measured in turn over `ROUNDS` rounds, so that a busy machine disturbs all alike;
-the median counts. At scale everything lives to the end, so Python's cyclic collector is off. The bare loop pops and pushes (time, number, node, sender, message) and calls one empty method an
-event; simpy delivers the same number of messages with a timeout and a callback each. Signatures are mock. It is a
-benchmark, not a test: it asserts nothing.
+All rates are per second of CPU time, measured in turn over `ROUNDS` rounds, so that a busy machine disturbs all
+alike; the median counts. At scale everything lives to the end, so Python's cyclic collector is off. The bare loop
+pops and pushes (time, number, node, sender, message) and calls one empty method an event; simpy delivers the same
+number of messages with a timeout and a callback each. Signatures are mock. It is a benchmark, not a test: it asserts
+nothing.
 """
 
 import gc
