@@ -33,7 +33,7 @@ def round_trips(pipeline: Pipeline) -> np.ndarray:
     By dynamic programming over the stages visited that a path may still come back to.
     """
     rules, groups = pipeline.rules, [np.array(group) for group in pipeline.groups]
-    travel, work = pipeline.travel, pipeline.work
+    both, work = pipeline.travel + pipeline.travel.T, pipeline.work
     home = groups[0]
 
     @cache
@@ -41,7 +41,7 @@ def round_trips(pipeline: Pipeline) -> np.ndarray:
         """Ticks [k, D] from the end of the forward pass on each node of a stage to the start of its backward pass."""
         here = groups[stage]
         if position == rules.visits - 1:
-            return 2 * travel[np.ix_(here, home)] + work[1, home]
+            return both[np.ix_(here, home)] + work[1, home]
         frontier = max(near)
         least = np.full((len(here), len(home)), np.iinfo(np.int64).max // 4)
         for other in range(max(1, frontier - rules.lag), min(pipeline.stages - 1, frontier + rules.ahead) + 1):
@@ -53,7 +53,7 @@ def round_trips(pipeline: Pipeline) -> np.ndarray:
             lowest = max(frontier, other) - rules.lag
             then = frozenset(s for s in near | {other} if s >= lowest)
             beyond = rest(position + 1, other, then, *more) + (work[0, there] + work[2, there])[:, None]
-            step = 2 * travel[np.ix_(here, there)]
+            step = both[np.ix_(here, there)]
             for k in range(len(there)):
                 np.minimum(least, step[:, k, None] + beyond[k], out=least)
         return least
@@ -90,7 +90,7 @@ def longest_round_trip(pipeline: Pipeline, effort: float = 20.0) -> float:
                 for node in path:
                     used.setdefault(node, []).append(count)
         model.add(sum(counts) == pipeline.slots)
-    room = pipeline.capacity // max(len(chain) for chain in pipeline.chains)
+    room = pipeline.capacity // min(len(chain) for chain in pipeline.chains)
     for counts in used.values():
         model.add(sum(counts) <= room)
     model.minimize(longest)
@@ -129,6 +129,9 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
     model, P = cp_model.CpModel(), pipeline.visits
     relays = [node for group in pipeline.groups[1:] for node in group]
     horizon = round(found.makespan / TICK) - 1
+    least = int(np.ceil(closed_form(pipeline).max() / TICK - 0.5))
+    if least > horizon:
+        return Optimum(found.makespan, found.makespan, found.plan)
     busy: dict[int, list] = {node: [] for node in pipeline.stage_of}
     held: dict[int, list] = {node: [] for node in relays}
     visited: dict[int, list] = {node: [] for node in relays}
@@ -168,8 +171,7 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
                         arcs.append((a, b, arc))
                         pairs.setdefault((pipeline.stage_of[a], pipeline.stage_of[b]), []).append(arc)
                         out, to = first if a == home else forward[a], loss if b == home else forward[b]
-                        travel = int(pipeline.travel[a, b])
-                        model.add(to[0] >= out[0] + out[1] + travel).only_enforce_if(arc)
+                        model.add(to[0] >= out[0] + out[1] + int(pipeline.travel[a, b])).only_enforce_if(arc)
                         out, to = loss if b == home else backward[b], last if a == home else backward[a]
                         model.add(to[0] >= out[0] + out[1] + int(pipeline.travel[b, a])).only_enforce_if(arc)
                 model.add_circuit([(_at(a, home, relays), _at(b, home, relays), arc) for a, b, arc in arcs])
@@ -187,8 +189,9 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
                 if previous is not None:
                     model.add(first[0] >= ends[previous])
                 ends[j] = last[0] + last[1]
-                moving = sum(int(pipeline.travel[a, b]) * arc for a, b, arc in arcs if a != b)
-                for between, position in (((first, loss), 0), ((loss, last), P + 1)):
+                travels = (((first, loss), 0, pipeline.travel), ((loss, last), P + 1, pipeline.travel.T))
+                for between, position, travel in travels:
+                    moving = sum(int(travel[a, b]) * arc for a, b, arc in arcs if a != b)
                     working = sum(pipeline.duration(max(position, 1), node) * present[node] for node in relays)
                     model.add(between[1][0] >= between[0][0] + between[0][1] + moving + working)
                 arcs_of[j] = arcs
@@ -203,7 +206,7 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
     for node in relays:
         model.add_cumulative(held[node], [1] * len(held[node]), pipeline.memory)
         model.add(sum(visited[node]) <= pipeline.capacity)
-    makespan = model.new_int_var(int(np.ceil(closed_form(pipeline).max() / TICK - 0.5)), horizon, "")
+    makespan = model.new_int_var(least, horizon, "")
     for d in chosen:
         for chain in pipeline.chains[d * pipeline.slots : (d + 1) * pipeline.slots]:
             model.add(makespan >= ends[chain[-1]])

@@ -136,14 +136,16 @@ class Pipeline:
             raise ConfigError(f"hops must be a square matrix of seconds, not of shape {hops.shape} or with gaps")
         if len(groups) < 2 or not all(groups) or len(set(nodes)) < len(nodes) or not set(nodes) <= set(range(N)):
             raise ConfigError(f"groups must be two or more groups of different nodes 0 to {N - 1}, not {groups}")
-        forward = np.broadcast_to(np.asarray(self.forward, dtype=float), (N,)).copy()
-        if not (np.isfinite(forward).all() and (forward > 0).all()):
-            raise ConfigError(f"forward must be positive seconds, not {self.forward}")
+        forward = np.asarray(self.forward, dtype=float)
+        if forward.shape not in ((), (N,)) or not (np.isfinite(forward).all() and (forward > 0).all()):
+            raise ConfigError(f"forward must be positive seconds, one number or one of {N} nodes, not {self.forward}")
+        forward = np.broadcast_to(forward, (N,)).copy()
         for name in ("microbatches", "memory"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if min(self.head, self.backward, self.gap, self.launch_gap) < 0:
-            raise ConfigError("head, backward, gap and launch_gap must not be negative")
+        times = self.head, self.backward, self.gap, self.launch_gap
+        if min(times) < 0:
+            raise ConfigError(f"head, backward, gap and launch_gap must not be negative, not {times}")
         if self.rules.visits > len(groups):
             raise ConfigError(f"visits={self.rules.visits} must be at most the number of stages, {len(groups)}")
         hops.flags.writeable = forward.flags.writeable = False
@@ -295,8 +297,8 @@ class Plan:
         for microbatch, path in enumerate(self.paths):
             for position, node in enumerate(pipeline.way(microbatch, path)):
                 want.setdefault(node, set()).add((microbatch, position))
-        for node, operations in want.items():
-            given = self.order.get(node, ())
+        for node in want | self.order:
+            given, operations = self.order.get(node, ()), want.get(node, set())
             if len(given) != len(operations) or set(given) != operations:
                 raise PlanError(f"order: node {node} is given other operations than its {len(operations)} of the paths")
             held = 0

@@ -86,7 +86,7 @@ def search(
     Rounds grow by half; each cools down from `HOT` to `COLD`. Every other round starts anew from short paths, the
     others go on from the best plan. Give moves where a result must be repeatable.
     """
-    if (moves is None) == (seconds is None) or (moves or 1) < 1 or (seconds or 1) <= 0:
+    if (moves is None) == (seconds is None) or not (moves if seconds is None else seconds) > 0:
         raise PlanError(f"give one of moves, at least 1, and seconds, above 0; not {moves} and {seconds}")
     shop = _shop(pipeline)
     _begin(pipeline, shop, np.random.default_rng(0))  # compiled, or loaded, before the clock starts
