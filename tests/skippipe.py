@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from swarmbook.network import SKIPPIPE, SKIPPIPE_FIRST, Network
 from swarmbook.pipeline import Pipeline, Rules
 
-CASES = json.loads((Path(__file__).parent / "skippipe_reference.json").read_text())["cases"]
+CASES = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())["cases"]
 TABLES = {"gcp": "google with slip", "gcp_nl_london_fixed": "google repaired"}
 
 

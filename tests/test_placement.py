@@ -27,7 +27,7 @@ from swarmbook.placement import (
     ways,
 )
 
-CASES = json.loads((Path(__file__).parent / "skippipe_reference.json").read_text())["cases"]
+CASES = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())["cases"]
 TABLES = {"gcp": "google with slip", "gcp_nl_london_fixed": "google repaired"}
 
 
