@@ -195,3 +195,16 @@ def test_the_cost_of_a_plan_wants_an_order_that_can_be_kept():
             give(pipeline, Plan(paths, order | crossed))
     with pytest.raises(PlanError, match="each stage once"):
         cost(pipeline, Plan(((1, 1), (2, 1)), order))
+
+
+def test_a_search_that_begins_with_a_plan_is_never_worse_than_it():
+    pipeline = instance("S")
+    before = search(pipeline, np.random.default_rng(0), moves=20_000)
+    slower = instance("S", hops=1.5 * pipeline.hops)
+    kept = search(slower, np.random.default_rng(1), moves=1, start=before.plan)
+    assert kept.history[0][2] == cost(slower, before.plan) >= kept.makespan
+    assert replay(slower, kept.plan).makespan == kept.makespan
+    with pytest.raises(PlanError, match="shared: "):
+        search(instance("S", memory=2), np.random.default_rng(0), moves=1, start=before.plan)
+    with pytest.raises(PlanError, match="leaves the order to the nodes"):
+        search(pipeline, np.random.default_rng(0), moves=1, start=replace(before.plan, order="fifo"))
