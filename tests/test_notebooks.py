@@ -22,6 +22,7 @@ from PIL import Image
 from swarmbook import papers
 from swarmbook.claims import MIMETYPE
 from swarmbook.config import grid
+from swarmbook.planner import search
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("papers/*/*.ipynb"))
@@ -121,7 +122,10 @@ def test_notebook_runs_from_nothing(path, tmp_path):
 @each_notebook
 @pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
 def test_every_profile_configures_its_runs(path, profile, monkeypatch):
-    """As far as the first training: sizes that make no model, or unknown fields, are found without a GPU or a hub."""
+    """As far as the first training: sizes that make no model, or unknown fields, are found without a GPU or a hub.
+
+    Planners search for a moment only.
+    """
 
     notebook = nbformat.read(path, as_version=4)
     if not any("swarmbook.runs" in cell.source for cell in notebook.cells):
@@ -135,6 +139,7 @@ def test_every_profile_configures_its_runs(path, profile, monkeypatch):
 
     monkeypatch.chdir(path.parent)
     monkeypatch.setattr("swarmbook.runs.run", stop)
+    monkeypatch.setattr("swarmbook.planner.search", lambda *given, **named: search(*given, **{**named, "moves": 500}))
     names: dict = {}
     with pytest.raises(Reached) as reached:
         for cell in notebook.cells:
