@@ -55,10 +55,7 @@ def blind(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
     Slots take turns in what they skip, then relays are exchanged at random many times over. Raises `PlanError` if no
     paths were found that fit the relays.
     """
-    wave = _wave(pipeline)
-    shop, state = _shop(wave), _state(wave, _spread(wave, rng))
-    jobshop.arrange(shop, state, _spare(wave, state), 200 * wave.count, 0.0, 0.0, rng)
-    return Plan.of_slots(pipeline, _paths(wave, state), "backward first")
+    return Plan.of_slots(pipeline, _arranged(pipeline, rng, 200, hot=0.0, cold=0.0), "backward first")
 
 
 @planner("shortest")
@@ -67,10 +64,7 @@ def shortest(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
 
     What SkipPipe is without its collision constraint TC2, by simulated annealing on the round trips.
     """
-    wave = _wave(pipeline)
-    shop, state = _shop(wave), _state(wave, _spread(wave, rng))
-    jobshop.arrange(shop, state, _spare(wave, state), 2000 * wave.count, 1.0, 0.001, rng)
-    return Plan.of_slots(pipeline, _paths(wave, state), "fifo")
+    return Plan.of_slots(pipeline, _arranged(pipeline, rng, 2000, hot=1.0, cold=0.001), "fifo")
 
 
 @planner("annealing")
@@ -132,18 +126,8 @@ def full_pipelines(
     columns = [[group[i] for group in pipeline.groups] for i in range(K)] if columns is None else columns
     groups = tuple(tuple(column[s] for column in columns) for s in range(pipeline.stages))
     each = -(-pipeline.count // len(columns)) if microbatches is None else microbatches
-    whole = Pipeline(
-        groups,
-        pipeline.hops,
-        pipeline.forward,
-        Rules(pipeline.stages, pipeline.rules.ahead, swaps=0),
-        microbatches=each,
-        memory=pipeline.memory,
-        head=pipeline.head,
-        backward=pipeline.backward,
-        gap=pipeline.gap,
-        launch_gap=pipeline.launch_gap,
-    )
+    rules = Rules(pipeline.stages, pipeline.rules.ahead, swaps=0)
+    whole = replace(pipeline, groups=groups, rules=rules, microbatches=each, relay_limit=None)
     return whole, Plan.of_slots(whole, [tuple(column[1:]) for column in columns])
 
 
@@ -185,6 +169,14 @@ def _wave(pipeline: Pipeline) -> Pipeline:
     """The same nodes with one microbatch a slot."""
     uses = max(len(chain) for chain in pipeline.chains)
     return replace(pipeline, microbatches=pipeline.slots, relay_limit=pipeline.capacity // uses)
+
+
+def _arranged(pipeline: Pipeline, rng: np.random.Generator, moves: int, hot: float, cold: float) -> list[Path]:
+    """A path for every slot, after so many moves of `jobshop.arrange` for each."""
+    wave = _wave(pipeline)
+    state = _state(wave, _spread(wave, rng))
+    jobshop.arrange(_shop(wave), state, _spare(wave, state), moves * wave.count, hot, cold, rng)
+    return _paths(wave, state)
 
 
 def _spread(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
@@ -290,13 +282,8 @@ def _state(pipeline: Pipeline, paths: Sequence[Path]) -> jobshop.State:
     J, P, N = pipeline.count, pipeline.visits, len(pipeline.hops)
     state = jobshop.empty(J, P, N)
     for j, path in enumerate(paths):
-        state.node.reshape(J, -1)[j] = (
-            pipeline.data_node(j),
-            *path,
-            pipeline.data_node(j),
-            *path,
-            pipeline.data_node(j),
-        )
+        home = pipeline.data_node(j)
+        state.node.reshape(J, -1)[j] = (home, *path, home, *path, home)
         for node in path:
             state.chosen[node] += 1
     jobshop.lay(_shop(pipeline), state)
