@@ -125,7 +125,6 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
     from ortools.sat.python import cp_model
 
     found = search(pipeline, np.random.default_rng(0), moves=moves)
-    chosen = range(len(pipeline.groups[0]))
     model, P = cp_model.CpModel(), pipeline.visits
     relays = [node for group in pipeline.groups[1:] for node in group]
     horizon = round(found.makespan / TICK) - 1
@@ -150,10 +149,10 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
         busy[node].append(interval)
         return begin, duration
 
-    for d in chosen:
-        for chain in pipeline.chains[d * pipeline.slots : (d + 1) * pipeline.slots]:
+    for d, home in enumerate(pipeline.groups[0]):
+        slots = pipeline.chains[d * pipeline.slots : (d + 1) * pipeline.slots]
+        for chain in slots:
             for previous, j in zip((None, *chain), chain, strict=False):
-                home = pipeline.data_node(j)
                 first, loss, last = (operation(home, position) for position in (0, P, 2 * P))
                 present = {node: model.new_bool_var("") for node in relays}
                 forward = {node: operation(node, 1, present[node]) for node in relays}
@@ -196,20 +195,17 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
                     model.add(between[1][0] >= between[0][0] + between[0][1] + moving + working)
                 arcs_of[j] = arcs
                 begins[j] |= {(n, 3): forward[n] for n in relays} | {(n, 4): backward[n] for n in relays}
-        # slots of equal length are alike
-        slots = pipeline.chains[d * pipeline.slots : (d + 1) * pipeline.slots]
-        for a, b in itertools.pairwise(slots):
+        for a, b in itertools.pairwise(slots):  # those of equal length are alike
             if len(a) == len(b):
-                model.add(begins[a[0]][pipeline.groups[0][d], 0][0] <= begins[b[0]][pipeline.groups[0][d], 0][0])
+                model.add(begins[a[0]][home, 0][0] <= begins[b[0]][home, 0][0])
     for intervals in busy.values():
         model.add_no_overlap(intervals)
     for node in relays:
         model.add_cumulative(held[node], [1] * len(held[node]), pipeline.memory)
         model.add(sum(visited[node]) <= pipeline.capacity)
     makespan = model.new_int_var(least, horizon, "")
-    for d in chosen:
-        for chain in pipeline.chains[d * pipeline.slots : (d + 1) * pipeline.slots]:
-            model.add(makespan >= ends[chain[-1]])
+    for chain in pipeline.chains:
+        model.add(makespan >= ends[chain[-1]])
     model.minimize(makespan)
     solver = _solver(effort)
     status = solver.solve(model)

@@ -8,6 +8,8 @@
 - `follow` finds all start times in one sweep; `anneal` changes states by two kinds of moves: neighbours on the critical
   path change places, and relays are exchanged between microbatches, reordered, or replaced by ones with room
 - all times are ticks: a state's makespan is exact, and equal to that of the replay
+- `swap`, `_take_place`, `_remove` and `_insert` each write out how neighbours in a list are linked: a shared function
+  for it made the search an eighth to a quarter slower
 """
 
 from collections import namedtuple
@@ -128,24 +130,15 @@ def empty(microbatches, visits, nodes):
 
 
 @compiled
-def _tie(state, node, earlier, later):
-    """Let `later` follow `earlier` in a node's order; -1 for what would be before its first or after its last."""
-    if earlier >= 0:
-        state.later[earlier] = later
-    else:
-        state.first[node] = later
-    if later >= 0:
-        state.earlier[later] = earlier
-    else:
-        state.last[node] = earlier
-
-
-@compiled
 def append(state, node, op, held):
     """Put an operation behind all others in a node's order; `held`: activations that the node has then."""
-    state.held[op] = held
-    _tie(state, node, state.last[node], op)
-    _tie(state, node, op, -1)
+    last = state.last[node]
+    state.earlier[op], state.later[op], state.held[op] = last, -1, held
+    if last >= 0:
+        state.later[last] = op
+    else:
+        state.first[node] = op
+    state.last[node] = op
 
 
 @compiled
@@ -262,9 +255,16 @@ def swap(shop, state, a, b):
         return False
     node = state.node[a]
     earlier, later = state.earlier[a], state.later[b]
-    _tie(state, node, earlier, b)
-    _tie(state, node, b, a)
-    _tie(state, node, a, later)
+    if earlier >= 0:
+        state.later[earlier] = b
+    else:
+        state.first[node] = b
+    if later >= 0:
+        state.earlier[later] = a
+    else:
+        state.last[node] = a
+    state.earlier[b], state.later[b] = earlier, a
+    state.earlier[a], state.later[a] = b, later
     state.held[b], state.held[a] = held, held + more
     return True
 
@@ -274,10 +274,23 @@ def _take_place(state, a, b):
     """Exchange the places of operations a and b in the orders of two different nodes."""
     x, y = state.node[a], state.node[b]
     ea, la, eb, lb = state.earlier[a], state.later[a], state.earlier[b], state.later[b]
-    _tie(state, x, ea, b)
-    _tie(state, x, b, la)
-    _tie(state, y, eb, a)
-    _tie(state, y, a, lb)
+    state.earlier[b], state.later[b], state.earlier[a], state.later[a] = ea, la, eb, lb
+    if ea >= 0:
+        state.later[ea] = b
+    else:
+        state.first[x] = b
+    if la >= 0:
+        state.earlier[la] = b
+    else:
+        state.last[x] = b
+    if eb >= 0:
+        state.later[eb] = a
+    else:
+        state.first[y] = a
+    if lb >= 0:
+        state.earlier[lb] = a
+    else:
+        state.last[y] = a
     state.held[a], state.held[b] = state.held[b], state.held[a]
     state.node[a], state.node[b] = y, x
 
@@ -292,15 +305,34 @@ def exchange(shop, state, i, u, j, v):
 
 
 @compiled
+def _remove(state, op):
+    earlier, later, node = state.earlier[op], state.later[op], state.node[op]
+    if earlier >= 0:
+        state.later[earlier] = later
+    else:
+        state.first[node] = later
+    if later >= 0:
+        state.earlier[later] = earlier
+    else:
+        state.last[node] = earlier
+
+
+@compiled
 def _insert(state, op, node, begin):
     """Before the first operation of a node that begins later."""
     later = state.first[node]
     while later >= 0 and state.begin[later] <= begin:
         later = state.later[later]
     earlier = state.last[node] if later < 0 else state.earlier[later]
-    state.node[op] = node
-    _tie(state, node, earlier, op)
-    _tie(state, node, op, later)
+    state.earlier[op], state.later[op], state.node[op] = earlier, later, node
+    if earlier >= 0:
+        state.later[earlier] = op
+    else:
+        state.first[node] = op
+    if later >= 0:
+        state.earlier[later] = op
+    else:
+        state.last[node] = op
 
 
 @compiled
@@ -324,7 +356,7 @@ def _replace(shop, state, j, u, node):
     W = 2 * P + 1
     old = state.node[j * W + u]
     for op in (j * W + u, j * W + P + u):
-        _tie(state, old, state.earlier[op], state.later[op])
+        _remove(state, op)
         _insert(state, op, node, state.begin[op])
     state.chosen[old] -= 1
     state.chosen[node] += 1
