@@ -122,7 +122,14 @@ def test_the_last_coins_are_spent_twice_at_one_faulty_member_too_many(faulty):
 # state machines
 
 
-class Synchronous(RuleBasedStateMachine):
+class Watched(RuleBasedStateMachine):
+    @invariant()
+    def invariants_hold(self):
+        if hasattr(self, "watch"):
+            assert not self.watch.look()
+
+
+class Synchronous(Watched):
     """Payments, updates, time and corruption in any order; I1 to I7 after each, the requirements at the end."""
 
     @initialize(n=st.integers(1, 4), f=st.integers(1, 2), seed=st.integers(0, 2**16), balance=st.sampled_from([7, 50]))
@@ -155,11 +162,6 @@ class Synchronous(RuleBasedStateMachine):
             member = next(m for m in self.world.members(cid) if m.name not in self.world.faulty)
             self.world.corrupt(member, fault)
 
-    @invariant()
-    def invariants_hold(self):
-        if hasattr(self, "watch"):
-            assert not self.watch.look()
-
     def teardown(self):
         if hasattr(self, "world"):
             self.world.run()
@@ -167,7 +169,7 @@ class Synchronous(RuleBasedStateMachine):
             assert not self.watch.look()
 
 
-class AnySchedule(RuleBasedStateMachine):
+class AnySchedule(Watched):
     """PSyncPCN: the machine chooses every message that is delivered."""
 
     @initialize(n=st.integers(1, 4), seed=st.integers(0, 2**16), echo=st.booleans())
@@ -198,17 +200,27 @@ class AnySchedule(RuleBasedStateMachine):
                 self.world.members(cid)[kind], [Silent(), Equivocating(), Replaying(range(self.n))][kind]
             )
 
-    @invariant()
-    def invariants_hold(self):
-        if hasattr(self, "watch"):
-            assert not self.watch.look()
-
     def teardown(self):
         if hasattr(self, "world"):
             self.world.run()
             assert not check(self.world, SAFETY)
             for cid in range(self.n):
                 assert not any(any(member.reserved) for member in self.world.honest(cid))
+
+
+def test_a_dispute_goes_on_with_the_state_that_was_agreed_on_meanwhile():
+    """The payer signs a failed payment late, when the committee has been asked about another lock of the old state."""
+    machine = Synchronous()
+    machine.begin(n=3, f=1, seed=150, balance=7)
+    machine.corrupt_party(who=1, kind=0)
+    machine.corrupt_party(who=3, kind=1)
+    machine.pay(amount=1, back=True, fee=0)
+    machine.wait(3.0)
+    machine.corrupt_member(cid=2, kind=0)
+    machine.corrupt_party(who=1, kind=1)
+    for back in (True, True, False):
+        machine.pay(amount=1, back=back, fee=0)
+    machine.teardown()
 
 
 @pytest.mark.parametrize("machine", [Synchronous, AnySchedule])

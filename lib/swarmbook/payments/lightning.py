@@ -73,12 +73,9 @@ class Lightning(World):
         super().__init__(*args, **more)
         self.wire = wire
         self.paid: dict[tuple[int, int], bool] = {}
-        self._parties: dict[str, Party] = {}
 
-    def party(self, name: str) -> Party:
-        if name not in self._parties:
-            self._parties[name] = Party(name, self)
-        return self._parties[name]
+    def new_party(self, name: str) -> Party:
+        return Party(name, self)
 
     def members(self, cid: int) -> list[Node]:
         return []

@@ -432,16 +432,13 @@ class PSyncPCN(World):
         self.ordering, self.relay, self.forward, self.echo = ordering, relay, commit == "forward", echo
         self.view_timeout = view_timeout
         self.quorum = topology.size - topology.faulty
-        self._parties: dict[str, Party] = {}
         self._members: dict[int, list[Member]] = {}
         self._committees: dict[int, object] = {}
         self._payments: dict[object, Payment] = {}
         self._pids: dict[Order, object] = {}
 
-    def party(self, name: str) -> Party:
-        if name not in self._parties:
-            self._parties[name] = Party(name, self)
-        return self._parties[name]
+    def new_party(self, name: str) -> Party:
+        return Party(name, self)
 
     def members(self, cid: int) -> list[Member]:
         if cid not in self._members:

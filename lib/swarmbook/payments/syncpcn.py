@@ -506,9 +506,8 @@ class Party(Node):
 
     def stale(self, sender: Node, m: Stale) -> None:
         end = self.ends.get(m.announcement.cid) if m.announcement is not None else None
-        if end is not None and end.learned(m.announcement):
-            for again in list(end.disputes.values()):
-                again()
+        if end is not None:
+            end.learned(m.announcement)
 
 
 Party.on = {
@@ -540,14 +539,11 @@ class SyncPCN(World):
     ) -> None:
         super().__init__(topology, sim, keys, seed)
         self.timing, self.locks, self.skews = timing, locking.scheme(lock), skews or {}
-        self._parties: dict[str, Party] = {}
         self._wardens: dict[int, list[Warden]] = {}
         self._payments: dict[int, tuple[Payment, int]] = {}
 
-    def party(self, name: str) -> Party:
-        if name not in self._parties:
-            self._parties[name] = Party(name, self, skew=self.skews.get(name, 0.0))
-        return self._parties[name]
+    def new_party(self, name: str) -> Party:
+        return Party(name, self, skew=self.skews.get(name, 0.0))
 
     def members(self, cid: int) -> list[Warden]:
         if cid not in self._wardens:

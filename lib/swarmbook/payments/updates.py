@@ -219,6 +219,8 @@ class End:
         self._agree(state, commitment, ours, m.signature, change)
         agreed()
         self.announce()
+        for again in list(self.disputes.values()):  # members decide by the newest state alone
+            again()
 
     def announce(self) -> None:
         self.party.sim.send_all(self.party, self.members, self.announcement())
@@ -240,12 +242,10 @@ class End:
                 self.then.pop(seq)()
             self.advance()
 
-    def learned(self, m: Announce) -> bool:
+    def learned(self, m: Announce) -> None:
         """A member shows a newer state than the one this party held: its own proposal, with the other's signature."""
-        before = self.state.seq
         if self.pending is not None and m.seq == self.pending[0].seq and m.root == self.pending[1].root:
             self.cosigned(Cosign(m.cid, m.seq, (m.left, m.right)[1 - self.side]))
-        return self.state.seq > before
 
     def _agree(self, state: State, commitment: Commitment, ours: object, theirs: object, change: Change) -> None:
         self.state, self.commitment = state, commitment

@@ -80,6 +80,7 @@ class World:
             self.between.setdefault(frozenset((left, right)), []).append(cid)
         self.faulty: set[str] = set()  # names of parties and members that an adversary controls
         self._random: list[int] = []
+        self._parties: dict[str, Node] = {}
 
     def random(self) -> int:
         """A random number of 63 bits, for nonces and names of payments."""
@@ -126,6 +127,12 @@ class World:
         raise NotImplementedError
 
     def party(self, name: str) -> Node:
+        """The party of that name, made when it is first asked for."""
+        if name not in self._parties:
+            self._parties[name] = self.new_party(name)
+        return self._parties[name]
+
+    def new_party(self, name: str) -> Node:
         raise NotImplementedError
 
     def total(self, party: str) -> int:
