@@ -5,7 +5,21 @@ import pandas as pd
 import pytest
 
 from swarmbook.estimates import estimate
-from swarmbook.figures import curves, dots, forest, gaps, intervals, legend_below, panels, style, timeline, zoom
+from swarmbook.figures import (
+    band,
+    curves,
+    dots,
+    forest,
+    gantt,
+    gaps,
+    intervals,
+    legend_below,
+    panels,
+    plain,
+    style,
+    timeline,
+    zoom,
+)
 
 TABLE = pd.DataFrame(
     {
@@ -95,3 +109,40 @@ def test_a_timeline_has_a_bar_for_every_task_that_takes_time():
     timeline(pd.DataFrame(tasks, columns=["node", "kind", "start", "end"]), {"forward": "C0", "backward": "C1"}, ax)
     bars = [(bar.get_x(), bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in ax.patches]
     assert bars == [(0.0, 2.0, 0.0), (3.0, 4.0, 1.0)]
+
+
+def test_a_band_is_the_mean_over_seeds_and_its_interval():
+    _, (ax,) = panels(1)
+    table = TABLE[TABLE["route"] == "a"].pivot(index="step", columns="seed", values="value")
+    band(ax, table, color="C1", label="a")
+    assert ax.lines[0].get_ydata().tolist() == [5.0, 2.5]
+    shown = {round(y, 9) for y in ax.collections[0].get_paths()[0].vertices[:, 1]}
+    assert shown >= {round(edge, 9) for e in (estimate([4.0, 6.0]), estimate([2.0, 3.0])) for edge in (e.low, e.high)}
+
+
+def test_plain_numbers_are_those_that_the_axis_shows():
+    _, (ax,) = panels(1)
+    ax.set(yscale="log", ylim=(3, 40))
+    plain(ax.yaxis, (1, 5, 10, 20, 50))
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["5", "10", "20"]
+    assert not len(ax.yaxis.get_minorticklocs())
+
+
+def test_a_gantt_chart_has_a_bar_a_task_on_the_row_of_its_node():
+    _, (ax,) = panels(1)
+    rows = [
+        (7, 0, "forward", 0.0, 1.0),
+        (3, 0, "forward", 1.5, 2.5),
+        (7, 0, "loss", 3.0, 3.2),
+        (3, 0, "backward", 4, 6),
+    ]
+    gantt(pd.DataFrame(rows, columns=["node", "microbatch", "kind", "start", "end"]), [(7,), (3,)], ax)
+    bars = [(bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) for bar in ax.patches]
+    assert [(round(y), x, round(w, 9)) for y, x, w in bars] == [
+        (0, 0.0, 1.0),
+        (1, 1.5, 1.0),
+        (0, 3.0, 0.2),
+        (1, 4.0, 2.0),
+    ]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["7 (stage 0)", "3 (stage 1)"]
+    assert [text.get_text() for text in ax.texts] == ["1", "1", "1"]

@@ -49,6 +49,14 @@ def test_a_run_is_trained_once(store, monkeypatch):
     pd.testing.assert_frame_equal(first.records[0].metrics, again.records[0].metrics)
 
 
+def test_a_measurement_by_step_has_a_column_a_seed(store):
+    runs = quiet(grid(TINY, seed=[0, 1]), store)
+    wide = runs.by_step()
+    assert list(wide.columns) == [0, 1]
+    for row in runs.table("validation loss").itertuples():
+        assert wide.loc[row.step, row.seed] == row.value
+
+
 def test_training_learns(store):
     losses = curve(quiet(grid(TINY, steps=[100], evaluate_every=[50], lr=[3e-3]), store), metric="validation loss")
     assert losses[0] == pytest.approx(np.log(2048), abs=0.1)

@@ -44,15 +44,13 @@ def round_trips(pipeline: Pipeline) -> np.ndarray:
             return both[np.ix_(here, home)] + work[1, home]
         frontier = max(near)
         least = np.full((len(here), len(home)), np.iinfo(np.int64).max // 4)
-        for other in range(max(1, frontier - rules.lag), min(pipeline.stages - 1, frontier + rules.ahead) + 1):
-            lag = max(0, frontier - other)
-            more = swaps + (lag > 0), lags + lag
-            if other in near or more[0] > rules.swaps or more[1] > rules.lags:
+        for other, *made in rules.steps(pipeline.stages, frontier, swaps, lags):
+            if other in near:
                 continue
             there = groups[other]
             lowest = max(frontier, other) - rules.lag
             then = frozenset(s for s in near | {other} if s >= lowest)
-            beyond = rest(position + 1, other, then, *more) + (work[0, there] + work[2, there])[:, None]
+            beyond = rest(position + 1, other, then, *made) + (work[0, there] + work[2, there])[:, None]
             step = both[np.ix_(here, there)]
             for k in range(len(there)):
                 np.minimum(least, step[:, k, None] + beyond[k], out=least)

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from swarmbook.estimates import Estimate, estimate
@@ -107,6 +108,22 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
     figure.legend(*fullest.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
+def band(ax: Axes, table: pd.DataFrame, **kwargs) -> None:
+    """A measurement [step or other index, seed]: mean over seeds with a band for its 95 % interval."""
+    estimates = table.apply(estimate, axis=1)
+    (line,) = ax.plot(estimates.index, [e.mean for e in estimates], **kwargs)
+    low, high = [e.low for e in estimates], [e.high for e in estimates]
+    ax.fill_between(estimates.index, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+
+
+def plain(axis: Axis, ticks: Sequence[float]) -> None:
+    """Plain numbers on a logarithmic axis, those of `ticks` that fall into what it shows."""
+    low, high = axis.get_view_interval()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axis.set_ticks(shown, [f"{tick:g}" for tick in shown])
+    axis.set_ticks([], minor=True)
+
+
 def zoom(ax: Axes, values: Sequence[float], room: float) -> None:
     """Show loss curves from just below their lowest value up to `room` above it; the start of training is far above."""
     ax.set_ylim(min(values) - 0.06 * room, min(values) + room)
@@ -129,11 +146,10 @@ def timeline(tasks: pd.DataFrame, colours: Mapping[str, str], ax: Axes) -> None:
     ax.set_xlabel("seconds")
 
 
-def gantt(tasks: pd.DataFrame, groups: Sequence[Sequence[int]], ax: Axes, label: int = 10**9) -> None:
+def gantt(tasks: pd.DataFrame, groups: Sequence[Sequence[int]], ax: Axes) -> None:
     """A replay's tasks (node, microbatch, kind, start, end in seconds): one row a node, stages below one another.
 
-    One colour a microbatch; forward passes on light ground, backward passes framed, losses narrow. Microbatches are
-    numbered in their bars where there are at most `label` of them.
+    One colour a microbatch, which is numbered from 1 in its bars; forward passes pale, backward passes framed.
     """
     rows = {node: row for row, node in enumerate(node for group in groups for node in group)}
     colours = sns.color_palette("husl", int(tasks["microbatch"].max()) + 1)
@@ -144,7 +160,7 @@ def gantt(tasks: pd.DataFrame, groups: Sequence[Sequence[int]], ax: Axes, label:
         ax.barh(
             where, size, left=task.start, height=0.82, color=colours[task.microbatch], alpha=1 if back else 0.6, **edge
         )
-        if len(colours) <= label and task.kind != "loss":
+        if task.kind != "loss":
             ax.text(task.start + size / 2, where, task.microbatch + 1, ha="center", va="center", fontsize=7)
     first = 0
     for group in groups[:-1]:

@@ -10,7 +10,7 @@
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -67,6 +67,16 @@ class Rules:
             frontier = max(frontier, stage)
         return "swaps" if swaps > self.swaps else "lags" if lags > self.lags else None
 
+    def steps(self, stages: int, frontier: int, swaps: int, lags: int) -> Iterator[tuple[int, int, int]]:
+        """What may come next on a path, if it was not there yet: a relay stage, and the swaps and lags made with it.
+
+        frontier: the highest stage so far; swaps, lags: made so far.
+        """
+        for stage in range(max(1, frontier - self.lag), min(stages - 1, frontier + self.ahead) + 1):
+            lag = max(0, frontier - stage)
+            if swaps + (lag > 0) <= self.swaps and lags + lag <= self.lags:
+                yield stage, swaps + (lag > 0), lags + lag
+
     def orders(self, stages: int) -> tuple[tuple[int, ...], ...]:
         """All orders of relay stages 1 to `stages` - 1 that a path may have, sorted."""
         found: list[tuple[int, ...]] = []
@@ -75,12 +85,9 @@ class Rules:
             if len(order) == self.visits - 1:
                 found.append(order)
                 return
-            for stage in range(max(1, frontier - self.lag), min(stages - 1, frontier + self.ahead) + 1):
-                if stage in order:
-                    continue
-                lag = max(0, frontier - stage)
-                if swaps + (lag > 0) <= self.swaps and lags + lag <= self.lags:
-                    extend((*order, stage), max(frontier, stage), swaps + (lag > 0), lags + lag)
+            for stage, *made in self.steps(stages, frontier, swaps, lags):
+                if stage not in order:
+                    extend((*order, stage), max(frontier, stage), *made)
 
         extend((), 0, 0, 0)
         return tuple(sorted(found))

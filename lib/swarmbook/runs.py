@@ -61,6 +61,10 @@ class Runs:
         columns = [*axes, "step", "stage", "label", "value"]
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
+    def by_step(self, metric: str = "validation loss") -> pd.DataFrame:
+        """A measurement [step, seed], of runs that differ in nothing but the seed."""
+        return self.table(metric).pivot(index="step", columns="seed", values="value")
+
     def final(self, metric: str = "validation loss") -> pd.DataFrame:
         """The last measurement of every run."""
         return self._each(self.table(metric), lambda run: run["value"].iloc[-1])
