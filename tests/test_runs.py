@@ -16,7 +16,7 @@ from swarmbook import train as training
 from swarmbook.config import NUMERICS, grid, run_config
 from swarmbook.errors import ConfigError, TrainingError
 from swarmbook.recovery import RULES, Strategy
-from swarmbook.runs import Runs, arms, run
+from swarmbook.runs import Runs, arms, computed, run
 from swarmbook.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,6 +55,34 @@ def test_a_measurement_by_step_has_a_column_a_seed(store):
     assert list(wide.columns) == [0, 1]
     for row in runs.table("validation loss").itertuples():
         assert wide.loc[row.step, row.seed] == row.value
+
+
+def test_a_table_is_computed_once_and_kept_as_soon_as_it_comes(store):
+    asked = []
+
+    def squares(wanted):
+        for what in wanted:
+            if what["n"] == 3 and not asked.count(3):
+                asked.append(3)
+                raise KeyboardInterrupt
+            asked.append(what["n"])
+            yield pd.DataFrame({"square": [what["n"] ** 2]})
+
+    wanted = [{"what": "square", "version": 1, "n": n} for n in (2, 3, 2, 4)]
+    with pytest.raises(KeyboardInterrupt):
+        computed(wanted, squares, store=store)
+    tables = computed(wanted, squares, store=store)
+    assert [table["square"].item() for table in tables] == [4, 9, 4, 16]
+    assert asked == [2, 3, 3, 4]
+
+
+def test_a_computed_table_is_published_with_the_runs_of_its_notebook(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWARMBOOK_RECORD", str(tmp_path / "used"))
+    what = {"what": "nothing", "version": 1}
+    (table,) = computed([what], lambda _: [pd.DataFrame({"x": [0.5]})], store=store)
+    store.publish((tmp_path / "used").read_text().split(), tmp_path / "recorded")
+    again = Store(tmp_path / "other", recorded=[tmp_path / "recorded"])
+    pd.testing.assert_frame_equal(computed([what], None, store=again)[0], table)
 
 
 def test_training_learns(store):

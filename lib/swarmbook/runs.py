@@ -5,15 +5,16 @@ runs.table("validation loss")
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+import swarmbook
 from swarmbook.config import RunConfig
 from swarmbook.errors import ConfigError, TrainingError
-from swarmbook.store import Record, Store, open_store
+from swarmbook.store import Record, Store, key_of, open_store
 
 
 class Runs:
@@ -120,6 +121,30 @@ def run(
     return Runs(configs, [store.get(config.key) for config in configs])
 
 
+def computed(
+    wanted: Sequence[dict],
+    compute: Callable[[list[dict]], Iterable[pd.DataFrame]],
+    recorded: str | Path = "runs",
+    store: Store | None = None,
+) -> list[pd.DataFrame]:
+    """Tables that no single training run gives, such as plans or ensembles: recorded and stored like runs.
+
+    wanted: all that a table depends on, as JSON, a version of its code among it, to be raised by hand whenever the
+    same rest would give other numbers. compute: called with those that are neither recorded nor stored, yields their
+    tables in that order; each is kept as soon as it comes. Tables as for `Store.put`.
+    """
+    store = store or open_store(recorded=[Path(recorded)])
+    by_key = {key_of({"computed": what}): what for what in wanted}
+    while missing := [key for key in by_key if store.get(key) is None]:
+        with store.claim(missing) as mine:
+            for key, table in zip(mine, compute([by_key[key] for key in mine]) if mine else (), strict=True):
+                store.put(key, by_key[key], table, {"swarmbook": swarmbook.__version__})
+        if not mine:
+            store.wait(missing)
+    _note(by_key)
+    return [store.get(key_of({"computed": what})).metrics for what in wanted]
+
+
 def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: str, show: bool, keep: bool) -> bool:
     """Train what nobody else is training, packs that were interrupted first; False if there was nothing to train."""
     from swarmbook.train import packs, train
@@ -161,11 +186,11 @@ def _final_states(configs: set[RunConfig], store: Store, device: str, show: bool
     return {key: store.state(key) for key in by_key}
 
 
-def _note(by_key: dict[str, RunConfig]) -> None:
-    """Tell `swarmbook run --record`, if it listens, which runs the notebook stands on."""
+def _note(keys: Iterable[str]) -> None:
+    """Tell `swarmbook run --record`, if it listens, which runs and tables the notebook stands on."""
     if path := os.environ.get("SWARMBOOK_RECORD"):
         with open(path, "a", encoding="utf-8") as file:
-            file.writelines(f"{key}\n" for key in by_key)
+            file.writelines(f"{key}\n" for key in keys)
 
 
 def _crossing(steps: pd.Series, values: pd.Series, target: float) -> float:
