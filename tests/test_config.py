@@ -125,7 +125,7 @@ OTHER = {
     "schedule": "cosine", "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends", "recovery": "random",
     "failing": "interior", "moments": "keep", "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
     "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",), "probes": ("loss jump",),
-    "start": PARENT, "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 20, "outer_lr": 0.5,
+    "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5, "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 20, "outer_lr": 0.5,
     "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
     "delay": 3, "mixing": 0.5, "absent": 0.1, "storage": "bf16",
 }  # fmt: skip
@@ -155,7 +155,7 @@ DEFAULTS = {
     "warmup": 0, "clip": 1.0, "precision": "fp32", "route": "in order", "recovery": "none", "failure_rate": 0.0,
     "failing": "stages", "losses": (), "moments": "reset", "lr_boost": 1.1, "boost_half_life": None,
     "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "probes": (),
-    "start": None, "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
+    "start": None, "branch": None, "schedule_steps": None, "lr_floor": 0.1, "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
     "delay": 0, "mixing": 0.0, "absent": 0.0, "shards": "mixed", "storage": "fp32", "paths": (), "visits": None,
     "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,

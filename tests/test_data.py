@@ -482,6 +482,8 @@ def test_hub_corpus_with_splits_from_local_files(corpora, tmp_path, monkeypatch,
         ),
         ("hub:openwebtext", "text", [f"plain_text/train-0000{i}-of-00002.parquet" for i in range(2)]),
         ("hub:pushshift", "body", ["data/RC_2012-01.parquet", "data/RC_2012-02.parquet"]),
+        ("hub:openwebtext-en", "text", [f"data/train-0000{i}-of-00002.parquet" for i in range(2)]),
+        ("hub:caselaw", "text", [f"{name}.jsonl.gz" for name in ("a", "b")]),
     ],
 )
 def test_hub_corpus_without_splits_is_carved(corpora, tmp_path, monkeypatch, source, column, names):
@@ -489,7 +491,8 @@ def test_hub_corpus_without_splits_is_carved(corpora, tmp_path, monkeypatch, sou
     documents = [story("hub", "any", i) for i in range(1300)]
     for name, part in zip(names, (documents[:170], documents[170:]), strict=True):
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", part, column)
-    write_text(tmp_path, monkeypatch, f"{repository}/sample/documents/2023-06/0000/de_head.json.gz", ["nein"], column)
+    if source == "hub:redpajama":
+        write_text(tmp_path, monkeypatch, f"{repository}/{names[0].replace('en_', 'de_')}", ["nein"], column)
     found = {split: [row["text"] for row in data.texts(source, split)] for split in data.SPLITS}
     assert found["validation"] == documents[0::100] and found["test"] == documents[50::100]
     assert found["train"] == [text for i, text in enumerate(documents) if i % 100 not in (0, 50)]
@@ -526,6 +529,8 @@ def test_hub_source_that_is_wrong_is_told(corpora, tmp_path, monkeypatch):
         data.tokens("hub:c4@main", "train", limit=9)
     with pytest.raises(DataError, match="'hub:openwebtext@<commit hash>'"):
         data.fingerprint("hub:openwebtext", limit=9)
+    with pytest.raises(DataError, match="'meta-llama/Meta-Llama-3-8B@<commit hash>'"):
+        data.tokenizer("llama-3")
     assert data.fingerprint(f"hub:openwebtext@{'0' * 40}") != data.fingerprint(f"hub:openwebtext@{'1' * 40}")
     path = write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-0.jsonl", ["once"], "story")
     with pytest.raises(DataError, match="train-0.jsonl has the columns .*'story'.* needs 'text'"):

@@ -1,10 +1,13 @@
-"""The command line: `swarmbook run` executes the papers' notebooks, `swarmbook list` shows what they say.
+"""The command line: `run` executes the papers' notebooks, `sweep` does so at every point of a grid, `verify` trains
+recorded runs again and compares, `list` shows what the notebooks say.
 
-Exit status: 0 all went well, 1 a notebook failed, 2 a wrong name, type or option, 130 interrupted by Ctrl-C.
+Exit status: 0 all went well, 1 a notebook failed or a run deviates, 2 a wrong name, type or option, 130 interrupted by
+Ctrl-C.
 """
 
 import argparse
 import json
+import secrets
 import shutil
 import sys
 import tempfile
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"swarmbook {options.name}: {error}", file=sys.stderr)
         return 2
-    except NotebookError as error:
+    except (NotebookError, ConnectionError) as error:
         print(f"swarmbook {options.name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swarmbook", description="Reproduce papers, one notebook each.")
     parser.add_argument("--version", action="version", version=f"swarmbook {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="run | list", dest="name")
+    commands = parser.add_subparsers(required=True, metavar="run | sweep | verify | list", dest="name")
 
     command = commands.add_parser(
         "run",
@@ -72,10 +75,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=_run)
 
+    command = commands.add_parser(
+        "sweep",
+        help="execute a notebook at every point of its sweep.yaml, on several workers",
+        description="Execute a notebook at every point of the grid in papers/PAPER/sweep.yaml, and one that collects "
+        "the claims. Points that are finished are not executed again: after an interruption, start the same sweep again.",
+        epilog="Exit status: 0 all points are done, 1 some failed or are left, 2 wrong usage, 130 interrupted.",
+    )
+    command.add_argument("papers", nargs="+", metavar="PAPER")
+    command.add_argument("--profile", metavar="NAME", help=f"size of the runs: {', '.join(papers.PROFILES)}")
+    command.add_argument("--seeds", metavar="0-4", help="one point for each of these seeds, in place of sweep.yaml's")
+    command.add_argument("--workers", type=_count, metavar="N", help="processes here; default: one for each core")
+    command.add_argument("--scheduler", metavar="ADDRESS", help="a dask scheduler to use, such as tcp://10.0.0.1:8786")
+    command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/sweeps/ in the clone")
+    command.add_argument(
+        "--keep-going",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="after a point has failed, execute the others (default)",
+    )
+    command.set_defaults(command=_sweep)
+
+    command = commands.add_parser(
+        "verify",
+        help="train recorded runs again and compare whole curves",
+        description="Check the seals of all recorded runs, execute the notebooks on them and compare what they show, "
+        "and train a sample of the runs again from nothing and compare whole curves.",
+        epilog="Exit status: 0 all agree, 1 something deviates or is damaged, 2 wrong usage, 130 interrupted.",
+    )
+    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
+    size = command.add_mutually_exclusive_group()
+    size.add_argument("--sample", type=_count, default=2, metavar="N", help="how many runs to train again; default: 2")
+    size.add_argument("--all", action="store_true", help="train all of them again, which takes hours")
+    command.add_argument("--seed", type=int, metavar="S", help="of the sample; default: another each time")
+    command.set_defaults(command=_verify)
+
     command = commands.add_parser("list", help="show papers, figures, claims and recorded runs")
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(command=_list)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -158,6 +202,87 @@ def _record(paper: Paper, output: Path | None) -> None:
             open_store([folder]).publish(noted.read_text().split(), folder, exclusive=True)
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from swarmbook import sweep
+
+    if options.workers and options.scheduler:
+        raise UsageError(f"--workers {options.workers} is for workers here; those of {options.scheduler} are its own")
+    seeds = sweep.seeds_of(options.seeds) if options.seeds else ()
+    # all of them before anything is executed
+    sweeps = [
+        (paper, sweep.place(paper, sweep.points(paper, options.profile, seeds), options.output))
+        for paper in _chosen(options.papers)
+    ]
+    failed = False
+    for paper, points in sweeps:
+        failed |= not _sweep_one(paper, points, options)
+        if failed and not options.keep_going:
+            break
+    return 1 if failed else 0
+
+
+def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
+    """Whether all points are done at the end."""
+    from swarmbook import sweep
+
+    started = time.monotonic()
+    found = [(point, sweep.state(point)) for point in points]
+    counts = ", ".join(f"{n} {state}" for state in sweep.FOUND if (n := sum(s == state for _, s in found)))
+    print(f"{paper.name} at {points[0].parameters['profile']}, {len(points)} points: {counts}", flush=True)
+    for point, state in found:
+        if state == sweep.REPAIRED:
+            print(f"repaired  {point.name}: {_short(point.executed)} is not as it was written", flush=True)
+    unfinished = [point for point, state in found if state != sweep.DONE]
+    workers = min(options.workers or sweep.cores(), max(1, len(unfinished)))
+    environment = {} if options.scheduler else sweep.threads(workers)
+    outcomes = []
+    if unfinished:
+        with sweep.cluster(options.scheduler, workers) as client, _Progress(paper.name) as progress:
+            outcomes = sweep.sweep(
+                unfinished, client, environment, _teller(progress, len(points), workers), options.keep_going
+            )
+    failures = [outcome for outcome in outcomes if outcome.state == sweep.FAILED]
+    done = len(points) - len(unfinished) + len(outcomes) - len(failures)
+    if done:
+        collected = sweep.collect(paper, points, environment)
+        merged = sweep.read(paper.name, [point.name for point in points], collected.notebook.parent).claims()
+        print(claims_table(merged, shutil.get_terminal_size((110, 24)).columns))
+        print(f"notebook  {_short(collected.notebook)}\nHTML      {_short(collected.html)}")
+    for outcome in failures:
+        print(f"failed    {outcome.point.name}: {outcome.error}", file=sys.stderr)
+    left = len(points) - done - len(failures)
+    took = time.monotonic() - started
+    print(f"{paper.name}: {done} done, {len(failures)} failed, {left} left; took {took:.0f} s\n", flush=True)
+    return done == len(points)
+
+
+def _teller(progress: "_Progress", points: int, workers: int):
+    """Tells each point as it ends, and on a terminal how many are done and how long the rest may take."""
+    ended: list = []
+    started = time.monotonic()
+
+    def told(outcome, left: int) -> None:
+        if outcome is not None:
+            ended.append(outcome)
+            progress.say(f"{outcome.state:9} {outcome.point.name}  {outcome.seconds:.0f} s")
+        failed = sum(outcome.state == "failed" for outcome in ended)
+        minutes = (time.monotonic() - started) / max(len(ended), 1) * left / 60
+        rest = f"about {minutes:.0f} min left" if ended else ""
+        progress.show(
+            f"{points - left - failed} of {points} done", f"{failed} failed", f"{left} running or to come", rest
+        )
+
+    return told
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from swarmbook import verify
+
+    chosen = _chosen(options.papers)
+    seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
+    return verify.verify(chosen, None if options.all else options.sample, seed, print)
+
+
 class _Progress:
     """One line on a terminal that says where a notebook is, nothing elsewhere: a log needs no control characters."""
 
@@ -167,9 +292,16 @@ class _Progress:
         self.shown = sys.stderr.isatty()
 
     def __call__(self, done: int, cells: int, figure: str, log: str) -> None:
+        self.show(f"cell {done + 1} of {cells}", figure, log)
+
+    def show(self, *parts: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        parts = [self.name, f"{minutes}:{seconds:02}", f"cell {done + 1} of {cells}", figure, log]
-        self._show("  ".join(part for part in parts if part))
+        self._show("  ".join(part for part in (self.name, f"{minutes}:{seconds:02}", *parts) if part))
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the one that moves."""
+        self._show("")
+        print(line, flush=True)
 
     def __enter__(self) -> "_Progress":
         self._show(f"{self.name}  starting")

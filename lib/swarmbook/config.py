@@ -61,6 +61,8 @@ class RunConfig(BaseModel):
     lr: Positive = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: Count0 = 0
+    schedule_steps: Count | None = None  # over which the cosine falls; None: all
+    lr_floor: Share = 0.1  # what it falls to, in multiples of lr
     clip: Positive = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     storage: Literal["fp32", "bf16"] = "fp32"  # bf16: weights, moments, slow weights and buffers rounded at every step
@@ -98,6 +100,7 @@ class RunConfig(BaseModel):
     evaluate_on: tuple[str, ...] = ()  # further domains, at the end
     probes: tuple[str, ...] = ()
     start: "RunConfig | None" = None  # whose training this run goes on with; its steps count as the first of ours
+    branch: "RunConfig | None" = None  # whose final weights this run begins with; all else begins anew
     seed: Count0 = 0
 
     @model_validator(mode="after")
@@ -132,6 +135,8 @@ class RunConfig(BaseModel):
                 )
         if self.start is not None:
             self._check_start(self.start)
+        if self.branch is not None:
+            self._check_branch(self.branch)
         if self.evaluate_every % self.log_every:
             raise ValueError(f"evaluate_every={self.evaluate_every} must be a multiple of log_every={self.log_every}")
         self._check_route()
@@ -162,7 +167,7 @@ class RunConfig(BaseModel):
         from swarmbook.sync import SYNCS, groups_of
 
         groups_of(self, 0)
-        if SYNCS[self.sync].alike and self.replicas > 1 and not self.common_start and self.start is None:
+        if SYNCS[self.sync].alike and self.replicas > 1 and not self.common_start and not self.parents:
             raise ValueError(
                 f"sync {self.sync!r} needs common_start=True: its replicas make the same steps, and would stay as far "
                 "apart as they start"
@@ -183,11 +188,26 @@ class RunConfig(BaseModel):
                 "the next one"
             )
 
-    def _check_start(self, start: "RunConfig") -> None:
-        ours, theirs = (config.model_dump(include=ARCHITECTURE) for config in (self, start))
+    def _check_shape(self, parent: "RunConfig", same: set[str]) -> None:
+        ours, theirs = (config.model_dump(include=same) for config in (self, parent))
         if ours != theirs:
             name = next(name for name in ours if ours[name] != theirs[name])
             raise ValueError(f"{name}={ours[name]!r} must be that of the run it starts from, {theirs[name]!r}")
+
+    def _check_branch(self, branch: "RunConfig") -> None:
+        if self.start is not None:
+            raise ValueError(
+                "start and branch exclude each other: a run goes on with another, or begins with its weights"
+            )
+        self._check_shape(branch, ARCHITECTURE - {"replicas"})
+        if branch.replicas not in (1, self.replicas):
+            raise ValueError(
+                f"replicas={self.replicas} cannot begin with the weights of {branch.replicas} replicas: branch from a "
+                f"run of 1 replica, or of {self.replicas}"
+            )
+
+    def _check_start(self, start: "RunConfig") -> None:
+        self._check_shape(start, ARCHITECTURE)
         if start.steps >= self.steps:
             raise ValueError(f"steps={self.steps} must be more than the {start.steps} of the run it starts from")
         earlier = {loss for loss in self.losses if loss[0] < start.steps}
@@ -219,14 +239,20 @@ class RunConfig(BaseModel):
         domains = [data.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(
             {
-                "config": self.model_dump(mode="json", exclude_defaults=True, exclude={"start"}),
+                "config": self.model_dump(mode="json", exclude_defaults=True, exclude={"start", "branch"}),
                 "data": data.fingerprint(self.data, self.tokenizer, self.data_limit),
                 "numerics": NUMERICS,
             }
             | ({"start": self.start.key} if self.start else {})
+            | ({"branch": self.branch.key} if self.branch else {})
             | ({"rules": own} if own else {})
             | ({"evaluate_on": domains} if domains else {})
         )
+
+    @property
+    def parents(self) -> tuple["RunConfig", ...]:
+        """The runs whose final states this one begins with."""
+        return tuple(parent for parent in (self.start, self.branch) if parent is not None)
 
     @property
     def tokens_per_step(self) -> int:

@@ -153,6 +153,12 @@ class Fleet:
         tokens: int64 [R or 1, N, T + 1]; 1: the same sequences for every replica. cells: as for `gradients`;
         the N sequences are shared out in order over its M microbatches, and counted where their heads are.
         """
+        losses = self.nats(tokens, cells).mean(-1)
+        return losses if per_sequence else losses.mean(1)
+
+    @torch.no_grad()
+    def nats(self, tokens, cells: np.ndarray | None = None) -> Tensor:
+        """Cross-entropy in nats of every target, [R, N, T]; arguments as for `loss`."""
         tokens = self._tokens(tokens, 3)
         tokens = self._microbatches(tokens, cells)  # [R, M, B, T + 1]
         M, T = tokens.shape[1], tokens.shape[3] - 1
@@ -165,10 +171,9 @@ class Fleet:
                 x = self._forward(group, part[..., :-1])
                 norm, head = self._outer(group.replicas)
                 nats = model.cross_entropy(x, norm, head, _labels(group, part))
-                parts.append(nats.view(*part.shape[:3], T).mean(-1))  # [r, M, block]
-            losses.append(torch.cat(parts, 2).flatten(1))  # [r, N]
-        losses = torch.cat(losses)
-        return losses if per_sequence else losses.mean(1)
+                parts.append(nats.view(*part.shape[:3], T))  # [r, M, block, T]
+            losses.append(torch.cat(parts, 2).flatten(1, 2))  # [r, N, T]
+        return torch.cat(losses)
 
     @torch.no_grad()
     def logits(self, tokens, cells: np.ndarray | None = None) -> Tensor:

@@ -90,9 +90,23 @@ CORPORA = {
         small=True,
         archive="data/{config}.tar.gz",
     ),
+    # HDEE's seed models and easy domains, named in its code without revisions. Of TinyStories its code takes the hub's
+    # test split for validation and has no test split; here both are carved out of the training split.
+    "openwebtext-en": HubCorpus("vietgpt/openwebtext_en", {"train": "*train*"}, None),
+    "caselaw": HubCorpus("free-law/Caselaw_Access_Project", {"train": "*"}, None),
+    "simple-wikipedia": HubCorpus(
+        "pszemraj/simple_wikipedia_LM",
+        {"train": "*train*", "validation": "*validation*", "test": "*test*"},
+        None,
+        small=True,
+    ),
+    "tinystories-v2": HubCorpus("fhswf/TinyStoriesV2_cleaned", {"train": "*train*"}, None, small=True),
 }
-# CheckFree's tokenizer, 32,000 entries; the repository asks for a licence click and a token.
-TOKENIZERS = {"llama-2": "meta-llama/Llama-2-7b-hf@01c7f73d771dfac7d292323805ebc428287df4f9"}
+# CheckFree's, 32,000 entries, and HDEE's, 128,002; the repositories ask for a licence click and a token.
+TOKENIZERS = {
+    "llama-2": "meta-llama/Llama-2-7b-hf@01c7f73d771dfac7d292323805ebc428287df4f9",
+    "llama-3": "meta-llama/Meta-Llama-3-8B",
+}
 
 
 def corpus(source: str) -> HubCorpus:

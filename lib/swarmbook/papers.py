@@ -4,10 +4,12 @@
 - figures and tables are cell tags ("figure 4a"), claims a cell output of type `MIMETYPE`
 - the kernel is always the interpreter that runs this, whatever kernels are installed
 - results appear under their names only when whole: a notebook that failed is kept as `<name>.failed.ipynb`
+- an executed notebook can bear a stamp: what it was executed with, sealed by a checksum of its cells
 """
 
 import ast
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -220,28 +222,58 @@ def execute(
     output: Path | None = None,
     environment: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    folder: Path | None = None,
+    stamp: Mapping[str, Any] | None = None,
 ) -> Execution:
-    """Execute a paper's notebook in its own folder; write it, and a page of HTML, into `results_folder`.
+    """Execute a paper's notebook in its own folder; write a page of HTML, then it, into `folder` or `results_folder`.
 
-    `environment` is added to the kernel's. Raises UsageError for parameters that do not fit the notebook, and
-    NotebookError if a cell fails or the kernel dies; what was executed until then is kept beside the results.
+    `environment` is added to the kernel's; `stamp` is what `stamp_of` gives back. Raises UsageError for parameters that
+    do not fit the notebook, and NotebookError if a cell fails or the kernel dies; what was executed until then is kept
+    beside the results.
     """
     parameters = checked(paper, parameters or {})
-    folder = results_folder(paper, parameters, output)
+    folder = folder or results_folder(paper, parameters, output)
     folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{paper.name}.failed.ipynb"
-    with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
         partial = Path(scratch) / paper.notebook.name
         try:
             content = _run(paper, parameters, partial, environment or {}, progress)
         except NotebookError as error:
             _write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
-        _write(folder / paper.notebook.name, partial.read_bytes())
+        page = folder / f"{paper.name}.html"
+        _write(page, _html(content).encode())
+        _write(folder / paper.notebook.name, partial.read_bytes() if stamp is None else _stamped(content, stamp))
     failed.unlink(missing_ok=True)
-    page = folder / f"{paper.name}.html"
-    _write(page, _html(content).encode())
     return Execution(folder / paper.notebook.name, page, claims_of(content, paper.name))
+
+
+def _stamped(content: Any, stamp: Mapping[str, Any]) -> bytes:
+    import nbformat
+
+    whole = json.loads(nbformat.writes(content))
+    whole["metadata"]["swarmbook"] = {**stamp, "seal": _seal(whole["cells"])}
+    return (json.dumps(whole, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+
+
+def stamp_of(executed: Path) -> dict[str, Any] | None:
+    """The stamp of an executed notebook, or None if it was executed without one.
+
+    Raises NotebookError if the file is no whole notebook, or not what was written: its cells were changed since.
+    """
+    try:
+        whole = json.loads(executed.read_bytes())
+        stamp = whole["metadata"].get("swarmbook")
+        if stamp is not None and stamp.pop("seal") != _seal(whole["cells"]):
+            raise ValueError("its cells do not match their checksum")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotebookError(f"{executed} is not as it was written: {error}") from error
+    return stamp
+
+
+def _seal(cells: list) -> str:
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
 
 
 def _run(
@@ -265,6 +297,7 @@ def _run(
             kernel_name=KERNELSPEC["name"],
             language="python",
             progress_bar=False,
+            start_timeout=600,  # seconds; a machine that is busy, or a cluster that reads all from one disk, is slow
             kernel_manager_class=kernel_of_this_python(environment, log),
             coalesce_streams=True,
             record_timing=False,

@@ -108,12 +108,14 @@ def run(
     """The results of all configurations; those not yet recorded or stored are trained now, packed.
 
     `recorded` is the folder of the notebook's recorded runs. Interrupted training resumes from its last checkpoint;
-    runs that another process is training are awaited. Runs with a `start` whose final state is not in the store have
-    it trained first; `keep` stores the final states of what is trained now, to spare that. Raises `TrainingError` for
-    runs that diverge, after all others are finished and stored.
+    runs that another process is training are awaited. Runs that begin with the final state of another (`start`,
+    `branch`) have it trained first if it is not in the store; the final states of what is trained now are stored if
+    another of the runs begins with them, or with `keep`. Raises `TrainingError` for runs that diverge, after all others
+    are finished and stored.
     """
     store = store or open_store(recorded=[Path(recorded)])
     by_key = {config.key: config for config in configs}
+    keep = keep or any(parent.key in by_key for config in configs for parent in config.parents)
     while missing := [key for key in by_key if store.get(key) is None]:
         if not _train({key: by_key[key] for key in missing}, by_key, store, device, show, keep):
             store.wait(missing)
@@ -153,7 +155,7 @@ def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: st
     rest = {config: key for key, config in missing.items() if not any(key in keys for keys in begun)}
     any_trained, diverged = False, []
     for keys in begun + [[rest[config] for config in pack] for pack in packs(list(rest), device)]:
-        starts = _final_states({by_key[key].start for key in keys} - {None}, store, device, show)
+        starts = _final_states({parent for key in keys for parent in by_key[key].parents}, store, device, show)
         with store.claim(keys) as mine:
             keys = sorted(keys if keys in store.packs(held=mine) else mine)  # the order in which a pack is resumed
             if not mine:
@@ -174,6 +176,11 @@ def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: st
     if diverged:
         raise TrainingError("\n".join(diverged))
     return any_trained
+
+
+def final_states(configs: Iterable[RunConfig], device: str = "auto", show: bool = True) -> dict[str, dict]:
+    """By key the states in which runs ended, as of `Pack.state`; those that are not in the store are trained now."""
+    return _final_states(set(configs), open_store(), device, show)
 
 
 def _final_states(configs: set[RunConfig], store: Store, device: str, show: bool) -> dict[str, dict]:

@@ -36,6 +36,7 @@ PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "mom
 PACKED |= {"keep_every", "evaluate_on", "probes", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
 PACKED |= {"absent", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
+PACKED |= {"data", "branch"}
 CHECKPOINT_SECONDS = 60.0
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager training, which a compilation repays
 
@@ -61,8 +62,8 @@ def train(
 ) -> "Pack":
     """Train a pack to its end, streaming metrics and checkpoints to `progress`.
 
-    `starts`: by key the `Pack.state` of the runs that these start from. Runs that diverge are listed in the result's
-    `diverged` (run index -> step and likely cause); training stops early when none is left.
+    `starts`: by key the `Pack.state` of the runs that these start or branch from. Runs that diverge are listed in the
+    result's `diverged` (run index -> step and likely cause); training stops early when none is left.
     """
     state = Pack(pack, progress, device, starts)
     config = pack[0]
@@ -109,19 +110,23 @@ class Pack:
         self.runs, self.progress = list(pack), progress
         self.begin = self.step = first.start.steps if first.start else 0
         self.started, self.seconds, self.trained = time.monotonic(), 0.0, 0
-        tokens = data.tokens(first.data, "train", first.tokenizer, first.data_limit)
-        self.held_out = _held_out(first, first.data)
-        self.batches = [_batches(run, tokens) for run in pack]
+        tokens = {run.data: data.tokens(run.data, "train", run.tokenizer, run.data_limit) for run in pack}
+        held_out = {source: _held_out(first, source) for source in tokens}
+        each = [held_out[run.data] for run in pack for _ in range(run.replicas)]
+        self.held_out = each[0] if len(tokens) == 1 else np.concatenate(each)  # [1 or R, N, T + 1]
+        self.batches = [_batches(run, tokens[run.data]) for run in pack]
         self.traces = [trace(run) for run in pack]  # each bool [steps, R, S + 1], the last column the ends
         starts_of = [(run, 0 if run.common_start else r) for run in pack for r in range(run.replicas)]
         seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run, r in starts_of]
-        shape = shape_of(first, tokens.vocabulary)
+        shape = shape_of(first, tokens[first.data].vocabulary)
         self.at_once, checkpointing = _fitting(pack, device)  # asked before the weights take their memory
         compile = "auto" if _flops(pack, shape) > COMPILE_FLOPS[device_of(device).type] else False
         self.fleet = Fleet(shape, seeds, device, first.precision, compile, checkpointing)
         self.adam = Adam(self.fleet, first.lr)
         self._round()
-        self.rate = schedule(first.schedule, first.lr, first.warmup, first.steps)
+        self.rate = schedule(
+            first.schedule, first.lr, first.warmup, first.schedule_steps or first.steps, first.lr_floor
+        )
         cells = (len(seeds), first.stages + 1)
         self.norms = torch.ones(cells)
         self.rebuilt = np.full(cells, -1)  # [R, S + 1], the step at which each cell's learning rate was raised
@@ -143,6 +148,8 @@ class Pack:
         for i, run in enumerate(pack):
             if run.start:
                 self._take_over(i, starts[run.start.key])
+            elif run.branch:
+                self._branch(i, starts[run.branch.key]["fleet"])
             self._keep_copies(i)
 
     @property
@@ -394,6 +401,17 @@ class Pack:
         if self.outers[i]:
             self.outers[i].load_state_dict(state.get("outer"))
 
+    def _branch(self, i: int, weights: dict[str, torch.Tensor]) -> None:
+        """Begin run i with the final weights of another, of as many replicas or of one."""
+        rows = list(self.replicas(i))
+        if self.runs[i].branch.replicas == 1:
+            dim = {name: 2 if name.startswith("layers.") else 0 for name in weights}
+            weights = {name: w.repeat_interleave(len(rows), dim[name]) for name, w in weights.items()}
+        self.fleet.load_state_dict(weights, rows)
+        self._round()
+        if self.outers[i]:
+            self.outers[i] = Outer(self.runs[i], self.fleet, self.replicas(i))
+
     def _round(self) -> None:
         """Round the weights and moments of runs that store them in bfloat16."""
         for i, run in enumerate(self.runs):
@@ -469,7 +487,7 @@ def _batches(run: RunConfig, tokens: data.Tokens) -> data.Batches | data.Shards:
     return data.Shards(sources, run.sequence, per_step, run.seeds("batches"))
 
 
-def _held_out(run: RunConfig, domain: str) -> torch.Tensor:
+def _held_out(run: RunConfig, domain: str) -> np.ndarray:
     """The held-out sequences [1, N, T + 1] of a domain."""
     limit = run.data_limit and run.held_out * run.sequence + 1  # an endless source: no more than needed
     tokens = data.tokens(domain, "validation", run.tokenizer, limit)

@@ -1,0 +1,93 @@
+"""Experts: models that branch from a seed model, train on one domain after another, and share a budget of compute.
+
+- a lane is the line of one expert: branch from its last weights, train on the next domain with a fresh optimizer
+  (HDEE section 2.2; Branch-Train-Merge without a mixture of parents)
+- expert lengths of one lane lie on one learning-rate schedule, so the longer run goes on with the shorter one
+- budgets are counted in FLOPs of the runs themselves, and can be shared out by what a domain still gains
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from swarmbook import data
+from swarmbook.config import RunConfig, run_config
+from swarmbook.errors import ConfigError
+
+INHERITED = {"data", "start", "branch", "steps", "schedule_steps", "evaluate_on", "probes", "losses"}  # are not
+
+
+def trained(parent: RunConfig, domain: str, steps: int, through: Sequence[int] = (), **fields) -> RunConfig:
+    """The expert that `parent` becomes in `steps` steps on a domain, with everything else as in `parent` or `fields`.
+
+    through: lengths at which other experts leave the same trajectory; this run goes on with the shorter of them, so
+    that they are trained once.
+    """
+    kept = {name: getattr(parent, name) for name in RunConfig.model_fields if name not in INHERITED}
+    base = {**kept, "data": domain, **fields}
+    expert = None
+    for length in [*sorted({n for n in through if n < steps}), steps]:
+        line = {"branch": parent} if expert is None else {"start": expert}
+        expert = run_config(**{**base, **line, "steps": length})
+    return expert
+
+
+def lane(
+    seed_model: RunConfig, domains: Sequence[str], steps: int | Sequence[int], through: Sequence[int] = (), **fields
+) -> list[RunConfig]:
+    """A lane's expert after each of its domains; steps: of every iteration, or one for each."""
+    lengths = [steps] * len(domains) if isinstance(steps, int) else list(steps)
+    if len(lengths) != len(domains):
+        raise ConfigError(f"steps={steps!r} must be one number, or as many as the {len(domains)} domains of the lane")
+    line = [seed_model]
+    for domain, length in zip(domains, lengths, strict=True):
+        line.append(trained(line[-1], domain, length, through, **fields))
+    return line[1:]
+
+
+def training_flops(expert: RunConfig) -> int:
+    """FLOPs of all that an expert was trained for after its seed model (HDEE section 2.5: the budget)."""
+    from swarmbook.ledger import flops
+    from swarmbook.train import shape_of
+
+    total = 0
+    while expert.parents:
+        (parent,) = expert.parents
+        shape = shape_of(expert, data.tokenizer(expert.tokenizer).get_vocab_size())
+        steps = expert.steps - (parent.steps if expert.start else 0)
+        total += 3 * steps * flops(shape, expert.tokens_per_step, expert.sequence)
+        expert = parent
+    return total
+
+
+def gain(steps: Sequence[float], losses: Sequence[float]) -> float:
+    """Nats that a doubling of the steps saves: slope of a learning curve against log2 of the steps, by least squares.
+
+    Loss curves of this length are nearly straight there. Points at step 0 are left out. Raises ConfigError for fewer
+    than two points.
+    """
+    points = [(np.log2(n), loss) for n, loss in zip(steps, losses, strict=True) if n > 0]
+    if len(points) < 2:
+        raise ConfigError(f"a learning curve needs two points after step 0, not {len(points)}: evaluate more often")
+    return float(-np.polyfit(*zip(*points, strict=True), 1)[0])
+
+
+def allocate(gains: Sequence[float], budget: float, least: float = 0.0) -> np.ndarray:
+    """Steps [k] for domains whose loss falls by `gains` [k] with each doubling, so that the sum of losses is least.
+
+    That is where one more step saves the same everywhere: in proportion to the gains, of a total of `budget`. No domain
+    gets fewer than `least`. Raises ConfigError where those alone are more than the budget.
+    """
+    gains = np.maximum(np.asarray(gains, float), 0.0)
+    if least * len(gains) > budget:
+        raise ConfigError(f"budget={budget:g} is too small for least={least:g} steps on each of {len(gains)} domains")
+    steps, free = np.full(len(gains), float(least)), np.ones(len(gains), bool)
+    while free.any():
+        left = budget - steps[~free].sum()
+        total = gains[free].sum()
+        share = gains[free] / total * left if total else np.full(free.sum(), left / free.sum())
+        steps[free] = np.maximum(share, least)
+        if (share >= least).all():
+            break
+        free[np.flatnonzero(free)[share < least]] = False
+    return steps

@@ -1,0 +1,425 @@
+"""Sweeps: grids that are refused line by line, and points that survive whatever is killed.
+
+The sweeps here train: a notebook of one tiny run a seed, whose store, notebooks and log of finished trainings lie below
+a folder of the test. The scheduler and workers of one test are processes of their own, as on a cluster.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from swarmbook import cli, papers, sweep
+from swarmbook.papers import UsageError
+from swarmbook.sweep import DONE, LEFT, OUTDATED, REPAIRED, RESUMED
+
+PATIENCE = 300  # seconds until a test gives up; one that passes takes a small part of it
+
+# --- grids ---
+
+
+def points(paper: Path, text: str, **options) -> list[dict]:
+    paper.with_name("sweep.yaml").write_text(textwrap.dedent(text))
+    return sweep.points(papers.read(paper), **options)
+
+
+def test_a_grid_is_the_product_of_lists_ranges_and_zipped_groups_seed_by_seed(toy):
+    text = """\
+        seeds: 0-1
+        grid:
+          steps: 3-4
+          note: fast
+        zip:
+          - rate: [0.1, 1]
+            profile_: x
+        """
+    with pytest.raises(UsageError, match=r"line 7: unknown parameter of toy 'profile_'"):
+        points(toy(), text)
+    found = points(papers.discover()["toy"].notebook, text.replace("    profile_: x\n", ""))
+    assert len(found) == 8
+    assert found[0] == {"profile": "cpu", "seeds": [0], "steps": 3, "note": "fast", "rate": 0.1}
+    assert found[-1] == {"profile": "cpu", "seeds": [1], "steps": 4, "note": "fast", "rate": 1.0}
+    assert [point["seeds"] for point in found] == [[0]] * 4 + [[1]] * 4
+
+
+def test_zipped_parameters_move_together(toy):
+    found = points(toy(), "zip:\n- {steps: 1-3, rate: [1, 2, 3]}\n- note: [a, b]\n")
+    assert [(p["steps"], p["rate"], p["note"]) for p in found] == [
+        (1, 1.0, "a"), (1, 1.0, "b"), (2, 2.0, "a"), (2, 2.0, "b"), (3, 3.0, "a"), (3, 3.0, "b"),
+    ]  # fmt: skip
+
+
+def test_a_profile_replaces_what_it_names_and_only_there(toy):
+    text = "seeds: 0-4\ngrid: {steps: [1, 2]}\nprofiles:\n  gpu:\n    seeds: 7\n    grid: {steps: 9}\n"
+    path = toy()
+    assert len(points(path, text)) == 10
+    assert points(path, text, profile="gpu") == [{"profile": "gpu", "seeds": [7], "steps": 9}]
+    assert len(points(path, text, profile="smoke", seeds=(5,))) == 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("seeds = 0  # how many", [{"seeds": 1}, {"seeds": 2}, {"seeds": 4}]),
+        ("seed = 0", [{"seed": 0}, {"seed": 1}, {"seed": 3}]),
+        ("seeds = [0]", [{"seeds": [0]}, {"seeds": [1]}, {"seeds": [3]}]),
+    ],
+)
+def test_seeds_are_numbers_whatever_the_notebook_takes(toy, cell, expected):
+    """A count of seeds takes those from 0 on: the point of seed s stands on all up to s."""
+    path = toy()
+    path.write_text(path.read_text().replace("seeds = [0, 1]  # one run each", cell))
+    assert points(path, "seeds: [0, 1, 3]") == [{"profile": "cpu", **point} for point in expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "sweep.yaml is empty: name values"),
+        ("grid: [", "line 2: not YAML"),
+        ("a: 1\n---\nb: 2\n", "not YAML"),
+        ("- steps", "line 1: sweep.yaml takes names with their values: seeds, grid, zip, profiles, but got ['steps']"),
+        ("grids: {steps: 1}", "line 1: unknown entry of sweep.yaml 'grids': did you mean 'grid'?"),
+        ("seeds: 0-4\ngrid: {}", "line 2: grid takes names with their values, but got {}"),
+        ("seeds: 0-4\ngrid:\n", "line 2: grid takes names with their values, but got None"),
+        ("grid:\n  steps: 1\n  setps: 2", "line 3: unknown parameter of toy 'setps': did you mean 'steps'? Known: pro"),
+        ("grid:\n  steps: []", "line 2: parameter steps has no values ([]), so the grid is empty"),
+        ("grid:\n  steps: 4-1", "line 2: parameter steps has no values ('4-1'), so the grid is empty"),
+        ("grid:\n  steps: few", "line 2: parameter steps of toy is 3 by default, so it takes an integer, but got 'few'"),
+        ("grid:\n  steps:\n  - 1\n  - 2.5", "line 4: parameter steps of toy is 3 by default, so it takes an integer"),
+        ("grid:\n  note: [a, on]", "line 2: parameter note of toy is 'none' by default, so it takes text, but got True"),
+        ("grid:\n  rate: .nan", "line 2: rate is nan"),
+        ("grid:\n  seeds: [0, 1]", "line 2: parameter seeds of toy is [0, 1] by default, so it takes a list, but got 0"),
+        ("grid:\n  steps: [1, 2, 1]", "line 2: parameter steps has the value 1 twice"),
+        ("grid:\n  steps: 1\n  steps: 2", "line 3: steps is there twice in grid"),
+        ("grid:\n  profile: [cpu, gpu]", "line 2: the profile is chosen with --profile"),
+        ("zip:\n- steps: 1-3\n  rate: [1, 2]", "line 2: what is zipped moves together, but steps has 3 values, rate has 2"),
+        ("grid: {steps: 1}\nzip:\n- steps: 2", "line 3: parameter steps is set in two of seeds, grid and zip"),
+        ("seeds: 0\ngrid:\n  seeds: [[1]]", "line 3: parameter seeds is set in two of seeds, grid and zip"),
+        ("seeds: -1", "line 1: seeds '-1' are no seeds: write a number, a range such as 0-4, or 0,2,5-7"),
+        ("seeds: 4-0", "line 1: seeds '4-0' are no seeds"),
+        ("seeds: [1, 1]", "line 1: seeds '1,1' name a seed twice"),
+        ("seeds: true", "line 1: seeds 'True' are no seeds"),
+        ("seeds: 0\nprofiles:\n  laptop: {seeds: 1}", "line 3: unknown entry of profiles 'laptop': Known: smoke, cpu"),
+        ("seeds: 0\nprofiles:\n  gpu:\n    grid:\n      stepps: 1", "line 5: unknown parameter of toy 'stepps'"),
+        ("seeds: 0\nprofiles:\n  gpu: {grid: {steps: ten}}", "line 3: parameter steps of toy"),
+        ("seeds: 0-4\ngrid: {steps: 1-99, rate: [1, 2, 3, 4, 5]}\nzip:\n- note: [a, b, c, d, e]", "5 x 99 x 5 x 5 points"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_refused_with_its_line_before_anything_starts(toy, tmp_path, capsys, text, message):
+    toy().with_name("sweep.yaml").write_text(text)
+    assert cli.main(["sweep", "toy"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["toy"], "toy has no"),
+        (["toy", "--seeds", "x"], "seeds 'x' are no seeds"),
+        (["toy", "--seeds", "0", "--profile", "gpuu"], "did you mean 'gpu'?"),
+        (["toy", "--seeds", "0", "--workers", "0"], "'0' is no number from 1 on"),
+        (["toy", "--seeds", "0", "--workers", "2", "--scheduler", "tcp://x:1"], "--workers 2 is for workers here"),
+        (["tony", "--seeds", "0"], "unknown paper 'tony'"),
+        ([], "required: PAPER"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_starts(toy, tmp_path, capsys, arguments, message):
+    toy()
+    try:
+        status = cli.main(["sweep", *arguments])
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_notebook_without_seeds_or_profile_says_so(toy):
+    path = toy()
+    whole = path.read_text()
+    path.write_text(whole.replace("seeds = [0, 1]", "sheets = [0, 1]"))
+    with pytest.raises(UsageError, match=r"line 1: unknown parameter of toy 'seeds': did you mean 'sheets'"):
+        points(path, "seeds: 0")
+    path.write_text(whole.replace('profile = \\"cpu\\"', 'size = \\"cpu\\"'))
+    with pytest.raises(UsageError, match=r"unknown parameter of toy 'profile'"):
+        points(path, "seeds: 0")
+
+
+@pytest.mark.parametrize("name", ["checkfree", "noloco", "skippipe", "syncpcn", "hdee"])
+@pytest.mark.parametrize("profile", papers.PROFILES)
+def test_every_paper_can_be_swept(name, profile):
+    paper = papers.discover(Path(__file__).parents[1] / "papers").get(name)
+    if paper is None:
+        pytest.skip(f"there is no {name} yet")
+    found = sweep.points(paper, profile)
+    assert len({sweep._name(point) for point in found}) == len(found) > 0
+    assert {point["profile"] for point in found} == {profile}
+
+
+# --- points ---
+
+
+def executed(point: sweep.Point, mark: str | None = None) -> Path:
+    """A point's notebook as an execution would leave it."""
+    stamp = {"mark": mark or point.mark, "parameters": point.parameters}
+    point.folder.mkdir(parents=True, exist_ok=True)
+    point.executed.write_bytes(papers._stamped(nbformat.read(point.notebook, 4), stamp))
+    return point.executed
+
+
+def placed(path: Path, **parameters) -> sweep.Point:
+    return sweep.place(papers.read(path), [{"profile": "cpu", **parameters}])[0]
+
+
+def test_a_point_says_how_far_it_has_come(toy):
+    path = toy()
+    point = placed(path, steps=5)
+    assert sweep.state(point) == LEFT
+    point.folder.mkdir(parents=True)
+    (point.folder / "begun").touch()
+    assert sweep.state(point) == RESUMED
+    notebook = executed(point)
+    assert sweep.state(point) == DONE
+    whole = notebook.read_text()
+    for damaged in (whole[: len(whole) // 2], "", whole.replace("print(steps)", "print(9)"), "[]", "{}"):
+        notebook.write_text(damaged)
+        assert sweep.state(point) == REPAIRED, damaged
+    executed(point, mark="of other code")
+    assert sweep.state(point) == OUTDATED
+
+
+def test_a_mark_follows_parameters_code_and_published_numbers_and_nothing_else(toy, monkeypatch):
+    path = toy()
+    mark = placed(path, steps=5).mark
+    assert placed(path, steps=6).mark != mark
+    (path.parent / "published.csv").write_text("item\n")
+    published = placed(path, steps=5).mark
+    (path.parent / "figure-4a.png").touch()
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].source += " More text."
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="seen")]
+    nbformat.write(notebook, path)
+    assert placed(path, steps=5).mark == published != mark
+    notebook.cells[2].source += "\n"
+    nbformat.write(notebook, path)
+    assert placed(path, steps=5).mark != published
+    monkeypatch.setattr(sweep, "version", lambda: "other")
+    assert placed(path, steps=5).library == "other"
+
+
+def test_names_of_points_are_readable_and_their_own():
+    assert sweep._name({"profile": "cpu", "seeds": 3, "layout": "6x4"}) == "seeds=3,layout=6x4"
+    odd = [sweep._name({"data": text}) for text in ("a/b", "a_b", "a b", "../x", "x" * 200, "x" * 201, "é")]
+    assert len(set(odd)) == len(odd)
+    assert all(re.fullmatch(r"[\w.=,+-]+", name) and len(name) < 100 for name in odd)
+
+
+@pytest.mark.parametrize(
+    ("texts", "merged"),
+    [
+        (["0.10 ± 0.02"], "0.10 ± 0.02"),
+        (["0.10 ± 0.02", "0.30 ± 0.02", "-0.2 ± 0.02"], "-0.2 to 0.30 ± 0.02"),
+        (["5 % 1.5; 10 % −2", "5 % 1.7; 10 % 3e-4"], "5 % 1.5 to 1.7; 10 % −2 to 3e-4"),
+        (["not reached", "1.5"], "not reached; 1.5"),
+        (["yes", "yes"], "yes"),
+        (["seed2 9", "seed2 10"], "seed2 9 to 10"),
+    ],
+)
+def test_numbers_of_several_points_become_ranges(texts, merged):
+    assert sweep.spread(texts) == merged
+
+
+def test_dask_missing_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask", None)
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[cluster\]'"), sweep.cluster(None, 1):
+        pass
+
+
+def test_a_worker_without_the_files_or_with_other_code_fails_and_says_so(toy):
+    point = placed(toy(), steps=5)
+    strange = sweep.replace(point, library="0123")
+    assert "has other code of swarmbook" in sweep.execute(strange, {}, False).error
+    strange = sweep.replace(point, notebook=point.notebook.with_name("gone.ipynb"))
+    assert "a file system that all workers share" in sweep.execute(strange, {}, False).error
+    assert not point.folder.exists()
+
+
+# --- sweeps that train ---
+
+PARAMETERS = 'profile = "cpu"  # smoke | cpu | gpu | paper\nseeds = 0  # how many'
+TRAINING = """\
+import os, time
+from swarmbook import train as training
+from swarmbook.claims import Claims, decided
+from swarmbook.config import grid
+from swarmbook.runs import run
+training.CHECKPOINT_SECONDS = 0.2
+whole, step = training.train, training.Pack.advance
+def train_and_tell(pack, *rest, **more):
+    trained = whole(pack, *rest, **more)
+    with open(os.environ["TRAINED"], "a") as log:
+        log.writelines(f"{config.seed}\\n" for config in pack)
+    return trained
+def advance(pack):
+    step(pack)
+    time.sleep(float(os.environ.get("PAUSE", 0)))
+training.train, training.Pack.advance = train_and_tell, advance
+base = {"data": "stories_toy", "width": 8, "heads": 2, "hidden": 8, "sequence": 8, "stages": 2, "held_out": 4}
+base |= {"microbatches": 1, "steps": 40, "evaluate_every": 10, "log_every": 10, "tokenizer": "bytes"}
+"""
+CLAIMS = """\
+losses = run(grid(base, seed=range(seeds))).final()["value"]
+claims = Claims()
+claims.add("T1", "losses are finite", "yes", ", ".join(f"{loss:.6f}" for loss in losses), decided(losses.notna().all()))
+claims
+"""
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """A paper that trains one run a seed; returns how to sweep it into a folder of its own, as a process."""
+    path = tmp_path / "papers" / "tiny" / "tiny.ipynb"
+    path.parent.mkdir(parents=True)
+    cells = [
+        new_markdown_cell("# The tiny paper"),
+        new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        new_code_cell(TRAINING),
+        new_code_cell(CLAIMS),
+    ]
+    nbformat.write(new_notebook(cells=cells), path)
+    monkeypatch.setenv("SWARMBOOK_PAPERS", str(path.parents[1]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def start(name: str, *arguments: str, pause: float = 0.0, **options) -> subprocess.Popen:
+        command = [sys.executable, "-m", "swarmbook", "sweep", "tiny", "--profile", "smoke", "--output"]
+        return subprocess.Popen(
+            [*command, tmp_path / name / "sweeps", *arguments],
+            env=surroundings(tmp_path / name, pause), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            **options,
+        )  # fmt: skip
+
+    return start
+
+
+def surroundings(folder: Path, pause: float) -> dict[str, str]:
+    folder.mkdir(exist_ok=True)
+    own = {"SWARMBOOK_STORE": str(folder / "store"), "TRAINED": str(folder / "trained"), "PAUSE": str(pause)}
+    return os.environ | own
+
+
+def said(process: subprocess.Popen, status: int = 0) -> str:
+    text = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == status, text
+    return text
+
+
+def until(condition, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.05)
+
+
+def trained(folder: Path) -> Counter:
+    """How often the run of each seed was trained to its end."""
+    return Counter((folder / "trained").read_text().split())
+
+
+def results(folder: Path) -> dict[str, list]:
+    """All that the notebooks of a sweep show, and the runs in its store."""
+    shown = {}
+    for path in sorted(folder.glob("sweeps/*/**/*.ipynb")):
+        outputs = [cell.get("outputs", []) for cell in nbformat.read(path, 4).cells]
+        shown[str(path.relative_to(folder))] = json.loads(json.dumps(outputs))
+    store = sweep_store(folder)
+    shown["store"] = [store.get(path.stem).metrics.to_json() for path in sorted(store.root.glob("*.parquet"))]
+    return shown
+
+
+def sweep_store(folder: Path):
+    from swarmbook.store import Store
+
+    return Store(folder / "store")
+
+
+def training_now(folder: Path) -> bool:
+    """Whether a run is in the middle: some of its steps are on disk."""
+    return any(mark.exists() for mark in folder.glob("store/partial/*/checkpoint.json"))
+
+
+def kernels(folder: Path) -> list[int]:
+    """Processes that have this test's store in their environment: whatever was started for its sweeps."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"SWARMBOOK_STORE={folder / 'store'}".encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in Linux's /proc")
+
+
+@linux
+def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_same(training, tmp_path):
+    """An undisturbed sweep; one killed twice at random; one on a cluster over TCP that loses a worker in mid-run."""
+    calm, killed, wide = tmp_path / "calm", tmp_path / "killed", tmp_path / "wide"
+    everything = training("calm", "--seeds", "0-2", "--workers", "1")
+    text = said(everything)
+    assert "tiny at smoke, 3 points: 3 left\n" in text
+    assert re.search(r"tiny: 3 done, 0 failed, 0 left; took \d+ s", text)
+    assert trained(calm) == {"0": 1, "1": 1, "2": 1}
+    expected = results(calm)
+
+    rng = random.Random()
+    for _ in range(2):
+        process = training("killed", "--seeds", "0-2", "--workers", "2", pause=0.05, start_new_session=True)
+        until(lambda: training_now(killed) or process.poll() is not None, "a run in training")
+        time.sleep(rng.uniform(0, 2))
+        for victim in kernels(killed):
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        process.communicate(timeout=PATIENCE)
+    text = said(training("killed", "--seeds", "0-2", "--workers", "2"))
+    assert re.search(r"3 points: .*[1-3] resumed", text) or re.search("3 points: 3 done", text), text
+    assert set(trained(killed).values()) == {1}
+    assert results(killed) == expected
+
+    environment = surroundings(wide, 0.05)
+    with ExitStack() as started:
+
+        def dask(*arguments: str | Path) -> subprocess.Popen:
+            command = [sys.executable, "-m", "distributed.cli.dask_spec" if False else "dask", *arguments]
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            started.callback(process.communicate)
+            started.callback(process.kill)
+            return process
+
+        where = wide / "scheduler.json"
+        dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", where)
+        until(where.exists, "a scheduler")
+        address = json.loads(where.read_text())["address"]
+        assert address.startswith("tcp://127.0.0.1:")
+        each = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", wide]
+        workers = [dask("worker", address, *each) for _ in range(2)]
+        process = training("wide", "--seeds", "0-2", "--scheduler", address)
+        until(lambda: training_now(wide), "a run in training")
+        workers[0].kill()
+        assert "3 done, 0 failed, 0 left" in said(process)
+    assert set(trained(wide).values()) == {1}
+    assert results(wide) == expected
+    until(lambda: not kernels(tmp_path / "wide") and not kernels(killed), "all kernels gone")
