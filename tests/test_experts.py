@@ -125,14 +125,19 @@ def total(gains, steps):
     st.lists(st.floats(0.01, 2), min_size=2, max_size=4),
     st.integers(12, 40),
     st.integers(1, 3),
+    st.integers(10, 40),
 )
-def test_no_whole_allocation_is_better(gains, budget, least):
-    steps = allocate(gains, budget, least)
-    assert steps.sum() == pytest.approx(budget) and (steps >= least - 1e-9).all()
+def test_no_whole_allocation_is_better(gains, budget, least, most):
+    if most * len(gains) < budget:
+        with pytest.raises(ConfigError, match="does not fit"):
+            allocate(gains, budget, least, most)
+        return
+    steps = allocate(gains, budget, least, most)
+    assert steps.sum() == pytest.approx(budget) and (steps >= least).all() and (steps <= most).all()
     ours = total(gains, steps)
-    for split in itertools.product(range(least, budget + 1), repeat=len(gains) - 1):
+    for split in itertools.product(range(least, most + 1), repeat=len(gains) - 1):
         last = budget - sum(split)
-        if last >= least:
+        if least <= last <= most:
             assert ours <= total(gains, (*split, last)) + 1e-9
 
 
@@ -140,5 +145,6 @@ def test_an_allocation_that_cannot_be_is_told():
     np.testing.assert_allclose(allocate([0.1, 0.3], 40), [10, 30])
     np.testing.assert_allclose(allocate([0.0, 0.0], 40), [20, 20])
     np.testing.assert_allclose(allocate([-1.0, 0.5], 40, least=4), [4, 36])
-    with pytest.raises(ConfigError, match="budget=10 is too small for least=6 steps on each of 2 domains"):
+    np.testing.assert_allclose(allocate([0.1, 0.3], 40, most=25), [15, 25])
+    with pytest.raises(ConfigError, match="budget=10 does not fit 2 domains of at least 6 and at most inf steps"):
         allocate([1, 1], 10, least=6)

@@ -72,22 +72,19 @@ def gain(steps: Sequence[float], losses: Sequence[float]) -> float:
     return float(-np.polyfit(*zip(*points, strict=True), 1)[0])
 
 
-def allocate(gains: Sequence[float], budget: float, least: float = 0.0) -> np.ndarray:
+def allocate(gains: Sequence[float], budget: float, least: float = 0.0, most: float = np.inf) -> np.ndarray:
     """Steps [k] for domains whose loss falls by `gains` [k] with each doubling, so that the sum of losses is least.
 
-    That is where one more step saves the same everywhere: in proportion to the gains, of a total of `budget`. No domain
-    gets fewer than `least`. Raises ConfigError where those alone are more than the budget.
+    That is where one more step saves the same everywhere: in proportion to the gains, `budget` in all, and no domain
+    below `least` or above `most`. Raises ConfigError where those leave no choice.
     """
-    gains = np.maximum(np.asarray(gains, float), 0.0)
-    if least * len(gains) > budget:
-        raise ConfigError(f"budget={budget:g} is too small for least={least:g} steps on each of {len(gains)} domains")
-    steps, free = np.full(len(gains), float(least)), np.ones(len(gains), bool)
-    while free.any():
-        left = budget - steps[~free].sum()
-        total = gains[free].sum()
-        share = gains[free] / total * left if total else np.full(free.sum(), left / free.sum())
-        steps[free] = np.maximum(share, least)
-        if (share >= least).all():
-            break
-        free[np.flatnonzero(free)[share < least]] = False
-    return steps
+    k = len(gains)
+    if not least * k <= budget <= most * k:
+        raise ConfigError(
+            f"budget={budget:g} does not fit {k} domains of at least {least:g} and at most {most:g} steps"
+        )
+    gains = np.maximum(np.asarray(gains, float), 1e-9)
+    most = min(most, budget)
+    turns = np.unique([bound / g for g in gains for bound in (least, most)])  # between them the sum is linear
+    sums = [np.clip(gains * turn, least, most).sum() for turn in turns]
+    return np.clip(gains * np.interp(budget, sums, turns), least, most)

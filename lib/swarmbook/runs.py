@@ -6,6 +6,7 @@ runs.table("validation loss")
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -109,13 +110,13 @@ def run(
 
     `recorded` is the folder of the notebook's recorded runs. Interrupted training resumes from its last checkpoint;
     runs that another process is training are awaited. Runs that begin with the final state of another (`start`,
-    `branch`) have it trained first if it is not in the store; the final states of what is trained now are stored if
-    another of the runs begins with them, or with `keep`. Raises `TrainingError` for runs that diverge, after all others
-    are finished and stored.
+    `branch`) have it trained first if its final state is not in the store. `keep` stores the final states of the others
+    too. Raises `TrainingError` for runs that diverge, after all others are finished and stored.
     """
     store = store or open_store(recorded=[Path(recorded)])
     by_key = {config.key: config for config in configs}
-    keep = keep or any(parent.key in by_key for config in configs for parent in config.parents)
+    if begun_by := {parent for config in configs if store.get(config.key) is None for parent in config.parents}:
+        _keep_states(begun_by, store, device, show)
     while missing := [key for key in by_key if store.get(key) is None]:
         if not _train({key: by_key[key] for key in missing}, by_key, store, device, show, keep):
             store.wait(missing)
@@ -185,12 +186,30 @@ def final_states(configs: Iterable[RunConfig], device: str = "auto", show: bool 
 
 def _final_states(configs: set[RunConfig], store: Store, device: str, show: bool) -> dict[str, dict]:
     """By key the states in which runs ended; those that are not in the store are trained, recorded or not."""
-    by_key = {config.key: config for config in configs}
-    keeping = store.keeping()
-    while missing := [key for key in by_key if keeping.get(key) is None]:
-        if not _train({key: by_key[key] for key in missing}, by_key, keeping, device, show, keep=True):
-            keeping.wait(missing)
-    return {key: store.state(key) for key in by_key}
+    _keep_states(configs, store, device, show)
+    return {key: store.state(key) for key in (config.key for config in configs)}
+
+
+def _keep_states(configs: set[RunConfig], store: Store, device: str, show: bool) -> None:
+    """Train the runs whose final states are not in the store, recorded or not: each generation packed, ancestors first."""
+    keeping, key_of_run, there = store.keeping(), cache(lambda config: config.key), set()
+    while True:
+        missing, rest = {}, list(configs)
+        while rest:
+            config = rest.pop()
+            key = key_of_run(config)
+            if key in there or key in missing:
+                continue
+            if keeping.get(key) is not None:
+                there.add(key)
+                continue
+            missing[key] = config
+            rest += config.parents
+        if not missing:
+            return
+        ready = {k: c for k, c in missing.items() if all(key_of_run(parent) in there for parent in c.parents)}
+        if not _train(ready, missing, keeping, device, show, keep=True):
+            keeping.wait(ready)
 
 
 def _note(keys: Iterable[str]) -> None:
