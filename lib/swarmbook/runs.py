@@ -191,7 +191,7 @@ def _final_states(configs: set[RunConfig], store: Store, device: str, show: bool
 
 
 def _keep_states(configs: set[RunConfig], store: Store, device: str, show: bool) -> None:
-    """Train the runs whose final states are not in the store, recorded or not: each generation packed, ancestors first."""
+    """Train, ancestors first and each generation packed, the runs whose final states are not in the store."""
     keeping, key_of_run, there = store.keeping(), cache(lambda config: config.key), set()
     while True:
         missing, rest = {}, list(configs)
