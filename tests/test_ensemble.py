@@ -56,7 +56,7 @@ def cases(draw):
 
 
 def in_words(log_p, prior):
-    """The mixture of section 3.1, one token after another, with plain products of probabilities."""
+    """The mixture, one token after another, with plain products of probabilities."""
     k, N, T = log_p.shape
     found, weights = np.empty((N, T)), np.empty((k, N, T))
     for n in range(N):
@@ -116,7 +116,7 @@ def test_three_times_the_same_expert_is_that_expert_under_every_prior(name):
 
 
 def test_the_cached_prior_locks_on_and_the_moving_average_does_not():
-    """Section 3.3's simulation: 100 sequences of 1,024 tokens, noise of 6 nats, an advantage of 2 in 1,000 nats."""
+    """100 sequences of 1,024 tokens, noise of 6 nats a sequence, an advantage of 2 in 1,000 nats a token."""
     rng = np.random.default_rng(0)
     log_p = np.full((3, 100, 1024), -3.0) + rng.normal(0, 6 / 32, (3, 100, 1024))
     log_p[1] += 0.002
@@ -230,6 +230,20 @@ def test_recorded_numbers_need_no_expert(store, monkeypatch):
     (again,) = quiet([ensemble])
     pd.testing.assert_frame_equal(first, again)
     assert Ensemble(**{**dict(ensemble), "sequences": 4}).depends_on != ensemble.depends_on
+
+
+def test_a_prior_of_ones_own_is_scored_and_part_of_what_numbers_depend_on(store, monkeypatch):
+    ensemble = Ensemble(
+        experts=[run_config(**{**SEED, "seed": seed}) for seed in (0, 1)],
+        domains=DOMAINS[:1],
+        sequences=3,
+        prior_sequences=2,
+    )
+    before = ensemble.depends_on
+    monkeypatch.setitem(PRIORS, "first alone", lambda log_p: np.eye(len(log_p))[0])
+    assert ensemble.depends_on != before
+    (table,) = quiet([ensemble])
+    pd.testing.assert_series_equal(losses_of(table, "first alone"), losses_of(table, "expert 1"))
 
 
 def test_what_an_ensemble_cannot_be_is_told():

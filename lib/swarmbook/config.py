@@ -229,12 +229,12 @@ class RunConfig(BaseModel):
         strategy, method = RULES[self.recovery], sync.SYNCS[self.sync]
         named = {"route": ROUTES[self.route], "matching": MATCHINGS[self.matching]}
         named |= {f"probe {name}": PROBES[name] for name in self.probes}
-        own = {name: _code(part) for name, part in named.items() if not part.__module__.startswith("swarmbook.")}
+        own = {name: code_of(part) for name, part in named.items() if not part.__module__.startswith("swarmbook.")}
         if strategy != OURS.get(self.recovery):
-            own["recovery"] = _code(strategy.rule)
+            own["recovery"] = code_of(strategy.rule)
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
         if method != sync.OURS.get(self.sync):
-            own["sync"] = _code(method.rule)
+            own["sync"] = code_of(method.rule)
             own["method"] = repr([method.groups, method.keeps, method.gradients])
         domains = [data.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(
@@ -285,22 +285,22 @@ def grid(base: dict | RunConfig, **axes: Iterable) -> list[RunConfig]:
     return [run_config(**{**fields, **dict(zip(axes, point, strict=True))}) for point in points]
 
 
-def _code(part: object, within: tuple = ()) -> list | str:
+def code_of(part: object, within: tuple = ()) -> list | str:
     """What a function does, with its defaults and the values it closes over, without where it stands."""
     if isinstance(part, FunctionType) and part not in within:
         held = [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
         held += [cell.cell_contents for cell in part.__closure__ or ()]
-        return [_code(part.__code__), [_code(value, (*within, part)) for value in held]]
+        return [code_of(part.__code__), [code_of(value, (*within, part)) for value in held]]
     if isinstance(part, CodeType):
-        return [part.co_code.hex(), list(part.co_names), [_code(const) for const in part.co_consts]]
+        return [part.co_code.hex(), list(part.co_names), [code_of(const) for const in part.co_consts]]
     if isinstance(part, partial):
-        return [_code(value, within) for value in (part.func, part.args, part.keywords)]
+        return [code_of(value, within) for value in (part.func, part.args, part.keywords)]
     if isinstance(part, (tuple, list)):
-        return [_code(value, within) for value in part]
+        return [code_of(value, within) for value in part]
     if isinstance(part, dict):
-        return [[_code(name), _code(value, within)] for name, value in part.items()]
+        return [[code_of(name), code_of(value, within)] for name, value in part.items()]
     if isinstance(part, (set, frozenset)):  # in an order of its own in every process
-        return sorted(repr(_code(value, within)) for value in part)
+        return sorted(repr(code_of(value, within)) for value in part)
     text = repr(part)
     return type(part).__qualname__ if " at 0x" in text else text
 

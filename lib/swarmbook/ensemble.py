@@ -2,7 +2,7 @@
 
 - an expert is what a training run ended with (of a run with several replicas, their mean), of any size
 - p(x_t | x_<t) = sum over j of w_j(t) p_j(x_t | x_<t). In a posterior the weight of expert j is its prior times how
-  likely it found the sequence so far (Branch-Train-Merge, HDEE section 3); it starts anew with every sequence
+  likely it found the sequence so far (Branch-Train-Merge, HDEE); it starts anew with every sequence
 - priors are estimated on validation data, never on what is scored
 - an expert that several ensembles share is scored once; of one domain at a time, in float64 from there on
 """
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import logsumexp, softmax
 
 from swarmbook import data
-from swarmbook.config import ARCHITECTURE, Count, RunConfig
+from swarmbook.config import ARCHITECTURE, Count, RunConfig, code_of
 from swarmbook.errors import ConfigError
 from swarmbook.runs import computed, final_states
 
@@ -36,6 +36,8 @@ Mixed = tuple[np.ndarray, np.ndarray | None]  # log p of each target [N, T]; wei
 
 class Ensemble(BaseModel):
     """Experts side by side, and what they are evaluated on.
+
+    Raises ValueError for experts that do not predict the same tokens, or cannot be merged though they should be.
 
     `sequences` windows of the experts' length are scored of the test split of each domain, evenly spaced;
     `prior_sequences` of its validation split give the prior. `merged`: one model instead, the mean of the experts'
@@ -66,12 +68,14 @@ class Ensemble(BaseModel):
     def depends_on(self) -> dict:
         """What its numbers depend on, as `swarmbook.runs.computed` wants it."""
         tokenizer = self.experts[0].tokenizer
+        rules = {**PRIORS, **AVERAGES}
+        own = {name: code_of(rule) for name, rule in rules.items() if rule.__module__ != __name__}
         return {
             "ensemble": self.model_dump(mode="json", exclude={"experts"}),
             "experts": [expert.key for expert in self.experts],
             "data": [data.fingerprint(domain, tokenizer, self._limit(domain, "test")) for domain in self.domains],
             "version": VERSION,
-        }
+        } | ({"rules": own} if own else {})
 
     def _limit(self, domain: str, split: str) -> int | None:
         """Tokens to be read of a corpus that is too large to tokenize whole."""
@@ -93,7 +97,7 @@ def posterior(log_p: np.ndarray, prior: np.ndarray) -> np.ndarray:
 
 
 def mixed(log_p: np.ndarray, prior: np.ndarray) -> Mixed:
-    """The mixture of probabilities under the posterior that a prior leads to (HDEE section 3.1)."""
+    """The mixture of probabilities under the posterior that a prior leads to (HDEE's released code)."""
     return _weighted(log_p, posterior(log_p, prior))
 
 
@@ -137,6 +141,7 @@ def top(prior: np.ndarray, count: int) -> np.ndarray:
     return chosen / chosen.sum()
 
 
+# A further one needs a name here; its code is then part of what an ensemble depends on.
 PRIORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "uniform prior": uniform_prior,
     "cached prior": cached_prior,
@@ -146,7 +151,7 @@ AVERAGES: dict[str, Callable[[np.ndarray], Mixed]] = {
     "mean of probabilities": averaged,
     "geometric mean": geometric,
 }
-WEIGHTINGS = (*PRIORS, *AVERAGES, "top 1", "top 2", "best expert")
+WEIGHTINGS = (*PRIORS, *AVERAGES, "top 1", "top 2", "best expert")  # ours
 
 
 def perplexities(

@@ -1,7 +1,7 @@
 """Experts: models that branch from a seed model, train on one domain after another, and share a budget of compute.
 
 - a lane is the line of one expert: branch from its last weights, train on the next domain with a fresh optimizer
-  (HDEE section 2.2; Branch-Train-Merge without a mixture of parents)
+  (HDEE as released; Branch-Train-Merge without a mixture of parents)
 - expert lengths of one lane lie on one learning-rate schedule, so the longer run goes on with the shorter one
 - budgets are counted in FLOPs of the runs themselves, and can be shared out by what a domain still gains
 """
@@ -46,7 +46,7 @@ def lane(
 
 
 def training_flops(expert: RunConfig) -> int:
-    """FLOPs of all that an expert was trained for after its seed model (HDEE section 2.5: the budget)."""
+    """FLOPs of all that an expert was trained for after its seed model: the budget that HDEE holds equal."""
     from swarmbook.ledger import flops
     from swarmbook.train import shape_of
 
