@@ -382,6 +382,16 @@ def test_a_line_of_descent_is_trained_from_its_beginning(store, trained):
     assert parts.table("validation loss")["step"].tolist() == [10, 20]
 
 
+def test_each_generation_of_several_lines_shares_a_pack(store, trained):
+    first = [run_config(**{**TINY, "steps": 5, "seed": seed}) for seed in (0, 1)]
+    second = [run_config(**{**TINY, "steps": 5, "lr": 2e-3}, branch=parent) for parent in first]
+    third = [run_config(**{**TINY, "data": "fiction_austen"}, branch=parent) for parent in second]
+    fourth = [run_config(**TINY, branch=third[0])]
+    quiet(fourth + third, store)
+    assert trained == [{c.key for c in line} for line in (first, second, third[:1], [third[1], *fourth])]
+    assert [store.state(c.key) is None for c in (*third, *fourth)] == [False, True, True]
+
+
 def test_a_parent_that_diverges_is_named(store):
     parent = run_config(**{**PARENT, "lr": 1e30})
     with pytest.raises(TrainingError, match=f"run {parent.key}"):
