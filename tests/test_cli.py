@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from swarmbook import cli, papers
 from swarmbook.claims import Claim
+
+WORKFLOWS = Path(__file__).parents[1] / ".github" / "workflows"
 
 
 def swarmbook(*arguments: str) -> subprocess.CompletedProcess:
@@ -195,6 +199,17 @@ def test_record_keeps_the_runs_that_were_noted_and_the_notebook_as_a_reader_gets
     assert [file.name for file in (path.parent / "runs").iterdir()] == [f"{key}.parquet"]
     assert nbformat.read(path, 4).cells[-1].outputs[0].text == "from the record\n"
     assert papers.read(path).runs == 1
+
+
+@pytest.mark.parametrize("workflow", sorted(WORKFLOWS.glob("*.yml")), ids=lambda path: path.stem)
+def test_workflows_give_commands_that_exist(workflow):
+    """Every `swarmbook ...` of a CI job is parsed as the command line would; the rest is YAML of the right shape."""
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert all(("run" in step) != ("uses" in step) for step in steps)
+    lines = [line.strip() for step in steps for line in step.get("run", "").splitlines()]
+    ours = [shlex.split(line.replace('"$SAMPLE"', "20"))[1:] for line in lines if line.startswith("swarmbook ")]
+    assert [cli._parser().parse_args(arguments).name for arguments in ours] == ["verify", "sweep", "report"]
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

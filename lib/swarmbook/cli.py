@@ -1,11 +1,12 @@
 """The command line: `run` executes the papers' notebooks, `sweep` does so at every point of a grid, `verify` trains
-recorded runs again and compares, `list` shows what the notebooks say.
+recorded runs again and compares, `report` makes a site of them, `list` shows what the notebooks say.
 
 Exit status: 0 all went well, 1 a notebook failed or a run deviates, 2 a wrong name, type or option, 130 interrupted by
 Ctrl-C.
 """
 
 import argparse
+import functools
 import json
 import secrets
 import shutil
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swarmbook", description="Reproduce papers, one notebook each.")
     parser.add_argument("--version", action="version", version=f"swarmbook {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="run | sweep | verify | list", dest="name")
+    commands = parser.add_subparsers(required=True, metavar="run | sweep | verify | report | list", dest="name")
 
     command = commands.add_parser(
         "run",
@@ -79,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
         "sweep",
         help="execute a notebook at every point of its sweep.yaml, on several workers",
         description="Execute a notebook at every point of the grid in papers/PAPER/sweep.yaml, and one that collects "
-        "the claims. Points that are finished are not executed again: after an interruption, start the same sweep again.",
+        "the claims. Points that are finished are not executed again: after an interruption, start the same again.",
         epilog="Exit status: 0 all points are done, 1 some failed or are left, 2 wrong usage, 130 interrupted.",
     )
-    command.add_argument("papers", nargs="+", metavar="PAPER")
+    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
     command.add_argument("--profile", metavar="NAME", help=f"size of the runs: {', '.join(papers.PROFILES)}")
     command.add_argument("--seeds", metavar="0-4", help="one point for each of these seeds, in place of sweep.yaml's")
     command.add_argument("--workers", type=_count, metavar="N", help="processes here; default: one for each core")
@@ -109,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--all", action="store_true", help="train all of them again, which takes hours")
     command.add_argument("--seed", type=int, metavar="S", help="of the sample; default: another each time")
     command.set_defaults(command=_verify)
+
+    command = commands.add_parser("report", help="build a static site of the executed notebooks and all claims")
+    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
+    command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/report/ in the clone")
+    command.set_defaults(command=_report)
 
     command = commands.add_parser("list", help="show papers, figures, claims and recorded runs")
     command.add_argument("--json", action="store_true", help="as JSON")
@@ -228,7 +234,10 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
     started = time.monotonic()
     found = [(point, sweep.state(point)) for point in points]
     counts = ", ".join(f"{n} {state}" for state in sweep.FOUND if (n := sum(s == state for _, s in found)))
-    print(f"{paper.name} at {points[0].parameters['profile']}, {len(points)} points: {counts}", flush=True)
+    print(
+        f"{paper.name} at {points[0].parameters['profile']}, {len(points)} point{'s' * (len(points) > 1)}: {counts}",
+        flush=True,
+    )
     for point, state in found:
         if state == sweep.REPAIRED:
             print(f"repaired  {point.name}: {_short(point.executed)} is not as it was written", flush=True)
@@ -280,7 +289,17 @@ def _verify(options: argparse.Namespace) -> int:
 
     chosen = _chosen(options.papers)
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
-    return verify.verify(chosen, None if options.all else options.sample, seed, print)
+    say = functools.partial(print, flush=True)
+    return 0 if verify.verify(chosen, None if options.all else options.sample, seed, say) else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    from swarmbook import report
+
+    chosen = _chosen(options.papers)
+    output = options.output or papers.papers_folder().parent / "runs" / "report"
+    print(f"report    {_short(report.build(chosen, output.absolute()))}")
+    return 0
 
 
 class _Progress:

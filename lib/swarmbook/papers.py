@@ -146,6 +146,11 @@ def _labels(cell: Mapping[str, Any]) -> list[str]:
     return [tag for tag in cell["metadata"].get("tags", []) if tag.startswith(("figure ", "table "))]
 
 
+def label_of(cell: Mapping[str, Any]) -> str:
+    """The figures and tables that a cell shows, as one text; empty if none."""
+    return ", ".join(_labels(cell))
+
+
 def _literal(source: str) -> Any:
     try:
         return ast.literal_eval(source)
@@ -240,11 +245,11 @@ def execute(
         try:
             content = _run(paper, parameters, partial, environment or {}, progress)
         except NotebookError as error:
-            _write(failed, partial.read_bytes())
+            write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
         page = folder / f"{paper.name}.html"
-        _write(page, _html(content).encode())
-        _write(folder / paper.notebook.name, partial.read_bytes() if stamp is None else _stamped(content, stamp))
+        write(page, html(content).encode())
+        write(folder / paper.notebook.name, partial.read_bytes() if stamp is None else _stamped(content, stamp))
     failed.unlink(missing_ok=True)
     return Execution(folder / paper.notebook.name, page, claims_of(content, paper.name))
 
@@ -344,7 +349,7 @@ class _Watch:
         cells = json.loads(paper.notebook.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
         self.sources = ["".join(cell["source"]) for cell in code]
-        self.labels = [", ".join(_labels(cell)) for cell in code]
+        self.labels = [label_of(cell) for cell in code]
         self.name = paper.name
         self.progress = progress
         self.current = 0
@@ -377,21 +382,23 @@ def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def _html(content: Any) -> str:
+def html(content: Any, template: str = "") -> str:
+    """A notebook, as nbformat reads it, as a page of HTML by nbconvert; in a template of Jinja's if given."""
     from nbconvert import HTMLExporter
 
     log = logging.getLogger(__name__)  # would warn of each picture without a description
     log.setLevel(logging.ERROR)
-    page, _ = HTMLExporter(embed_images=True, log=log).from_notebook_node(content)
+    exporter = HTMLExporter(embed_images=True, log=log, **({"raw_template": template} if template else {}))
+    page, _ = exporter.from_notebook_node(content)
     for cell in content.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                description = ", ".join(_labels(cell)) or "picture"
+                description = label_of(cell) or "picture"
                 page = page.replace('alt="No description has been provided for this image"', f'alt="{description}"', 1)
     return page
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write under another name, then rename: a reader never sees half a file."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
         partial = Path(scratch) / path.name
@@ -417,11 +424,11 @@ def commit(paper: Paper, executed: Path) -> None:
             part.metadata.pop("tags", None)
     content.metadata.kernelspec = KERNELSPEC
     content.metadata.get("language_info", {}).pop("version", None)
-    _write(paper.notebook, (nbformat.writes(content) + "\n").encode())
+    write(paper.notebook, (nbformat.writes(content) + "\n").encode())
     for label, picture in pictures(content).items():
         kept = paper.notebook.with_name(f"{label.replace(' ', '-')}.png")
         if kept.exists():
-            _write(kept, picture)
+            write(kept, picture)
 
 
 def pictures(content: Mapping[str, Any]) -> dict[str, bytes]:

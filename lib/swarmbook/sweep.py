@@ -16,6 +16,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -397,7 +398,7 @@ def sweep(
     Those that another sweep executes are looked at again after all others. Without `keep_going` the first failure ends
     it. Raises ConnectionError if the scheduler is lost.
     """
-    from distributed import wait
+    from distributed import CancelledError, wait
 
     def submit(point: Point, patient: bool) -> "Future":
         return client.submit(execute, point, dict(environment), patient, pure=False, priority=-patient)
@@ -410,9 +411,12 @@ def sweep(
                 finished = wait(list(waiting), timeout=1, return_when="FIRST_COMPLETED").done
             except TimeoutError:
                 finished = set()
+            except CancelledError as error:
+                where = client.scheduler.address
+                raise ConnectionError(f"lost the scheduler at {where}; start the sweep again to go on") from error
             for future in finished:
                 point = waiting.pop(future)
-                outcome = _outcome(point, future, client)
+                outcome = _outcome(point, future)
                 if outcome.state == HELD:
                     waiting[submit(point, True)] = point
                     continue
@@ -422,15 +426,14 @@ def sweep(
                     return outcomes
             told(None, len(waiting))
     finally:
-        client.cancel(list(waiting))
+        if client.status == "running":
+            client.cancel(list(waiting))
     return outcomes
 
 
-def _outcome(point: Point, future: "Future", client: "Client") -> Outcome:
+def _outcome(point: Point, future: "Future") -> Outcome:
     from distributed import KilledWorker
 
-    if future.status in ("cancelled", "lost"):
-        raise ConnectionError(f"lost the scheduler at {client.scheduler.address}; start the sweep again to go on")
     error = future.exception()
     if error is None:
         return future.result()
@@ -458,6 +461,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
         with (
             tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch,
             dask.config.set(quiet),
+            _deaf() as listening,
             LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
@@ -469,6 +473,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
             ) as here,
             Client(here) as client,
         ):
+            listening()
             yield client
         return
     try:
@@ -483,6 +488,19 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
             start = f"start some with `dask worker {address} --nthreads 1`"
             raise UsageError(f"the scheduler at {address} has no workers: {start}") from error
         yield client
+
+
+@contextmanager
+def _deaf() -> Iterator[Callable[[], None]]:
+    """Have processes that are started now ignore Ctrl-C: a terminal sends it to them as well, but it is for us."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set this
+        yield lambda: None
+        return
+    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield lambda: signal.signal(signal.SIGINT, ours)
+    finally:
+        signal.signal(signal.SIGINT, ours)
 
 
 def cores() -> int:
@@ -523,7 +541,7 @@ def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     with FileLock(folder / ".collect.lock", fallback_to_soft=False):
-        papers._write(folder / "sweep.ipynb", nbformat.writes(new_notebook(cells=cells)).encode())
+        papers.write(folder / "sweep.ipynb", nbformat.writes(new_notebook(cells=cells)).encode())
         return papers.execute(papers.read(folder / "sweep.ipynb"), {}, None, environment, folder=folder)
 
 

@@ -1,0 +1,279 @@
+"""Verification: what is recorded beside a notebook is checked, shown again, and trained again from nothing.
+
+- Every recorded file must match its checksum, and its configuration the key that names it.
+- The notebook, executed on nothing but what is recorded, must show the text, tables and claims that it holds.
+- A sample of the runs is trained again, into a store that is thrown away, and compared whole curve by whole curve. On
+  the same kind of processor, with the same torch, threads and compilation and in a pack of as many, every number must
+  be the same bit by bit; else rounding differs, which training amplifies, and numbers may differ by `TOLERANCE`.
+"""
+
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from swarmbook import papers
+from swarmbook.claims import MIMETYPE
+from swarmbook.config import RunConfig, run_config
+from swarmbook.errors import ConfigError, TrainingError
+from swarmbook.papers import NotebookError, Paper
+from swarmbook.store import Record, Store, key_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOLERANCE = 0.01  # of the greatest number that a run records of the same metric
+COUNTED = ("failure", "ledger")  # metrics that follow from the configuration: the same everywhere
+ALIKE = ("device", "torch", "threads", "compiled", "packed")  # provenance that decides how numbers are rounded
+VOLATILE = {  # in what notebooks show
+    re.compile(r"\btook \d+(\.\d+)? (ms|s|min|h)\b"): "took TIME",
+    re.compile(r"\b0x[0-9a-f]{6,}\b"): "ADDRESS",
+    re.compile(r"(/[^\s'\"<>:/]+)+/papers/"): "papers/",
+}
+
+
+@dataclass
+class Recorded:
+    """What lies in a paper's `runs/`: runs, tables that no single run gives, and what is wrong with the rest."""
+
+    runs: dict[str, tuple[Record, RunConfig]] = field(default_factory=dict)
+    tables: dict[str, Record] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def recorded(paper: Paper) -> Recorded:
+    """All recorded files of a paper, each checked against its checksum and its key."""
+    folder, found = paper.notebook.parent / "runs", Recorded()
+    with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
+        store = Store(Path(scratch), [folder])
+        for path in sorted(folder.glob("*.parquet")):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                try:
+                    record = store.get(path.stem)
+                except ValueError as error:  # its name is no key
+                    found.faults.append(f"{path}: {error}")
+                    continue
+            if record is None:
+                found.faults += [str(warning.message) for warning in told]
+                continue
+            try:
+                config = run_config(**record.config)
+            except (ConfigError, TypeError):
+                config = None
+            if config is not None and config.key == record.key:
+                found.runs[record.key] = record, config
+            elif config is None and key_of({"computed": record.config}) == record.key:
+                found.tables[record.key] = record
+            else:
+                found.faults.append(f"{path} holds another configuration than its key stands for; restore it with git")
+    return found
+
+
+def shows(paper: Paper) -> Iterator[str]:
+    """Execute a notebook on what is recorded, and tell where it shows other text, tables or claims than it holds."""
+    import nbformat
+
+    stored = nbformat.read(paper.notebook, 4)
+    with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
+        own = Path(scratch) / "store"
+        surroundings = {"SWARMBOOK_STORE": str(own), "SWARMBOOK_FRESH": "0"}
+        try:
+            done = papers.execute(paper, {}, environment=surroundings, folder=Path(scratch) / "runs")
+        except NotebookError as error:
+            yield str(error).split("\nexecuted so far")[0]
+            return
+        executed = nbformat.read(done.notebook, 4)
+        if missing := [path.stem for path in own.glob("*.parquet")]:
+            yield f"{paper.name} needs runs that are not recorded beside it: {', '.join(missing)}"
+    pairs = [
+        (was, now)
+        for was, now in zip(stored.cells, executed.cells, strict=True)
+        if was.cell_type == "code" and was.source
+    ]
+    for number, (was, now) in enumerate(pairs, 1):
+        label = papers.label_of(was)
+        where = f"{paper.name}, code cell {number} of {len(pairs)}{label and f' ({label})'}"
+        for before, after in _differences(_shown(was), _shown(now)):
+            yield f"{where} holds {before!r}, but the code gives {after!r}; execute it anew, or restore it with git"
+
+
+def _shown(cell: Mapping[str, Any]) -> list[str]:
+    """What a cell shows, line by line, without what varies between executions."""
+    lines = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        shown = [output.get("text", ""), data.get("text/plain", ""), data.get("text/html", "")]
+        shown += [str(sorted(claim.items())) for claim in data.get(MIMETYPE, [])]
+        shown.append(output.get("ename", ""))
+        lines += "\n".join(shown).splitlines()
+    for pattern, name in VOLATILE.items():
+        lines = [pattern.sub(name, line) for line in lines]
+    return [line for line in lines if line.strip()]
+
+
+def _differences(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The first pair of lines in which two texts differ, if they do."""
+    longest = max(len(before), len(after))
+    for i in range(longest):
+        pair = before[i] if i < len(before) else "", after[i] if i < len(after) else ""
+        if pair[0] != pair[1]:
+            yield pair
+            return
+
+
+def seconds(chosen: Mapping[str, tuple[Record, RunConfig]], known: Mapping[str, tuple[Record, RunConfig]]) -> float:
+    """How long training some runs takes, by what it took when they were recorded: their shares of their packs.
+
+    The runs that they start from are trained as well.
+    """
+    times: dict[str, float] = {}
+
+    def add(record: Record, config: RunConfig) -> float:
+        own = record.provenance["seconds"] / record.provenance["packed"]
+        times[record.key] = own
+        if config.start is not None:
+            key = config.start.key
+            if key in known:
+                add(*known[key])
+            else:
+                times[key] = own * config.start.steps / (config.steps - config.start.steps)
+        return own
+
+    for record, config in chosen.values():
+        add(record, config)
+    return sum(times.values())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A recorded run beside the same run trained again."""
+
+    key: str
+    worst: float  # deviation, in parts of the greatest number of its metric; infinite where rows differ
+    where: str
+    exact: bool  # whether nothing but the same bits will do
+    note: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst == 0 if self.exact else self.worst <= TOLERANCE
+
+    @property
+    def verdict(self) -> str:
+        if self.worst == 0:
+            return "the same bits"
+        return "within tolerance" if self.agrees else f"deviates{self.note and f' ({self.note})'}"
+
+
+def compare(recorded: Record, again: Record) -> Comparison:
+    """Two records of one run: all rows of all metrics."""
+    differing = [name for name in ALIKE if recorded.provenance.get(name) != again.provenance.get(name)]
+    exact = not differing
+    rows = ["step", "metric", "stage", "label"]
+    before, after = (_plain(record.metrics) for record in (recorded, again))
+    if not before[rows].equals(after[rows]):
+        return Comparison(recorded.key, math.inf, f"{len(before)} rows recorded, {len(after)} now", exact, "other rows")
+    note = "the same bits are due" if exact else f"{TOLERANCE:g} is allowed"
+    difference = (before["value"] - after["value"]).abs().to_numpy(copy=True)
+    missing = before["value"].isna().to_numpy(), after["value"].isna().to_numpy()
+    difference[missing[0] & missing[1]] = 0
+    difference[missing[0] ^ missing[1]] = math.inf
+    same = before["value"].to_numpy() == after["value"].to_numpy()  # infinities too
+    difference[same] = 0
+    greatest = before["value"].abs().groupby(before["metric"]).transform("max").to_numpy()
+    parts = np.divide(difference, greatest, out=np.where(difference > 0, np.inf, 0.0), where=greatest > 0)
+    counted = before["metric"].isin(COUNTED).to_numpy()
+    parts[counted & (parts > 1e-9)] = math.inf
+    worst = int(np.argmax(parts))
+    row = before.iloc[worst]
+    place = f"{row['metric']}{row['label'] and ' ' + row['label']} at step {row['step']}"
+    where = place if parts[worst] else ""
+    return Comparison(recorded.key, float(parts[worst]), where, exact, note)
+
+
+def _plain(metrics: "pd.DataFrame") -> "pd.DataFrame":
+    return metrics.astype({"metric": str, "label": str}).reset_index(drop=True)
+
+
+def again(chosen: Mapping[str, tuple[Record, RunConfig]], device: str = "auto", show: bool = True) -> list[Comparison]:
+    """Train runs again from nothing, packed as they fit together, with as many threads as when they were recorded."""
+    import torch
+
+    from swarmbook.runs import run
+
+    by_threads: dict[int, list[RunConfig]] = {}
+    for record, config in chosen.values():
+        by_threads.setdefault(record.provenance["threads"], []).append(config)
+    found = []
+    before = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
+        store = Store(Path(scratch))
+        try:
+            for threads, configs in by_threads.items():
+                torch.set_num_threads(threads)
+                try:
+                    run(configs, device=device, show=show, store=store)
+                except TrainingError as error:
+                    diverged = str(error)
+                for config in configs:
+                    new = store.get(config.key)
+                    if new is None:
+                        found.append(Comparison(config.key, math.inf, "", False, f"now diverges: {diverged}"))
+                    else:
+                        found.append(compare(chosen[config.key][0], new))
+        finally:
+            torch.set_num_threads(before)
+    return found
+
+
+def verify(chosen: Sequence[Paper], sample: int | None, seed: int, say: Callable[[str], None]) -> bool:
+    """Verify papers, and tell what is found; `sample`: how many runs are trained again, None for all of them.
+
+    Whether all is as it should be.
+    """
+    faults: list[str] = []
+    runs: dict[str, tuple[Record, RunConfig]] = {}
+    for paper in chosen:
+        found = recorded(paper)
+        tables = f" and {len(found.tables)} tables (not trained again)" if found.tables else ""
+        say(f"{paper.name}: {len(found.runs)} runs{tables} recorded, {len(found.faults)} damaged")
+        runs |= found.runs
+        wrong = found.faults or list(shows(paper))
+        if not found.faults:
+            say(f"{paper.name}: the notebook shows {'something else than' if wrong else 'just'} what it holds")
+        for fault in wrong:
+            say(f"  {fault}")
+        faults += wrong
+    keys = sorted(runs)
+    if sample is not None and sample < len(keys):
+        keys = sorted(np.random.default_rng(seed).choice(keys, sample, replace=False).tolist())
+    if keys:
+        picked = {key: runs[key] for key in keys}
+        drawn = f", drawn with --seed {seed}" if len(keys) < len(runs) else ""
+        say(f"training {len(keys)} of {len(runs)} runs again{drawn}: about {duration(seconds(picked, runs))}")
+        compared = again(picked)
+        say(f"{'run':20}  {'worst deviation':15}  verdict")
+        for one in compared:
+            say(f"{one.key:20}  {one.worst:<15.2g}  {one.verdict}{one.where and f', at most in {one.where}'}")
+            if not one.agrees:
+                faults.append(f"run {one.key}: {one.verdict}")
+    say("all agrees" if not faults else f"{len(faults)} deviations:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return not faults
+
+
+def duration(seconds: float) -> str:
+    """A length of time as it is said."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.0f} h"
+    )

@@ -1,0 +1,103 @@
+"""The report: every link leads somewhere, nothing is fetched, and every claim is on the front page."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from conftest import CLAIM, FIGURE
+
+from swarmbook import cli, papers, report
+
+PAPERS = papers.discover(Path(__file__).parents[1] / "papers")
+LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
+
+
+class Page(HTMLParser):
+    """What a page is made of: anchors, links, what it loads, its text and its scripts."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.anchors, self.links, self.loaded, self.scripts, self.words = set(), [], [], 0, []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.anchors |= {attributes[name] for name in ("id", "name") if attributes.get(name)}
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+        if tag in LOADING and attributes.get(LOADING[tag]):
+            self.loaded.append(attributes[LOADING[tag]])
+        self.scripts += tag == "script"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def dead_links(folder: Path) -> list[str]:
+    """Links within a site that lead nowhere."""
+    pages = {path.name: Page(path) for path in folder.glob("*.html")}
+    dead = []
+    for name, page in pages.items():
+        for link in page.links:
+            if link.startswith(("http://", "https://", "mailto:")):
+                continue
+            target, _, anchor = unquote(link).partition("#")
+            other = pages.get(target or name)
+            if other is None or (anchor and anchor not in other.anchors):
+                dead.append(f"{name}: {link}")
+    return dead
+
+
+def assert_sound(folder: Path) -> None:
+    assert dead_links(folder) == []
+    for path in folder.glob("*.html"):
+        page = Page(path)
+        assert page.scripts == 0, f"{path.name} needs JavaScript"
+        assert [what for what in page.loaded if not what.startswith("data:")] == [], f"{path.name} fetches"
+        text = path.read_text(encoding="utf-8")
+        assert "@import" not in text and "url(http" not in text
+        assert "prefers-color-scheme: dark" in text and "@media print" in text and "width=device-width" in text
+
+
+@pytest.fixture
+def committed(toy) -> papers.Paper:
+    second = CLAIM.replace('"T1"', '"T2"').replace("toys work", "a | b <c> *d*").replace('"holds"', '"does not hold"')
+    path = toy("toy", (FIGURE, "figure 4a"), (CLAIM, ""), ("print(steps)", "table 2"), (second, ""))
+    paper = papers.read(path)
+    papers.commit(paper, papers.execute(paper).notebook)
+    return papers.read(path)
+
+
+def test_a_site_has_a_front_page_with_all_claims_and_a_page_for_each_paper(committed, tmp_path, capsys):
+    assert cli.main(["report", "--output", str(tmp_path / "site")]) == 0
+    assert capsys.readouterr().out.strip() == f"report    {tmp_path / 'site' / 'index.html'}"
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"index.html", "toy.html"}
+    assert_sound(tmp_path / "site")
+    front = Page(tmp_path / "site" / "index.html")
+    words = " ".join(" ".join(front.words).split())
+    for text in ("T1", "toys work", "✓ holds", "T2", "a | b <c> *d*", "✗ does not hold", "figure 4a", "table 2"):
+        assert text in words, text
+    linked = [link for link in front.links if link.startswith("toy.html#cell-id=")]
+    assert len(linked) == len(set(linked)) == 2
+    page = Page(tmp_path / "site" / "toy.html")
+    assert "index.html" in page.links and len(page.loaded) == 1
+    assert "swarmbook run toy" in " ".join(page.words)
+
+
+def test_dead_links_and_fetches_would_be_noticed(tmp_path):
+    (tmp_path / "a.html").write_text('<a href="b.html">x</a><a href="#y">y</a><a href="a.html#z">z</a><p id="z">')
+    assert dead_links(tmp_path) == ["a.html: b.html", "a.html: #y"]
+    (tmp_path / "a.html").write_text('<script src="https://x/y.js"></script>')
+    with pytest.raises(AssertionError, match="needs JavaScript"):
+        assert_sound(tmp_path)
+
+
+def test_the_papers_make_a_sound_site(tmp_path):
+    report.build(list(PAPERS.values()), tmp_path)
+    assert_sound(tmp_path)
+    words = " ".join(" ".join(Page(tmp_path / "index.html").words).split())
+    assert all(claim.id in words for paper in PAPERS.values() for claim in paper.claims)
+    for name, paper in PAPERS.items():
+        page = " ".join(Page(tmp_path / f"{name}.html").words)
+        assert all(path.stem in page for path in (paper.notebook.parent / "runs").glob("*.parquet"))

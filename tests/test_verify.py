@@ -1,0 +1,190 @@
+"""Verification: what was tampered with is found and named, and what is sound passes."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from swarmbook import cli, papers, verify
+from swarmbook.config import run_config
+from swarmbook.runs import computed, run
+from swarmbook.store import Record, Store, key_of
+
+TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
+TINY |= dict(steps=4, evaluate_every=2, log_every=2, held_out=4)
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def recorded(toy, tmp_path, one_thread) -> Path:
+    """A toy paper as it is committed: executed; beside it two runs, one that goes on from the first, and a table."""
+    path = toy("toy", ("print('step', steps); print('took 3 s')", "table 2"))
+    first = run_config(**TINY)
+    configs = [first, run_config(**{**TINY, "seed": 1}), run_config(**{**TINY, "steps": 6, "start": first})]
+    store = Store(tmp_path / "store")
+    for config in configs:  # each alone, as they are trained again
+        run([config], store=store, device="cpu", show=False)
+    computed([{"plan": 1}], lambda wanted: [pd.DataFrame({"value": [1.0]})], store=store)
+    runs = path.parent / "runs"
+    store.publish([*(config.key for config in configs), key_of({"computed": {"plan": 1}})], runs)
+    paper = papers.read(path)
+    papers.commit(paper, papers.execute(paper).notebook)
+    return runs
+
+
+def first_run(runs: Path) -> Record:
+    return Store(runs.parent / "none", [runs]).get(run_config(**TINY).key)
+
+
+def test_what_is_sound_passes_and_says_how_long_it_will_take(recorded, capsys):
+    assert cli.main(["verify", "toy", "--all"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "toy: 3 runs and 1 tables (not trained again) recorded, 0 damaged"
+    assert said[1] == "toy: the notebook shows just what it holds"
+    assert said[2].startswith("training 3 of 3 runs again: about ")
+    rows = [line.split(None, 2) for line in said[4:7]]
+    assert {row[0] for row in rows} == {path.stem for path in recorded.glob("*.parquet")} - {
+        key_of({"computed": {"plan": 1}})
+    }
+    assert all(row[2].startswith(("the same bits", "within tolerance")) for row in rows)
+    assert said[-1] == "all agrees"
+
+
+def test_bytes_and_outputs_that_were_tampered_with_are_named(recorded, capsys):
+    path = recorded / f"{run_config(**TINY).key}.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    (recorded / "notes.parquet").write_bytes(b"")
+    assert cli.main(["verify", "toy", "--sample", "1", "--seed", "3"]) == 1
+    said = capsys.readouterr().out
+    assert f"{path} is damaged and not used" in said and "restore it with git" in said
+    assert "'notes' is no key of a run" in said
+    assert "drawn with --seed 3" in said
+
+    paper = papers.read(recorded.parent / "toy.ipynb")
+    assert list(verify.shows(paper)) == []
+    paper.notebook.write_text(paper.notebook.read_text().replace("step 3\\n", "step 4\\n"))
+    assert list(verify.shows(paper)) == [
+        "toy, code cell 2 of 2 (table 2) holds 'step 4', but the code gives 'step 3'; "
+        "execute it anew, or restore it with git"
+    ]
+
+
+def test_numbers_that_were_tampered_with_under_a_valid_checksum_are_found_by_training_again(recorded, tmp_path):
+    record = first_run(recorded)
+    metrics = record.metrics.copy()
+    row = metrics.index[(metrics["metric"] == "validation loss") & (metrics["step"] == 2)][0]
+    metrics.loc[row, "value"] *= 1.05
+    folder = tmp_path / "forged"
+    Store(folder).put(record.key, record.config, metrics, record.provenance)
+    (folder / f"{record.key}.parquet").rename(recorded / f"{record.key}.parquet")
+    found = verify.recorded(papers.discover()["toy"])
+    assert found.faults == [] and len(found.runs) == 3
+    (one,) = verify.again({record.key: found.runs[record.key]}, "cpu", show=False)
+    assert (one.key, one.where) == (record.key, "validation loss at step 2")
+    assert one.worst == pytest.approx(0.05 / 1.05 * metrics.loc[row, "value"] / metrics_peak(metrics), rel=1e-3)
+    assert not one.agrees and one.verdict.startswith("deviates")
+
+
+def metrics_peak(metrics: pd.DataFrame) -> float:
+    return metrics.loc[metrics["metric"] == "validation loss", "value"].max()
+
+
+def test_a_configuration_that_its_key_does_not_stand_for_is_named(recorded, tmp_path):
+    record = first_run(recorded)
+    for change in ({"lr": 0.5}, {"lr": "fast"}, {"plan": 2}):
+        Store(tmp_path / "forged").put(record.key, {**record.config, **change}, record.metrics, record.provenance)
+        (tmp_path / "forged" / f"{record.key}.parquet").rename(recorded / f"{record.key}.parquet")
+        (fault,) = verify.recorded(papers.discover()["toy"]).faults
+        assert f"{record.key}.parquet holds another configuration than its key stands for" in fault
+
+
+def altered(record: Record, change, **provenance) -> Record:
+    metrics = record.metrics.copy()
+    change(metrics)
+    return Record(record.key, record.config, metrics, {**record.provenance, **provenance}, record.path)
+
+
+def test_the_same_bits_are_due_where_nothing_rounds_differently_and_a_tolerance_elsewhere(recorded):
+    record = first_run(recorded)
+    losses = record.metrics["metric"] == "validation loss"
+    counted = record.metrics["metric"] == "ledger"
+
+    def scale(rows, factor):
+        return lambda metrics: metrics.__setitem__("value", metrics["value"].where(~rows, metrics["value"] * factor))
+
+    assert verify.compare(record, record).verdict == "the same bits"
+    tiny = verify.compare(record, altered(record, scale(losses, 1 + 1e-6)))
+    assert not tiny.agrees and tiny.exact
+    elsewhere = verify.compare(record, altered(record, scale(losses, 1 + 1e-6), threads=2))
+    assert elsewhere.agrees and elsewhere.verdict == "within tolerance" and 0 < elsewhere.worst < 2e-6
+    far = verify.compare(record, altered(record, scale(losses, 1 + 3 * verify.TOLERANCE), torch="9"))
+    assert not far.agrees and far.where.startswith("validation loss")
+    assert not verify.compare(record, altered(record, scale(counted, 1 + 1e-3), threads=2)).agrees
+    none = verify.compare(record, altered(record, scale(losses, math.nan), threads=2))
+    assert none.worst == math.inf and not none.agrees
+    fewer = Record(record.key, record.config, record.metrics.iloc[1:], {**record.provenance, "threads": 2}, record.path)
+    assert "other rows" in verify.compare(record, fewer).verdict
+
+
+def test_a_notebook_that_needs_what_is_not_recorded_is_told(toy):
+    path = toy(
+        "toy",
+        (
+            "import pandas\nfrom swarmbook.runs import computed\n"
+            "computed([{'plan': 2}], lambda wanted: [pandas.DataFrame({'value': [1.0]})])[0]",
+            "table 1",
+        ),
+    )
+    fault = next(verify.shows(papers.read(path)))
+    assert fault == f"toy needs runs that are not recorded beside it: {key_of({'computed': {'plan': 2}})}"
+
+
+def test_time_is_foretold_from_what_recording_took(recorded):
+    runs = verify.recorded(papers.discover()["toy"]).runs
+    for record, _ in runs.values():
+        record.provenance.update(seconds=12.0, packed=3)
+    parent = run_config(**TINY)
+    child = next(key for key, (_, config) in runs.items() if config.start)
+    assert verify.seconds(runs, runs) == pytest.approx(12.0)
+    assert verify.seconds({child: runs[child]}, runs) == pytest.approx(8.0)
+    del runs[parent.key]
+    assert verify.seconds({child: runs[child]}, runs) == pytest.approx(4.0 + 4.0 * 4 / 2)
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in sorted(ROOT.glob("papers/*/runs"))])
+def test_all_that_is_recorded_is_sound(name):
+    """Checksums and keys; as often as nbval compares the notebooks. Training again is `swarmbook verify`."""
+    found = verify.recorded(papers.discover(ROOT / "papers")[name])
+    assert found.faults == []
+    assert len(found.runs) + len(found.tables) == len(list((ROOT / "papers" / name / "runs").glob("*.parquet")))
+
+
+def test_a_recorded_run_of_the_papers_is_what_the_code_gives(one_thread):
+    """One of the ten that cost least, another each time; `swarmbook verify` takes any."""
+    found = verify.recorded(papers.discover(ROOT / "papers")["noloco"])
+    cheap = sorted(found.runs, key=lambda key: verify.seconds({key: found.runs[key]}, found.runs))[:10]
+    key = random.choice(cheap)
+    (one,) = verify.again({key: found.runs[key]}, "cpu", show=False)
+    assert one.agrees, f"{one.key}: {one.verdict}, {one.where}, {one.worst}"
+
+
+def test_claims_that_were_tampered_with_are_seen():
+    claim = {"id": "T1", "verdict": "holds"}
+    cell = {"outputs": [{"data": {papers.MIMETYPE: [claim], "text/plain": "T1\ntook 3 s at 0x7f00aa11"}}]}
+    other = json.loads(json.dumps(cell).replace("holds", "does not hold").replace("3 s", "4 s").replace("aa11", "bb22"))
+    ((before, after),) = verify._differences(verify._shown(cell), verify._shown(other))
+    assert "'holds'" in before and "'does not hold'" in after
+    assert list(verify._differences(["a"], ["a"])) == []
+    assert list(verify._differences(["a"], ["a", "b"])) == [("", "b")]
+
+
+def test_notebook_errors_are_deviations(toy):
+    path = toy("toy", ("1 / 0", "table 1"))
+    assert [fault.split(":")[0] for fault in verify.shows(papers.read(path))] == ["toy, code cell 2 of 2 (table 1)"]
+    assert nbformat.read(path, 4).cells[-1].outputs == []
