@@ -24,6 +24,7 @@ from swarmbook.payments.adversary import (
     Late,
     Leaking,
     Replaying,
+    Shortcut,
     Silent,
     Wormhole,
     double_order,
@@ -49,7 +50,7 @@ from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, within
 from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing
 from swarmbook.payments.updates import Announce, Cosign, Propose
-from swarmbook.payments.world import LOCKED, PAID, REFUNDED, line
+from swarmbook.payments.world import LOCKED, PAID, REFUNDED, Topology, line
 
 CI = dict(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -225,10 +226,7 @@ def test_a_dispute_goes_on_with_the_state_that_was_agreed_on_meanwhile():
 
 @pytest.mark.parametrize("machine", [Synchronous, AnySchedule])
 def test_state_machine(machine):
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=15, **MACHINE))
-
-
-MACHINE = {key: value for key, value in CI.items() if key != "max_examples"}
+    run_state_machine_as_test(machine, settings=settings(stateful_step_count=15, **CI))
 
 
 @settings(**CI)
@@ -406,6 +404,121 @@ def test_a_wormhole_works_with_one_hash_and_not_with_points(lock, found):
     if found:
         assert world.outcomes(payment) == [PAID, REFUNDED, REFUNDED, PAID]
         assert world.total("u1") + world.total("u3") == 400 + 3  # all fees
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"commit": "forward"}, {"ordering": "payer"}, {"ordering": "agreed"}, {"relay": "party"}], ids=str
+)
+def test_nobody_between_is_skipped_in_psyncpcn(more):
+    """R11: u_1, u_3 and f members of every committee hand all they have past u_2, whose fee they want."""
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        sim = Simulation(within(1.0, rng)) if "ordering" in more else Asynchronous(at_random(rng))
+        world = PSyncPCN(line(4), sim=sim, **more)
+        payment = world.pay(names(4), 10, fee=1)
+        for cid, other in enumerate((3, 3, 0, 0)):
+            world.corrupt(world.members(cid)[rng.integers(4)], Shortcut(world.members(other)))
+        for party, other in (("u1", 3), ("u3", 0)):
+            world.corrupt(world.party(party), Shortcut(world.members(other)))
+        world.run()
+        assert not check(world, ("R1", "R2", "R3", "R6", "R8", "R11"))
+        if "relay" not in more:  # committees need nobody to carry anything
+            assert set(world.outcomes(payment)) == {PAID} and world.total("u2") == world.initial("u2") + 1
+
+
+def test_a_certified_payment_that_too_few_members_know_of_is_found():
+    """R8 of PSyncPCN can fail: the members forget."""
+    world = PSyncPCN(line(1))
+    world.pay(names(1), 10)
+    world.run()
+    assert not check(world, ("R8",))
+    for member in world.members(0)[:3]:
+        member.entries.clear()
+    assert [v.requirement for v in check(world, ("R8",))] == ["R8", "R8"]
+
+
+def busy(delta: float, payments: int = 150):
+    """Honest payments over three hops of a ring of 12 parties, every message taking 1; what share of them succeeds."""
+    rng = np.random.default_rng(0)
+    ring = [(f"p{i}", f"p{(i + step) % 12}", 100, 100) for i in range(12) for step in (1, 2)]
+    world = SyncPCN(Topology(tuple(ring)), timing=Timing(delta))
+    for k in range(payments):
+        places = np.cumsum([rng.integers(12), *rng.integers(1, 3, 3)]) % 12
+        path = [f"p{i}" for i in places]
+        world.pay(path if k % 2 else path[::-1], 1, at=1.37 * k)
+    world.run()
+    return world, np.mean(["receipt" in payment.times for payment in world.payments])
+
+
+@pytest.mark.parametrize(("delta", "least"), [(1.0, 0.1), (10.0, 1.0)])
+def test_busy_channels_between_honest_parties_stay_usable(delta, least):
+    """However many payments compete, no proposal is left without an answer; with time to wait all of them succeed."""
+    world, share = busy(delta)
+    assert share >= least
+    assert all({"receipt", "too late"} & set(payment.times) for payment in world.payments)
+    ends = [end for i in range(12) for end in world.party(f"p{i}").ends.values()]
+    assert not any(end.pending or end.wanted or end.disputes or end.held for end in ends)
+    assert not check(world, SAFETY)
+    before = len(world.payments)
+    for left, right, *_ in world.topology.channels:
+        for path in ([left, right], [right, left]):  # the second one out of turn
+            world.pay(path, 1)
+            world.run()
+    assert all("receipt" in payment.times for payment in world.payments[before:])
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1, 1 / 3, 1e5 + 0.7])
+@pytest.mark.parametrize("timing", [Timing(), Timing(10.0), Timing(0.1), Timing(1.0, 0.3)], ids=str)
+def test_rounding_refuses_no_deadlines(start, timing):
+    """A lock's deadlines are accepted whenever a payment starts, and the margin is not a bit too small."""
+    for hops in (1, 2, 3, 7):
+        expiries = timing.expiries(start, hops)
+        assert all(timing.apart(a, b) for a, b in zip(expiries, expiries[1:], strict=False))
+        assert not any(timing.apart(a - 1e-6, b) for a, b in zip(expiries, expiries[1:], strict=False))
+        last = start + 3 * (hops + 1) * timing.delta + 2 * timing.skew
+        assert -1e-9 < expiries[-1] - last < 1e-6 + 1e-9
+        assert expiries[0] - expiries[-1] == pytest.approx((hops - 1) * timing.margin)
+    world = SyncPCN(line(3), timing=timing, sim=Simulation(lambda *_: timing.delta * (1 - 1e-12)))
+    payment = world.pay(names(3), 10, at=start)
+    world.run()
+    assert set(world.outcomes(payment)) == {PAID}
+
+
+@pytest.mark.parametrize("setup", ["none", "another amount", "too close"])
+def test_a_sender_that_tells_wrong_things_does_not_break_other_peoples_channels(setup):
+    """u_2 takes the lock of hop 2 and gives it back; the channel between u_1 and u_2 works as before."""
+
+    class Misleading(adversary.Fault):
+        def outgoing(self, node, to, message):
+            if not (isinstance(message, syncpcn.Setup) and to.name == "u2"):
+                return [(to, message)]
+            cid, lock = message.incoming
+            wrong = {
+                "none": [],
+                "another amount": [message._replace(incoming=(cid, lock._replace(amount=lock.amount + 1)))],
+                "too close": [message._replace(incoming=(cid, lock._replace(expiry=lock.expiry - 1)))],
+            }
+            return [(to, copy) for copy in wrong[setup]]
+
+    world = SyncPCN(line(3))
+    world.corrupt(world.party("u0"), Misleading())
+    payment = world.pay(names(3), 10)
+    world.run()
+    assert world.outcomes(payment) == [REFUNDED, REFUNDED, "never locked"] and not check(world, SAFETY)
+    for path in (["u1", "u2"], ["u2", "u1"]):
+        payment = world.pay(path, 10)
+        world.run()
+        assert world.outcomes(payment) == [PAID]
+
+
+@pytest.mark.parametrize("hops", [1, 2, 4])
+def test_payments_out_of_turn_succeed_when_messages_take_as_long_as_they_may(hops):
+    """R7 back and forth over one path: the sender asks for its turn first, the others while it locks."""
+    world = SyncPCN(line(hops))
+    for path in (names(hops)[::-1], names(hops), names(hops), names(hops)[::-1]):
+        payment = world.pay(path, 10)
+        world.run()
+        assert set(world.outcomes(payment)) == {PAID} and payment.time("receipt") <= 4 * hops + 2
 
 
 def test_a_leaked_key_opens_nothing_else():

@@ -1,13 +1,16 @@
 """Delays of the world, what can be linked, and flows over a large network."""
 
+import networkx
 import numpy as np
 import pytest
 
 from swarmbook.errors import ConfigError, DataError
 from swarmbook.payments import load, privacy, wan
 from swarmbook.payments.lightning import loss
+from swarmbook.payments.psyncpcn import PSyncPCN
+from swarmbook.payments.simulation import Simulation
 from swarmbook.payments.syncpcn import SyncPCN, Timing
-from swarmbook.payments.world import line
+from swarmbook.payments.world import Topology, line
 
 
 def test_tables_of_delays():
@@ -44,6 +47,23 @@ def test_a_receipt_over_one_hop_of_lightning_is_two_round_trips():
     assert abs(np.median(times) / np.median(4 * matrix) - 1) < 0.1
 
 
+@pytest.mark.parametrize(("table", "hops", "faulty"), [("aws", 1, 1), ("aws", 4, 2), ("azure", 3, 1), ("google", 2, 3)])
+def test_flows_across_the_world_take_what_messages_take(table, hops, faulty):
+    """Order statistics against messages, one payment after the other, of 1,000 in all."""
+    messages = wan.latencies(table, hops, faulty, 250, np.random.default_rng(7))
+    flows = wan.flows(table, hops, faulty, 250, np.random.default_rng(7))
+    assert flows.keys() == messages.keys()
+    for key, times in messages.items():
+        np.testing.assert_allclose(flows[key], times, rtol=1e-12, err_msg=str(key))
+
+
+def test_flows_in_chunks_are_the_same(monkeypatch):
+    whole = wan.flows("aws", 2, 1, 50, np.random.default_rng(0))
+    monkeypatch.setattr(wan, "CHUNK", 7)
+    parts = wan.flows("aws", 2, 1, 50, np.random.default_rng(0))
+    assert all((parts[key] == whole[key]).all() for key in whole)
+
+
 def test_jitter_is_heavy_tailed_and_capped():
     values = wan.jitter(np.random.default_rng(0), 100_000)
     assert values.min() == 0 and values.max() <= 500 and np.median(values) < 1 < np.quantile(values, 0.995)
@@ -57,7 +77,6 @@ def test_members_learn_amounts_in_psyncpcn_alone(kind, shows):
 
 def test_a_dispute_shows_the_amount_of_its_hop():
     from swarmbook.payments.adversary import Silent
-    from swarmbook.payments.simulation import Simulation
     from swarmbook.payments.updates import Announce, Cosign
 
     world = SyncPCN(line(2, balance=1000), sim=Simulation(trace=True))
@@ -79,8 +98,6 @@ def test_payments_are_linked_by_one_hash_and_not_by_points():
 
 def test_times_of_flows_are_those_of_messages():
     """Between lock and settlement of each hop of SyncPCN, as its parties note them."""
-    from swarmbook.payments.simulation import Simulation
-
     world = SyncPCN(line(3), sim=Simulation(trace=True))
     world.pay(["u0", "u1", "u2", "u3"], 10)
     world.run()
@@ -117,6 +134,29 @@ def test_a_single_flow_takes_what_one_payment_takes():
         outcome = load.simulate(net, load.PROFILES[name], [(0.0, *edge, 1.0)])
         assert outcome.seconds.tolist() == [pytest.approx(receipt)]
         assert outcome.locked == pytest.approx(load.collateral(load.PROFILES[name], 1, 0.1, 10.0, False))
+
+
+def test_flows_over_a_network_are_those_of_messages():
+    """1,000 common payments that compete for coins: nearly the same succeed, and the median latency is within 2 %."""
+    network = load.graph(30, np.random.default_rng(3), links=2, median=60.0)
+    for edge in network.edges:
+        both = network.edges[edge]["balance"]
+        network.edges[edge]["balance"] = {end: int(coins) for end, coins in both.items()}
+    payments = [(t, a, b, max(1, int(x))) for t, a, b, x in load.poisson(2, 500, 30, np.random.default_rng(4), 10.0)]
+    channels = [(f"p{a}", f"p{b}", d["balance"][a], d["balance"][b]) for a, b, d in network.edges(data=True)]
+    for kind, more in ((SyncPCN, {"timing": Timing(10.0)}), (PSyncPCN, {})):
+        flow = load.simulate(network, load.PROFILES[kind.name], payments)
+        world = kind(Topology(tuple(channels)), sim=Simulation(lambda *_: 0.1), **more)
+        for time, a, b, amount in payments:
+            path = networkx.shortest_path(network, a, b)
+            hops = [network.edges[hop]["balance"] for hop in zip(path, path[1:], strict=False)]
+            if all(sum(coins.values()) >= amount for coins in hops):
+                world.pay([f"p{i}" for i in path], amount, at=time)
+        world.run()
+        seconds = [payment.time("receipt") for payment in world.payments if "receipt" in payment.times]
+        assert 0.2 < flow.paid / flow.sent < 0.9  # they do compete
+        assert len(seconds) / len(payments) == pytest.approx(flow.paid / flow.sent, abs=0.02)
+        assert np.median(seconds) == pytest.approx(np.median(flow.seconds), rel=0.02)
 
 
 def test_silent_parties_lock_coins_for_hours_in_lightning_and_not_at_all_in_psyncpcn():

@@ -1,17 +1,24 @@
 """How many events and payments a second, beside a bare loop over a heap, and beside simpy.
 
     python tests/benchmarks/payments.py           # rates, a minute or two on one core
-    python tests/benchmarks/payments.py scale     # 100,000 payments over 10,000 channels, and the memory they take
+    python tests/benchmarks/payments.py scale     # 100,000 payments over 10,000 channels: success, time, memory
     python tests/benchmarks/payments.py scale 20000
 
 All rates are per second of CPU time, measured in turn over `ROUNDS` rounds, so that a busy machine disturbs all
-alike; the median counts. At scale everything lives to the end, so Python's cyclic collector is off. The bare loop
-pops and pushes (time, number, node, sender, message) and calls one empty method an event; simpy delivers the same
-number of messages with a timeout and a callback each. Signatures are mock. It is a benchmark, not a test: it asserts
-nothing.
+alike; the median counts. The bare loop pops and pushes (time, number, node, sender, message) and calls one empty
+method an event; simpy delivers the same number of messages with a timeout and a callback each. Signatures are mock.
+It is a benchmark, not a test: it asserts nothing.
+
+At scale, 100 payments a message delay go over three hops of a ring in which every party has eight channels: a channel
+is locked for a third of the time, so that payments wait for each other. SyncPCN's bound delta is ten message delays,
+which leaves them the time; a third run, of a tenth of the payments, shows what becomes of them when messages really
+take delta: a hop is locked too late, and the payment fails. "too late" and "too little" count such payments, and those
+for which a channel had too few coins. Each run has a process of its own, with Python's cyclic collector off, since
+everything lives to the end.
 """
 
 import gc
+import multiprocessing
 import resource
 import statistics
 import sys
@@ -22,11 +29,12 @@ import numpy as np
 import simpy
 
 from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.syncpcn import SyncPCN
+from swarmbook.payments.syncpcn import SyncPCN, Timing
 from swarmbook.payments.world import Topology, line
 
 ROUNDS = 5
 EVENTS = 200_000
+CAUSES = "too late", "too little"
 
 
 class Empty:
@@ -77,12 +85,12 @@ def protocol(kind) -> tuple[float, float]:
     return world.sim.events / used, count / used
 
 
-def scale(kind, count: int) -> None:
+def scale(name: str, kind, settings: dict, count: int) -> None:
     gc.disable()
     rng = np.random.default_rng(0)
-    channels, parties = 10_000, 2_500
+    parties = 2_500
     ring = [(i, (i + step) % parties) for i in range(parties) for step in (1, 2, 3, 4)]
-    world = kind(Topology(tuple((f"p{a}", f"p{b}", 10**6, 10**6) for a, b in ring)))
+    world = kind(Topology(tuple((f"p{a}", f"p{b}", 10**6, 10**6) for a, b in ring)), **settings)
     start = time.process_time()
     for k in range(count):
         a, steps = int(rng.integers(parties)), rng.integers(1, 5, 3)
@@ -90,18 +98,27 @@ def scale(kind, count: int) -> None:
         world.pay([f"p{i}" for i in path], 1, at=k * 0.01)
     world.run()
     used = time.process_time() - start
-    paid = sum("receipt" in payment.times for payment in world.payments)
+    waits = [payment.time("receipt") for payment in world.payments if "receipt" in payment.times]
+    failed = [sum(why in p.times and "receipt" not in p.times for p in world.payments) for why in CAUSES]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"{kind.name}: {paid:,} of {count:,} payments over {channels:,} channels, {world.sim.events:,} events, "
-        f"{used:.0f} s, {memory:.2f} GiB at most"
-    )
+    columns = [f"{value:,}" for value in (count, len(waits), *failed, world.sim.events)]
+    columns += [f"{statistics.median(waits):.0f}", f"{np.quantile(waits, 0.95):.0f}"]
+    print(f"{name:22}", *(f"{text:>10}" for text in [*columns, f"{used:.0f}", f"{memory:.2f}"]), flush=True)
 
 
 def main() -> None:
     if sys.argv[1:2] == ["scale"]:
-        for kind in (PSyncPCN, SyncPCN):
-            scale(kind, int(sys.argv[2]) if len(sys.argv) > 2 else 100_000)
+        count = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
+        heads = ["payments", "succeed", *CAUSES, "events", "median", "95 %", "CPU s", "GiB"]
+        print(f"{'over 10,000 channels':22}", *(f"{head:>10}" for head in heads))
+        for run in (
+            ("PSyncPCN", PSyncPCN, {}, count),
+            ("SyncPCN, delta = 10", SyncPCN, {"timing": Timing(10.0)}, count),
+            ("SyncPCN, delta = 1", SyncPCN, {}, count // 10),
+        ):
+            process = multiprocessing.get_context("spawn").Process(target=scale, args=run)
+            process.start()
+            process.join()
         return
     rates: dict[str, list[float]] = {}
     for _ in range(ROUNDS):

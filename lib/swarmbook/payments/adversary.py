@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from swarmbook.payments.channel import PAID, REFUNDED, prove
-from swarmbook.payments.psyncpcn import ABORT, LOCK, PAY, Order, Share
+from swarmbook.payments.psyncpcn import ABORT, LOCK, PAY, Order, Relay, Share
 from swarmbook.payments.simulation import Node
 from swarmbook.payments.syncpcn import Claim, RefundRequest, Vote, Warden, lock_digest
 from swarmbook.payments.updates import Ack, Announce, Cosign, Propose
@@ -191,6 +191,18 @@ class Wormhole(Fault):
         node.ends[message.cid].pending = None
         node.fail(transit)
         return []
+
+
+class Shortcut(Fault):
+    """A party or member that gives what is meant for the next committee to another one, past those between."""
+
+    def __init__(self, members: Iterable[Node]):
+        self.members = list(members)
+
+    def outgoing(self, node, to, message):
+        if isinstance(message, Relay) or isinstance(message, Share) and message.order is not None:
+            return [(member, message) for member in self.members]
+        return [(to, message)]
 
 
 class Erratic(Fault):

@@ -2,7 +2,7 @@
 
 - each function of `DIRECTED` builds a world in which an adversary does the worst that it may, and returns what is
   wrong with it afterwards: nothing, for the protocols as they are
-- `MUTANTS` are six plausible mistakes in them; `mutated` makes one, and `caught_by` says which attacks notice
+- `MUTANTS` are plausible mistakes in them; `mutated` makes one, and `caught_by` says which attacks notice
 - `split_votes` and `last_coins` are constructive attacks with any number of faulty members: they succeed from f + 1 on
 - `synchronous_world` and `asynchronous_world` make a random adversary from a seed
 - `cell` and `channel_two_apart` play the impossibility with the protocols themselves
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from swarmbook.payments import signatures, syncpcn, updates
+from swarmbook.payments import psyncpcn, signatures, syncpcn, updates
 from swarmbook.payments.adversary import (
     Careless,
     Deaf,
@@ -24,6 +24,7 @@ from swarmbook.payments.adversary import (
     Late,
     Replaying,
     Selective,
+    Shortcut,
     Silent,
     Stale,
     dispute,
@@ -35,7 +36,7 @@ from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing
 from swarmbook.payments.updates import Cosign, Propose
 from swarmbook.payments.world import World, line
 
-SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8")
+SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8", "R11")
 
 
 def names(hops: int) -> list[str]:
@@ -167,7 +168,20 @@ def forwards_too_early():
     return wrong
 
 
-DIRECTED = (early_refund, double_dispute, late_claim, votes_are_split, old_announcement, forwards_too_early)
+def certificates_skip_a_party():
+    """Colluding parties around an honest one carry certificates past it and its committees (PSyncPCN)."""
+    world = PSyncPCN(line(4), relay="party")
+    world.pay(names(4), 10, fee=1)
+    world.corrupt(world.party("u1"), Shortcut(world.members(3)))
+    world.corrupt(world.party("u3"), Shortcut(world.members(0)))
+    world.run()
+    return check(world, ("R1", "R6", "R11"))  # without live parties a lock may stay (R5)
+
+
+DIRECTED = (
+    *(early_refund, double_dispute, late_claim, votes_are_split, old_announcement, forwards_too_early),
+    certificates_skip_a_party,
+)
 
 MUTANTS = {  # (class, attribute, what it becomes), ...
     "the quorum is 2 f": [(signatures.Committee, "quorum", property(lambda self: 2 * self.faulty))],
@@ -178,9 +192,10 @@ MUTANTS = {  # (class, attribute, what it becomes), ...
         (syncpcn.Warden, "fresh", lambda self, seq: True),
     ],
     "a payee goes on before the certificate": [
-        (syncpcn.Party, "await_certificate", lambda self, end, seq, transit: self.secured(transit))
+        (syncpcn.Party, "await_certificate", lambda self, end, seq, lock: self.secured(end.cid, lock, self.clock))
     ],
     "refunds begin at T_i": [(syncpcn.Timing, "refund_wait", property(lambda self: 0.0))],
+    "committees heed any other": [(psyncpcn.Member, "adjacent", lambda self, entry, place, step: True)],
 }
 
 
@@ -280,12 +295,17 @@ def edges(sender, to, message) -> float:
     return 1e-6 if (sum(to.name.encode()) + sum(sender.name.encode())) % 3 else 1.0
 
 
-def synchronous_world(seed: int, extra: int = 0, single: bool = False) -> SyncPCN:
-    """Any network within the bound, any faulty parties, at most f (or exactly f + extra) faulty members a committee."""
+def synchronous_world(seed: int, extra: int = 0, single: bool = False, late: float = 0.0) -> SyncPCN:
+    """Any network within the bound, any faulty parties, at most f (or exactly f + extra) faulty members a committee.
+
+    late: chance that a message takes up to 40 times as long after all, from time 8 on.
+    """
     rng = np.random.default_rng(seed)
     n, f, skew = int(rng.integers(1, 5)), int(rng.integers(1, 3)), float(rng.choice([0, 0.3, 1.0]))
     everybody = names(n) + [f"C{c + 1}.{k + 1}" for c in range(n) for k in range(3 * f + 1)]
     delay = [within(1.0, rng), unit, edges][rng.integers(3)]
+    if late:
+        delay = late_network(late, rng, since=8.0)
     world = SyncPCN(
         line(n, f, balance=int(rng.choice([9, 10, 100]))),
         sim=Simulation(delay),
@@ -321,14 +341,17 @@ def synchronous_world(seed: int, extra: int = 0, single: bool = False) -> SyncPC
     return world
 
 
-def asynchronous_world(seed: int, ordering: str, extra: int = 0) -> PSyncPCN:
+def asynchronous_world(seed: int, ordering: str, extra: int = 0, synchronous: bool = False) -> PSyncPCN:
     """Any schedule, at most f (or exactly f + extra) faulty members a committee; several payments if they are ordered.
 
-    With ordering="agreed" the network becomes stable in the end, which its progress needs.
+    With ordering="agreed" the network becomes stable in the end, which its progress needs. With synchronous=True every
+    message takes at most 1.
     """
     rng = np.random.default_rng(seed)
     n, f = int(rng.integers(1, 5)), int(rng.integers(1, 3))
-    if ordering == "agreed":
+    if synchronous:
+        sim = Simulation(within(1.0, rng))
+    elif ordering == "agreed":
         sim = Simulation(stable_after(100.0, 1.0, 50.0, rng))
     else:
         sim = Asynchronous(at_random(rng), patience=int(rng.integers(10, 500)), duplicate=0.1, rng=rng)

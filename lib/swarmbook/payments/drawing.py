@@ -2,7 +2,7 @@
 
 - `lanes` puts parties and committees side by side along a path; members of a committee share a lane
 - `arrows` gathers messages of a kind that leave one lane and reach another at the same times into one arrow
-- `overview` draws an instant of a run as a map, `sequence` a run over time
+- `overview` draws a run as a map, `instant` what is on its way at one time, `sequence` a run over time
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -99,15 +99,27 @@ def overview(trace: Sequence[Event], hops: int, members: int, ax: Axes, colours:
 
     Returns how many different links are drawn.
     """
+    sends = [event for event in trace if event.what == "send" and event.node != event.peer]
+    return _map(sends, hops, members, ax, colours)
+
+
+def instant(trace: Sequence[Event], hops: int, members: int, ax: Axes, colours: Mapping[str, str], time: float) -> int:
+    """The same map, with the messages that have been sent at `time` and not arrived. Returns how many links."""
+    arrived = {event.number for event in trace if event.what == "deliver" and event.time <= time}
+    sends = [event for event in trace if event.what == "send" and event.time <= time and event.number not in arrived]
+    return _map(sends, hops, members, ax, colours)
+
+
+def _map(sends: Sequence[Event], hops: int, members: int, ax: Axes, colours: Mapping[str, str]) -> int:
     places = {f"u{i}": (2.0 * i, 0.0) for i in range(hops + 1)}
     for cid in range(hops):
         for k in range(members):
             places[f"C{cid + 1}.{k + 1}"] = (2.0 * cid + 1 + 0.42 * (k - (members - 1) / 2), 1.35 - 0.25 * (k % 2))
     drawn, labelled = set(), set()
-    for event in trace:
+    for event in sends:
         link = event.node, event.peer, named(event)
         kind = next((kind for kind in colours if named(event).startswith(kind)), None)
-        if event.what != "send" or kind is None or link in drawn or event.node == event.peer:
+        if kind is None or link in drawn:
             continue
         drawn.add(link)
         (x0, y0), (x1, y1) = places[event.node], places[event.peer]
@@ -123,5 +135,6 @@ def overview(trace: Sequence[Event], hops: int, members: int, ax: Axes, colours:
         ax.text(x, y, name, ha="center", va="center", fontsize=9 if party else 6.5, bbox=box)
     ax.set(xlim=(-0.6, 2 * hops + 0.6), ylim=(-0.45, 1.8))
     ax.axis("off")
-    ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=len(labelled))
+    if labelled:
+        ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=len(labelled))
     return len(drawn)

@@ -44,6 +44,7 @@ class Profile:
 
     locked: when the hop's coins are set aside. freed: when they move, if all goes well. receipt: of n. stuck: seconds
     for which the hop stays locked if a party of the path does not respond, from n, i and delta; None: it needs none.
+    turn: messages by which a sender asks for its turn on a channel that the other party has used last.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Profile:
     freed: Callable[[int, int], float]
     receipt: Callable[[int], float]
     stuck: Callable[[int, int, float], float] | None
+    turn: int = 0
 
 
 PROFILES = {
@@ -67,6 +69,7 @@ PROFILES = {
         lambda n, i: 4 * n - i + 3,
         lambda n: 4 * n,
         lambda n, i, delta: (3 * n + 3 + 4 * (n - 1 - i) + 4) * delta,
+        turn=2,
     ),
     "PSyncPCN": Profile("PSyncPCN", lambda n, i: i + 1, lambda n, i: 2 * n - 1 - i, lambda n: 2 * n, None),
 }
@@ -95,7 +98,8 @@ def simulate(
     """Run payments (time, from, to, amount) over a network, which stays as it is.
 
     message: seconds that one takes; delta: the bound that SyncPCN assumes. silent: parties that do not respond; hops
-    before one stay locked until their deadline. A path is a shortest one with enough capacity.
+    before one stay locked until their deadline. A path is a shortest one with enough capacity. Left out: that a channel
+    can be busy with another payment.
     """
     events: list[tuple] = []
     number = 0
@@ -109,6 +113,7 @@ def simulate(
     for a, b in network.edges:
         both = dict(network.edges[a, b]["balance"])
         balance[a, b] = balance[b, a] = both
+    turn = {frozenset(edge): edge[0] for edge in network.edges}
     paths: dict[tuple[int, int], list[int] | None] = {}
     seconds, counts, locked = [], {"sent": 0, "routed": 0}, 0.0
 
@@ -121,10 +126,12 @@ def simulate(
         if any(sum(balance[hop].values()) < amount for hop in hops):
             return
         counts["routed"] += 1
-        lock(time, hops, amount, 0, time)
+        start = time + (turn[frozenset(hops[0])] != sender) * profile.turn * message
+        later(start, lock, time, start, hops, amount, 0, start)
 
-    def lock(start: float, hops: list, amount: float, i: int, now: float) -> None:
+    def lock(sent: float, start: float, hops: list, amount: float, i: int, now: float) -> None:
         nonlocal locked
+        turn[frozenset(hops[i])] = hops[i][0]
         n, payer = len(hops), hops[i][0]
         mute = profile.stuck is not None and hops[i][1] in silent
         if balance[hops[i]][payer] < amount:
@@ -140,16 +147,14 @@ def simulate(
                 locked += amount * (end - start - profile.locked(n, k) * message)
                 later(end, free, hops[k], hops[k][0], amount)
         elif i + 1 < n:
-            later(start + profile.locked(n, i + 1) * message, lock_at, start, hops, amount, i + 1)
+            after = start + profile.locked(n, i + 1) * message
+            later(after, lock, sent, start, hops, amount, i + 1, after)
         else:
-            seconds.append(profile.receipt(n) * message)
+            seconds.append(start - sent + profile.receipt(n) * message)
             for k in range(n):
                 held = (profile.freed(n, k) - profile.locked(n, k)) * message
                 locked += amount * held
                 later(start + profile.freed(n, k) * message, free, hops[k], hops[k][1], amount)
-
-    def lock_at(start: float, hops: list, amount: float, i: int) -> None:
-        lock(start, hops, amount, i, start + profile.locked(len(hops), i) * message)
 
     def free(hop: tuple[int, int], party: int, amount: float) -> None:
         balance[hop][party] += amount

@@ -171,14 +171,18 @@ class Member(Node):
     def told(self, entry: Entry, what: str, cid: int) -> None:
         """Another committee has decided: the one before has locked, or the one behind has paid or aborted."""
         place = entry.order.cids.index(cid)
-        if what == LOCK and place == entry.place - 1:
+        if what == LOCK and self.adjacent(entry, place, -1):
             self.consider(entry)
-        elif what == PAY and place == entry.place + (-1 if self.world.forward else 1):
+        elif what == PAY and self.adjacent(entry, place, -1 if self.world.forward else 1):
             self.settle(entry)
-        elif what == ABORT and place == entry.place + 1:
+        elif what == ABORT and self.adjacent(entry, place, 1):
             self.release(entry)
         elif what == READY and entry.place == 0 and place == len(entry.order.cids) - 1:
             self.settle(entry)
+
+    def adjacent(self, entry: Entry, place: int, step: int) -> bool:
+        """Whether a committee of the path is the one before this one (step -1) or behind it (1): no other counts."""
+        return place == entry.place + step
 
     def consider(self, entry: Entry) -> None:
         """Lock or abort, as the way of ordering says."""
@@ -209,6 +213,7 @@ class Member(Node):
         if not lock:
             entry.state = "aborted"
             self.sim.note(self, "aborts")
+            self.world.mark(self.world.payment_of(self.world.pid(entry.order)), "too little")
             self.share(entry, ABORT, back=True)
             return
         self.reserved[entry.order.payers[entry.place]] += entry.order.amounts[entry.place]

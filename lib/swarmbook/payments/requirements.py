@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from swarmbook.payments.channel import close
+from swarmbook.payments.psyncpcn import PAY, PSyncPCN
 from swarmbook.payments.simulation import Event, causal_past
 from swarmbook.payments.syncpcn import SyncPCN
-from swarmbook.payments.world import LOCKED, PAID, REFUNDED, Payment, World
+from swarmbook.payments.world import LOCKED, PAID, Payment, World
 
 REQUIREMENTS = {
     "R1": "parties between keep their balance",
@@ -151,7 +152,10 @@ def in_time(world: SyncPCN, payment: Payment) -> list[Violation]:
     """
     timing, found = world.timing, []
     sender = world.party(payment.path[0])
-    expiries = timing.expiries(payment.start + sender.skew, len(payment.cids))
+    world.run(payment.start)
+    while "begun" not in payment.times and world.sim.next < float("inf"):  # it waits for its turn
+        world.run(world.sim.next)
+    expiries = timing.expiries(payment.times.get("begun", payment.start) + sender.skew, len(payment.cids))
     for i in range(len(payment.cids), 0, -1):
         world.run(expiries[i - 1] + 4 * timing.delta + timing.skew)
         honest = [party for party in payment.path[i - 1 : i + 1] if party not in world.faulty]
@@ -197,8 +201,8 @@ def success(world: World) -> list[Violation]:
 def freshness(world: World) -> list[Violation]:
     """R8: whichever quorum of a correct committee answers a close, faulty ones with what is oldest, it is fresh."""
     found = []
-    if not isinstance(world, SyncPCN):
-        return found
+    if isinstance(world, PSyncPCN):
+        return _certified_and_unknown(world)
     for cid, channel in enumerate(world.topology.channels):
         ends = [world.party(name).ends.get(cid) for name in channel[:2] if name not in world.faulty]
         ends = [end for end in ends if end is not None]
@@ -217,15 +221,26 @@ def freshness(world: World) -> list[Violation]:
     return found
 
 
+def _certified_and_unknown(world: PSyncPCN) -> list[Violation]:
+    """A certified payment must be known to f + 1 honest members, so that one of any quorum brings it to a close."""
+    found = []
+    for name in sorted({name for channel in world.topology.channels for name in channel[:2]} - world.faulty):
+        for what, cid, pid in world.party(name).certificates:
+            known = sum(m.entries[pid].state == "paid" for m in world.honest(cid) if pid in m.entries)
+            if what == PAY and world.correct(cid) and known <= world.topology.faulty:
+                found.append(_violation(world, "R8", name, f"{known} honest members of C{cid + 1} know of a payment"))
+    return found
+
+
 def wormholes(world: World) -> list[Violation]:
-    """R11: no honest party between is left refunded while hops on both its sides of the path are paid."""
+    """R11: no honest party between is left without its two hops while others on both its sides are paid."""
     found = []
     for payment in world.payments:
         outcomes = world.outcomes(payment)
         for i, party in enumerate(payment.path[1:-1], 1):
             before, after, correct = _hops(world, payment, party)
             skipped = before != PAID and after != PAID and PAID in outcomes[: i - 1] and PAID in outcomes[i + 1 :]
-            if party not in world.faulty and correct and skipped and before == REFUNDED:
+            if party not in world.faulty and correct and skipped:
                 found.append(_violation(world, "R11", party, f"hops ended {outcomes}"))
     return found
 

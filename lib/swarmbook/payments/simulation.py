@@ -141,6 +141,11 @@ class Simulation:
         self._number += 1
         heappush(self._heap, (max(time, self.now), LATE + self._number, node, None, (call, arguments)))
 
+    @property
+    def next(self) -> float:
+        """When the next event is due; infinite if nothing is left."""
+        return self._heap[0][0] if self._heap else float("inf")
+
     def note(self, node: Node, text: str) -> None:
         """Write a change of state into the trace."""
         if self.trace is not None:

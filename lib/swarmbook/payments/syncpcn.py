@@ -3,8 +3,10 @@
 The paper's abstract says as much, and that committees replace the blockchain in disputes, with privacy; messages,
 locks and timeouts are our reconstruction:
 
-- **setup**: the sender tells each party its two locks (`Setup`); hop i expires at T_i, `Timing.margin` before T_(i-1)
-- **lock**, hop by hop: an update of the base layer that adds the lock; a payee goes on when it holds the certificate
+- **setup**: when it is the sender's turn on its channel, it tells each party its two locks (`Setup`), so that those
+  between can ask for their turn in time; hop i expires at T_i, `Timing.margin` before T_(i-1)
+- **lock**, hop by hop: an update of the base layer that adds the lock; a payee signs every one, since a lock is in its
+  favour, and holds the certificate before it goes on; a lock of which it has not been told, or too late, it fails
 - **unlock**, backwards: the payee's update carries the key, and the payer opens its own hop at once
 - **failure**: the payee's update removes the lock
 - **claim**: if the payer does not sign, members that get the key by T_i on their clock vote PAID, once
@@ -12,8 +14,11 @@ locks and timeouts are our reconstruction:
 - **concession**: a payer that learned the key from a vote, but sees no certificate, concedes
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 from swarmbook.errors import ConfigError
@@ -26,10 +31,15 @@ from swarmbook.payments.world import LOCKED, NEVER, Payment, Topology, World, co
 from swarmbook.payments.world import PAID as HOP_PAID
 from swarmbook.payments.world import REFUNDED as HOP_REFUNDED
 
+TICK = 2.0**-20  # the last deadline is a whole number of ticks, so that no rounding error makes a message late
+
 
 @dataclass(frozen=True)
 class Timing:
     """Deadlines, from the bound delta on delays and the bound skew on the difference of any two clocks.
+
+    They leave no time to wait for one's turn on a busy channel if messages really take delta: choose delta well above
+    what messages take where payments compete.
 
     ConfigError unless 0 <= skew <= delta and delta > 0.
     """
@@ -52,13 +62,25 @@ class Timing:
         return 2 * self.delta
 
     def expiries(self, start: float, hops: int) -> list[float]:
-        """T_1 ... T_n: T_n = start + 3 n delta + 3 delta (+ 2 skew), T_i = T_n + (n - i) margin."""
+        """T_1 ... T_n: T_n = start + 3 n delta + 3 delta (+ 2 skew), T_i = T_n + (n - i) margin.
+
+        T_(i+1) is T_i less the margin to the last bit, as those who check it compute it (`apart`).
+        """
         last = start + 3 * hops * self.delta + 3 * self.delta + 2 * self.skew
-        return [last + (hops - i) * self.margin for i in range(1, hops + 1)]
+        first = math.ceil(last / TICK) * TICK + (hops - 1) * self.margin
+        return list(accumulate(repeat(self.margin, hops - 1), lambda expiry, margin: expiry - margin, initial=first))
+
+    def apart(self, incoming: float, outgoing: float) -> bool:
+        """Whether the outgoing hop expires early enough before the incoming one."""
+        return outgoing <= incoming - self.margin
 
     def open_by(self, expiry: float) -> float:
         """Latest time to send a key so that, if it is ignored, a claim still arrives in time."""
         return expiry - 3 * self.delta - self.skew
+
+    def lock_by(self, expiry: float) -> float:
+        """Latest time at which the lock of an honest payer, who proposes it by `open_by`, can arrive."""
+        return expiry - 2 * self.delta
 
     def claim_by(self, expiry: float) -> float:
         return expiry - self.delta - self.skew
@@ -212,7 +234,10 @@ class Transit:
 class Party(Node):
     """An honest party: sender, receiver or in between, by what it has been told."""
 
-    __slots__ = ("world", "keys", "timing", "locks", "ends", "inbound", "outbound", "early", "invoices", "fee", "votes")
+    __slots__ = (
+        *("world", "keys", "timing", "locks", "ends", "inbound", "outbound", "unexplained", "invoices", "fee"),
+        "votes",
+    )
 
     def __init__(self, name: str, world: "SyncPCN", **place) -> None:
         super().__init__(name, world.sim, **place)
@@ -220,7 +245,7 @@ class Party(Node):
         self.ends: dict[int, End] = {}
         self.inbound: dict[int, Transit] = {}
         self.outbound: dict[int, Transit] = {}
-        self.early: dict[int, Propose] = {}
+        self.unexplained: set[tuple[int, Lock]] = set()  # certified locks of which the sender has not told yet
         self.invoices: dict[object, int] = {}
         self.fee = 0  # least that this party takes for passing a payment on
         self.votes: dict[tuple, Tally] = {}
@@ -239,6 +264,8 @@ class Party(Node):
 
     def told(self, sender: Node, m: Setup) -> None:
         lock = m.incoming[1]
+        if lock.pid in self.inbound:
+            return
         if m.outgoing is None:
             key = self.invoices.get(m.invoice)
             if key is None:
@@ -251,54 +278,75 @@ class Party(Node):
             out = m.outgoing[1]
             if self.locks.shifted(lock.condition, m.step) != out.condition or lock.amount - out.amount < self.fee:
                 return
-            if lock.expiry - out.expiry < self.timing.margin or m.outgoing[0] not in self.ends:
+            if not self.timing.apart(lock.expiry, out.expiry):
+                return
+            if m.outgoing[0] not in self.ends or out.pid in self.outbound:
                 return
             transit = Transit(self.world.payment_of(lock.pid), m.incoming, m.outgoing, m.step)
             self.outbound[out.pid] = transit
+            self.ends[m.outgoing[0]].ask()  # the turn is here when the incoming lock is
         self.inbound[lock.pid] = transit
-        held = self.early.pop(lock.pid, None)
-        if held is not None:
-            self.proposed(self.ends[held.cid].peer, held)
+        if m.incoming in self.unexplained:
+            self.unexplained.discard(m.incoming)
+            self.secured(*m.incoming, self.clock)
 
     def start(self, transit: Transit) -> None:
         """Lock the outgoing hop; when it is too late, or there is not enough, fail the incoming one."""
         cid, lock = transit.outgoing
-        end = self.ends[cid]
-        if self.clock > self.timing.open_by(lock.expiry):
-            self.fail(transit)
+        end, last = self.ends[cid], self.timing.open_by(lock.expiry)
+        if self.clock > last:
+            self.too_late(transit)
             return
-        end.want(Change("lock", lock=lock), lambda: None, lambda: self.fail(transit))
+        end.want(Change("lock", lock=lock), lambda: None, lambda: self.too_little(transit))
+        if end.waits(lock):
+            self.at(last, self.waited, transit)
         self.at(lock.expiry + self.timing.refund_wait, self.overdue, transit)
+
+    def waited(self, transit: Transit) -> None:
+        """The last moment to lock the outgoing hop: give up if its turn has not come."""
+        cid, lock = transit.outgoing
+        end = self.ends[cid]
+        if end.waits(lock):
+            end.withdraw(lock)
+            self.too_late(transit)
+
+    def too_late(self, transit: Transit) -> None:
+        self.world.mark(transit.payment, "too late")
+        self.fail(transit)
+
+    def too_little(self, transit: Transit) -> None:
+        self.world.mark(transit.payment, "too little")
+        self.fail(transit)
 
     def proposed(self, sender: Node, m: Propose) -> None:
         end = self.ends.get(m.cid)
         if end is None or sender is not end.peer:
             return
         change = m.change
-        if change.what == "lock" and change.lock.pid not in self.inbound:
-            self.early[change.lock.pid] = m
-            return
         if change.what == "open":
             self.opened(m.cid, change.pid, change.key)
-        if not end.proposed(m, lambda change: self.allowed(m.cid, change)):
+        self.sign(end, m, lambda change: self.allowed(m.cid, change))
+
+    def sign(self, end: End, m: Propose, allowed: Callable[[Change], bool]) -> None:
+        """Sign the other party's proposal, if it is allowed, and do what follows from it."""
+        change = m.change
+        if not end.proposed(m, allowed):
             return
         if change.what == "lock":
-            transit = self.inbound[change.lock.pid]
-            self.await_certificate(end, m.seq, transit)
+            self.await_certificate(end, m.seq, change.lock)
         elif change.what == "fail":
             self.fail(self.outbound[change.pid])
         if change.what == "open":
             end.then[m.seq] = lambda: self.settled(change.pid)
 
-    def await_certificate(self, end: End, seq: int, transit: Transit) -> None:
+    def await_certificate(self, end: End, seq: int, lock: Lock) -> None:
         """A payee goes on when it holds the certificate of the lock."""
-        end.then[seq] = lambda: self.secured(transit)
+        arrived = self.clock
+        end.then[seq] = lambda: self.secured(end.cid, lock, arrived)
 
     def allowed(self, cid: int, change: Change) -> bool:
         if change.what == "lock":
-            transit = self.inbound.get(change.lock.pid)
-            in_time = self.clock <= self.timing.open_by(change.lock.expiry)
-            return transit is not None and transit.incoming == (cid, change.lock) and in_time
+            return self.clock <= self.timing.lock_by(change.lock.expiry)
         if change.what in ("open", "fail"):
             transit = self.outbound.get(change.pid)
             if transit is None or transit.outgoing[0] != cid:
@@ -309,18 +357,33 @@ class Party(Node):
             return self.clock <= self.timing.key_by(lock.expiry) and self.locks.opens(lock.condition, change.key)
         return True
 
-    def secured(self, transit: Transit) -> None:
-        """The incoming lock is certified."""
+    def secured(self, cid: int, lock: Lock, arrived: float) -> None:
+        """An incoming lock, which arrived at some time, is certified: go on if it is the one the sender told of.
+
+        The sender tells before any hop is locked, so that this is known at most delta after a lock arrives.
+        """
         self.sim.note(self, "lock certified")
-        if transit.outgoing is not None:
+        transit = self.inbound.get(lock.pid)
+        if transit is None:
+            self.unexplained.add((cid, lock))
+            self.at(arrived + self.timing.delta, self.untold, cid, lock)
+        elif transit.incoming != (cid, lock):
+            self.fail(Transit(None, (cid, lock), None, 0))
+        elif transit.outgoing is not None:
             self.start(transit)
-            return
-        self.world.mark(transit.payment, "receiver safe")
-        if self.clock <= self.timing.open_by(transit.incoming[1].expiry):
-            self.world.mark(transit.payment, "receipt exists")
-            self.open(transit)
         else:
-            self.fail(transit)
+            self.world.mark(transit.payment, "receiver safe")
+            if self.clock <= self.timing.open_by(lock.expiry):
+                self.world.mark(transit.payment, "receipt exists")
+                self.open(transit)
+            else:
+                self.too_late(transit)
+
+    def untold(self, cid: int, lock: Lock) -> None:
+        """The sender has not told of a lock in time, or something wrong."""
+        if (cid, lock) in self.unexplained:
+            self.unexplained.discard((cid, lock))
+            self.fail(Transit(None, (cid, lock), None, 0))
 
     # unlock
 
@@ -435,10 +498,9 @@ class Party(Node):
         if lock.pid in end.past or lock.pid in end.resolved:
             return
         proposed = end.pending is not None and end.pending[0].lock(lock.pid) is not None
-        if end.state.lock(lock.pid) is None and not proposed:  # it never got its turn
-            end.wanted = type(end.wanted)(want for want in end.wanted if want[0].lock != lock)
-            self.fail(transit)
-        elif transit.key is not None:
+        if end.state.lock(lock.pid) is None and not proposed:  # there was not enough, or its turn did not come
+            return
+        if transit.key is not None:
             self.concede(end, lock, self.locks.upstream(transit.key, -transit.step))
         else:
             self.ask_refund(end, lock)
@@ -469,6 +531,9 @@ class Party(Node):
         elif outcome != REFUNDED:
             self.settled(lock.pid)
         end.advance()
+        if end.held is not None and not end.disputes:
+            held, end.held = end.held, None
+            self.sign(end, held, lambda change: True)  # it was allowed when it came
 
     def lock_about(self, end: End, about: object) -> Lock | None:
         """The lock with this digest, in the newest state or in the one that this party has proposed."""
@@ -579,6 +644,14 @@ class SyncPCN(World):
         return payment
 
     def _begin(self, payment: Payment) -> None:
+        """The sender waits for its turn on the first channel; deadlines count from then."""
+        sender, transit = self.party(payment.path[0]), Transit(payment, None, None, 0)
+        change = partial(self._prepared, payment, transit)
+        sender.ends[payment.cids[0]].want(change, lambda: None, lambda: sender.too_little(transit))
+
+    def _prepared(self, payment: Payment, transit: Transit) -> Change:
+        """Tell everybody on the path what will be locked; the sender's own lock."""
+        self.mark(payment, "begun")
         sender, hops = self.party(payment.path[0]), len(payment.cids)
         invoice = self.party(payment.path[-1]).invoice()
         made = locking.path(self.locks, invoice, hops, self.rng)
@@ -592,9 +665,11 @@ class SyncPCN(World):
             told = Setup(locked[i - 1], locked[i], made.steps[i], None)
             sender.send(self.party(payment.path[i]), told)
         sender.send(self.party(payment.path[-1]), Setup(locked[-1], None, made.total, invoice))
-        transit = Transit(payment, None, locked[0], made.steps[0])
-        sender.outbound[locked[0][1].pid] = transit
-        sender.start(transit)
+        transit.outgoing, transit.step = locked[0], made.steps[0]
+        lock = locked[0][1]
+        sender.outbound[lock.pid] = transit
+        sender.at(lock.expiry + self.timing.refund_wait, sender.overdue, transit)
+        return Change("lock", lock=lock)
 
     def update(self, payer: str, payee: str, amount: int) -> None:
         """A direct payment inside one channel: one update of the base layer."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from swarmbook.payments.channel import REFUNDED, Change, Commitment, Refused, State, commit, follow
+from swarmbook.payments.channel import REFUNDED, Change, Commitment, Lock, Refused, State, commit, follow
 from swarmbook.payments.signatures import Certificate, Committee, Keys, Tally
 from swarmbook.payments.simulation import Node
 
@@ -126,13 +126,14 @@ class End:
     """One party's end of a channel.
 
     state: the newest that both have signed; commitment and signatures are its; certified: the newest number with a
-    certificate; pending: what this party has proposed. wanted: changes that wait for the turn, with what to call when
-    they are agreed on, or turn out to be impossible.
+    certificate; pending: what this party has proposed; held: what the other has, during a dispute. wanted: changes that
+    wait for the turn, with what to call when they are agreed on, or turn out to be impossible.
     """
 
     __slots__ = (
         *("party", "cid", "side", "peer", "members", "committee", "state", "commitment", "signatures", "certified"),
-        *("pending", "wanted", "turn", "asked", "peer_asked", "tally", "heard", "disputes", "resolved", "then", "past"),
+        *("pending", "held", "wanted", "turn", "asked", "peer_asked", "tally", "heard", "disputes", "resolved"),
+        *("then", "past"),
     )
 
     def __init__(self, party: "Party", side: int, peer: Node, members: list, committee: Committee, state: State):
@@ -142,7 +143,8 @@ class End:
         self.signatures: tuple = (None, None)
         self.certified = 0
         self.pending: tuple | None = None
-        self.wanted: deque[tuple[Change, Callable, Callable]] = deque()
+        self.held: Propose | None = None
+        self.wanted: deque[tuple[Change | Callable[[], Change], Callable, Callable]] = deque()
         self.turn, self.asked, self.peer_asked = side == 0, False, False
         self.tally = Tally(committee.quorum)
         self.heard = -1.0
@@ -155,20 +157,36 @@ class End:
     def balance(self) -> int:
         return self.state[2 + self.side]
 
-    def want(self, change: Change, agreed: Callable, impossible: Callable, first: bool = False) -> None:
-        """Propose this as soon as it is this party's turn. agreed(): both signed; impossible(): it cannot be done."""
+    def want(self, change, agreed: Callable, impossible: Callable, first: bool = False) -> None:
+        """Propose this as soon as it is this party's turn. agreed(): both signed; impossible(): it cannot be done.
+
+        change: a Change, or what makes one when the turn has come.
+        """
         (self.wanted.appendleft if first else self.wanted.append)((change, agreed, impossible))
         self.advance()
+
+    def waits(self, lock: Lock) -> bool:
+        """Whether a lock that is wanted has not been proposed yet."""
+        return any(isinstance(want[0], Change) and want[0].lock == lock for want in self.wanted)
+
+    def withdraw(self, lock: Lock) -> None:
+        """Want a lock no more."""
+        self.wanted = deque(w for w in self.wanted if not (isinstance(w[0], Change) and w[0].lock == lock))
+
+    def ask(self) -> None:
+        """Ask for the turn, unless this party has it, or has asked."""
+        if not self.turn and not self.asked:
+            self.asked = True
+            self.party.send(self.peer, Ask(self.cid))
 
     def advance(self) -> None:
         """Propose what is wanted next, or ask for the turn."""
         while self.wanted and self.pending is None and not self.disputes and self.certified == self.state.seq:
             if not self.turn:
-                if not self.asked:
-                    self.asked = True
-                    self.party.send(self.peer, Ask(self.cid))
+                self.ask()
                 return
             change, agreed, impossible = self.wanted.popleft()
+            change = change if isinstance(change, Change) else change()
             folded = tuple(c for pid, (_, c) in self.resolved.items() if self.state.lock(pid))
             change = change._replace(resolved=folded) if folded else change
             nonce = self.party.nonce()
@@ -187,10 +205,11 @@ class End:
             self.party.send(self.peer, Grant(self.cid, self.state.seq))
 
     def proposed(self, m: Propose, allowed: Callable[[Change], bool]) -> bool:
-        """Sign a proposal that follows from the state here, and that the party allows."""
-        if m.seq != self.state.seq + 1 or self.pending is not None or self.disputes:
+        """Sign a proposal that follows from the state here, and that the party allows; during a dispute hold it."""
+        if m.seq != self.state.seq + 1 or self.pending is not None or not allowed(m.change):
             return False
-        if not allowed(m.change):
+        if self.disputes:
+            self.held = m
             return False
         try:
             state = self._followed(1 - self.side, m.change, m.nonce)

@@ -3,6 +3,7 @@
 - `data/wan_delays.csv` has round trips in milliseconds between AWS regions (January 2019) and Azure regions (2026);
   `delays` halves them, and takes a third set, Google's, from `data/links.csv`, whose latencies are one-way
 - `latencies` runs the message-level protocols with the same places for all of them, without jitter or computing time
+- `flows` computes the same times without messages, from quorums as order statistics: a million payments in a minute
 """
 
 import csv
@@ -81,12 +82,10 @@ def latencies(
     Keys are (protocol, "receiver safe" or "receipt"). All protocols see the same places: of parties u_0 ... u_n, and
     of the members of every committee.
     """
-    places, matrix = delays(table)
+    matrix = delays(table)[1]
     rows = matrix.tolist()
     times: dict[tuple[str, str], list[float]] = {}
-    for _ in range(trials):
-        parties = rng.integers(len(places), size=hops + 1).tolist()
-        members = rng.integers(len(places), size=(hops, 3 * faulty + 1)).tolist()
+    for parties, members in zip(*map(np.ndarray.tolist, _sites(len(rows), hops, faulty, trials, rng)), strict=True):
         for kind in PROTOCOLS:
             world = _make(kind, line(hops, faulty), Simulation(placed(rows)))
             for i, site in enumerate(parties):
@@ -99,6 +98,67 @@ def latencies(
             for what in ("receiver safe", "receipt"):
                 times.setdefault((kind, what), []).append(payment.time(what))
     return {key: np.array(values) for key, values in times.items()}
+
+
+def _sites(places: int, hops: int, faulty: int, trials: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Where everybody is: parties [trials, n + 1] and members [trials, n, m]."""
+    parties = rng.integers(places, size=(trials, hops + 1), dtype=np.int16)
+    return parties, rng.integers(places, size=(trials, hops, 3 * faulty + 1), dtype=np.int16)
+
+
+CHUNK = 20_000  # payments computed at once by `flows`
+
+
+def flows(
+    table: str, hops: int, faulty: int, trials: int, rng: np.random.Generator
+) -> dict[tuple[str, str], np.ndarray]:
+    """What `latencies` returns, for the same generator at the same places, without sending messages.
+
+    SyncPCN certifies a lock when the payee has had q answers; a member of PSyncPCN acts on the q-th share that arrives.
+    """
+    matrix = delays(table)[1]
+    parties, members = _sites(len(matrix), hops, faulty, trials, rng)
+    parts = [
+        _flows(matrix, parties[at : at + CHUNK], members[at : at + CHUNK], 2 * faulty + 1)
+        for at in range(0, trials, CHUNK)
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _flows(matrix: np.ndarray, parties: np.ndarray, members: np.ndarray, quorum: int) -> dict:
+    def complete(times: np.ndarray) -> np.ndarray:
+        """When the q-th of the last axis is there."""
+        return np.partition(times, quorum - 1, axis=-1)[..., quorum - 1]
+
+    def passed_on(times: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """When each member of a committee [trials, m] has a quorum of shares that another one sends at these times."""
+        return complete(times[:, None, :] + matrix[source[:, None, :], target[:, :, None]])
+
+    hops = members.shape[1]
+    sender, receiver = parties[:, :1], parties[:, -1:]
+    along, back = matrix[parties[:, :-1], parties[:, 1:]], matrix[parties[:, 1:], parties[:, :-1]]  # (trials, n)
+    returned = back.sum(axis=1)
+    flights = 2 * along.sum(axis=1) + returned
+    locked = np.zeros(len(parties))
+    for i in range(hops):
+        payee = parties[:, i + 1, None]
+        answers = matrix[payee, members[:, i]] + matrix[members[:, i], payee]
+        told = matrix[parties[:, 0], parties[:, i + 1]]  # of what comes next
+        locked = np.maximum(locked + along[:, i] + complete(answers), told)
+    acted = matrix[sender, members[:, 0]]
+    for i in range(1, hops):
+        acted = passed_on(acted, members[:, i - 1], members[:, i])
+    safe = complete(acted + matrix[members[:, -1], receiver])
+    for i in range(hops - 1, 0, -1):
+        acted = passed_on(acted, members[:, i], members[:, i - 1])
+    return {
+        ("Lightning", "receiver safe"): flights,
+        ("Lightning", "receipt"): flights + returned,
+        ("SyncPCN", "receiver safe"): locked,
+        ("SyncPCN", "receipt"): locked + returned,
+        ("PSyncPCN", "receiver safe"): safe,
+        ("PSyncPCN", "receipt"): complete(acted + matrix[members[:, 0], sender]),
+    }
 
 
 def jitter(rng: np.random.Generator, shape: int | tuple[int, ...], cap: float = 1000.0) -> np.ndarray:
