@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from swarmbook.network import SKIPPIPE, SKIPPIPE_FIRST, Network
 from swarmbook.pipeline import Pipeline, Rules
 
-CASES = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())["cases"]
+RELEASED = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())
+CASES, SMALL_OPTIMA = RELEASED["cases"], RELEASED["small_optima_case_S"]
 TABLES = {"gcp": "google with slip", "gcp_nl_london_fixed": "google repaired"}
 
 

@@ -339,3 +339,38 @@ def test_wrong_rules_name_the_values(fields):
 def test_rules_that_no_order_keeps_draw_none():
     with pytest.raises(PlanError, match="no order of 4 of 3 stages"):
         Rules(4).draw(3, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("hops", "message"),
+    [
+        (
+            np.ones((2, 2)),
+            r"hops must be a square matrix of seconds, from each of 3 nodes to each, not of shape \(2, 2\)",
+        ),
+        (np.ones(3), r"not of shape \(3,\)"),
+        (np.ones((3, 3, 1)), "not of shape"),
+        ([[0, 1, 1], [1, 0, -2], [1, 1, 0]], r"hops must be finite seconds, 0 or more, .*, not -2.0 from 1 to 2"),
+        ([[0, 1, 1], [1, 0, 1], [np.inf, 1, 0]], "not inf from 2 to 0"),
+        ([[0, np.nan, 1], [1, 0, 1], [1, 1, 0]], "not nan from 0 to 1"),
+    ],
+)
+def test_hops_that_are_no_seconds_are_refused(hops, message):
+    pipeline = Pipeline(((0,), (1,), (2,)), 1.0 - np.eye(3), 1.0, Rules(3), 2, 2)
+    plan = Plan(((1, 2), (1, 2)))
+    with pytest.raises(ConfigError, match=message):
+        replay(pipeline, plan, hops)
+    if np.shape(hops) == (3, 3):
+        with pytest.raises(ConfigError, match=message):
+            replace(pipeline, hops=hops)
+    assert replay(pipeline, plan, pipeline.hops.tolist()).makespan == replay(pipeline, plan).makespan
+
+
+def test_the_digest_changes_with_all_that_decides_and_nothing_else():
+    pipeline = Pipeline(((0,), (1,), (2,)), 1.0 - np.eye(3), 1.0, Rules(3), 2, 2)
+    same = replace(pipeline, groups=([0], [1], [2]), hops=pipeline.hops + 1e-9, forward=np.ones(3))
+    assert same.digest == pipeline.digest and len(pipeline.digest) == 20
+    changes = [{"microbatches": 3}, {"memory": 1}, {"head": 0.5}, {"backward": 1.0}, {"gap": 0.2}, {"launch_gap": 0.1}]
+    changes += [{"relay_limit": 6}, {"forward": 1.1}, {"hops": pipeline.hops + 2e-6}, {"groups": ((0,), (2,), (1,))}]
+    changes += [{"rules": Rules(3, **more)} for more in ({"ahead": 3}, {"swaps": 1}, {"lags": 1}, {"shared": False})]
+    assert len({pipeline.digest, *(replace(pipeline, **change).digest for change in changes)}) == 1 + len(changes)

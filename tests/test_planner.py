@@ -1,18 +1,24 @@
 """Every planner's plan keeps the rules, costs what its replay takes, and is never below the bounds."""
 
 import itertools
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skippipe import CASES, instance, instances, released
 
-from swarmbook.bounds import closed_form, round_trips
+from swarmbook import bounds, planner
+from swarmbook.bounds import closed_form, lower_bound, proven, round_trips
+from swarmbook.conflicts import conflict_search
 from swarmbook.errors import ConfigError, PlanError
 from swarmbook.pipeline import TICK, Pipeline, Plan, Rules, replay
-from swarmbook.planner import PLANNERS, blind, cost, full_pipelines, search
+from swarmbook.planner import PLANNERS, blind, cost, full_pipelines, planned, search
+from swarmbook.store import Store
 
 DTFM = [
     *(("C", "event_sim_9", False, 9, 3), ("C", "event_sim_full", False, None, 3)),
@@ -176,7 +182,7 @@ def test_reference_cases_are_planned_better_than_ever(name, seconds):
 def test_relays_without_room_are_told():
     narrow = Pipeline(((0, 1, 2), (3,), (4, 5, 6, 7, 8)), np.ones((9, 9)), 1.0, Rules(3))
     for name in PLANNERS:
-        with pytest.raises(PlanError, match="no paths of 3 stages were found that fit 9 microbatches into relays for"):
+        with pytest.raises(PlanError, match="no paths of 3 stages were found that fit 18 microbatches into relays"):
             PLANNERS[name](narrow, rng())
     with pytest.raises(ConfigError, match="36 visits of relays do not fit into 24 places"):
         replace(narrow, groups=((0, 1, 2), (3, 4), (5, 6)))
@@ -208,3 +214,136 @@ def test_a_search_that_begins_with_a_plan_is_never_worse_than_it():
         search(instance("S", memory=2), np.random.default_rng(0), moves=1, start=before.plan)
     with pytest.raises(PlanError, match="leaves the order to the nodes"):
         search(pipeline, np.random.default_rng(0), moves=1, start=replace(before.plan, order="fifo"))
+
+
+def smallest(pipeline: Pipeline) -> dict:
+    """What searches find, small enough to compare to the last digit."""
+    annealed, by_conflicts = search(pipeline, rng(), moves=2000), conflict_search(pipeline, expand=300)
+    return {
+        "versions": [planner.VERSION, bounds.VERSION],
+        "annealing": [annealed.makespan, annealed.plan.paths],
+        "conflict-based": [by_conflicts.makespan, by_conflicts.plan.paths],
+        "bound": lower_bound(pipeline, effort=0.2, nodes=1),
+    }
+
+
+def test_what_is_recorded_is_what_would_be_found_now():
+    """Where this differs on purpose, raise the `VERSION` of what differs and write the file anew: see its name."""
+    golden = Path(__file__).with_name("golden_planner.json")
+    assert json.loads(json.dumps(smallest(instance("S")))) == json.loads(golden.read_text())
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    """An empty store, and nothing recorded."""
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    return Store(tmp_path / "store")
+
+
+def never(*_, **__):
+    raise AssertionError("searched although it was stored")
+
+
+@pytest.mark.parametrize("how", ["annealing", "conflict-based"])
+def test_a_plan_is_searched_once(how, store, monkeypatch):
+    pipeline, limits = instance("S"), {"moves": 500} if how == "annealing" else {"expand": 200}
+    found = planned(pipeline, how, **limits)
+    direct = search(pipeline, rng(), moves=500) if how == "annealing" else conflict_search(pipeline, expand=200)
+    assert (found.plan, found.makespan, found.moves, found.ended) == (
+        direct.plan, direct.makespan, direct.moves, direct.ended,
+    )  # fmt: skip
+    assert [(moves, span) for moves, _, span in found.history] == [(moves, span) for moves, _, span in direct.history]
+    monkeypatch.setattr("swarmbook.planner.search", never)
+    monkeypatch.setattr("swarmbook.conflicts.conflict_search", never)
+    assert planned(instance("S"), how, **limits) == found
+    other = [{"seed": 1}, {"start": direct.plan}, {"moves": 501}] if how == "annealing" else [{"expand": 201}]
+    for more in other:
+        with pytest.raises(AssertionError, match="although"):
+            planned(pipeline, how, **{**limits, **more})
+    for changed in (instance("S", gap=0.14), instance("S", hops=pipeline.hops + 1e-6), instance("B")):
+        with pytest.raises(AssertionError, match="although"):
+            planned(changed, how, **limits)
+
+
+def other_relay(table: pd.DataFrame) -> pd.DataFrame:
+    node = int(table.loc[table["position"] == 1, "node"].iloc[0])
+    return table.assign(node=table["node"].where(table["node"] != node, 99))
+
+
+def crossed(table: pd.DataFrame) -> pd.DataFrame:
+    """The same paths, the first node's first two operations in the other order."""
+    return table.iloc[[1, 0, *range(2, len(table))]].reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda table: table.assign(makespan=table["makespan"] - 1), "takes .* s where its record says .* delete it"),
+        (lambda table: table.drop(index=3).reset_index(drop=True), "order: node .* is given other operations"),
+        (other_relay, "relays: node 99 on the path"),
+        (crossed, "takes .* s where its record says|order: nodes wait for each other|memory: node"),
+        (lambda table: table.assign(microbatch=table["microbatch"].clip(upper=16)), "paths for 18 microbatches"),
+    ],
+)
+def test_a_tampered_plan_is_caught(tamper, message, store):
+    planned(instance("S"), moves=500)
+    (path,) = (store.root).glob("*.parquet")
+    record = store.get(path.stem)
+    store.put(record.key, record.config, tamper(record.metrics), record.provenance)
+    with pytest.raises(PlanError, match=message):
+        planned(instance("S"), moves=500)
+
+
+def test_a_bound_is_proven_once(store, monkeypatch):
+    pipeline = instance("S", microbatches=2)
+    bound = proven(pipeline, effort=0.2, nodes=1)
+    assert bound == lower_bound(pipeline, effort=0.2, nodes=1) >= closed_form(pipeline).max()
+    monkeypatch.setattr("swarmbook.bounds.lower_bound", never)
+    assert proven(pipeline, effort=0.2, nodes=1) == bound
+    with pytest.raises(AssertionError, match="although"):
+        proven(pipeline, effort=0.3, nodes=1)
+
+
+def uneven(relays: int, microbatches: int, data_nodes: int = 1) -> Pipeline:
+    """Slots of which some have more microbatches than others; one stage of relays, all of which are needed."""
+    nodes = data_nodes + relays
+    groups = (tuple(range(data_nodes)), tuple(range(data_nodes, nodes)))
+    return Pipeline(groups, np.ones((nodes, nodes)), 1.0, Rules(2), microbatches, memory=3)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANNERS if name != "annealing"] + ["search"])
+def test_uneven_slots_use_all_the_room_there_is(name):
+    """Slots of 2, 1 and 1 microbatches of three data nodes: 12 into 12 places, which one slot a place would not do."""
+    pipeline = uneven(2, 4, data_nodes=3)
+    plan = search(pipeline, rng(), moves=2000).plan if name == "search" else PLANNERS[name](pipeline, rng())
+    plan.check(pipeline)
+    assert np.bincount(np.concatenate(plan.paths)).tolist() == [0, 0, 0, 6, 6]
+
+
+@given(instances(), st.integers(0, 9), st.integers(2, 5))
+@settings(max_examples=30, deadline=None)
+def test_slots_that_fit_are_fitted(pipeline, seed, microbatches):
+    """Whether one path for every slot can keep to the capacity, by trying all ways to fill relays slot by slot."""
+    pipeline = replace(pipeline, microbatches=1, memory=1, relay_limit=pipeline.count)
+    limit = int(rng(seed).integers(1, microbatches * len(pipeline.groups[0]) + 1))
+    try:
+        pipeline = replace(pipeline, microbatches=microbatches, memory=3, relay_limit=limit)
+    except ConfigError:
+        return  # refused for any paths
+    paths = [p for order in pipeline.orders for p in itertools.product(*(pipeline.groups[s] for s in order))]
+    sets = sorted({tuple(sorted(path)) for path in paths})
+    fills = {(0,) * len(pipeline.hops)}
+    for chain in pipeline.chains:
+        fills = {
+            tuple(count + len(chain) * (node in path) for node, count in enumerate(fill))
+            for fill in fills
+            for path in sets
+        }
+        fills = {fill for fill in fills if max(fill) <= limit}
+    for name in ("blind", "shortest"):
+        if fills:
+            PLANNERS[name](pipeline, rng(seed)).check(pipeline)
+        else:
+            with pytest.raises(PlanError, match="no paths of"):
+                PLANNERS[name](pipeline, rng(seed))

@@ -1,7 +1,7 @@
 """How short an iteration of a partial pipeline can be: what no plan can beat, whoever finds it.
 
 - `round_trips` and `closed_form` take a moment for any instance; `lower_bound` adds the exact optimum of single data
-  nodes that have all relays to themselves
+  nodes that have all relays to themselves; `proven` records it
 - `optimum` is the whole problem, paths and orders, for OR-Tools CP-SAT: for small instances; its lower bound holds
   whenever it stops
 - everything is in whole ticks, as in the replay; CP-SAT runs on one thread and counts its own work instead of seconds,
@@ -9,13 +9,19 @@
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path as File
 
 import numpy as np
+import pandas as pd
 
 from swarmbook.pipeline import TICK, Path, Pipeline, Plan
 from swarmbook.planner import search
+from swarmbook.runs import computed
+
+VERSION = 1  # of what `lower_bound` proves: to be raised when the same effort would prove something else
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,17 @@ def lower_bound(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2) -> flo
     for d in np.argsort(-each)[:nodes]:
         bound = max(bound, optimum(alone(pipeline, int(d)), effort).lower)
     return bound
+
+
+def proven(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2, recorded: str | File = "runs") -> float:
+    """`lower_bound`, from the record if it is there. Never below the closed form, which is worked out each time."""
+    given = {"bound": pipeline.digest, "effort": effort, "nodes": nodes, "version": VERSION}
+
+    def compute(_: list[dict]) -> Iterator[pd.DataFrame]:
+        yield pd.DataFrame({"lower": [lower_bound(pipeline, effort, nodes)]})
+
+    (table,) = computed([given], compute, recorded)
+    return max(float(table["lower"].iloc[0]), float(closed_form(pipeline).max()))
 
 
 def alone(pipeline: Pipeline, data_node: int) -> Pipeline:

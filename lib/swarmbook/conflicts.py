@@ -6,8 +6,8 @@
 - what is known of the released code (a_star_modified.py, CBS.py) is kept: the order of checks and children, the 32
   assignments of stages from which it starts again, and when it stops. Its ties are not known; here the earlier child is
   the first, so that paths of equal length may differ from the released ones. Nothing is random
-- a plan's makespan is that of all its microbatches, nodes doing backward passes first, then what came first, which is
-  within a thousandth of a second of the released simulator on the shipped schedule
+- a plan's makespan is that of all its microbatches, nodes doing backward passes first, then what came first. Where
+  slots share a path much comes in one tick, and what is first then is worth 0.26 s on the shipped schedule of 20 nodes
 - without TC2 the first arrangement that fits the relays is the plan. With it the search rarely ends by itself: it has a
   limit, and gives the best plan by then
 """
@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 from swarmbook.errors import PlanError
-from swarmbook.pipeline import TICK, Path, Pipeline, Plan
+from swarmbook.pipeline import TICK, Path, Pipeline
 from swarmbook.planner import Search, dispatched, no_room
 
 GOAL = 0.88  # of the first plan's makespan: a plan below that ends the search (0.92 in the code's first version)
@@ -30,21 +30,9 @@ SOLUTIONS = 8  # arrangements without a collision after which it ends
 LOOSE = 5.0  # seconds above the best plan at which an arrangement is dropped
 ASSIGNMENTS = 32  # of stages, from which the search starts again
 STAGE_CHILDREN, RELAY_CHILDREN = 3, 2
-PENALTY = 0.01  # seconds for each agent too many on a relay
+PENALTY = 0.01  # seconds for each microbatch too many on a stage or relay, in the order of expansion
 SLOWEST = 4  # of two forward passes that collide, those of this part (a quarter) of the agents do not wait
 PATHS = 100_000  # of a data node, above which they are not listed
-
-
-@dataclass(frozen=True)
-class ConflictSearch(Search):
-    """What the search found; `history` counts expanded arrangements.
-
-    expanded: arrangements that were branched on ("pops"). ended: why it stopped: "goal", "solutions", "all seen",
-    "first" (without TC2), or "limit".
-    """
-
-    expanded: int
-    ended: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,11 @@ class _Work:
     begin: int
     end: int
     backward: bool
+
+    def collides(self, other: "_Work") -> bool:
+        """Whether both would be done at once, and not both of them are backward passes, which may wait (TC2)."""
+        meet = self.node == other.node and self.begin < other.end and other.begin < self.end
+        return meet and not (self.backward and other.backward)
 
 
 @dataclass(frozen=True)
@@ -76,9 +69,19 @@ class _Agent:
         """Places that it takes on a relay."""
         return len(self.microbatches)
 
-    @cached_property
+    @property
     def end(self) -> int:
+        """When its first microbatch is back."""
         return self.works[-1].end
+
+    def avoiding(self, work: _Work) -> tuple[tuple[int, int, int], ...]:
+        """Its windows with the one in which a node does another agent's work."""
+        return (*self.windows, (work.node, work.begin, work.end))
+
+    @cached_property
+    def nodes(self) -> int:
+        """The relays of its path as bits."""
+        return sum(1 << node for node in self.path)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,6 @@ class _Problem:
 
     def __post_init__(self) -> None:
         self.travel, self.work = self.pipeline.travel.tolist(), self.pipeline.work.tolist()
-        self.stages = [sum(1 << node for node in group) for group in self.pipeline.groups]
         count = sum(np.prod([len(self.pipeline.groups[s]) for s in order]) for order in self.pipeline.orders)
         if count > PATHS:
             raise PlanError(
@@ -140,73 +142,98 @@ class _Problem:
                 best = found if best is None or found.end < best.end else best
         return best
 
-    def excess(self, agents: Sequence[_Agent], nodes: Sequence[int], places: int) -> _Excess | None:
-        """Whether more agents than there are `places` for a node go through any of some nodes."""
+    def excess(self, agents: Sequence[_Agent], nodes: Sequence[int]) -> _Excess | None:
+        """Whether more microbatches go through some nodes than fit."""
         bits = sum(1 << node for node in nodes)
-        there = [i for i, agent in enumerate(agents) if any(bits >> node & 1 for node in agent.path)]
-        over = sum(agents[i].weight for i in there) - places * len(nodes)
+        there = [i for i, agent in enumerate(agents) if agent.nodes & bits]
+        over = sum(agents[i].weight for i in there) - self.pipeline.capacity * len(nodes)
         there.sort(key=lambda i: agents[i].end)
         return _Excess(bits, over, tuple(there)) if over > 0 else None
 
-    def full_stages(self, agents: Sequence[_Agent]) -> _Excess | None:
-        """The first stage that too many chose."""
-        found = (self.excess(agents, group, self.pipeline.capacity) for group in self.pipeline.groups[1:])
-        return next(filter(None, found), None)
+    def full_stages(self, agents: Sequence[_Agent]) -> list[_Excess]:
+        """Stages that too many chose."""
+        stages = (self.excess(agents, group) for group in self.pipeline.groups[1:])
+        return list(filter(None, stages))
 
     def full_relays(self, agents: Sequence[_Agent]) -> list[_Excess]:
         """Relays that too many chose."""
-        relays = (node for group in self.pipeline.groups[1:] for node in group)
-        return list(filter(None, (self.excess(agents, [node], self.pipeline.capacity) for node in relays)))
+        relays = (self.excess(agents, [node]) for group in self.pipeline.groups[1:] for node in group)
+        return list(filter(None, relays))
 
     def relieved(self, agents: tuple[_Agent, ...], excess: _Excess, children: int) -> Iterator[tuple[_Agent, ...]]:
-        """Children in which the nodes are forbidden to as many agents as are too many, the fastest ones first."""
-        for first in range(min(children, len(excess.agents))):
-            chosen, places = [], 0
-            for i in excess.agents[first:]:
-                if places < excess.places:
-                    chosen.append(i)
-                    places += agents[i].weight
-            if places >= excess.places:
-                yield from self.changed(agents, {i: {"banned": agents[i].banned | excess.nodes} for i in chosen})
+        """Children that forbid the nodes to one agent each, the fastest ones that have another path."""
+        found = (self.changed(agents, i, banned=agents[i].banned | excess.nodes) for i in excess.agents)
+        return itertools.islice(filter(None, found), children)
 
-    def changed(self, agents: tuple[_Agent, ...], fields: dict[int, dict]) -> Iterator[tuple[_Agent, ...]]:
-        """The arrangement with some agents' prohibitions replaced and their paths found anew; none if one has none."""
-        new = {i: self.routed(replace(agents[i], **more)) for i, more in fields.items()}
-        if all(new.values()):
-            yield tuple(new.get(i, agent) for i, agent in enumerate(agents))
+    def changed(self, agents: tuple[_Agent, ...], i: int, **prohibitions) -> tuple[_Agent, ...] | None:
+        """The arrangement with other prohibitions for agent i, and its path found anew; None if it has none."""
+        agent = self.routed(replace(agents[i], **prohibitions))
+        return None if agent is None else (*agents[:i], agent, *agents[i + 1 :])
 
     def apart(self, agents: tuple[_Agent, ...]) -> list[tuple[_Agent, ...]] | None:
         """Children that let one agent wait where two collide first, seen from the slowest; None if none collide."""
         slowest = sorted(range(len(agents)), key=lambda i: -agents[i].end)
+        there: dict[int, list[tuple[int, _Work]]] = {}
+        for i in slowest:
+            for work in agents[i].works:
+                there.setdefault(work.node, []).append((i, work))
         for rank, i in enumerate(slowest):
             for mine in agents[i].works:
-                for j in slowest:
-                    for other in agents[j].works if i != j else ():
-                        both = mine.backward and other.backward
-                        if mine.node == other.node and mine.begin < other.end and other.begin < mine.end and not both:
-                            sides = [(j, mine), (i, other)]  # who waits, for what
-                            if mine.backward or other.backward:
-                                sides = sides[:1] if other.begin >= mine.begin else sides[1:]
-                            elif rank < len(agents) / SLOWEST:
-                                sides = sides[:1]
-                            waits = ({k: self.waiting(agents[k], busy)} for k, busy in sides)
-                            return [child for fields in waits for child in self.changed(agents, fields)]
+                for j, other in there[mine.node]:
+                    if i == j or not mine.collides(other):
+                        continue
+                    waits = [(j, mine), (i, other)]  # who, for what
+                    if mine.backward or other.backward:
+                        waits = waits[:1] if other.begin >= mine.begin else waits[1:]
+                    elif rank < len(agents) / SLOWEST:
+                        waits = waits[:1]
+                    children = (self.changed(agents, k, windows=agents[k].avoiding(work)) for k, work in waits)
+                    return list(filter(None, children))
         return None
 
-    @staticmethod
-    def waiting(agent: _Agent, busy: _Work) -> dict:
-        """That an agent keeps off a node while it works for another."""
-        return {"windows": (*agent.windows, (busy.node, busy.begin, busy.end))}
+
+class _Tree:
+    """Arrangements that wait to be expanded, each once; first the one whose slowest agent is fastest."""
+
+    def __init__(self, expand: int | None, seconds: float | None):
+        self.expand, self.seconds, self.started, self.expanded = expand, seconds, time.monotonic(), 0
+        self.heap: list[tuple[float, int, tuple[_Agent, ...]]] = []
+        self.seen: set[tuple] = set()
+
+    @property
+    def clock(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def push(self, agents: tuple[_Agent, ...], full: Sequence[_Excess]) -> None:
+        """full: where too many go."""
+        prohibitions = tuple((agent.banned, agent.windows) for agent in agents)
+        if prohibitions not in self.seen:
+            self.seen.add(prohibitions)
+            slowest = max(agent.end for agent in agents) + PENALTY / TICK * sum(over.places for over in full)
+            heapq.heappush(self.heap, (slowest, len(self.seen), agents))
+
+    def over(self, share: float = 1.0) -> bool:
+        """Whether that share of the limits is used up."""
+        late = self.seconds is not None and self.clock >= share * self.seconds
+        return late or (self.expand is not None and self.expanded >= share * self.expand)
+
+    def pop(self, share: float = 1.0) -> tuple[_Agent, ...] | None:
+        """The next to expand; None at the end, or if the share of the limits is used up."""
+        if not self.heap or self.over(share):
+            return None
+        self.expanded += 1
+        return heapq.heappop(self.heap)[-1]
 
 
 def conflict_search(
     pipeline: Pipeline,
     collisions: bool = True,
-    expand: int | None = 3000,
+    expand: int | None = 10_000,
     seconds: float | None = None,
     together: bool = False,
-) -> ConflictSearch:
-    """Conflict-based search for one path a slot.
+) -> Search:
+    """Conflict-based search for one path a slot. It has `ended` by "goal", "solutions", "all seen", "first" or "limit".
 
     collisions: whether microbatches must not meet on a node (TC2). expand, seconds: when to stop at the latest, after
     so many arrangements or so long. together: all slots of a data node are one agent, with one path, as in the released
@@ -215,35 +242,75 @@ def conflict_search(
     """
     if (expand is not None and expand < 1) or (seconds is not None and not seconds > 0):
         raise PlanError(f"expand must be at least 1 and seconds above 0, not {expand} and {seconds}")
-    problem, started = _Problem(pipeline), time.monotonic()
-    chains = iter(pipeline.chains)
-    slots = [list(itertools.islice(chains, pipeline.slots)) for _ in pipeline.groups[0]]
-    if together:
-        slots = [[tuple(itertools.chain(*of_node))] for of_node in slots]
-    agents = [
-        _Agent(chain, number * problem.work[0][pipeline.data_node(chain[0])])
-        for of_node in slots
-        for number, chain in enumerate(of_node)
-    ]
-    root = [problem.routed(agent) for agent in agents]
-    best, history, expanded, free, loosest = None, [], 0, 0, 0
-    makespans: dict[tuple[Path, ...], float] = {}
-
-    def over() -> bool:
-        late = seconds is not None and time.monotonic() - started >= seconds
-        return late or (expand is not None and expanded >= expand)
-
-    def plan_of(agents: tuple[_Agent, ...]) -> tuple[Plan, float]:
-        paths = {j: agent.path for agent in agents for j in agent.microbatches}
-        return dispatched(pipeline, [paths[j] for j in range(pipeline.count)], "backward first")
+    problem, tree = _Problem(pipeline), _Tree(expand, seconds)
+    best, history, makespans = None, [], {}
 
     def weigh(agents: tuple[_Agent, ...]) -> float:
-        """The makespan of an arrangement; the best one is kept."""
+        """The makespan of an arrangement; the best is kept."""
         nonlocal best
-        paths = tuple(agent.path for agent in agents)
+        paths = {j: agent.path for agent in agents for j in agent.microbatches}
+        paths = tuple(paths[j] for j in range(pipeline.count))
         if paths not in makespans:
-            plan, makespans[paths] = plan_of(agents)
+            plan, makespans[paths] = dispatched(pipeline, paths, "backward first")
             if best is None or makespans[paths] < best[1]:
                 best = plan, makespans[paths]
-                history.append((expanded, time.monotonic() - started, best[1]))
+                history.append((tree.expanded, tree.clock, best[1]))
         return makespans[paths]
+
+    def finish(ended: str) -> Search:
+        if best is None:
+            if tree.heap:
+                given = f"expanded {tree.expanded} arrangements in {tree.clock:.1f} s"
+                remedy = "raise `expand` and `seconds`, or take the planner 'annealing'"
+                raise PlanError(f"the conflict-based search {given} and did not finish: {remedy}")
+            raise PlanError(no_room(pipeline))
+        return Search(*best, tuple(history), tree.expanded, tree.clock, ended)
+
+    for agents in _assignments(problem, tree, together):
+        tree.push(agents, problem.full_relays(agents))
+    goal, free = None, 0
+    while agents := tree.pop():
+        if full := problem.full_stages(agents):
+            children = problem.relieved(agents, full[0], STAGE_CHILDREN)
+        elif full := problem.full_relays(agents):
+            children = problem.relieved(agents, full[0], RELAY_CHILDREN)
+        else:
+            makespan = weigh(agents)
+            if not collisions:
+                return finish("first")
+            goal = GOAL * makespan if goal is None else goal
+            children = problem.apart(agents)
+            free += children is None
+            if free == SOLUTIONS:
+                return finish("solutions")
+        for child in children or ():
+            full = problem.full_stages(child) + problem.full_relays(child)
+            if full or not collisions or weigh(child) <= best[1] + LOOSE:
+                tree.push(child, full)
+        if goal is not None and best[1] < goal:
+            return finish("goal")
+    return finish("limit" if tree.heap else "all seen")
+
+
+def _assignments(problem: _Problem, tree: _Tree, together: bool) -> list[tuple[_Agent, ...]]:
+    """Arrangements in which no stage is chosen by too many, of different assignments of agents to stages."""
+    pipeline = problem.pipeline
+    slots = [pipeline.chains[d : d + pipeline.slots] for d in range(0, len(pipeline.chains), pipeline.slots)]
+    agents = [
+        problem.routed(_Agent(chain, number * problem.work[0][pipeline.data_node(chain[0])]))
+        for of_node in slots
+        for number, chain in enumerate([tuple(itertools.chain(*of_node))] if together else of_node)
+    ]
+    tree.push(tuple(agents), problem.full_stages(agents))
+    found: dict[tuple, tuple[_Agent, ...]] = {}
+    while len(found) < ASSIGNMENTS and (arrangement := tree.pop(share=0.5)):
+        if full := problem.full_stages(arrangement):
+            for child in problem.relieved(arrangement, full[0], STAGE_CHILDREN):
+                tree.push(child, problem.full_stages(child))
+        else:
+            stages = tuple(tuple(pipeline.stage_of[node] for node in agent.path) for agent in arrangement)
+            found.setdefault(stages, arrangement)
+    if found:
+        tree.heap.clear()
+        tree.seen.clear()
+    return list(found.values())

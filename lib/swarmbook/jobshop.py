@@ -552,10 +552,11 @@ def _round_trip(state, width, j):
 
 
 @compiled
-def arrange(shop, state, spare, moves, hot, cold, rng):
+def arrange(shop, state, places, spare, moves, hot, cold, rng):
     """Change paths alone, before there are orders: anneal the fourth powers of the round trips over their mean.
 
-    Those mind the longest. hot = 0 takes every change that the rules allow, whatever the network.
+    Those mind the longest. places [J]: that each takes on a relay. hot = 0 takes every change that the rules allow,
+    whatever the network.
     """
     P, capacity = shop.limits[0], shop.limits[8]
     W = 2 * P + 1
@@ -576,9 +577,12 @@ def arrange(shop, state, spare, moves, hot, cold, rng):
             j = i
         if replace and not reorder:
             y = spare[_below(rng, len(spare))]
-            if state.chosen[y] >= capacity:
+            if state.chosen[y] + places[i] > capacity:
                 continue
         if not reorder and (x == y or (i == j and not replace)):
+            continue
+        more = places[i] - places[j]  # for y
+        if not reorder and (state.chosen[y] + more > capacity or state.chosen[x] - more > capacity):
             continue
         was = (_round_trip(state, W, i) / scale) ** 4 + (0 if i == j else (_round_trip(state, W, j) / scale) ** 4)
         visits[0], visits[1] = state.visit[i], state.visit[j]
@@ -608,9 +612,10 @@ def arrange(shop, state, spare, moves, hot, cold, rng):
             state.visit[i], state.visit[j] = visits[0], visits[1]
             _lay(shop, state, i)
             _lay(shop, state, j)
-        elif i == j and not reorder:
-            state.chosen[x] -= 1
-            state.chosen[y] += 1
+        elif not reorder:
+            moved = places[i] if i == j else more
+            state.chosen[x] -= moved
+            state.chosen[y] += moved
 
 
 @compiled

@@ -9,6 +9,7 @@
   relays in reverse; data nodes hold stage 0, which is on every path and always first
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import pandas as pd
 import simpy
 
 from swarmbook.errors import ConfigError, PlanError, unknown
+from swarmbook.files import key_of
 
 Path = tuple[int, ...]  # relays in the order of the forward pass
 Operation = tuple[int, int]  # microbatch, position on its way: 0 first forward ... visits: loss ... 2 * visits: end
@@ -136,11 +138,9 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         groups = tuple(tuple(int(node) for node in group) for group in self.groups)
-        hops = np.array(self.hops, dtype=float)
+        hops = _seconds(self.hops, len(self.hops))
         N = len(hops)
         nodes = [node for group in groups for node in group]
-        if hops.shape != (N, N) or not np.isfinite(hops).all() or (hops < 0).any():
-            raise ConfigError(f"hops must be a square matrix of seconds, not of shape {hops.shape} or with gaps")
         if len(groups) < 2 or not all(groups) or len(set(nodes)) < len(nodes) or not set(nodes) <= set(range(N)):
             raise ConfigError(f"groups must be two or more groups of different nodes 0 to {N - 1}, not {groups}")
         forward = np.asarray(self.forward, dtype=float)
@@ -228,6 +228,13 @@ class Pipeline:
         """The nodes of a microbatch's 2 P + 1 operations: forwards, loss, backwards."""
         start = self.data_node(microbatch)
         return (start, *path, start, *reversed(path), start)
+
+    @cached_property
+    def digest(self) -> str:
+        """20 hex digits for all that decides what a plan of this instance takes, to the tick."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields |= {"rules": dataclasses.asdict(self.rules), "hops": self.travel.tolist(), "forward": self.work.tolist()}
+        return key_of({"pipeline": fields})
 
     @cached_property
     def travel(self) -> np.ndarray:
@@ -351,15 +358,15 @@ class _Node:
 
 
 def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Replay:
-    """Execute a plan by discrete events; `hops` replaces the seconds that messages really take.
+    """Execute a plan by discrete events; `hops` [N, N] replaces the seconds that messages really take.
 
     A node does one operation at a time, in the plan's order, or by its rule, which it applies to what has come by then:
     of messages that come in the same tick, the first sent is the first. A forward pass needs one of the node's m
     places for activations, which the backward pass frees. Raises `PlanError` for a plan that breaks a constraint, and
-    for an order in which nodes wait for each other for ever.
+    for an order in which nodes wait for each other for ever; `ConfigError` for hops that are no such seconds.
     """
     plan.check(pipeline)
-    travel = pipeline.travel if hops is None else ticks(hops)
+    travel = pipeline.travel if hops is None else ticks(_seconds(hops, len(pipeline.hops)))
     gap, launch_gap = int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap))
     clock = simpy.Environment()
     nodes = {node: _Node() for group in pipeline.groups for node in group}
@@ -423,6 +430,22 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
     tasks = pd.DataFrame(rows, columns=columns).sort_values(["start", "node"], ignore_index=True)
     seconds = {name: TICK * tasks[name] for name in ("ready", "start", "end")}
     return Replay(tasks.assign(**seconds), TICK * int(tasks["end"].max()))
+
+
+def _seconds(hops: np.ndarray, nodes: int) -> np.ndarray:
+    """Hops as floats, if they can be the seconds of messages between so many nodes."""
+    hops = np.array(hops, dtype=float)
+    if hops.shape != (nodes, nodes):
+        raise ConfigError(
+            f"hops must be a square matrix of seconds, from each of {nodes} nodes to each, not of shape {hops.shape}"
+        )
+    wrong = np.argwhere(~(np.isfinite(hops) & (hops >= 0)))
+    if len(wrong):
+        a, b = wrong[0].tolist()
+        raise ConfigError(
+            f"hops must be finite seconds, 0 or more, from every node to every other, not {hops[a, b]} from {a} to {b}"
+        )
+    return hops
 
 
 def ticks(seconds: float | np.ndarray) -> np.ndarray:

@@ -4,26 +4,36 @@
 - "annealing" is the one to use: simulated annealing over paths and orders together, on the compiled `jobshop`; more
   moves never give a worse plan, and the same moves from the same generator always the same one
 - "blind" stands for DT-FM-skip: paths that keep the rules and know nothing of the network; a distribution, not a number
+- "conflict-based" is the search that SkipPipe's authors released, rebuilt in `swarmbook.conflicts`
+- `planned` records what a search finds and reads it from the record, where the plan is checked and replayed again
 - `full_pipelines` is the baseline in which no microbatch skips anything (DT-FM)
 """
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path as File
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 
 from swarmbook import jobshop
-from swarmbook.errors import PlanError
-from swarmbook.pipeline import TICK, Path, Pipeline, Plan, Rules, rest, ticks
+from swarmbook.errors import PlanError, unknown
+from swarmbook.files import key_of
+from swarmbook.pipeline import RULES, TICK, Path, Pipeline, Plan, Rules, replay, rest, ticks
+from swarmbook.runs import computed
 
 HOT, COLD = 0.03, 0.0005  # first and last temperature of a round, in parts of the makespan that it starts with
 WEIGHT = 0.3  # of the mean end of the slots beside the makespan: an order that only helps the others still helps
 PATH_MOVES = 0.5  # share of the moves that change paths
 ROUND = 100_000  # moves of the first round; each has half as many again as the one before
 SECTION = 10_000  # moves between two looks at the clock
+
+OPERATION = ("node", "microbatch", "position")  # columns of a recorded plan
+VERSION = 1  # of what searches find: to be raised when the same search would give another plan, or count otherwise
 
 Planner = Callable[[Pipeline, np.random.Generator], Plan]
 PLANNERS: dict[str, Planner] = {}
@@ -41,11 +51,18 @@ def planner(name: str) -> Callable[[Planner], Planner]:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found: plan, its makespan in seconds, and (moves, seconds, makespan) at every improvement."""
+    """What a search found: plan, its makespan in seconds, and (moves, seconds, makespan) at every improvement.
+
+    moves, seconds: of the whole search; a move of the conflict-based one is an arrangement that it branches on. ended:
+    why it stopped.
+    """
 
     plan: Plan
     makespan: float
     history: tuple[tuple[int, float, float], ...]
+    moves: int
+    seconds: float
+    ended: str = "limit"
 
 
 @planner("blind")
@@ -71,6 +88,22 @@ def shortest(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
 def annealing(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
     """`search` with moves for some ten seconds on one core for 30 microbatches."""
     return search(pipeline, rng, moves=1_000_000).plan
+
+
+@planner("conflict-based")
+def conflict_based(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """The released planner's search, `swarmbook.conflicts`, stopped after 10,000 arrangements. Nothing is random."""
+    from swarmbook.conflicts import conflict_search
+
+    return conflict_search(pipeline).plan
+
+
+@planner("conflict-based without collisions")
+def conflict_based_without_collisions(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """The same without the collision constraint TC2: its first arrangement that fits the relays. Nothing is random."""
+    from swarmbook.conflicts import conflict_search
+
+    return conflict_search(pipeline, collisions=False).plan
 
 
 def search(
@@ -111,7 +144,69 @@ def search(
                 least = int(found)
                 history.append((done, time.monotonic() - started, TICK * least))
             if done == moves or (seconds is not None and time.monotonic() - started >= seconds):
-                return Search(_plan(pipeline, best), TICK * least, tuple(history))
+                return Search(_plan(pipeline, best), TICK * least, tuple(history), done, time.monotonic() - started)
+
+
+def planned(
+    pipeline: Pipeline,
+    how: Literal["annealing", "conflict-based"] = "annealing",
+    seed: int = 0,
+    start: Plan | None = None,
+    recorded: str | File = "runs",
+    **limits,
+) -> Search:
+    """A search by `search` or `swarmbook.conflicts.conflict_search`, from the record if it is there, as training runs.
+
+    limits: the search's own options. A recorded plan is checked against the pipeline and replayed; its times are those
+    of when it was found. Raises `PlanError` if a recorded plan does not take what its record says.
+    """
+    given = {"planner": how, "pipeline": pipeline.digest, "limits": limits, "version": VERSION}
+    if how == "annealing":
+        given |= {"seed": seed, "start": start and key_of(_table(start).to_dict("list"))}
+
+    def compute(_: list[dict]) -> Iterator[pd.DataFrame]:
+        from swarmbook.conflicts import conflict_search
+
+        if how == "annealing":
+            found = search(pipeline, np.random.default_rng(seed), start=start, **limits)
+        else:
+            found = conflict_search(pipeline, **limits)
+        steps = pd.DataFrame(found.history, columns=["moves", "seconds", "makespan"])
+        last = pd.DataFrame([(found.moves, found.seconds, found.makespan)], columns=steps.columns)
+        parts = {"operation": _table(found.plan), "better": steps, found.ended: last}
+        table = pd.concat([part.assign(what=what) for what, part in parts.items()], ignore_index=True)
+        counts = {name: table[name].fillna(-1).astype("int64") for name in (*OPERATION, "moves")}
+        yield table.assign(**counts)
+
+    (table,) = computed([given], compute, recorded)
+    line, steps = table[table["what"] == "operation"], table[table["what"] == "better"]
+    *_, end = table.itertuples()
+    plan = _plan_of(pipeline, line)
+    takes = replay(pipeline, plan).makespan
+    if takes != end.makespan:
+        raise PlanError(
+            f"the recorded plan takes {takes} s where its record says {end.makespan} s; delete it from {recorded} and "
+            "plan anew"
+        )
+    history = tuple(steps[["moves", "seconds", "makespan"]].itertuples(index=False, name=None))
+    return Search(plan, takes, history, end.moves, end.seconds, end.what)
+
+
+def _table(plan: Plan) -> pd.DataFrame:
+    """The operations of a plan with orders, node by node in its order."""
+    rows = [(node, *operation) for node, line in sorted(plan.order.items()) for operation in line]
+    return pd.DataFrame(rows, columns=list(OPERATION))
+
+
+def _plan_of(pipeline: Pipeline, line: pd.DataFrame) -> Plan:
+    """The plan of such a table."""
+    way, order = {}, {}
+    for node, microbatch, position in line[list(OPERATION)].itertuples(index=False, name=None):
+        order.setdefault(node, []).append((microbatch, position))
+        way[microbatch, position] = node
+    count = 1 + max((microbatch for microbatch, _ in way), default=-1)
+    paths = [tuple(way.get((j, position), -1) for position in range(1, pipeline.visits)) for j in range(count)]
+    return Plan(tuple(paths), {node: tuple(operations) for node, operations in order.items()})
 
 
 def full_pipelines(
@@ -129,6 +224,25 @@ def full_pipelines(
     rules = Rules(pipeline.stages, pipeline.rules.ahead, swaps=0)
     whole = replace(pipeline, groups=groups, rules=rules, microbatches=each, relay_limit=None)
     return whole, Plan.of_slots(whole, [tuple(column[1:]) for column in columns])
+
+
+def dispatched(pipeline: Pipeline, paths: Sequence[Path], rule: str) -> tuple[Plan, float]:
+    """The plan of paths [D * M] whose nodes choose by a rule, with the orders that they come to; its makespan.
+
+    As in the replay, but compiled; of operations that become ready in the same tick the earlier microbatch's is first.
+    """
+    if rule not in RULES:
+        raise PlanError(unknown("rule", rule, RULES))
+    Plan(tuple(paths)).check(pipeline)
+    state = _state(pipeline, paths)
+    P = pipeline.visits
+    if rule == "longest rest":
+        key = _longest_rest(pipeline, state)
+    else:
+        forward = np.arange(len(state.node)) % (2 * P + 1) < P
+        key = forward.astype(np.int64) if rule == "backward first" else np.zeros(len(state.node), np.int64)
+    jobshop.dispatch(_shop(pipeline), state, key)
+    return _plan(pipeline, state), TICK * _makespan(state)
 
 
 def cost(pipeline: Pipeline, plan: Plan) -> float:
@@ -165,35 +279,39 @@ def _compiled() -> None:
     jobshop.anneal(shop, state, jobshop.clone(state), _spare(toy, state), 1, 1.0, 0.5, WEIGHT, PATH_MOVES, rng)
 
 
-def _wave(pipeline: Pipeline) -> Pipeline:
-    """The same nodes with one microbatch a slot."""
-    uses = max(len(chain) for chain in pipeline.chains)
-    return replace(pipeline, microbatches=pipeline.slots, relay_limit=pipeline.capacity // uses)
+def _wave(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
+    """The same nodes with one microbatch a slot, and the places [D * slots] that each takes on a relay.
+
+    Where all slots are equally long, as many as one microbatch; else as many as the slot has microbatches.
+    """
+    places = np.array([len(chain) for chain in pipeline.chains], np.int64)
+    unit = int(places[0]) if (places == places[0]).all() else 1
+    return replace(pipeline, microbatches=pipeline.slots, relay_limit=pipeline.capacity // unit), places // unit
 
 
 def _arranged(pipeline: Pipeline, rng: np.random.Generator, moves: int, hot: float, cold: float) -> list[Path]:
     """A path for every slot, after so many moves of `jobshop.arrange` for each."""
-    wave = _wave(pipeline)
-    state = _state(wave, _spread(wave, rng))
-    jobshop.arrange(_shop(wave), state, _spare(wave, state), moves * wave.count, hot, cold, rng)
+    wave, places = _wave(pipeline)
+    if (paths := _spread(wave, places, rng)) is None:
+        raise PlanError(no_room(pipeline))
+    state = _state(wave, paths)
+    state.chosen[:] = np.bincount(np.ravel(paths), np.repeat(places, wave.visits - 1), len(wave.hops))
+    jobshop.arrange(_shop(wave), state, places, _spare(wave, state), moves * wave.count, hot, cold, rng)
     return _paths(wave, state)
 
 
-def _spread(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
-    """Some path for every microbatch, the same for those of a slot, so that no relay is chosen by more than may."""
-    S, P = pipeline.stages, pipeline.visits
-    room = {node: pipeline.capacity for group in pipeline.groups[1:] for node in group}
-    orders = _turns(S, P, len(pipeline.chains), int(rng.integers(S - 1)))
-    paths: dict[int, Path] = {}
-    for slot, chain in enumerate(pipeline.chains):
-        for microbatch in chain:
-            path = []
-            for stage in orders[slot]:
-                node = max(pipeline.groups[stage], key=lambda n: (room[n], -n))
-                path.append(node)
-                room[node] -= 1
-            paths[microbatch] = tuple(path)
-    return _repaired(pipeline, [paths[j] for j in range(pipeline.count)], room, rng)
+def _spread(wave: Pipeline, places: np.ndarray, rng: np.random.Generator) -> list[Path] | None:
+    """Some path for every slot of a wave, so that no relay is chosen by more than may; None if none were found."""
+    room = {node: wave.capacity for group in wave.groups[1:] for node in group}
+    paths = []
+    for slot, order in enumerate(_turns(wave.stages, wave.visits, wave.count, int(rng.integers(wave.stages - 1)))):
+        path = []
+        for stage in order:
+            node = max(wave.groups[stage], key=lambda n: (room[n], -n))
+            path.append(node)
+            room[node] -= int(places[slot])
+        paths.append(tuple(path))
+    return _repaired(wave, paths, places.tolist(), room, rng)
 
 
 def _turns(stages: int, visits: int, slots: int, first: int) -> list[tuple[int, ...]]:
@@ -206,7 +324,9 @@ def _turns(stages: int, visits: int, slots: int, first: int) -> list[tuple[int, 
     return orders
 
 
-def _repaired(pipeline: Pipeline, paths: list[Path], room: dict[int, int], rng: np.random.Generator) -> list[Path]:
+def _repaired(
+    pipeline: Pipeline, paths: list[Path], places: list[int], room: dict[int, int], rng: np.random.Generator
+) -> list[Path] | None:
     """Move visits from relays that are chosen too often, or out of paths that break a rule, to relays with room."""
     stage_of, groups, rules = pipeline.stage_of, pipeline.groups, pipeline.rules
 
@@ -223,15 +343,20 @@ def _repaired(pipeline: Pipeline, paths: list[Path], room: dict[int, int], rng: 
             return paths
         j = wrong[int(rng.integers(len(wrong)))]
         order = pipeline.rules.draw(pipeline.stages, rng)
-        free = [[node for node in groups[stage] if room[node] + (node in paths[j]) > 0] for stage in order]
+        free = [[n for n in groups[stage] if room[n] + places[j] * (n in paths[j]) >= places[j]] for stage in order]
         if not all(free) and rng.random() < 0.9:
             continue
         for node in paths[j]:
-            room[node] += 1
+            room[node] += places[j]
         paths[j] = tuple(max(groups[stage], key=lambda n: (room[n], rng.random())) for stage in order)
         for node in paths[j]:
-            room[node] -= 1
-    raise PlanError(
+            room[node] -= places[j]
+    return None
+
+
+def no_room(pipeline: Pipeline) -> str:
+    """The message for microbatches that do not fit the relays."""
+    return (
         f"no paths of {pipeline.visits} stages were found that fit {pipeline.count} microbatches into relays for "
         f"{pipeline.capacity} each under {pipeline.rules}: give the relay stages more nodes, or the rules more room"
     )
