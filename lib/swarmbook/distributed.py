@@ -1,0 +1,670 @@
+"""One run on many processes: `torchrun --nproc-per-node=N -m swarmbook.distributed RUN.json`.
+
+- a `Grid` says which rank holds which cells (replica, stage): equal rectangles. A rank has weights, gradients and Adam
+  moments of its cells alone; a replica's embedding lives with its first stage, norm and head with its last
+- everything that is drawn (weights, batches, routes, matchings) follows from the run's seed, so that all ranks draw the
+  same without a message, and losses are those of the stacked Fleet to rounding
+- activations and their gradients go from rank to rank along the route, one microbatch at a time in the order of 1F1B
+  (PipeDream-Flush, arXiv 2006.09503), while the next are computed
+- what replicas exchange is sent rank to rank within a group, and all-reduced where the method connects all replicas
+- rank 0 writes the same table of metrics as stacked training does, once the run is finished. Losses and norms for that
+  table are summed over all ranks, which the methods themselves do not need
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import swarmbook
+from swarmbook import data, fleet, model
+from swarmbook import train as training
+from swarmbook.config import NUMERICS, RunConfig, run_config
+from swarmbook.device import device_of
+from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
+from swarmbook.fleet import Fleet
+from swarmbook.ledger import Ledger, flops
+from swarmbook.model import Shape
+from swarmbook.optim import Adam, schedule
+from swarmbook.papers import papers_folder
+from swarmbook.paths import Visit
+from swarmbook.peers import Letter, Peers, world
+from swarmbook.route import in_order, route_of
+from swarmbook.store import open_store
+from swarmbook.sync import SYNCS, Exchange, Outer, groups_of
+
+AHEAD = 4  # messages that are received before they are needed
+
+
+@dataclass(frozen=True)
+class Grid:
+    """R x S cells on rows x columns ranks: each rank holds R / rows replicas of S / columns stages."""
+
+    replicas: int
+    stages: int
+    rows: int
+    columns: int
+
+    @property
+    def ranks(self) -> int:
+        return self.rows * self.columns
+
+    def rank(self, replica: int, stage: int) -> int:
+        """Who holds a cell."""
+        return replica * self.rows // self.replicas * self.columns + stage * self.columns // self.stages
+
+    def cells(self, rank: int) -> tuple[range, range]:
+        """The replicas and stages of a rank."""
+        row, column = divmod(rank, self.columns)
+        height, width = self.replicas // self.rows, self.stages // self.columns
+        return range(row * height, (row + 1) * height), range(column * width, (column + 1) * width)
+
+    def column(self, rank: int) -> list[int]:
+        """The ranks that hold the same stages as this one, itself among them, in the order of their replicas."""
+        return list(range(rank % self.columns, self.ranks, self.columns))
+
+    def __str__(self) -> str:
+        lines = [f"{self.replicas} x {self.stages} cells (replica, stage) on {self.rows} x {self.columns} ranks"]
+        for rank in range(self.ranks):
+            replicas, stages = (_span(cells) for cells in self.cells(rank))
+            first, last = rank % self.columns == 0, rank % self.columns == self.columns - 1
+            ends = ", embedding" * first + ", norm and head" * last
+            lines.append(f"rank {rank}: replica {replicas}, stage {stages}{ends}")
+        return "\n".join(lines)
+
+
+def grids(replicas: int, stages: int) -> list[Grid]:
+    """All ways to share out R x S cells, by the number of ranks, those with most rows first."""
+    found = [
+        Grid(replicas, stages, rows, columns)
+        for rows in range(1, replicas + 1)
+        for columns in range(1, stages + 1)
+        if replicas % rows == 0 and stages % columns == 0
+    ]
+    return sorted(found, key=lambda grid: (grid.ranks, -grid.rows))
+
+
+def grid_of(run: RunConfig, ranks: int, wanted: tuple[int, int] | None = None) -> Grid:
+    """How a run is shared out: `wanted` (rows, columns), or as few stages apart as may be, which sends the least.
+
+    ConfigError that names what is possible if it cannot be.
+    """
+    known = grids(run.replicas, run.stages)
+    fitting = [grid for grid in known if grid.ranks == ranks and wanted in (None, (grid.rows, grid.columns))]
+    if not fitting:
+        asked = f" as {wanted[0]}x{wanted[1]}" if wanted else ""
+        valid = ", ".join(f"{grid.ranks} ({grid.rows}x{grid.columns})" for grid in known)
+        raise ConfigError(
+            f"{ranks} processes{asked} cannot hold replicas={run.replicas} x stages={run.stages} in equal rectangles: "
+            f"start one of {valid} (replicas x stages)"
+        )
+    return fitting[0]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work on one microbatch, and from which rank and to which it is passed on; None at both ends.
+
+    slot: when it is due, if every piece took as long as any other. path: (replica, microbatch) that it started as.
+    place: in the chain of pieces of that path. cell: (replica, stage) whose weights it needs.
+    """
+
+    slot: int
+    kind: str  # of the methods of `Passage`
+    path: tuple[int, int]
+    place: int
+    cell: tuple[int, int]
+    rank: int
+    source: int | None
+    to: int | None
+
+
+def works_of(cells: np.ndarray, grid: Grid, back: bool = True) -> list[Work]:
+    """All that a route [P, R, M, 2] asks for, in an order in which nothing comes before what it needs.
+
+    If every rank does its own part of the list in this order, none waits for another one in a circle. A rank alternates
+    between the two directions, so that it holds activations of a few microbatches only. Without `back` the losses are
+    the end.
+    """
+    _, R, M, _ = cells.shape
+    works = [work for r in range(R) for m in range(M) for work in _chain(cells[:, r, m], (r, m), grid, back)]
+    return sorted(works, key=lambda work: (work.slot, -work.place, work.path))
+
+
+def _chain(visits: np.ndarray, path: tuple[int, int], grid: Grid, back: bool) -> list[Work]:
+    """The pieces of work on one microbatch, from its embedding to the loss and all the way back."""
+    (r, m), S, last = path, grid.stages, len(visits) + 1
+    head = int(visits[-1][0]) if visits[-1][1] == S else r
+    stops = [(0, "embed", (r, 0))]
+    stops += [(p, "forward", (int(q), int(s))) for p, (q, s) in enumerate(visits, 1) if 0 <= s < S]
+    stops += [(last, "loss" if back else "measure", (head, S - 1))]
+    slots = [2 * m + p for p, _, _ in stops]
+    if back:
+        slots += [2 * (m + last) - p for p, _, _ in reversed(stops[:-1])]
+        stops += [(p, {"embed": "unembed"}.get(kind, "backward"), cell) for p, kind, cell in reversed(stops[:-1])]
+    ranks = [None, *(grid.rank(*cell) for _, _, cell in stops), None]
+    return [
+        Work(slot, kind, path, i, cell, ranks[i + 1], ranks[i], ranks[i + 2])
+        for i, (slot, (_, kind, cell)) in enumerate(zip(slots, stops, strict=True))
+    ]
+
+
+def perform(works: Sequence[Work], do: Callable[[Work, Tensor | None], Tensor], like: Tensor, peers: Peers) -> None:
+    """Do this rank's part of the works: `do` takes what the work before gave, and gives what the next one needs.
+
+    like: of the shape of every message. Messages are asked for ahead of time and sent without waiting.
+    """
+    coming = [work for work in works if work.to == peers.rank and work.rank != peers.rank]  # as they are sent
+    turn = {(work.path, work.place): i for i, work in enumerate(coming)}
+    letters: list[Letter] = []
+    here: dict[tuple, Tensor] = {}
+    for work in works:
+        if work.rank != peers.rank:
+            continue
+        before = work.path, work.place - 1
+        if before in turn:
+            for expected in coming[len(letters) : turn[before] + 1 + AHEAD]:
+                letters.append(peers.receive(like, expected.rank))
+            given = letters[turn[before]].read()
+        else:
+            given = here.pop(before, None)
+        result = do(work, given)
+        if work.to == peers.rank:
+            here[work.path, work.place] = result
+        elif work.to is not None:
+            peers.send(result, work.to)
+    peers.flush()
+
+
+class Block(Fleet):
+    """The cells of one rank, as a Fleet of some replicas and stages; of their ends only what this rank holds.
+
+    Replicas and stages count from 0 in its methods, wherever they begin in the run (`rows`, `columns`).
+    """
+
+    def __init__(self, run: RunConfig, shape: Shape, grid: Grid, peers: Peers, compile: bool | str):
+        self.rows, self.columns = grid.cells(peers.rank)
+        self.peers = peers
+        seeds = [int(run.seeds("weights", 0 if run.common_start else r).generate_state(1)[0]) for r in self.rows]
+        own = replace(shape, stages=len(self.columns))
+        super().__init__(own, seeds, str(peers.device), run.precision, compile)
+        first, last = 0 in self.columns, shape.stages - 1 in self.columns
+        held = ["embedding"] * first + ["norm", "head"] * last
+        self.outer = {name: self.outer[name] for name in held}
+        self.outer_gradients = {name: self.outer_gradients[name] for name in held}
+        whole = first and last
+        self._other_end = None if whole or not held else grid.rank(self.rows[0], shape.stages - 1 if first else 0)
+        for r, seed in enumerate(seeds):
+            self._draw(r, seed, shape)
+
+    def norms(self) -> Tensor:
+        """As of a Fleet; the ends' norm is that of both ends, wherever they are."""
+        layers = [torch.linalg.vector_norm(g.flatten(3), dim=-1) for g in self.layer_gradients.values()]
+        stages = torch.linalg.vector_norm(torch.cat(layers), dim=0)  # [S, R]
+        ends = [g.flatten(1).square().sum(1) for g in self.outer_gradients.values()]
+        ends = sum(ends, torch.zeros(self.replicas, device=self.device))
+        if self._other_end is not None:
+            letter = self.peers.receive(ends, self._other_end)
+            self.peers.send(ends, self._other_end)
+            ends = ends + letter.read()
+            self.peers.flush()
+        return torch.cat([stages.T, ends.sqrt()[:, None]], 1)
+
+    def _draw(self, r: int, seed: int, shape: Shape) -> None:
+        """Draw all weights of a replica, one stage at a time, as a Fleet of the whole run does, and keep our own."""
+        generator = fleet._generator(seed)
+        ends = {name: torch.empty(size) for name, size in shape.ends_shapes.items()}
+        model.draw(ends, generator)
+        for name, weight in self.outer.items():
+            weight[r] = ends[name]
+        del ends
+        for s in range(self.columns.stop):
+            stage = {name: torch.empty(shape.layers_per_stage, *size) for name, size in shape.layer_shapes.items()}
+            model.draw(stage, generator)
+            if s in self.columns:
+                for name, weight in self.stage(r, s - self.columns.start).items():
+                    weight.copy_(stage[name])
+
+
+class Passage:
+    """What this rank does in one passage of a run's microbatches, one method for each kind of `Work`.
+
+    tokens: int64 [R, M, B, T + 1] of the whole run. `loss_here`: nats summed over the targets that the heads of this
+    rank took; with a way back, over `count`, so that the sum over ranks is that of the replicas' mean losses.
+    """
+
+    def __init__(self, block: Block, tokens: Tensor, back: bool):
+        self.block, self.tokens, self.back = block, tokens, back
+        _, M, B, T = tokens[..., 1:].shape
+        self.count, self.length = M * B * T, T
+        self.loss_here = torch.zeros((), device=block.device)
+        self._kept: dict[tuple, list] = defaultdict(list)  # by path, visit after visit: activations of each layer
+        self._entered: dict[int, list] = defaultdict(list)  # by replica: tokens and gradient of what they entered as
+        for gradient in (*block.layer_gradients.values(), *block.outer_gradients.values()) if back else ():
+            gradient.zero_()
+
+    @torch.no_grad()
+    def through(self, works: Sequence[Work], peers: Peers) -> Tensor:
+        """Take all microbatches through this rank's works; `loss_here`."""
+        like = torch.empty(1, self.tokens.shape[2] * self.length, self.block.shape.width, device=self.block.device)
+        perform(works, lambda work, given: getattr(self, work.kind)(work, given), like, peers)
+        for r, parts in self._entered.items():
+            tokens, dx = (torch.cat(part) for part in zip(*parts, strict=True))
+            vocabulary = self.block.shape.vocabulary
+            table = torch.ops.aten.embedding_dense_backward(dx, tokens, vocabulary, -1, False)
+            self.block.outer_gradients["embedding"][r].copy_(table)
+        return self.loss_here
+
+    def embed(self, work: Work, _: None) -> Tensor:
+        """[1, B * T, D]"""
+        r, _ = self._own(work)
+        return torch.nn.functional.embedding(self._inputs(work), self.block.outer["embedding"][r])[None]
+
+    def forward(self, work: Work, x: Tensor) -> Tensor:
+        block, visit = self.block, self._visit(work)
+        run = block._layer if self.back else model.layer
+        for j in range(block.shape.layers_per_stage):
+            x, *activations = run(x, *block._weights(j, visit.cells), *block._rotary(self.length))
+            if self.back:
+                self._kept[work.path].append(activations)
+        return x
+
+    def loss(self, work: Work, x: Tensor) -> Tensor:
+        """Adds to the loss and to the gradients of norm and head; the gradient of x."""
+        r, _ = self._own(work)
+        loss, dx = self.block._head_backward(slice(r, r + 1), x, self._targets(work), self.count, False)
+        self.loss_here += loss[0]
+        return dx
+
+    def backward(self, work: Work, dx: Tensor) -> Tensor:
+        block, visit = self.block, self._visit(work)
+        for j in reversed(range(block.shape.layers_per_stage)):
+            activations = self._kept[work.path].pop()
+            weights = block._weights(j, visit.cells)
+            dx, *found = block._layer_backward(dx, *activations, *weights, *block._rotary(self.length))
+            block._store(j, visit, found, False)
+        return dx
+
+    def unembed(self, work: Work, dx: Tensor) -> None:
+        self._entered[self._own(work)[0]].append((self._inputs(work), dx[0]))
+
+    def measure(self, work: Work, x: Tensor) -> None:
+        norm, head = self.block._outer(slice(self._own(work)[0], self._own(work)[0] + 1))
+        step = max(1, fleet._BLOCK[self.block.device.type] // self.block.shape.vocabulary)
+        for part, targets in zip(x.split(step, 1), self._targets(work).split(step, 1), strict=True):
+            self.loss_here += model.cross_entropy(part, norm, head, targets).sum()
+
+    def _own(self, work: Work) -> tuple[int, int]:
+        """The cell as the block counts."""
+        return work.cell[0] - self.block.rows.start, work.cell[1] - self.block.columns.start
+
+    def _visit(self, work: Work) -> Visit:
+        r, s = self._own(work)
+        cell = s * self.block.replicas + r
+        return Visit(1, 1, slice(cell, cell + 1, 1), first=False)
+
+    def _inputs(self, work: Work) -> Tensor:
+        return self.tokens[work.path][..., :-1].flatten()
+
+    def _targets(self, work: Work) -> Tensor:
+        return self.tokens[work.path][..., 1:].reshape(1, -1)
+
+
+@dataclass
+class Meeting(Exchange):
+    """An exchange of replicas on several ranks: `tensors` are those of one, `average` asks the others for theirs."""
+
+    average: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def size(self) -> int:
+        return super().size or 1  # of what this rank has no part in; rules divide by it
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        return self.average(tensor)
+
+    def send(self, copies: float, hops: int, early: float = 0) -> None:
+        if super().size:
+            super().send(copies, hops, early)
+        else:
+            self.ledger.add("serial hops", hops)
+
+
+class SharedOuter(Outer):
+    """The outer optimizer of a run for the cells of one rank."""
+
+    def __init__(self, run: RunConfig, block: Block, grid: Grid, peers: Peers):
+        super().__init__(run, block, range(block.replicas))
+        self.block, self.grid, self.peers = block, grid, peers
+        self._column = grid.column(peers.rank)
+
+    def _exchange(self, theta: dict, phi: dict, delta: dict, step: int, ledger: Ledger) -> None:
+        run = self.run
+        groups = groups_of(run, step)
+        consensus = run.outer_lr if run.consensus is None else run.consensus
+        tensors = [(w, phi.get(name), delta.get(name)) for name, w in theta.items()]
+        late = run.delay > 0 and not self.method.gradients
+        meeting = Meeting(tensors, groups, run.outer_momentum, run.outer_lr, consensus, run.density, late, ledger)
+        meeting.average = (lambda x: self._met(x, groups)) if self.method.groups else self._of_all
+        self.method.rule(meeting)
+        if run.storage == "bf16":
+            for tensor in (*theta.values(), *phi.values(), *delta.values()):
+                tensor.copy_(tensor.bfloat16())
+
+    def _fragment(self, weights: dict, f: int) -> dict:
+        F = self.run.fragments
+        ends = f == F - 1
+        stages = slice((f - self.block.columns.start) % F, None, F)
+        return {
+            name: w[:, :, stages] if name.startswith("layers.") else w
+            for name, w in weights.items()
+            if ends or name.startswith("layers.")
+        }
+
+    def _of_all(self, tensor: Tensor) -> Tensor:
+        """The mean over all replicas, for each of ours [n, ...]: an all-reduce."""
+        total = self.peers.sum(tensor.sum(0), self._column)
+        return (total / self.run.replicas).expand_as(tensor).clone()
+
+    def _met(self, tensor: Tensor, groups: np.ndarray) -> Tensor:
+        """The mean over the group of each of our replicas [n, ...]: rank to rank, and nobody else takes part."""
+        if not tensor.numel():
+            return tensor.clone()
+        me, first = self.peers.rank, self.block.rows.start
+        means = torch.empty_like(tensor)
+        for group in groups.tolist():
+            ranks = [self.grid.rank(r, self.block.columns.start) for r in group]
+            if me not in ranks:
+                continue
+            parts: list[Tensor | Letter] = []
+            for r, rank in zip(group, ranks, strict=True):
+                if rank != me:
+                    parts.append(self.peers.receive(tensor[0], rank))
+                    continue
+                parts.append(tensor[r - first])
+                for to in sorted(set(ranks) - {me}):
+                    self.peers.send(tensor[r - first], to)
+            parts = [part.read() if isinstance(part, Letter) else part for part in parts]
+            means[[r - first for r, rank in zip(group, ranks, strict=True) if rank == me]] = torch.stack(parts).mean(0)
+        self.peers.flush()
+        return means
+
+
+class Share:
+    """One rank's share of a run in training; `rows` are the metrics, as stacked training has them, on rank 0."""
+
+    def __init__(self, run: RunConfig, grid: Grid, peers: Peers):
+        self.run, self.grid, self.peers = run, grid, peers
+        self.step, self.started = 0, time.monotonic()
+        tokens = data.tokens(run.data, "train", run.tokenizer, run.data_limit)
+        self.batches = training._batches(run, tokens)
+        self.shape = training.shape_of(run, tokens.vocabulary)
+        costly = training._flops([run], self.shape) > training.COMPILE_FLOPS[peers.device.type] * grid.ranks
+        self.block = Block(run, self.shape, grid, peers, "auto" if costly else False)
+        self.adam = Adam(self.block, run.lr)
+        self._round()
+        self.rate = schedule(run.schedule, run.lr, run.warmup, run.schedule_steps or run.steps, run.lr_floor)
+        self.outer = SharedOuter(run, self.block, grid, peers) if SYNCS[run.sync] else None
+        self.ledger = Ledger()
+        self.losses: list[Tensor] = []  # of every step since the last row, this rank's part of their sum over replicas
+        self.rows: list[dict] = []
+        self._works: tuple[bytes, list[Work]] = (b"", [])  # of the last route
+
+    def train(self) -> None:
+        """All steps; TrainingError if the loss is not finite any more."""
+        self.evaluate()
+        while self.step < self.run.steps:
+            self.advance()
+            if self.step % self.run.log_every == 0:
+                self.log()
+            if self.step % self.run.evaluate_every == 0 or self.step == self.run.steps:
+                self.evaluate()
+        self.log()
+        self.finish()
+
+    def advance(self) -> None:
+        """One step of training."""
+        run = self.run
+        tokens = torch.as_tensor(self.batches[self.step], device=self.block.device)
+        cells = route_of(run, self.step)
+        if self._works[0] != cells.tobytes():
+            self._works = cells.tobytes(), works_of(cells, self.grid)
+        self.losses.append(Passage(self.block, tokens, back=True).through(self._works[1], self.peers))
+        self.norms = self.block.clip(run.clip)
+        if self.outer:
+            self.outer.average_gradients(self.step, self.ledger)
+        self.adam.step(self.rate(self.step))
+        self._round()
+        self.step += 1
+        if self.outer:
+            self.outer.step(self.step, self.ledger)
+        visits = int(((cells[..., 1] >= 0) & (cells[..., 1] < run.stages)).sum())
+        share = visits / (run.replicas * run.microbatches * run.stages)
+        self.ledger.add("training FLOPs", 3 * flops(self.shape, run.tokens_per_step, run.sequence, share=share))
+
+    def log(self) -> None:
+        """The training loss since the last row."""
+        if not self.losses:
+            return
+        losses = self.peers.sum(torch.stack(self.losses).double()) / self.run.replicas  # [steps]
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            step = self.step - len(losses) + int(bad[0])
+            raise TrainingError(
+                f"run {self.run.key}: the loss is not finite from step {step} on; the learning rate {self.run.lr} is "
+                f"probably too high; try {self.run.lr / 3:.1g}, or a warm-up"
+            )
+        self.losses = []
+        self._row("training loss", float(losses.mean()))
+        print_once(self.peers, f"step {self.step}: loss {float(losses.mean()):.3f}")
+
+    def evaluate(self) -> None:
+        """Validation loss in order, whatever the route; how far replicas are apart; gradient norms by stage."""
+        run = self.run
+        self._row("validation loss", self.loss(run.data))
+        if run.replicas > 1:
+            self._row("replica spread", self.spread())
+        if self.step == 0:
+            return
+        norms = torch.zeros(run.stages, dtype=torch.float64, device=self.block.device)
+        norms[list(self.block.columns)] = self.norms[:, :-1].double().sum(0)
+        for s, norm in enumerate(self.peers.sum(norms) / run.replicas, 1):
+            self._row("gradient norm", float(norm), stage=s)
+
+    def loss(self, domain: str) -> float:
+        """Mean loss of all replicas on the held-out sequences of a domain."""
+        run, held_out = self.run, training._held_out(self.run, domain)  # [1, N, T + 1]
+        M = math.gcd(run.microbatches, held_out.shape[1])
+        tokens = torch.as_tensor(held_out, device=self.block.device).unflatten(1, (M, -1))
+        tokens = tokens.expand(run.replicas, *tokens.shape[1:])  # [R, M, B, T + 1]
+        works = works_of(in_order(run.replicas, run.stages, M, run.rng("route")), self.grid, back=False)
+        passage = Passage(self.block, tokens, back=False)
+        nats = self.peers.sum(passage.through(works, self.peers).double())
+        return float(nats) / (run.replicas * passage.count)
+
+    def spread(self) -> float:
+        """As `Pack.spread`."""
+        total = torch.zeros(1, dtype=torch.float64, device=self.block.device)
+        for w in self.block.replica_views(range(self.block.replicas)).values():
+            mean = self.peers.sum(w.sum(0), self.grid.column(self.peers.rank)) / self.run.replicas
+            total += (w - mean).square().sum(dtype=torch.float64) / self.run.replicas
+        return math.sqrt(float(self.peers.sum(total)) / self.shape.parameters)
+
+    def finish(self) -> None:
+        """Losses on further domains, and the ledger: what one row of ranks sends is counted for all replicas."""
+        for domain in dict.fromkeys(self.run.evaluate_on):
+            self._row("domain loss", self.loss(domain), label=domain)
+        for name, amount in self.ledger.items():
+            if name.startswith("sent"):
+                own = float(amount) * (self.peers.rank < self.grid.columns)
+                amount = float(self.peers.sum(torch.tensor([own], dtype=torch.float64, device=self.block.device)))
+            self._row("ledger", amount, label=name)
+
+    def table(self) -> pd.DataFrame:
+        """All rows, typed as the store has them."""
+        return pd.DataFrame(self.rows).astype({"metric": "category", "label": "category", "value": float})
+
+    def provenance(self) -> dict:
+        seconds = time.monotonic() - self.started
+        return {
+            "swarmbook": swarmbook.__version__,
+            "numerics": NUMERICS,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "device": training._device_name(self.block.device),
+            "threads": torch.get_num_threads(),
+            "compiled": bool(self.block.compiled),
+            "packed": 1,
+            "processes": self.grid.ranks,
+            "grid": f"{self.grid.rows}x{self.grid.columns}",
+            "backend": self.peers.backend,
+            "seconds": round(seconds, 1),
+            "tokens_per_second": round(self.run.steps * self.run.tokens_per_step / seconds),
+        }
+
+    def _row(self, metric: str, value: float, stage: int = 0, label: str = "") -> None:
+        self.rows.append({"step": self.step, "metric": metric, "stage": stage, "label": label, "value": value})
+
+    def _round(self) -> None:
+        if self.run.storage == "bf16":
+            self.adam.round_to_bf16(range(self.block.replicas))
+
+
+def train(run: RunConfig, grid: Grid, peers: Peers) -> None:
+    """Train a run across all processes, unless it is in the store; rank 0 puts it there."""
+    store = open_store() if peers.rank == 0 else None
+    TRAIN, FINISHED, HELD = range(3)
+    with store.claim([run.key]) if store else nullcontext([]) as mine:
+        state = TRAIN if mine or not store else FINISHED if store.get(run.key) else HELD
+        state = int(peers.sum(torch.tensor([state], device=peers.device)))
+        if state == HELD:
+            raise TrainingError(f"run {run.key} is being trained by another process: wait until it has finished")
+        if state == FINISHED:
+            print_once(peers, f"run {run.key} is finished already; SWARMBOOK_FRESH=1 trains it anew")
+            return
+        print_once(peers, f"run {run.key} over {peers.backend}: {grid}")
+        share = Share(run, grid, peers)
+        share.train()
+        if store:
+            record = store.put(run.key, run.model_dump(mode="json"), share.table(), share.provenance())
+            print_once(peers, f"written to {record.path}")
+
+
+def check(run: RunConfig) -> None:
+    """ConfigError for a run that cannot be shared out: of what training in one process can do, some is not here."""
+    plain = RunConfig.model_fields
+    for name in ("recovery", "start", "branch", "absent", "probes"):
+        value = getattr(run, name)
+        if value != plain[name].default:
+            shown = value.key if isinstance(value, RunConfig) else repr(value)
+            raise ConfigError(
+                f"{name}={shown} cannot run on many processes: leave it out, or train in one with swarmbook.runs.run"
+            )
+
+
+def read(name: str) -> RunConfig:
+    """The configuration in a JSON file, or that of the recorded or stored run of this key."""
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        try:
+            return run_config(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{name} holds no configuration of a run: {error}") from error
+    try:
+        record = open_store(sorted(papers_folder().glob("*/runs"))).get(name)
+    except ValueError:
+        record = None
+    if record is None:
+        raise ConfigError(f"{name!r} is neither a JSON file nor the key of a run that is recorded or in the store")
+    return run_config(**record.config)
+
+
+def print_once(peers: Peers, text: str) -> None:
+    if peers.rank == 0:
+        print(text, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the runs named on the command line, one after another; the exit status.
+
+    0: all are in the store. 1: a rank was lost, or training cannot go on. 2: wrong usage, found before anything starts.
+    """
+    options = _parser().parse_args(argv)
+    rank, ranks = world()
+    try:
+        runs = [read(name) for name in options.runs]
+        for run in runs:
+            check(run)
+        plans = [grid_of(run, ranks, options.grid) for run in runs]
+    except (ConfigError, StoreError) as error:
+        print(f"swarmbook.distributed: {error}", file=sys.stderr, flush=True)
+        return 2
+    device = device_of("auto")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    try:
+        with Peers(device, options.timeout) as peers:
+            for run, grid in zip(runs, plans, strict=True):
+                train(run, grid, peers)
+    except (TrainingError, DataError, StoreError) as error:
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchrun --nproc-per-node=N -m swarmbook.distributed",
+        description="Train runs on N processes: cells (replica, stage) are shared out in equal rectangles.",
+        epilog="Exit status: 0 all runs are in the store, 1 training could not go on, 2 wrong usage.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a RunConfig as JSON file, or the key of a run")
+    parser.add_argument(
+        "--grid",
+        type=_grid,
+        metavar="2x2",
+        help="ranks along the replicas and along the stages; default: as many as fit along the replicas",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds without a sign of life after which a rank counts as lost; default: %(default)g",
+    )
+    return parser
+
+
+def _grid(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no grid such as 2x2")
+    return int(rows), int(columns)
+
+
+def _span(cells: range) -> str:
+    """Counted from 1, as people do."""
+    return str(cells.start + 1) if len(cells) == 1 else f"{cells.start + 1} to {cells.stop}"
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    if status == 1:
+        os._exit(status)  # a backend that still waits for a lost rank must not hold up the exit
+    sys.exit(status)

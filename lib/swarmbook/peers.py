@@ -1,0 +1,190 @@
+"""Messages between the processes of one run, and who is to blame when one does not come.
+
+- messages between two ranks are read in the order in which they were sent, so they bear no tags. Those that go up in
+  rank and those that go down have a communicator each, as NCCL wants it
+- every rank lets the others see that it lives, once a second. Who waits in vain blames the rank that fell silent, not
+  the neighbour that waits for it too; the first to notice leaves a note, which all others repeat
+- a process that was killed is noticed when its connections close, one that hangs or is cut off after `timeout`
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from swarmbook.errors import TrainingError
+
+BEAT = 1.0  # seconds between two signs of life
+
+
+def world() -> tuple[int, int]:
+    """The rank of this process and their number, as torchrun says in the environment; 0 and 1 without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message on its way here: `read` waits for it."""
+
+    peers: "Peers"
+    source: int
+    work: "dist.Work"
+    tensor: Tensor
+
+    def read(self) -> Tensor:
+        with self.peers.blaming(self.source):
+            self.work.wait()
+        return self.tensor
+
+
+class Peers:
+    """All processes that torchrun started together, this one among them.
+
+    timeout: seconds after which a rank that gives no sign of life counts as lost. Raises TrainingError that names the
+    ranks which have not come after that time. Also a context: left without an error, it waits until all leave it.
+    """
+
+    def __init__(self, device: torch.device, timeout: float):
+        self.rank, self.size = world()
+        self.device, self.timeout = device, timeout
+        self._sent: list[tuple[int, dist.Work, Tensor]] = []
+        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._store = self._connect()
+        self._call_roll()
+        # Waiting for a rank that shows signs of life has a limit too, but a later one: the watch is to speak first.
+        limit = timedelta(seconds=3 * timeout)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = dist.PrefixStore("groups", self._store)
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
+        self.backend = backend
+        self._ways = [dist.new_group(), dist.new_group()]  # up and down
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._watching, args=(self._store.clone(),), daemon=True)
+        self._watch.start()
+
+    def __enter__(self) -> "Peers":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.flush()
+            self.sum(torch.zeros(1, device=self.device))  # all have finished
+            self._done.set()
+            self._watch.join()
+            self.sum(torch.zeros(1, device=self.device))  # nobody watches any more
+            dist.destroy_process_group()
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        """Send without waiting; the tensor must not be written before `flush`."""
+        tensor = tensor.contiguous()
+        with self.blaming(to):
+            self._sent.append((to, dist.isend(tensor, to, group=self._ways[to < self.rank]), tensor))
+
+    def receive(self, like: Tensor, source: int) -> Letter:
+        """The next message from a rank, as large as `like`; to be asked for in the order in which it sends."""
+        tensor = torch.empty_like(like, memory_format=torch.contiguous_format)
+        with self.blaming(source):
+            return Letter(self, source, dist.irecv(tensor, source, group=self._ways[self.rank < source]), tensor)
+
+    def flush(self) -> None:
+        """Wait until all that was sent has arrived."""
+        for to, work, _ in self._sent:
+            with self.blaming(to):
+                work.wait()
+        self._sent = []
+
+    def sum(self, tensor: Tensor, ranks: Sequence[int] | None = None) -> Tensor:
+        """The sum over all processes, or over these ranks, which all ask for it: an all-reduce, in place."""
+        ranks = tuple(range(self.size) if ranks is None else ranks)
+        if len(ranks) > 1 and tensor.numel():
+            with self.blaming(None):
+                if ranks not in self._groups:
+                    self._groups[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+                dist.all_reduce(tensor, group=self._groups[ranks])
+        return tensor
+
+    @contextmanager
+    def blaming(self, rank: int | None) -> Iterator[None]:
+        """Turn what a broken connection to a rank raises into a TrainingError that names the rank to blame.
+
+        None: of many, it is not known which; the watch finds out and ends this process.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if rank is None:
+                time.sleep(2 * self.timeout)
+                raise TrainingError(f"an exchange between all ranks failed: {error}") from error
+            raise TrainingError(self._lost(self._agreed(rank))) from error
+
+    def _connect(self) -> dist.Store:
+        """The store of small values that all processes see; torchrun keeps it, with another launcher rank 0 does."""
+        self._agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = dist.TCPStore(
+            os.environ.get("MASTER_ADDR", "127.0.0.1"),
+            int(os.environ.get("MASTER_PORT", "0")),
+            is_master=self.rank == 0 and not self._agents,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=self.timeout),
+        )
+        launch = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return dist.PrefixStore("/".join(("swarmbook", *launch)), store)
+
+    def _call_roll(self) -> None:
+        names = [f"beat {rank}" for rank in range(self.size)]
+        self._store.set(names[self.rank], "0")
+        try:
+            self._store.wait(names)
+        except RuntimeError as error:
+            missing = [str(rank) for rank, name in enumerate(names) if not self._store.check([name])]
+            raise TrainingError(
+                f"rank {', '.join(missing)} of {self.size} did not come within {self.timeout:g} s: start one process "
+                "for each rank, or give a longer --timeout"
+            ) from error
+
+    def _watching(self, store: dist.Store) -> None:
+        """Show that this rank lives, and end the process once another one does not."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        seen = {rank: ("0", time.monotonic()) for rank in others}
+        beats = 0
+        while not self._done.wait(BEAT):
+            beats += 1
+            try:
+                store.set(f"beat {self.rank}", str(beats))
+                if store.check(["lost"]):
+                    self._end(int(store.get("lost")))
+                for rank in others:
+                    beat = store.get(f"beat {rank}").decode()
+                    if beat != seen[rank][0]:
+                        seen[rank] = beat, time.monotonic()
+                    elif time.monotonic() - seen[rank][1] > self.timeout:
+                        self._end(self._agreed(rank))
+            except RuntimeError:
+                self._end(None)
+
+    def _agreed(self, rank: int) -> int | None:
+        """Blame a rank; the one to blame is whom the first to notice did. None: the store is gone as well."""
+        try:
+            return int(self._store.compare_set("lost", "", str(rank)))
+        except RuntimeError:
+            return rank if self._agents else 0
+
+    def _end(self, lost: int | None) -> None:
+        if self._done.wait(BEAT):  # time for the main thread to say so itself, or for a run that has ended
+            return
+        print(f"rank {self.rank}: {self._lost(lost)}", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread waits within the backend, where no exception reaches it
+
+    def _lost(self, rank: int | None) -> str:
+        if rank is None:
+            who = "the launcher" if self._agents else "rank 0"
+            return f"{who}, which keeps the store that all ranks share, is lost: start the run again"
+        return f"rank {rank} is lost: its process ended, hangs, or cannot be reached; start the run again"

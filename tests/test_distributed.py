@@ -1,0 +1,339 @@
+"""A run on many processes is the stacked run to rounding; no rank waits for ever; what cannot be shared is refused."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarmbook import distributed
+from swarmbook.config import run_config
+from swarmbook.distributed import Block, Grid, grid_of, grids, perform, works_of
+from swarmbook.errors import ConfigError
+from swarmbook.fleet import Fleet
+from swarmbook.model import Shape
+from swarmbook.route import in_order
+from swarmbook.runs import run
+from swarmbook.store import Store
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = {
+    "data": "stories_toy", "width": 16, "heads": 2, "hidden": 32, "sequence": 8, "microbatches": 4, "batch": 1,
+    "steps": 30, "lr": 3e-3, "log_every": 1, "evaluate_every": 10, "held_out": 8,
+}  # fmt: skip
+SQUARE, ROW, COLUMN = ({"replicas": r, "stages": s} for r, s in ((2, 2), (1, 4), (4, 1)))
+GROUPED = {**TINY, **SQUARE, "route": "random replicas", "sync": "NoLoCo", "sync_every": 5}
+CASES = {  # on four processes
+    "in order": {**SQUARE, "evaluate_on": ("stories_toy",)},
+    "shuffled": {"seed": 1, **GROUPED},
+    "in fragments": {**SQUARE, "sync": "DiLoCo", "fragments": 2, "delay": 1, "mixing": 0.3},
+    "all-reduce": {**COLUMN, "sync": "all-reduce"},
+    "DiLoCo": {**COLUMN, "sync": "DiLoCo"},
+    "NoLoCo": {**COLUMN, "sync": "NoLoCo"},
+    "swapped": {**ROW, "route": "swapped ends"},
+    "skipping": {**ROW, "route": "planned", "paths": ((0, 3), (0, 2, 1), (3, 2, 1, 0), (1, 2))},
+}
+for case in ("in fragments", "all-reduce", "DiLoCo", "NoLoCo"):
+    CASES[case] |= {"sync_every": 5, "common_start": True}
+CONFIGS = {name: run_config(**{**TINY, **fields}) for name, fields in CASES.items()}
+ENDLESS = run_config(**{**GROUPED, "steps": 10**6, "evaluate_every": 10**6})
+
+
+def written(folder, *configs):
+    """The configurations as files."""
+    paths = [folder / f"{i}.json" for i in range(len(configs))]
+    for path, config in zip(paths, configs, strict=True):
+        path.write_text(config.model_dump_json(exclude_defaults=True))
+    return [str(path) for path in paths]
+
+
+def free_port():
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return str(place.getsockname()[1])
+
+
+def environment(store, **more):
+    return {**os.environ, "SWARMBOOK_STORE": str(store), "OMP_NUM_THREADS": "1", **more}
+
+
+def torchrun(processes, arguments, store):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}", "-m", "swarmbook.distributed", *arguments]
+    return subprocess.run(command, env=environment(store), capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """All cases on four processes, one after another: what was printed, and the store."""
+    folder = tmp_path_factory.mktemp("four")
+    done = torchrun(4, written(folder, *CONFIGS.values()), folder / "store")
+    assert done.returncode == 0, done.stderr
+    return done.stdout, Store(folder / "store")
+
+
+def values(table):
+    """Measurements by what they are of; the ledger lists its entries in no particular order."""
+    return table.set_index(["step", "metric", "stage", "label"])["value"].sort_index()
+
+
+def assert_equals_stacked(config, record, folder):
+    stacked = run([config], show=False, device="cpu", store=Store(folder)).records[0].metrics
+    ours = record.metrics
+    assert ours.dtypes.to_dict() == stacked.dtypes.to_dict()
+    ledgers = [table[table["metric"] == "ledger"] for table in (ours, stacked)]
+    assert values(ledgers[0]).to_dict() == values(ledgers[1]).to_dict()
+    ours, stacked = (values(table[table["metric"] != "ledger"]) for table in (ours, stacked))
+    assert ours.index.equals(stacked.index) and (stacked.index.get_level_values("step") == config.steps).any()
+    np.testing.assert_allclose(ours, stacked, rtol=0, atol=1e-5)
+    losses = stacked.xs("training loss", level="metric")
+    assert losses.iloc[-1] < losses.iloc[0] - 0.1  # it has learnt something that could differ
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_four_processes_give_the_numbers_of_one_fleet(four, tmp_path, case):
+    record = four[1].get(CONFIGS[case].key)
+    assert_equals_stacked(CONFIGS[case], record, tmp_path)
+    assert record.provenance["processes"] == 4 and record.provenance["backend"] == "gloo"
+    assert record.config == CONFIGS[case].model_dump(mode="json")
+
+
+def test_the_plan_is_printed(four):
+    plan = ["replica 1, stage 1, embedding", "replica 1, stage 2, norm and head"]
+    plan += ["replica 2, stage 1, embedding", "replica 2, stage 2, norm and head"]
+    assert "\n".join(f"rank {rank}: {cells}" for rank, cells in enumerate(plan)) in four[0]
+
+
+def test_groups_of_cells_share_a_process(tmp_path):
+    """Two processes with a stage of both replicas each; and a run that diverges leaves nothing in the store."""
+    config, wild = CONFIGS["shuffled"], run_config(**{**TINY, **SQUARE, "lr": 1e30})
+    done = torchrun(2, ["--grid", "1x2", *written(tmp_path, config, wild)], tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert done.returncode == 1 and "the loss is not finite from step 1 on" in done.stderr
+    assert store.get(wild.key) is None
+    assert store.get(config.key).provenance["grid"] == "1x2"
+    assert_equals_stacked(config, store.get(config.key), tmp_path / "stacked")
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """One process, as torchrun would start it, with a store of its own."""
+    named = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in {**named, "SWARMBOOK_STORE": str(tmp_path / "store")}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_one_process_is_enough_and_no_run_is_trained_twice(alone, tmp_path, capsys, monkeypatch):
+    config = CONFIGS["shuffled"]
+    files = written(tmp_path, config)
+    assert distributed.main(files) == 0 and "written to" in capsys.readouterr().out
+    assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+    monkeypatch.setenv("MASTER_PORT", free_port())
+    assert distributed.main([config.key]) == 0
+    assert f"run {config.key} is finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ranks", "arguments", "said"),
+    [
+        ("3", [], "3 processes cannot hold replicas=2 x stages=2 in equal rectangles: start one of 1 (1x1), 2 (2x1), "),
+        ("4", ["--grid", "4x1"], "4 processes as 4x1 cannot hold replicas=2 x stages=2"),
+        ("8", [], "2 (1x2), 4 (2x2) (replicas x stages)"),
+    ],
+)
+def test_a_wrong_number_of_processes_is_refused_before_anything_starts(
+    alone, monkeypatch, tmp_path, capsys, ranks, arguments, said
+):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    monkeypatch.setattr(distributed, "Peers", None)  # would be called
+    assert distributed.main([*arguments, *written(tmp_path, CONFIGS["in order"])]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "holds no configuration"),
+        ('{"data": "stories_toy", "steps": 0}', "steps=0"),
+        ('{"data": "stories_toy", "steps": 3, "recovery": "CheckFree"}', "recovery='CheckFree' cannot run on many"),
+        (None, "is neither a JSON file nor the key of a run"),
+    ],
+)
+def test_what_is_no_run_or_cannot_be_shared_out_is_refused(alone, tmp_path, capsys, text, said):
+    path = tmp_path / "run.json"
+    if text is not None:
+        path.write_text(text)
+    assert distributed.main([str(path) if text else "0123456789abcdef0123"]) == 2
+    assert said in capsys.readouterr().err
+
+
+class Launch:
+    """Four processes without a launcher that would end them when one is lost; rank 0 has begun to train."""
+
+    def __init__(self, folder, timeout):
+        named = {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        command = [sys.executable, "-m", "swarmbook.distributed", "--timeout", timeout, *written(folder, ENDLESS)]
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env=environment(folder / "store", RANK=str(rank), **named),
+                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(4)
+        ]
+
+    def __enter__(self):
+        reader = self.processes[0].stdout
+        assert any(line.startswith("step 3:") for line in reader), self.processes[0].stderr.read()
+        threading.Thread(target=reader.read, daemon=True).start()
+        return self.processes
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+
+
+@pytest.mark.parametrize(("strike", "lost", "within"), [(signal.SIGKILL, 2, 20), (signal.SIGSTOP, 1, 40)])
+def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others(tmp_path, strike, lost, within):
+    with Launch(tmp_path, "15") as processes:
+        struck = time.monotonic()
+        processes[lost].send_signal(strike)
+        for rank in sorted({0, 1, 2, 3} - {lost}):
+            _, said = processes[rank].communicate(timeout=120)
+            assert processes[rank].returncode == 1
+            assert f"rank {rank}: rank {lost} is lost" in said
+        assert time.monotonic() - struck < within
+
+
+def test_ranks_that_do_not_come_are_named(alone, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert distributed.main(["--timeout", "1", *written(tmp_path, CONFIGS["in order"])]) == 1
+    assert "rank 1, 2, 3 of 4 did not come within 1 s" in capsys.readouterr().err
+
+
+@given(st.integers(1, 6), st.integers(1, 6))
+def test_grids_are_equal_rectangles(replicas, stages):
+    for grid in grids(replicas, stages):
+        cells = {rank: grid.cells(rank) for rank in range(grid.ranks)}
+        assert len({(len(rows), len(columns)) for rows, columns in cells.values()}) == 1
+        held = Counter((r, s) for rows, columns in cells.values() for r in rows for s in columns)
+        assert set(held.values()) == {1} and len(held) == replicas * stages
+        for r, s in held:
+            rows, columns = cells[grid.rank(r, s)]
+            assert r in rows and s in columns
+            mates = {grid.rank(other, s) for other in range(replicas)}
+            assert sorted(mates) == grid.column(grid.rank(r, s))
+    assert {grid.ranks for grid in grids(replicas, stages)} >= {1, replicas, stages, replicas * stages}
+
+
+def test_as_few_stages_as_may_be_lie_apart():
+    config = CONFIGS["in order"]
+    assert grid_of(config, 2) == Grid(2, 2, rows=2, columns=1)
+    assert grid_of(config, 2, wanted=(1, 2)) == Grid(2, 2, rows=1, columns=2)
+    with pytest.raises(ConfigError, match="3 processes"):
+        grid_of(config, 3)
+
+
+class Post:
+    """Messages between threads: each reads the k-th message of another as the k-th that it asked for."""
+
+    def __init__(self, grid):
+        self.boxes = {(a, b): [] for a in range(grid.ranks) for b in range(grid.ranks)}
+        self.news = threading.Condition()
+
+    def peers(self, rank):
+        asked = Counter()
+
+        def send(message, to):
+            with self.news:
+                self.boxes[rank, to].append(message)
+                self.news.notify_all()
+
+        def receive(_, source):
+            k, box = asked[source], self.boxes[source, rank]
+            asked[source] += 1
+
+            def read():
+                with self.news:
+                    assert self.news.wait_for(lambda: len(box) > k, timeout=20), f"rank {rank} waits for {source}"
+                    return box[k]
+
+            return SimpleNamespace(read=read)
+
+        return SimpleNamespace(rank=rank, send=send, receive=receive, flush=lambda: None)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_the_route_no_rank_waits_in_a_circle_and_messages_are_not_mixed_up(data):
+    R, S, M, P = (data.draw(st.integers(1, most)) for most in (3, 4, 4, 5))
+    grid = data.draw(st.sampled_from(grids(R, S)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    cells = np.stack([rng.integers(R, size=(P, R, M)), rng.integers(-1, S, size=(P, R, M))], -1)
+    if data.draw(st.booleans()):
+        cells[-1, ..., 1] = S
+    works = works_of(cells, grid, back=data.draw(st.booleans()))
+    post, done, wrong = Post(grid), [], []
+
+    def do(work, given):
+        if given != ((work.path, work.place - 1) if work.place else None):
+            wrong.append((work, given))
+        done.append(work)
+        return work.path, work.place
+
+    threads = [threading.Thread(target=perform, args=(works, do, None, post.peers(r))) for r in range(grid.ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and sorted(done, key=works.index) == works
+    visits = int(((cells[..., 1] >= 0) & (cells[..., 1] < S)).sum())
+    assert Counter(work.kind for work in works)["forward"] == visits
+
+
+def test_a_stage_holds_activations_of_no_more_microbatches_than_stages_follow():
+    S, M = 4, 9
+    works = works_of(in_order(1, S, M, np.random.default_rng(0)), Grid(1, S, 1, S))
+    for s in range(S):
+        steps = [{"forward": 1, "backward": -1}.get(work.kind, 0) for work in works if work.rank == s]
+        assert max(np.cumsum(steps)) == min(M, S - s) and sum(steps) == 0
+
+
+@pytest.mark.parametrize("grid", [grid for grid in grids(2, 4) if grid.ranks > 1])
+def test_a_rank_has_the_fleets_weights_of_its_own_cells_and_no_others(grid):
+    config = run_config(**{**TINY, "replicas": 2, "stages": 4})
+    shape = Shape(stages=4, layers_per_stage=1, width=16, heads=2, hidden=32, vocabulary=50)
+    seeds = [int(config.seeds("weights", r).generate_state(1)[0]) for r in range(2)]
+    whole, held = Fleet(shape, seeds, "cpu", compile=False), 0
+    for rank in range(grid.ranks):
+        peers = SimpleNamespace(rank=rank, device=torch.device("cpu"))
+        block = Block(config, shape, grid, peers, compile=False)
+        rows, columns = grid.cells(rank)
+        for r in rows:
+            for name, weight in block.ends(r - rows.start).items():
+                assert torch.equal(weight, whole.ends(r)[name])
+            for s in columns:
+                for name, weight in block.stage(r - rows.start, s - columns.start).items():
+                    assert torch.equal(weight, whole.stage(r, s)[name])
+        held += sum(weight.numel() for weight in (*block.layers.values(), *block.outer.values()))
+    assert held == 2 * shape.parameters
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    (path,) = written(tmp_path, CONFIGS["skipping"])
+    assert distributed.read(path) == CONFIGS["skipping"]
