@@ -3,6 +3,7 @@
 - each function of `DIRECTED` builds a world in which an adversary does the worst that it may, and returns what is
   wrong with it afterwards: nothing, for the protocols as they are
 - `MUTANTS` are plausible mistakes in them; `mutated` makes one, and `caught_by` says which attacks notice
+- `skipping` is an attempt to take the fee of an honest party between two others
 - `split_votes` and `last_coins` are constructive attacks with any number of faulty members: they succeed from f + 1 on
 - `synchronous_world` and `asynchronous_world` make a random adversary from a seed
 - `cell` and `channel_two_apart` play the impossibility with the protocols themselves
@@ -20,6 +21,7 @@ from swarmbook.payments.adversary import (
     Deaf,
     Equivocating,
     Erratic,
+    Fault,
     Forging,
     Late,
     Replaying,
@@ -27,6 +29,7 @@ from swarmbook.payments.adversary import (
     Shortcut,
     Silent,
     Stale,
+    Wormhole,
     dispute,
 )
 from swarmbook.payments.psyncpcn import PSyncPCN
@@ -168,14 +171,27 @@ def forwards_too_early():
     return wrong
 
 
+def skipping(kind: type[World], **more) -> World:
+    """u1 and u3, in PSyncPCN with f members of every committee, do what they can to skip u2 and keep its fee."""
+    world = kind(line(4), **more)
+    world.pay(names(4), 10, fee=1)
+    upper, lower = world.party("u1"), world.party("u3")
+    if kind is SyncPCN:
+        world.corrupt(upper, Fault())
+        world.corrupt(lower, Wormhole(upper))
+    else:
+        world.corrupt(upper, Shortcut(world.members(3)))
+        world.corrupt(lower, Shortcut(world.members(0)))
+        for cid, other in enumerate((3, 3, 0, 0)):
+            for member in world.members(cid)[: world.topology.faulty]:
+                world.corrupt(member, Shortcut(world.members(other)))
+    world.run()
+    return world
+
+
 def certificates_skip_a_party():
     """Colluding parties around an honest one carry certificates past it and its committees (PSyncPCN)."""
-    world = PSyncPCN(line(4), relay="party")
-    world.pay(names(4), 10, fee=1)
-    world.corrupt(world.party("u1"), Shortcut(world.members(3)))
-    world.corrupt(world.party("u3"), Shortcut(world.members(0)))
-    world.run()
-    return check(world, ("R1", "R6", "R11"))  # without live parties a lock may stay (R5)
+    return check(skipping(PSyncPCN, relay="party"), ("R1", "R6", "R11"))  # without live parties a lock may stay (R5)
 
 
 DIRECTED = (
@@ -227,24 +243,29 @@ def late_network(late: float, rng: np.random.Generator, since: float, factor: fl
     return delay
 
 
-def loss_rate(kind: type[World], late: float, seeds: range, attacked: bool) -> tuple[float, float]:
-    """Share of payments over three hops in which an honest party loses (R1, R2, R3), and in which a lock is left (R5).
+def late_world(kind: type[World], late: float, seed: int, attacked: bool) -> World:
+    """A payment over three hops in a network in which messages take longer than delta once all hops may be locked.
 
-    late: chance that a message takes longer than delta once all hops may be locked. attacked: the receiver of SyncPCN
-    tells its payer nothing and claims at the last moment, and the sender signs no opening, so that everything depends
-    on the bound.
+    late: their chance. attacked: the receiver of SyncPCN tells its payer nothing and claims at the last moment, and the
+    sender signs no opening, so that everything depends on the bound.
     """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, int(1e6 * late)]))
+    world = kind(line(3), sim=Simulation(late_network(late, rng, since=8.0)), seed=seed)
+    world.pay(names(3), 10)
+    if attacked and kind is SyncPCN:
+        last = world.timing.expiries(0.0, 3)[-1]
+        silent = Silent(kinds=(Propose,), when=opening)
+        world.corrupt(world.party("u3"), silent, Late(Claim, lambda to, m: last, 1.0))
+        world.corrupt(world.party("u0"), Deaf(opening))
+    world.run()
+    return world
+
+
+def loss_rate(kind: type[World], late: float, seeds: range, attacked: bool) -> tuple[float, float]:
+    """Share of `late_world` in which an honest party loses (R1, R2, R3), and in which a lock is left (R5)."""
     lost = left = 0
     for seed in seeds:
-        rng = np.random.default_rng(np.random.SeedSequence([seed, int(1e6 * late)]))
-        world = kind(line(3), sim=Simulation(late_network(late, rng, since=8.0)), seed=seed)
-        world.pay(names(3), 10)
-        if attacked and kind is SyncPCN:
-            last = world.timing.expiries(0.0, 3)[-1]
-            silent = Silent(kinds=(Propose,), when=opening)
-            world.corrupt(world.party("u3"), silent, Late(Claim, lambda to, m, at=last: at, 1.0))
-            world.corrupt(world.party("u0"), Deaf(opening))
-        world.run()
+        world = late_world(kind, late, seed, attacked)
         found = {violation.requirement for violation in check(world, ("R1", "R2", "R3", "R5"))}
         lost += bool(found & {"R1", "R2", "R3"})
         left += "R5" in found
@@ -295,17 +316,12 @@ def edges(sender, to, message) -> float:
     return 1e-6 if (sum(to.name.encode()) + sum(sender.name.encode())) % 3 else 1.0
 
 
-def synchronous_world(seed: int, extra: int = 0, single: bool = False, late: float = 0.0) -> SyncPCN:
-    """Any network within the bound, any faulty parties, at most f (or exactly f + extra) faulty members a committee.
-
-    late: chance that a message takes up to 40 times as long after all, from time 8 on.
-    """
+def synchronous_world(seed: int, extra: int = 0, single: bool = False) -> SyncPCN:
+    """Any network within the bound, any faulty parties, at most f (or exactly f + extra) faulty members a committee."""
     rng = np.random.default_rng(seed)
     n, f, skew = int(rng.integers(1, 5)), int(rng.integers(1, 3)), float(rng.choice([0, 0.3, 1.0]))
     everybody = names(n) + [f"C{c + 1}.{k + 1}" for c in range(n) for k in range(3 * f + 1)]
     delay = [within(1.0, rng), unit, edges][rng.integers(3)]
-    if late:
-        delay = late_network(late, rng, since=8.0)
     world = SyncPCN(
         line(n, f, balance=int(rng.choice([9, 10, 100]))),
         sim=Simulation(delay),
