@@ -104,6 +104,7 @@ def test_small_instances_against_their_proven_optima(row):
 # The released planner's seconds, of its own order of branches; ours are within so many percent, above or below.
 RELEASED = [("C", {"together": True}, "skippipe", 1), ("C", {"collisions": False}, "skippipe_no_tc2", 4)]
 RELEASED += [("A", {"collisions": False}, "skippipe_no_tc2", 6), ("B", {"collisions": False}, "skippipe_no_tc2", 6)]
+RELEASED += [("A2", {"collisions": False}, "skippipe_no_tc2", 4)]
 
 
 @pytest.mark.parametrize(("name", "options", "method", "percent"), RELEASED)
@@ -116,8 +117,8 @@ def test_the_released_planner_comes_to_much_the_same(name, options, method, perc
 
 def test_collisions_are_worth_avoiding_in_case_a():
     """The released search needed 4,827 arrangements, and one relay more than TC1 allows, for 77.7 s."""
-    found = conflict_search(instance("A"), expand=1000)
-    assert found.ended == "limit" and found.moves == 1000
+    found = conflict_search(instance("A"), expand=300)
+    assert found.ended == "limit" and found.moves == 300
     assert found.makespan < CASES["A"]["results"]["skippipe"]["authors_simulator"]
     assert found.makespan < 0.96 * conflict_search(instance("A"), collisions=False).makespan
 

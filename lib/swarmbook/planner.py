@@ -53,8 +53,8 @@ def planner(name: str) -> Callable[[Planner], Planner]:
 class Search:
     """What a search found: plan, its makespan in seconds, and (moves, seconds, makespan) at every improvement.
 
-    moves, seconds: of the whole search; a move of the conflict-based one is an arrangement that it branches on. ended:
-    why it stopped.
+    moves, seconds: of the whole search; a move of the conflict-based one is an arrangement that it branches on. Seconds
+    are processor time, which a busy machine does not stretch. ended: why it stopped.
     """
 
     plan: Plan
@@ -124,10 +124,10 @@ def search(
         raise PlanError(f"give one of moves, at least 1, and seconds, above 0; not {moves} and {seconds}")
     shop = _shop(pipeline)
     _compiled()
-    started, done, history = time.monotonic(), 0, []
+    started, begun, done, history = time.monotonic(), time.thread_time(), 0, []
     best = _begin(pipeline, shop, rng) if start is None else _of_plan(pipeline, start)
     least = _makespan(best)
-    history.append((0, time.monotonic() - started, TICK * least))
+    history.append((0, time.thread_time() - begun, TICK * least))
     for number in itertools.count():
         state = _begin(pipeline, shop, rng) if number % 2 and number > 1 else jobshop.clone(best)
         size = int(ROUND * 1.5**number)
@@ -142,9 +142,9 @@ def search(
             done += section
             if found < least:
                 least = int(found)
-                history.append((done, time.monotonic() - started, TICK * least))
+                history.append((done, time.thread_time() - begun, TICK * least))
             if done == moves or (seconds is not None and time.monotonic() - started >= seconds):
-                return Search(_plan(pipeline, best), TICK * least, tuple(history), done, time.monotonic() - started)
+                return Search(_plan(pipeline, best), TICK * least, tuple(history), done, time.thread_time() - begun)
 
 
 def planned(
