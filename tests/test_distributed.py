@@ -1,6 +1,7 @@
 """A run on many processes is the stacked run to rounding; no rank waits for ever; what cannot be shared is refused."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,51 +180,71 @@ def test_what_is_no_run_or_cannot_be_shared_out_is_refused(alone, tmp_path, caps
     assert said in capsys.readouterr().err
 
 
-class Launch:
-    """Four processes without a launcher that would end them when one is lost; rank 0 has begun to train."""
+FORKS = """\
+import os, sys
+from swarmbook import distributed
+lost, folder, *arguments = sys.argv[1:]
+ranks = []
+for rank in range(4):
+    ranks.append(os.fork())
+    if ranks[-1] == 0:
+        os.environ["RANK"] = str(rank)
+        for stream in (1, 2):
+            os.dup2(os.open(f"{folder}/said {rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        os._exit(distributed.main(arguments))
+print(*ranks, flush=True)
+for rank in {0, 1, 2, 3} - {int(lost)}:
+    print(rank, os.waitstatus_to_exitcode(os.waitpid(ranks[rank], 0)[1]), flush=True)
+"""
 
-    def __init__(self, folder, timeout):
+
+@pytest.fixture
+def begun(tmp_path):
+    """Starts four ranks in training, without a launcher that would end them when one is lost: it, and their ids.
+
+    They are forks of one process, which loads the library once.
+    """
+    started, ids = [], []
+
+    def start(lost, timeout):
+        command = [sys.executable, "-c", FORKS, str(lost), str(tmp_path), "--timeout", timeout]
         named = {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        command = [sys.executable, "-m", "swarmbook.distributed", "--timeout", timeout, *written(folder, ENDLESS)]
-        self.processes = [
-            subprocess.Popen(
-                command,
-                env=environment(folder / "store", RANK=str(rank), **named),
-                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(4)
-        ]
+        command += written(tmp_path, ENDLESS)
+        started.append(
+            subprocess.Popen(command, env=environment(tmp_path / "store", **named), stdout=subprocess.PIPE, text=True)
+        )
+        ids.extend(map(int, started[0].stdout.readline().split()))
+        said, limit = tmp_path / "said 0", time.monotonic() + 200
+        while not (said.exists() and "\nstep 3:" in said.read_text()):
+            assert time.monotonic() < limit and started[0].poll() is None, said.read_text()
+            time.sleep(0.1)
+        return started[0], ids
 
-    def __enter__(self):
-        reader = self.processes[0].stdout
-        assert any(line.startswith("step 3:") for line in reader), self.processes[0].stderr.read()
-        threading.Thread(target=reader.read, daemon=True).start()
-        return self.processes
-
-    def __exit__(self, *_):
-        for process in self.processes:
-            process.kill()
-            process.wait()
-            process.stderr.close()
+    yield start
+    for process in ids:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    for launcher in started:
+        launcher.communicate()
 
 
-@pytest.mark.parametrize(("strike", "lost", "within"), [(signal.SIGKILL, 2, 20), (signal.SIGSTOP, 1, 40)])
-def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others(tmp_path, strike, lost, within):
-    with Launch(tmp_path, "15") as processes:
-        struck = time.monotonic()
-        processes[lost].send_signal(strike)
-        for rank in sorted({0, 1, 2, 3} - {lost}):
-            _, said = processes[rank].communicate(timeout=120)
-            assert processes[rank].returncode == 1
-            assert f"rank {rank}: rank {lost} is lost" in said
-        assert time.monotonic() - struck < within
+@pytest.mark.parametrize(("strike", "lost"), [(signal.SIGKILL, 2), (signal.SIGSTOP, 1), (signal.SIGSTOP, 0)])
+def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others_in_time(begun, tmp_path, strike, lost):
+    """Rank 0 is the hardest to lose: it keeps the store through which the others agree."""
+    launcher, ids = begun(lost, timeout="10")
+    os.kill(ids[lost], strike)
+    ended, _ = launcher.communicate(timeout=100)  # 10 s, and what a busy machine adds
+    others = sorted({0, 1, 2, 3} - {lost})
+    assert sorted(ended.splitlines()) == [f"{rank} 1" for rank in others]
+    for rank in others:
+        said = (tmp_path / f"said {rank}").read_text()
+        assert re.search(f"rank {rank}: rank {lost}(, which keeps the store that all ranks share,)? is lost", said)
 
 
 def test_ranks_that_do_not_come_are_named(alone, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert distributed.main(["--timeout", "1", *written(tmp_path, CONFIGS["in order"])]) == 1
+    monkeypatch.setattr("swarmbook.peers.JOIN", 1.0)
+    assert distributed.main([*written(tmp_path, CONFIGS["in order"])]) == 1
     assert "rank 1, 2, 3 of 4 did not come within 1 s" in capsys.readouterr().err
 
 

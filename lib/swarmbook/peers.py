@@ -23,6 +23,7 @@ from torch import Tensor
 from swarmbook.errors import TrainingError
 
 BEAT = 1.0  # seconds between two signs of life
+JOIN = 300.0  # seconds for all ranks to come: they start together, but do not load equally fast
 
 
 def world() -> tuple[int, int]:
@@ -49,7 +50,7 @@ class Peers:
     """All processes that torchrun started together, this one among them.
 
     timeout: seconds after which a rank that gives no sign of life counts as lost. Raises TrainingError that names the
-    ranks which have not come after that time. Also a context: left without an error, it waits until all leave it.
+    ranks which have not come after `JOIN` seconds. Also a context: left without an error, it waits until all leave it.
     """
 
     def __init__(self, device: torch.device, timeout: float):
@@ -59,6 +60,7 @@ class Peers:
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self._store = self._connect()
         self._call_roll()
+        self._store.set_timeout(timedelta(seconds=timeout))
         # Waiting for a rank that shows signs of life has a limit too, but a later one: the watch is to speak first.
         limit = timedelta(seconds=3 * timeout)
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -67,8 +69,13 @@ class Peers:
         self.backend = backend
         self._ways = [dist.new_group(), dist.new_group()]  # up and down
         self._done = threading.Event()
-        self._watch = threading.Thread(target=self._watching, args=(self._store.clone(),), daemon=True)
-        self._watch.start()
+        self._heard = time.monotonic()  # when the store last answered
+        self._threads = [
+            threading.Thread(target=self._watching, args=(self._store.clone(),), daemon=True),
+            threading.Thread(target=self._watching_the_store, daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> "Peers":
         return self
@@ -78,7 +85,8 @@ class Peers:
             self.flush()
             self.sum(torch.zeros(1, device=self.device))  # all have finished
             self._done.set()
-            self._watch.join()
+            for thread in self._threads:
+                thread.join()
             self.sum(torch.zeros(1, device=self.device))  # nobody watches any more
             dist.destroy_process_group()
 
@@ -133,7 +141,7 @@ class Peers:
             int(os.environ.get("MASTER_PORT", "0")),
             is_master=self.rank == 0 and not self._agents,
             wait_for_workers=False,
-            timeout=timedelta(seconds=self.timeout),
+            timeout=timedelta(seconds=JOIN),
         )
         launch = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore("/".join(("swarmbook", *launch)), store)
@@ -146,8 +154,8 @@ class Peers:
         except RuntimeError as error:
             missing = [str(rank) for rank, name in enumerate(names) if not self._store.check([name])]
             raise TrainingError(
-                f"rank {', '.join(missing)} of {self.size} did not come within {self.timeout:g} s: start one process "
-                "for each rank, or give a longer --timeout"
+                f"rank {', '.join(missing)} of {self.size} did not come within {JOIN:g} s: start one process for "
+                "each rank at the same time"
             ) from error
 
     def _watching(self, store: dist.Store) -> None:
@@ -168,6 +176,13 @@ class Peers:
                     elif time.monotonic() - seen[rank][1] > self.timeout:
                         self._end(self._agreed(rank))
             except RuntimeError:
+                self._end(None)
+            self._heard = time.monotonic()
+
+    def _watching_the_store(self) -> None:
+        """End the process if the store does not answer: who asks a host that hangs waits for ever."""
+        while not self._done.wait(BEAT):
+            if time.monotonic() - self._heard > self.timeout + 2 * BEAT:
                 self._end(None)
 
     def _agreed(self, rank: int) -> int | None:
