@@ -20,12 +20,14 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import CLAIM
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from swarmbook import cli, papers, sweep
 from swarmbook.papers import UsageError
-from swarmbook.sweep import DONE, LEFT, OUTDATED, REPAIRED, RESUMED
+from swarmbook.sweep import DONE, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
 
+PIGEON = "carrier-pigeon://1"  # no such way to talk
 PATIENCE = 300  # seconds until a test gives up; one that passes takes a small part of it
 
 # --- grids ---
@@ -257,6 +259,30 @@ def test_a_worker_without_the_files_or_with_other_code_fails_and_says_so(toy):
     strange = sweep.replace(point, notebook=point.notebook.with_name("gone.ipynb"))
     assert "a file system that all workers share" in sweep.execute(strange, {}, False).error
     assert not point.folder.exists()
+
+
+def test_a_point_that_another_sweep_executes_is_left_to_it(toy):
+    """And is found done, once that has finished."""
+    point = placed(toy(), steps=5)
+    point.folder.mkdir(parents=True)
+    with FileLock(point.folder / ".lock"):
+        assert sweep.execute(point, {}, wait=False).state == HELD
+    executed(point)
+    assert sweep.execute(point, {}, wait=False).state == DONE
+    assert not (point.folder / "begun").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, tmp_path, capsys):
+    toy()
+    (tmp_path / "file").touch()
+    assert cli.main(["sweep", "toy", "--seeds", "0", "--output", str(tmp_path / "file")]) == 2
+    assert "Not a directory; make room or make it writable, or choose another" in capsys.readouterr().err
+
+
+def test_nobody_at_an_address_is_told():
+    pytest.importorskip("distributed", reason="needs the extra cluster")
+    with pytest.raises(UsageError, match="no scheduler answers at 'carrier-pigeon://1'"), sweep.cluster(PIGEON, 1):
+        pass
 
 
 # --- sweeps that train ---

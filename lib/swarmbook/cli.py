@@ -219,6 +219,8 @@ def _sweep(options: argparse.Namespace) -> int:
         (paper, sweep.place(paper, sweep.points(paper, options.profile, seeds), options.output))
         for paper in _chosen(options.papers)
     ]
+    for _, points in sweeps:
+        sweep.prepare(points)
     failed = False
     for paper, points in sweeps:
         failed |= not _sweep_one(paper, points, options)

@@ -93,14 +93,15 @@ def _summary(paper: Paper, content: Mapping[str, Any]) -> str:
 
 
 def _figure(claim: Claim, content: Mapping[str, Any]) -> tuple[str, str]:
-    """The figure or table that a claim is read from: the nearest at or before the cell that adds the claim."""
+    """The figure or table that a claim is read from, the nearest at or before the cell that adds it, and its anchor."""
     label, anchor = "notebook", ""
+    adds = re.compile(rf"""\.add\(\s*["']{re.escape(claim.id)}["']""")  # a colour can have the name of a claim
     for cell in content["cells"]:
         if shown := papers.label_of(cell):
             label, anchor = shown, f"#cell-id={cell['id']}" if "id" in cell else ""
-        if cell["cell_type"] == "code" and re.search(rf"""["']{re.escape(claim.id)}["']""", cell["source"]):
-            break
-    return label, anchor
+        if adds.search(cell["source"]):
+            return label, anchor
+    return "notebook", ""
 
 
 def _provenance(paper: Paper) -> str:

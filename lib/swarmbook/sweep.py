@@ -288,6 +288,18 @@ def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | Non
     return found
 
 
+def prepare(points: Sequence[Point]) -> None:
+    """Make the folder of a sweep; raises UsageError if nothing can be written there."""
+    folder = points[0].folder.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        cure = "make room or make it writable, or choose another folder with --output"
+        raise UsageError(f"cannot write {folder}: {error.strerror}; {cure}") from error
+
+
 def _name(parameters: Mapping[str, Any]) -> str:
     """A readable name of a folder; with a hash where it could stand for other parameters as well."""
     exact = ",".join(f"{name}={value}" for name, value in parameters.items() if name != "profile")

@@ -28,7 +28,7 @@ from swarmbook.store import Record, Store, key_of
 if TYPE_CHECKING:
     import pandas as pd
 
-TOLERANCE = 0.01  # of the greatest number that a run records of the same metric
+TOLERANCE = 1e-3  # of the greatest number that a run records of the same metric; seeds differ by some 5e-3
 COUNTED = ("failure", "ledger")  # metrics that follow from the configuration: the same everywhere
 ALIKE = ("device", "torch", "threads", "compiled", "packed")  # provenance that decides how numbers are rounded
 VOLATILE = {  # in what notebooks show
