@@ -225,7 +225,7 @@ class Block(Fleet):
 
     def _draw(self, r: int, seed: int, shape: Shape) -> None:
         """Draw all weights of a replica, one stage at a time, as a Fleet of the whole run does, and keep our own."""
-        generator = fleet._generator(seed)
+        generator = fleet.generator_of(seed)
         ends = {name: torch.empty(size) for name, size in shape.ends_shapes.items()}
         model.draw(ends, generator)
         for name, weight in self.outer.items():
@@ -410,9 +410,9 @@ class Share:
         self.run, self.grid, self.peers = run, grid, peers
         self.step, self.started = 0, time.monotonic()
         tokens = data.tokens(run.data, "train", run.tokenizer, run.data_limit)
-        self.batches = training._batches(run, tokens)
+        self.batches = training.batches_of(run, tokens)
         self.shape = training.shape_of(run, tokens.vocabulary)
-        costly = training._flops([run], self.shape) > training.COMPILE_FLOPS[peers.device.type] * grid.ranks
+        costly = training.expected_flops([run], self.shape) > training.COMPILE_FLOPS[peers.device.type] * grid.ranks
         self.block = Block(run, self.shape, grid, peers, "auto" if costly else False)
         self.adam = Adam(self.block, run.lr)
         self._round()
@@ -486,7 +486,7 @@ class Share:
 
     def loss(self, domain: str) -> float:
         """Mean loss of all replicas on the held-out sequences of a domain."""
-        run, held_out = self.run, training._held_out(self.run, domain)  # [1, N, T + 1]
+        run, held_out = self.run, training.held_out_of(self.run, domain)  # [1, N, T + 1]
         M = math.gcd(run.microbatches, held_out.shape[1])
         tokens = torch.as_tensor(held_out, device=self.block.device).unflatten(1, (M, -1))
         tokens = tokens.expand(run.replicas, *tokens.shape[1:])  # [R, M, B, T + 1]
@@ -525,7 +525,7 @@ class Share:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-            "device": training._device_name(self.block.device),
+            "device": training.device_name(self.block.device),
             "threads": torch.get_num_threads(),
             "compiled": bool(self.block.compiled),
             "packed": 1,

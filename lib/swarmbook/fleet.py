@@ -70,7 +70,7 @@ class Fleet:
         if self.device.type == "cpu":
             keep_freed_memory()
         for r, seed in enumerate(seeds):
-            generator = _generator(seed)
+            generator = generator_of(seed)
             model.draw(self.ends(r), generator)
             for s in range(shape.stages):
                 model.draw(self.stage(r, s), generator)
@@ -111,7 +111,7 @@ class Fleet:
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
         """Draw a fresh random stage, or fresh ends, in place."""
-        model.draw(self.stage(replica, stage), _generator(seed))
+        model.draw(self.stage(replica, stage), generator_of(seed))
 
     @torch.no_grad()
     def gradients(self, tokens, cells: np.ndarray | None = None, at_once: int | None = None) -> Tensor:
@@ -498,6 +498,7 @@ def _multiply(gradient: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         torch.baddbmm(gradient, a.mT, b, out=gradient)
 
 
-def _generator(seed: int) -> torch.Generator:
+def generator_of(seed: int) -> torch.Generator:
+    """What draws the initial weights of a replica, or of a stage that is drawn anew."""
     # torch's CPU generator reads 32 bits of a seed only; SeedSequence spreads seeds of any size over them.
     return torch.Generator().manual_seed(int(np.random.SeedSequence(int(seed)).generate_state(1)[0]))

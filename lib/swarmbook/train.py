@@ -111,16 +111,16 @@ class Pack:
         self.begin = self.step = first.start.steps if first.start else 0
         self.started, self.seconds, self.trained = time.monotonic(), 0.0, 0
         tokens = {run.data: data.tokens(run.data, "train", run.tokenizer, run.data_limit) for run in pack}
-        held_out = {source: _held_out(first, source) for source in tokens}
+        held_out = {source: held_out_of(first, source) for source in tokens}
         each = [held_out[run.data] for run in pack for _ in range(run.replicas)]
         self.held_out = each[0] if len(tokens) == 1 else np.concatenate(each)  # [1 or R, N, T + 1]
-        self.batches = [_batches(run, tokens[run.data]) for run in pack]
+        self.batches = [batches_of(run, tokens[run.data]) for run in pack]
         self.traces = [trace(run) for run in pack]  # each bool [steps, R, S + 1], the last column the ends
         starts_of = [(run, 0 if run.common_start else r) for run in pack for r in range(run.replicas)]
         seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run, r in starts_of]
         shape = shape_of(first, tokens[first.data].vocabulary)
         self.at_once, checkpointing = _fitting(pack, device)  # asked before the weights take their memory
-        compile = "auto" if _flops(pack, shape) > COMPILE_FLOPS[device_of(device).type] else False
+        compile = "auto" if expected_flops(pack, shape) > COMPILE_FLOPS[device_of(device).type] else False
         self.fleet = Fleet(shape, seeds, device, first.precision, compile, checkpointing)
         self.adam = Adam(self.fleet, first.lr)
         self._round()
@@ -207,7 +207,7 @@ class Pack:
     def finish(self) -> None:
         """What is measured at the end: losses on further domains, the ledger, and the probes that runs ask for."""
         for domain in dict.fromkeys(domain for run in self.runs for domain in run.evaluate_on):
-            losses = self.validation_loss(tokens=_held_out(self.runs[0], domain))
+            losses = self.validation_loss(tokens=held_out_of(self.runs[0], domain))
             asked = [loss if domain in run.evaluate_on else None for run, loss in zip(self.runs, losses, strict=True)]
             self._record("domain loss", asked, label=domain)
         for i in self.healthy:
@@ -285,7 +285,7 @@ class Pack:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-            "device": _device_name(self.fleet.device),
+            "device": device_name(self.fleet.device),
             "threads": torch.get_num_threads(),
             "compiled": bool(self.fleet.compiled),
             "packed": len(self.runs),
@@ -476,7 +476,7 @@ class Pack:
             outer.load_state_dict(state["outers"][i])
 
 
-def _batches(run: RunConfig, tokens: data.Tokens) -> data.Batches | data.Shards:
+def batches_of(run: RunConfig, tokens: data.Tokens) -> data.Batches | data.Shards:
     """What a run trains on; `tokens` are those of all its domains."""
     per_step = run.replicas, run.microbatches, run.batch
     if run.shards == "mixed":
@@ -487,7 +487,7 @@ def _batches(run: RunConfig, tokens: data.Tokens) -> data.Batches | data.Shards:
     return data.Shards(sources, run.sequence, per_step, run.seeds("batches"))
 
 
-def _held_out(run: RunConfig, domain: str) -> np.ndarray:
+def held_out_of(run: RunConfig, domain: str) -> np.ndarray:
     """The held-out sequences [1, N, T + 1] of a domain."""
     limit = run.data_limit and run.held_out * run.sequence + 1  # an endless source: no more than needed
     tokens = data.tokens(domain, "validation", run.tokenizer, limit)
@@ -505,7 +505,7 @@ def shape_of(config: RunConfig, vocabulary: int) -> Shape:
     )
 
 
-def _flops(pack: Sequence[RunConfig], shape: Shape) -> float:
+def expected_flops(pack: Sequence[RunConfig], shape: Shape) -> float:
     """Rule of thumb: 6 per parameter and token."""
     return 6.0 * shape.parameters * pack[0].tokens_per_step * pack[0].steps * len(pack)
 
@@ -533,7 +533,8 @@ def _memory(device: str) -> float:
     return 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The kind of device, for provenance."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
