@@ -138,12 +138,11 @@ def seconds(chosen: Mapping[str, tuple[Record, RunConfig]], known: Mapping[str, 
     def add(record: Record, config: RunConfig) -> float:
         own = record.provenance["seconds"] / record.provenance["packed"]
         times[record.key] = own
-        if config.start is not None:
-            key = config.start.key
-            if key in known:
-                add(*known[key])
+        for parent in config.parents:
+            if parent.key in known:
+                add(*known[parent.key])
             else:
-                times[key] = own * config.start.steps / (config.steps - config.start.steps)
+                times[parent.key] = own * parent.steps / (config.steps - (parent.steps if config.start else 0))
         return own
 
     for record, config in chosen.values():
