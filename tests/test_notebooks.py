@@ -121,12 +121,11 @@ def test_notebook_runs_from_nothing(path, tmp_path):
 
 @each_notebook
 @pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
-def test_every_profile_configures_its_runs(path, profile, monkeypatch):
+def test_every_profile_configures_its_runs(path, profile, monkeypatch, tmp_path):
     """As far as the first training: sizes that make no model, or unknown fields, are found without a GPU or a hub.
 
-    Planners search for a moment only.
+    Planners search for a moment only, and what they find is not kept.
     """
-
     notebook = nbformat.read(path, as_version=4)
     if not any("swarmbook.runs" in cell.source for cell in notebook.cells):
         pytest.skip("trains nothing")
@@ -138,6 +137,7 @@ def test_every_profile_configures_its_runs(path, profile, monkeypatch):
         raise Reached(len(configs))
 
     monkeypatch.chdir(path.parent)
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path))
     monkeypatch.setattr("swarmbook.runs.run", stop)
     monkeypatch.setattr("swarmbook.planner.search", lambda *given, **named: search(*given, **{**named, "moves": 500}))
     names: dict = {}

@@ -45,15 +45,19 @@ def lane(
     return line[1:]
 
 
-def training_flops(expert: RunConfig) -> int:
-    """FLOPs of all that an expert was trained for after its seed model: the budget that HDEE holds equal."""
+def training_flops(expert: RunConfig, vocabulary: int | None = None) -> int:
+    """FLOPs of all that an expert was trained for after its seed model: the budget that HDEE holds equal.
+
+    vocabulary: to spare fetching the tokenizer, which has it.
+    """
     from swarmbook.ledger import flops
     from swarmbook.train import shape_of
 
+    vocabulary = vocabulary or data.tokenizer(expert.tokenizer).get_vocab_size()
     total = 0
     while expert.parents:
         (parent,) = expert.parents
-        shape = shape_of(expert, data.tokenizer(expert.tokenizer).get_vocab_size())
+        shape = shape_of(expert, vocabulary)
         steps = expert.steps - (parent.steps if expert.start else 0)
         total += 3 * steps * flops(shape, expert.tokens_per_step, expert.sequence)
         expert = parent
