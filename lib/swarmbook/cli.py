@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Execute notebooks. Recorded and stored runs are used where they match.",
         epilog="Exit status: 0 all went well, 1 a notebook failed, 2 wrong usage, 130 interrupted.",
     )
-    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
+    _papers_of(command)
     command.add_argument("--profile", metavar="NAME", help=f"size of the runs: {', '.join(papers.PROFILES)}")
     command.add_argument("--fresh", action="store_true", help="train anew, without recorded and stored runs")
     command.add_argument(
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "the claims. Points that are finished are not executed again: after an interruption, start the same again.",
         epilog="Exit status: 0 all points are done, 1 some failed or are left, 2 wrong usage, 130 interrupted.",
     )
-    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
+    _papers_of(command)
     command.add_argument("--profile", metavar="NAME", help=f"size of the runs: {', '.join(papers.PROFILES)}")
     command.add_argument("--seeds", metavar="0-4", help="one point for each of these seeds, in place of sweep.yaml's")
     command.add_argument("--workers", type=_count, metavar="N", help="processes here; default: one for each core")
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "and train a sample of the runs again from nothing and compare whole curves.",
         epilog="Exit status: 0 all agree, 1 something deviates or is damaged, 2 wrong usage, 130 interrupted.",
     )
-    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
+    _papers_of(command)
     size = command.add_mutually_exclusive_group()
     size.add_argument("--sample", type=_count, default=2, metavar="N", help="how many runs to train again; default: 2")
     size.add_argument("--all", action="store_true", help="train all of them again, which takes hours")
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_verify)
 
     command = commands.add_parser("report", help="build a static site of the executed notebooks and all claims")
-    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
+    _papers_of(command)
     command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/report/ in the clone")
     command.set_defaults(command=_report)
 
@@ -120,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(command=_list)
     return parser
+
+
+def _papers_of(command: argparse.ArgumentParser) -> None:
+    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
 
 
 def _count(text: str) -> int:

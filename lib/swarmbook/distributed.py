@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import sys
 import time
 from collections import defaultdict
@@ -29,20 +28,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-import swarmbook
 from swarmbook import data, fleet, model
 from swarmbook import train as training
-from swarmbook.config import NUMERICS, RunConfig, run_config
+from swarmbook.config import RunConfig, run_config
 from swarmbook.device import device_of
 from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.fleet import Fleet
 from swarmbook.ledger import Ledger, flops
 from swarmbook.model import Shape
-from swarmbook.optim import Adam, schedule
+from swarmbook.optim import Adam
 from swarmbook.papers import papers_folder
 from swarmbook.paths import Visit
 from swarmbook.peers import Letter, Peers, world
-from swarmbook.route import in_order, route_of
+from swarmbook.route import in_order, route_of, stage_visits
 from swarmbook.store import open_store
 from swarmbook.sync import SYNCS, Exchange, Outer, groups_of
 
@@ -198,7 +196,8 @@ class Block(Fleet):
     def __init__(self, run: RunConfig, shape: Shape, grid: Grid, peers: Peers, compile: bool | str):
         self.rows, self.columns = grid.cells(peers.rank)
         self.peers = peers
-        seeds = [int(run.seeds("weights", 0 if run.common_start else r).generate_state(1)[0]) for r in self.rows]
+        self._whole = shape
+        seeds = training.weight_seeds(run)[self.rows.start : self.rows.stop]
         own = replace(shape, stages=len(self.columns))
         super().__init__(own, seeds, str(peers.device), run.precision, compile)
         first, last = 0 in self.columns, shape.stages - 1 in self.columns
@@ -207,8 +206,6 @@ class Block(Fleet):
         self.outer_gradients = {name: self.outer_gradients[name] for name in held}
         whole = first and last
         self._other_end = None if whole or not held else grid.rank(self.rows[0], shape.stages - 1 if first else 0)
-        for r, seed in enumerate(seeds):
-            self._draw(r, seed, shape)
 
     def norms(self) -> Tensor:
         """As of a Fleet; the ends' norm is that of both ends, wherever they are."""
@@ -223,9 +220,9 @@ class Block(Fleet):
             self.peers.flush()
         return torch.cat([stages.T, ends.sqrt()[:, None]], 1)
 
-    def _draw(self, r: int, seed: int, shape: Shape) -> None:
+    def _draw(self, r: int, seed: int) -> None:
         """Draw all weights of a replica, one stage at a time, as a Fleet of the whole run does, and keep our own."""
-        generator = fleet.generator_of(seed)
+        shape, generator = self._whole, fleet.generator_of(seed)
         ends = {name: torch.empty(size) for name, size in shape.ends_shapes.items()}
         model.draw(ends, generator)
         for name, weight in self.outer.items():
@@ -416,7 +413,7 @@ class Share:
         self.block = Block(run, self.shape, grid, peers, "auto" if costly else False)
         self.adam = Adam(self.block, run.lr)
         self._round()
-        self.rate = schedule(run.schedule, run.lr, run.warmup, run.schedule_steps or run.steps, run.lr_floor)
+        self.rate = training.rate_of(run)
         self.outer = SharedOuter(run, self.block, grid, peers) if SYNCS[run.sync] else None
         self.ledger = Ledger()
         self.losses: list[Tensor] = []  # of every step since the last row, this rank's part of their sum over replicas
@@ -451,8 +448,7 @@ class Share:
         self.step += 1
         if self.outer:
             self.outer.step(self.step, self.ledger)
-        visits = int(((cells[..., 1] >= 0) & (cells[..., 1] < run.stages)).sum())
-        share = visits / (run.replicas * run.microbatches * run.stages)
+        share = stage_visits(cells, run.stages) / (run.replicas * run.microbatches * run.stages)
         self.ledger.add("training FLOPs", 3 * flops(self.shape, run.tokens_per_step, run.sequence, share=share))
 
     def log(self) -> None:
@@ -520,14 +516,7 @@ class Share:
     def provenance(self) -> dict:
         seconds = time.monotonic() - self.started
         return {
-            "swarmbook": swarmbook.__version__,
-            "numerics": NUMERICS,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "device": training.device_name(self.block.device),
-            "threads": torch.get_num_threads(),
-            "compiled": bool(self.block.compiled),
+            **training.versions(self.block),
             "packed": 1,
             "processes": self.grid.ranks,
             "grid": f"{self.grid.rows}x{self.grid.columns}",

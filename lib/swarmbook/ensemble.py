@@ -164,13 +164,13 @@ def perplexities(
     "weight 1", ... (mean over tokens) and "prior 1", ... where they are defined. Perplexity is exp(loss). Experts that
     are not in the store are trained first; an ensemble whose numbers are recorded or stored needs none of them.
     """
-    by_what = {_text(e.depends_on): e for e in ensembles}
+    asked = [ensemble.depends_on for ensemble in ensembles]
 
     def compute(wanted: list[dict]) -> Iterator[pd.DataFrame]:
-        for batch in _batches([by_what[_text(what)] for what in wanted]):
+        for batch in _batches([ensembles[asked.index(what)] for what in wanted]):
             yield from _scored(batch, device, show)
 
-    return computed([e.depends_on for e in ensembles], compute, recorded)
+    return computed(asked, compute, recorded)
 
 
 def table_of(log_p: np.ndarray, development: np.ndarray) -> list[tuple[str, str, float]]:
@@ -203,10 +203,6 @@ def _losses(weighting: str, log_p: np.ndarray) -> list[tuple[str, str, float]]:
     each = -log_p.mean(-1)
     error = each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan
     return [(weighting, "loss", float(each.mean())), (weighting, "error", float(error))]
-
-
-def _text(what: dict) -> str:
-    return repr(sorted(what.items()))
 
 
 def _batches(ensembles: Sequence[Ensemble]) -> Iterator[list[Ensemble]]:

@@ -14,7 +14,7 @@ from swarmbook import data
 from swarmbook.config import RunConfig, run_config
 from swarmbook.errors import ConfigError
 
-INHERITED = {"data", "start", "branch", "steps", "schedule_steps", "evaluate_on", "probes", "losses"}  # are not
+OWN = {"data", "start", "branch", "steps", "schedule_steps", "evaluate_on", "probes", "losses"}  # not its parent's
 
 
 def trained(parent: RunConfig, domain: str, steps: int, through: Sequence[int] = (), **fields) -> RunConfig:
@@ -23,7 +23,7 @@ def trained(parent: RunConfig, domain: str, steps: int, through: Sequence[int] =
     through: lengths at which other experts leave the same trajectory; this run goes on with the shorter of them, so
     that they are trained once.
     """
-    kept = {name: getattr(parent, name) for name in RunConfig.model_fields if name not in INHERITED}
+    kept = {name: getattr(parent, name) for name in RunConfig.model_fields if name not in OWN}
     base = {**kept, "data": domain, **fields}
     expert = None
     for length in [*sorted({n for n in through if n < steps}), steps]:

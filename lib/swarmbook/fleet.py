@@ -70,10 +70,7 @@ class Fleet:
         if self.device.type == "cpu":
             keep_freed_memory()
         for r, seed in enumerate(seeds):
-            generator = generator_of(seed)
-            model.draw(self.ends(r), generator)
-            for s in range(shape.stages):
-                model.draw(self.stage(r, s), generator)
+            self._draw(r, seed)
 
     def stage(self, replica: int, stage: int) -> dict[str, Tensor]:
         """Weights of one cell, views to read or write in place, each [layers_per_stage, ...]; stage S is the ends."""
@@ -277,6 +274,13 @@ class Fleet:
             weight[:, :, chosen] = state[f"layers.{name}"].to(self.device)
         for name, weight in self.outer.items():
             weight[chosen] = state[f"ends.{name}"].to(self.device)
+
+    def _draw(self, r, seed):
+        """Initial weights of a replica: its ends, then stage after stage."""
+        generator = generator_of(seed)
+        model.draw(self.ends(r), generator)
+        for s in range(self.shape.stages):
+            model.draw(self.stage(r, s), generator)
 
     def _forward(self, group, tokens, kept=None):
         """Embed tokens [r, M, B, T] and send them along the route to the heads: [r, M * B * T, D]."""

@@ -271,6 +271,11 @@ def _visits(layout: Sequence, routes: Sequence) -> int:
 _EXCHANGES = 400  # attempted per path; a few are enough where it can be done at all
 
 
+def stage_visits(cells: np.ndarray, stages: int) -> int:
+    """How many stages all microbatches of a route [P, R, M, 2] go through together, skipped ones and heads left out."""
+    return int(((cells[..., 1] >= 0) & (cells[..., 1] < stages)).sum())
+
+
 def side_by_side(routes: Sequence[np.ndarray], stages: int) -> np.ndarray:
     """Routes of several runs, each [P, R, M, 2] with replicas from 0, as one route of all their replicas.
 

@@ -114,14 +114,15 @@ def run(
     too. Raises `TrainingError` for runs that diverge, after all others are finished and stored.
     """
     store = store or open_store(recorded=[Path(recorded)])
-    by_key = {config.key: config for config in configs}
-    if begun_by := {parent for config in configs if store.get(config.key) is None for parent in config.parents}:
-        _keep_states(begun_by, store, device, show)
+    keys = [config.key for config in configs]
+    by_key = dict(zip(keys, configs, strict=True))
     while missing := [key for key in by_key if store.get(key) is None]:
-        if not _train({key: by_key[key] for key in missing}, by_key, store, device, show, keep):
-            store.wait(missing)
+        _keep_states({parent for key in missing for parent in by_key[key].parents}, store, device, show)
+        left = {key: by_key[key] for key in missing if store.get(key) is None}
+        if left and not _train(left, by_key, store, device, show, keep):
+            store.wait(left)
     _note(by_key)
-    return Runs(configs, [store.get(config.key) for config in configs])
+    return Runs(configs, [store.get(key) for key in keys])
 
 
 def computed(
@@ -137,7 +138,8 @@ def computed(
     tables in that order; each is kept as soon as it comes. Tables as for `Store.put`.
     """
     store = store or open_store(recorded=[Path(recorded)])
-    by_key = {key_of({"computed": what}): what for what in wanted}
+    keys = [key_of({"computed": what}) for what in wanted]
+    by_key = dict(zip(keys, wanted, strict=True))
     while missing := [key for key in by_key if store.get(key) is None]:
         with store.claim(missing) as mine:
             for key, table in zip(mine, compute([by_key[key] for key in mine]) if mine else (), strict=True):
@@ -145,7 +147,7 @@ def computed(
         if not mine:
             store.wait(missing)
     _note(by_key)
-    return [store.get(key_of({"computed": what})).metrics for what in wanted]
+    return [store.get(key).metrics for key in keys]
 
 
 def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: str, show: bool, keep: bool) -> bool:

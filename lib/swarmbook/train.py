@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from swarmbook.model import Shape
 from swarmbook.optim import Adam, schedule
 from swarmbook.probes import PROBES
 from swarmbook.recovery import RULES, Lost
-from swarmbook.route import route_of, side_by_side
+from swarmbook.route import route_of, side_by_side, stage_visits
 from swarmbook.store import Progress
 from swarmbook.sync import SYNCS, Outer
 
@@ -116,17 +116,14 @@ class Pack:
         self.held_out = each[0] if len(tokens) == 1 else np.concatenate(each)  # [1 or R, N, T + 1]
         self.batches = [batches_of(run, tokens[run.data]) for run in pack]
         self.traces = [trace(run) for run in pack]  # each bool [steps, R, S + 1], the last column the ends
-        starts_of = [(run, 0 if run.common_start else r) for run in pack for r in range(run.replicas)]
-        seeds = [int(run.seeds("weights", r).generate_state(1)[0]) for run, r in starts_of]
+        seeds = [seed for run in pack for seed in weight_seeds(run)]
         shape = shape_of(first, tokens[first.data].vocabulary)
         self.at_once, checkpointing = _fitting(pack, device)  # asked before the weights take their memory
         compile = "auto" if expected_flops(pack, shape) > COMPILE_FLOPS[device_of(device).type] else False
         self.fleet = Fleet(shape, seeds, device, first.precision, compile, checkpointing)
         self.adam = Adam(self.fleet, first.lr)
         self._round()
-        self.rate = schedule(
-            first.schedule, first.lr, first.warmup, first.schedule_steps or first.steps, first.lr_floor
-        )
+        self.rate = rate_of(first)
         cells = (len(seeds), first.stages + 1)
         self.norms = torch.ones(cells)
         self.rebuilt = np.full(cells, -1)  # [R, S + 1], the step at which each cell's learning rate was raised
@@ -280,14 +277,7 @@ class Pack:
         """How the numbers came about; everything here may differ between two runs of one key."""
         seconds = time.monotonic() - self.started
         return {
-            "swarmbook": swarmbook.__version__,
-            "numerics": NUMERICS,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "device": device_name(self.fleet.device),
-            "threads": torch.get_num_threads(),
-            "compiled": bool(self.fleet.compiled),
+            **versions(self.fleet),
             "packed": len(self.runs),
             "seconds": round(self.seconds + seconds, 1),
             "tokens_per_second": round(self.trained / seconds),
@@ -435,7 +425,7 @@ class Pack:
             return None
         stages = self.runs[0].stages
         routes = [route_of(run, self.step) for run in self.runs]
-        self.visits = [int(((cells[..., 1] >= 0) & (cells[..., 1] < stages)).sum()) for cells in routes]
+        self.visits = [stage_visits(cells, stages) for cells in routes]
         return side_by_side(routes, stages)
 
     def _outers(self) -> Iterator[tuple[int, Outer]]:
@@ -533,8 +523,32 @@ def _memory(device: str) -> float:
     return 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def device_name(device: torch.device) -> str:
-    """The kind of device, for provenance."""
+def weight_seeds(run: RunConfig) -> list[int]:
+    """One for each replica: what its initial weights are drawn with."""
+    starts = [0 if run.common_start else r for r in range(run.replicas)]
+    return [int(run.seeds("weights", r).generate_state(1)[0]) for r in starts]
+
+
+def rate_of(run: RunConfig) -> Callable[[int], float]:
+    """A run's learning rate at each step, counted from 0."""
+    return schedule(run.schedule, run.lr, run.warmup, run.schedule_steps or run.steps, run.lr_floor)
+
+
+def versions(fleet: Fleet) -> dict:
+    """Of what computes, and on what: the part of the provenance that does not depend on how a run is shared out."""
+    return {
+        "swarmbook": swarmbook.__version__,
+        "numerics": NUMERICS,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": _device_name(fleet.device),
+        "threads": torch.get_num_threads(),
+        "compiled": bool(fleet.compiled),
+    }
+
+
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
