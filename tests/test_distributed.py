@@ -228,10 +228,6 @@ def begun(tmp_path):
         launcher.communicate()
 
 
-@pytest.mark.skipif(
-    not os.environ.get("SWARMBOOK_FAULTS"),
-    reason="failed once in six times, for a reason not yet known: set SWARMBOOK_FAULTS=1 to run it",
-)
 @pytest.mark.parametrize(("strike", "lost"), [(signal.SIGKILL, 2), (signal.SIGSTOP, 1), (signal.SIGSTOP, 0)])
 def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others_in_time(begun, tmp_path, strike, lost):
     """Rank 0 is the hardest to lose: it keeps the store through which the others agree."""

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -57,6 +57,7 @@ class Peers:
         self.rank, self.size = world()
         self.device, self.timeout = device, timeout
         self._sent: list[tuple[int, dist.Work, Tensor]] = []
+        self._blamed: int | None = None
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
         self._store = self._connect()
         self._call_roll()
@@ -168,7 +169,7 @@ class Peers:
             try:
                 store.set(f"beat {self.rank}", str(beats))
                 if store.check(["lost"]):
-                    self._end(int(store.get("lost")))
+                    self._end(self._agreed(int(store.get("lost"))))
                 for rank in others:
                     beat = store.get(f"beat {rank}").decode()
                     if beat != seen[rank][0]:
@@ -186,11 +187,22 @@ class Peers:
                 self._end(None)
 
     def _agreed(self, rank: int) -> int | None:
-        """Blame a rank; the one to blame is whom the first to notice did. None: the store is gone as well."""
+        """Blame a rank; the one to blame is whom the first to notice did. None: the store is gone as well.
+
+        Who keeps the store stays until the others know, for with it the note would go, and they would blame its keeper.
+        """
+        if self._blamed is not None:
+            return self._blamed
         try:
-            return int(self._store.compare_set("lost", "", str(rank)))
+            self._blamed = int(self._store.compare_set("lost", "", str(rank)))
         except RuntimeError:
             return rank if self._agents else 0
+        with suppress(RuntimeError):
+            self._store.set(f"told {self.rank}", "")
+            if self.rank == 0 and not self._agents:
+                others = {*range(self.size)} - {self.rank, self._blamed}
+                self._store.wait([f"told {other}" for other in others], timedelta(seconds=self.timeout / 2))
+        return self._blamed
 
     def _end(self, lost: int | None) -> None:
         if self._done.wait(BEAT):  # time for the main thread to say so itself, or for a run that has ended
