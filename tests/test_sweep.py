@@ -221,7 +221,7 @@ def test_a_mark_follows_parameters_code_and_published_numbers_and_nothing_else(t
     nbformat.write(notebook, path)
     assert placed(path, steps=5).mark != published
     monkeypatch.setattr(sweep, "version", lambda: "other")
-    assert placed(path, steps=5).library == "other"
+    assert placed(path, steps=5).code == "other"
 
 
 def test_names_of_points_are_readable_and_their_own():
@@ -254,7 +254,7 @@ def test_dask_missing_is_named_with_its_extra(monkeypatch):
 
 def test_a_worker_without_the_files_or_with_other_code_fails_and_says_so(toy):
     point = placed(toy(), steps=5)
-    strange = sweep.replace(point, library="0123")
+    strange = sweep.replace(point, code="0123")
     assert "has other code of swarmbook" in sweep.execute(strange, {}, False).error
     strange = sweep.replace(point, notebook=point.notebook.with_name("gone.ipynb"))
     assert "a file system that all workers share" in sweep.execute(strange, {}, False).error

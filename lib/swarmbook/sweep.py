@@ -267,7 +267,7 @@ class Point:
     notebook: Path
     parameters: dict[str, Any]
     folder: Path
-    library: str  # which code executes it
+    code: str  # a hash of the library that executes it
     mark: str
 
     @property
@@ -278,13 +278,13 @@ class Point:
 def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | None = None) -> list[Point]:
     """The points of a sweep in folders below `output`, by default `runs/sweeps/<paper>-<profile>` beside `papers/`."""
     root = paper.notebook.parents[2] / "runs" / "sweeps" if output is None else Path(output).absolute()
-    notebook, library = _content(paper.notebook), version()
+    notebook, code = _content(paper.notebook), version()
     found = []
     for values in parameters:
         name = _name(values)
-        mark = key_of({"parameters": values, "notebook": notebook, "library": library})
+        mark = key_of({"parameters": values, "notebook": notebook, "code": code})
         folder = root / f"{paper.name}-{values['profile']}" / name
-        found.append(Point(name, paper.notebook, values, folder, library, mark))
+        found.append(Point(name, paper.notebook, values, folder, code, mark))
     return found
 
 
@@ -363,11 +363,11 @@ def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome
     if not point.notebook.exists():
         shared = "a sweep needs the clone and its runs in a file system that all workers share"
         return Outcome(point, FAILED, error=f"the worker on {socket.gethostname()} has no {point.notebook}: {shared}")
-    if (ours := version()) != point.library:
+    if (ours := version()) != point.code:
         return Outcome(
             point,
             FAILED,
-            error=f"the worker on {socket.gethostname()} has other code of swarmbook ({ours}, not {point.library}): "
+            error=f"the worker on {socket.gethostname()} has other code of swarmbook ({ours}, not {point.code}): "
             "install the same version there, and restart it",
         )
     with _alone:
@@ -385,7 +385,7 @@ def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome
                 shutil.rmtree(leftover, ignore_errors=True)
             begun = point.folder / "begun"
             begun.touch()
-            stamp = {"mark": point.mark, "parameters": point.parameters, "library": point.library}
+            stamp = {"mark": point.mark, "parameters": point.parameters, "code": point.code}
             error = ""
             try:
                 paper = papers.read(point.notebook)
