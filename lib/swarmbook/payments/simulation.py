@@ -1,7 +1,8 @@
 """Messages and clocks: who gets what when, decided by a seed or by an adversary, and written down.
 
-- a `Simulation` delivers messages by virtual time from a heap; delays come from a function of sender, receiver and
-  message, which is how networks with a bound, with tables of delays or with an adversary are made (`within`, `unit`)
+- a `Simulation` delivers messages by virtual time; delays come from a function of sender, receiver and message, which is
+  how networks with a bound, with tables of delays or with an adversary are made (`within`, `unit`). A heap orders the
+  times; what is due at one time, often messages to all members of a committee, waits there in the order of sending
 - an `Asynchronous` one has no clock that messages obey: a chooser picks any pending message, or the next timer; it may
   deliver one again; `patience` bounds for how many steps one can be passed over, which makes every schedule fair
 - a `Node` reacts to messages and to timers of its own clock, which is off by its skew
@@ -18,8 +19,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from swarmbook.errors import ConfigError
-
-LATE = 2**48  # numbers of timers are above those of all messages
 
 
 class Event(NamedTuple):
@@ -97,7 +96,9 @@ class Simulation:
         self.sent = self.events = 0
         self.trace: list[Event] | None = [] if trace else None
         self._number = 0
-        self._heap: list[tuple] = []
+        self._times: list[float] = []  # a heap of the times at which anything is due, each once
+        self._due: dict[float, list[tuple]] = {}  # the messages of each of these, (to, sender, message, number)
+        self._timers: dict[float, list[tuple]] = {}  # and the timers, which come after them; likewise, sender None
 
     def send(self, sender: Node, to: Node, message: object) -> None:
         """Send as this node would; a faulty one may do something else instead."""
@@ -116,10 +117,14 @@ class Simulation:
             for to in nodes:
                 self.send(sender, to, message)
             return
-        number, now, delay, heap = self._number, self.now, self.delay, self._heap
+        number, now, delay, due = self._number, self.now, self.delay, self._due
         for to in nodes:
             number += 1
-            heappush(heap, (now + delay(sender, to, message), number, to, sender, message))
+            time = now + delay(sender, to, message)
+            if time not in due:
+                due[time] = []
+                heappush(self._times, time)
+            due[time].append((to, sender, message, number))
         self.sent += number - self._number
         self._number = number
 
@@ -134,17 +139,26 @@ class Simulation:
                 delay = self.delay(sender, to, message)
         if self.trace is not None:
             self.trace.append(Event(self.now, "send", sender.name, to.name, message, number))
-        heappush(self._heap, (self.now + delay, number, to, sender, message))
+        self._at(self.now + delay).append((to, sender, message, number))
 
     def timer(self, node: Node, time: float, call: Callable, arguments: tuple = ()) -> None:
         """Call at a time of the simulation; messages that arrive at the very same time come first."""
         self._number += 1
-        heappush(self._heap, (max(time, self.now), LATE + self._number, node, None, (call, arguments)))
+        time = max(time, self.now)
+        self._at(time)
+        self._timers.setdefault(time, []).append((node, None, (call, arguments), self._number))
+
+    def _at(self, time: float) -> list[tuple]:
+        """The messages due at a time."""
+        if time not in self._due:
+            self._due[time] = []
+            heappush(self._times, time)
+        return self._due[time]
 
     @property
     def next(self) -> float:
         """When the next event is due; infinite if nothing is left."""
-        return self._heap[0][0] if self._heap else float("inf")
+        return self._times[0] if self._times else float("inf")
 
     def note(self, node: Node, text: str) -> None:
         """Write a change of state into the trace."""
@@ -153,18 +167,30 @@ class Simulation:
 
     def run(self, until: float = float("inf")) -> float:
         """Deliver until nothing is left, or the next event lies after `until`; returns the time."""
-        heap, tracing = self._heap, self.trace is not None
-        count = 0
-        while heap and heap[0][0] <= until:
-            self.now, number, node, sender, message = heappop(heap)
-            count += 1
-            if tracing or node.faults:
-                self.deliver(node, sender, message, number)
-            elif sender is None:
-                message[0](*message[1])
-            else:
-                node.on[message.__class__](node, sender, message)
-        self.events += count
+        times, tracing = self._times, self.trace is not None
+        while times and times[0] <= until:
+            now = self.now = times[0]
+            messages, timers = self._due[now], self._timers.setdefault(now, [])
+            done = rung = 0
+            try:
+                while done < len(messages) or rung < len(timers):  # more may come while these are delivered
+                    if done < len(messages):
+                        node, sender, message, number = messages[done]
+                        done += 1
+                    else:
+                        node, sender, message, number = timers[rung]
+                        rung += 1
+                    if tracing or node.faults:
+                        self.deliver(node, sender, message, number)
+                    elif sender is None:
+                        message[0](*message[1])
+                    else:
+                        node.on[message.__class__](node, sender, message)
+            finally:
+                self.events += done + rung
+                del messages[:done], timers[:rung]
+            heappop(times)
+            del self._due[now], self._timers[now]
         return self.now
 
     def deliver(self, node: Node, sender: Node | None, message: object, number: int) -> None:
@@ -204,6 +230,7 @@ class Asynchronous(Simulation):
         self.choices: list[int] = []
         self._pool: list[list] = []
         self._oldest: deque[list] = deque()
+        self._clocks: list[tuple] = []  # timers, by time and number
 
     def send_all(self, sender: Node, nodes: Iterable[Node], message: object) -> None:
         for to in nodes:
@@ -215,6 +242,15 @@ class Asynchronous(Simulation):
         if self.trace is not None:
             self.trace.append(Event(self.now, "send", sender.name, to.name, message, self._number))
         self._enter(to, sender, message, self._number)
+
+    def timer(self, node: Node, time: float, call: Callable, arguments: tuple = ()) -> None:
+        self._number += 1
+        heappush(self._clocks, (max(time, self.now), self._number, node, (call, arguments)))
+
+    @property
+    def next(self) -> float:
+        """When the next timer is due; messages have no time."""
+        return self._clocks[0][0] if self._clocks else float("inf")
 
     def _enter(self, to: Node, sender: Node, message: object, number: int) -> None:
         entry = [len(self._pool), self.events, to, sender, message, number]
@@ -229,7 +265,7 @@ class Asynchronous(Simulation):
 
     def step(self, until: float = float("inf")) -> bool:
         """Deliver one message, or let one timer go off; False if nothing is left."""
-        due = bool(self._heap) and self._heap[0][0] <= until
+        due = bool(self._clocks) and self.next <= until
         candidates = len(self._pool) + due
         if not candidates:
             return False
@@ -242,7 +278,7 @@ class Asynchronous(Simulation):
         self.choices.append(index)
         self.events += 1
         if index == len(self._pool):
-            time, number, node, _, message = heappop(self._heap)
+            time, number, node, message = heappop(self._clocks)
             self.now = max(self.now, time)
             self.deliver(node, None, message, number)
             return True
