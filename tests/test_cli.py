@@ -29,7 +29,9 @@ def committed(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"], ["list", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["export", "--help"], ["list"], ["list", "--json"]]
+)
 def test_help_and_list_load_no_heavy_library(toy, arguments):
     toy()
     code = (
@@ -83,6 +85,12 @@ def test_options_reach_the_kernel(toy, tmp_path):
         (["run", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["run", "-p", "steps"], "expected 2 arguments"),
         (["prove"], "invalid choice: 'prove'"),
+        (
+            ["export", "0123456789abcdef0123", "model"],
+            "'0123456789abcdef0123' is neither a JSON file nor the key of a run",
+        ),
+        (["export", "run.json", "model", "--replica", "1", "--mean"], "--mean: not allowed with argument --replica"),
+        (["export", "run.json"], "required: FOLDER"),
         ([], "required"),
     ],
 )
@@ -199,6 +207,31 @@ def test_record_keeps_the_runs_that_were_noted_and_the_notebook_as_a_reader_gets
     assert [file.name for file in (path.parent / "runs").iterdir()] == [f"{key}.parquet"]
     assert nbformat.read(path, 4).cells[-1].outputs[0].text == "from the record\n"
     assert papers.read(path).runs == 1
+
+
+def test_export(toy, tmp_path, monkeypatch, capfd):
+    """A run that nobody has trained, by its configuration; then its replicas by its key, without training again."""
+    toy()
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    sizes = {"stages": 2, "width": 8, "heads": 2, "hidden": 8, "sequence": 8, "batch": 1, "held_out": 4}
+    fields = {"data": "stories_toy", **sizes, "steps": 4, "log_every": 2, "evaluate_every": 2, "replicas": 2}
+    Path("run.json").write_text(json.dumps(fields))
+    assert cli.main(["export", "run.json", "model"]) == 2
+    assert "swarmbook export: the run has 2 replicas: choose one of 0..1" in capfd.readouterr().err
+    assert cli.main(["export", "run.json", "model", "--replica", "1"]) == 0
+    told, exported = capfd.readouterr().out.splitlines()
+    key = told.split()[4]
+    assert told == f"the weights of run {key} are not kept: it is trained now, 4 steps in all"
+    assert exported == "exported  model"
+    assert cli.main(["export", key, "middle", "--mean"]) == 0
+    assert capfd.readouterr() == ("exported  middle\n", "")
+    assert f"# Run {key}, the mean of 2 replicas" in Path("middle/README.md").read_text()
+    assert cli.main(["export", key, "middle", "--mean"]) == 2
+    assert "middle is there already and no empty folder: name another" in capfd.readouterr().err
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert cli.main(["export", key, "other", "--mean"]) == 1
+    assert "cannot write" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("workflow", sorted(WORKFLOWS.glob("*.yml")), ids=lambda path: path.stem)

@@ -1,8 +1,9 @@
 """The command line: `run` executes the papers' notebooks, `sweep` does so at every point of a grid, `verify` trains
-recorded runs again and compares, `report` makes a site of them, `list` shows what the notebooks say.
+recorded runs again and compares, `report` makes a site of them, `export` writes a run's model for transformers, `list`
+shows what the notebooks say.
 
-Exit status: 0 all went well, 1 a notebook failed or a run deviates, 2 a wrong name, type or option, 130 interrupted by
-Ctrl-C.
+Exit status: 0 all went well, 1 a notebook failed, a run deviates or a file cannot be written, 2 a wrong name, type or
+option, 130 interrupted by Ctrl-C.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 
 from swarmbook import __version__, papers
 from swarmbook.claims import Claim
+from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.papers import NotebookError, Paper, UsageError
 
 
@@ -31,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         return options.command(options)
-    except UsageError as error:
+    except (UsageError, ConfigError) as error:
         print(f"swarmbook {options.name}: {error}", file=sys.stderr)
         return 2
-    except (NotebookError, ConnectionError) as error:
+    except (NotebookError, StoreError, DataError, TrainingError, ConnectionError) as error:
         print(f"swarmbook {options.name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -48,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swarmbook", description="Reproduce papers, one notebook each.")
     parser.add_argument("--version", action="version", version=f"swarmbook {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="run | sweep | verify | report | list", dest="name")
+    commands = parser.add_subparsers(
+        required=True, metavar="run | sweep | verify | report | export | list", dest="name"
+    )
 
     command = commands.add_parser(
         "run",
@@ -115,6 +119,22 @@ def _parser() -> argparse.ArgumentParser:
     _papers_of(command)
     command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/report/ in the clone")
     command.set_defaults(command=_report)
+
+    command = commands.add_parser(
+        "export",
+        help="write the model of a run as a folder that transformers loads",
+        description="Write final weights, tokenizer and a model card in the format of Hugging Face. Weights that are "
+        "not kept, such as those of the recorded runs, are trained first, which is told before.",
+        epilog="Exit status: 0 the folder is there, 1 it cannot be written, 2 wrong usage, 130 interrupted.",
+    )
+    command.add_argument(
+        "run", metavar="RUN", help="the key of a recorded or finished run, or a RunConfig as JSON file"
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder, or an empty one")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--replica", type=int, metavar="N", help="of a run with several, counted from 0")
+    which.add_argument("--mean", action="store_true", help="the mean of the weights of all replicas")
+    command.set_defaults(command=_export)
 
     command = commands.add_parser("list", help="show papers, figures, claims and recorded runs")
     command.add_argument("--json", action="store_true", help="as JSON")
@@ -305,6 +325,16 @@ def _report(options: argparse.Namespace) -> int:
     chosen = _chosen(options.papers)
     output = options.output or papers.papers_folder().parent / "runs" / "report"
     print(f"report    {_short(report.build(chosen, output.absolute()))}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from swarmbook import export
+
+    run = export.read(options.run)
+    say = functools.partial(print, flush=True)
+    replica = export.MEAN if options.mean else options.replica
+    print(f"exported  {_short(export.export(run, options.folder, replica, say=say))}")
     return 0
 
 

@@ -95,6 +95,14 @@ def tokenizer(name: str = "swarmbook") -> "Tokenizer":
     return _tokenizer(_tokenizer_bytes(name))
 
 
+def end_of_text(coder: "Tokenizer") -> int:
+    """The token that closes each document; raises DataError for a tokenizer that has none we know."""
+    end = next((coder.token_to_id(token) for token in _END_OF_TEXT if coder.token_to_id(token) is not None), None)
+    if end is None:
+        raise DataError(f"the tokenizer has none of the end-of-text tokens {', '.join(_END_OF_TEXT)}; add one to it")
+    return end
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """A split of a source as token ids.
@@ -343,9 +351,7 @@ def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit
     """Ids of a batch of documents at a time, each document closed by end-of-text, `limit` in all."""
     from tqdm.auto import tqdm
 
-    end = next((coder.token_to_id(token) for token in _END_OF_TEXT if coder.token_to_id(token) is not None), None)
-    if end is None:
-        raise DataError(f"the tokenizer has none of the end-of-text tokens {', '.join(_END_OF_TEXT)}; add one to it")
+    end = end_of_text(coder)
     coder.encode_special_tokens = True  # a document that spells out a special token must not end there
     left = math.inf if limit is None else limit
     with tqdm(desc=f"tokens of {source} ({split})", total=limit, unit="", unit_scale=True, delay=2) as bar:
