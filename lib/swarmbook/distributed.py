@@ -7,8 +7,11 @@
 - activations and their gradients go from rank to rank along the route, one microbatch at a time in the order of 1F1B
   (PipeDream-Flush, arXiv 2006.09503), while the next are computed
 - what replicas exchange is sent rank to rank within a group, and all-reduced where the method connects all replicas
-- rank 0 writes the same table of metrics as stacked training does, once the run is finished. Losses and norms for that
-  table are summed over all ranks, which the methods themselves do not need
+- a stage that the run's trace kills loses its weights, and its rank rebuilds it from what other ranks send to it. With
+  `--replace`, a rank whose process is killed comes back as a new one that has lost all its cells; the others repeat the
+  step from the weights before it, which they still have: no weight is written until all ranks have their gradients
+- every rank has the same table of metrics as stacked training, and rank 0 writes it once the run is finished. Losses
+  and norms for that table are summed over all ranks, which the methods themselves do not need
 """
 
 import argparse
@@ -21,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +34,19 @@ from torch import Tensor
 
 from swarmbook import data, fleet, model
 from swarmbook import train as training
+from swarmbook.churn import trace
 from swarmbook.config import RunConfig, run_config
 from swarmbook.device import device_of
 from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.fleet import Fleet
-from swarmbook.ledger import Ledger, flops
+from swarmbook.ledger import ENTRIES, Ledger, bytes_of, flops
 from swarmbook.model import Shape
 from swarmbook.optim import Adam
 from swarmbook.papers import papers_folder
 from swarmbook.paths import Visit
-from swarmbook.peers import Letter, Peers, world
+from swarmbook.peers import Letter, LostRank, Peers, world
+from swarmbook.recovery import RULES, Lost, Strategy
+from swarmbook.replacement import Row, keep_up
 from swarmbook.route import in_order, route_of, stage_visits
 from swarmbook.store import open_store
 from swarmbook.sync import SYNCS, Exchange, Outer, groups_of
@@ -73,6 +80,16 @@ class Grid:
     def column(self, rank: int) -> list[int]:
         """The ranks that hold the same stages as this one, itself among them, in the order of their replicas."""
         return list(range(rank % self.columns, self.ranks, self.columns))
+
+    def row(self, replica: int) -> list[int]:
+        """The ranks that hold stages of a replica, in their order."""
+        first = self.rank(replica, 0)
+        return list(range(first, first + self.columns))
+
+    def holders(self, replica: int, stage: int) -> list[int]:
+        """The rank that holds a cell; of the ends, stage S, the two that hold a part of them, or one that has both."""
+        ends = self.rank(replica, 0), self.rank(replica, self.stages - 1)
+        return sorted(set(ends)) if stage == self.stages else [self.rank(replica, stage)]
 
     def __str__(self) -> str:
         lines = [f"{self.replicas} x {self.stages} cells (replica, stage) on {self.rows} x {self.columns} ranks"]
@@ -196,7 +213,7 @@ class Block(Fleet):
     def __init__(self, run: RunConfig, shape: Shape, grid: Grid, peers: Peers, compile: bool | str):
         self.rows, self.columns = grid.cells(peers.rank)
         self.peers = peers
-        self._whole = shape
+        self.whole = shape  # of the run
         seeds = training.weight_seeds(run)[self.rows.start : self.rows.stop]
         own = replace(shape, stages=len(self.columns))
         super().__init__(own, seeds, str(peers.device), run.precision, compile)
@@ -206,6 +223,21 @@ class Block(Fleet):
         self.outer_gradients = {name: self.outer_gradients[name] for name in held}
         whole = first and last
         self._other_end = None if whole or not held else grid.rank(self.rows[0], shape.stages - 1 if first else 0)
+
+    def place(self, replica: int, stage: int) -> tuple[int, int]:
+        """How the block counts a cell of the run that it holds; stage S, the ends, is its own last and one more."""
+        stage = len(self.columns) if stage == self.whole.stages else stage - self.columns.start
+        return replica - self.rows.start, stage
+
+    def initialise(self, replica: int, stage: int, seed: int) -> None:
+        """As of a Fleet: the same numbers, also for the part of the ends that is here."""
+        if stage < len(self.columns):
+            super().initialise(replica, stage, seed)
+            return
+        ends = {name: torch.empty(size) for name, size in self.whole.ends_shapes.items()}
+        model.draw(ends, fleet.generator_of(seed))
+        for name, weight in self.ends(replica).items():
+            weight.copy_(ends[name])
 
     def norms(self) -> Tensor:
         """As of a Fleet; the ends' norm is that of both ends, wherever they are."""
@@ -222,7 +254,7 @@ class Block(Fleet):
 
     def _draw(self, r: int, seed: int) -> None:
         """Draw all weights of a replica, one stage at a time, as a Fleet of the whole run does, and keep our own."""
-        shape, generator = self._whole, fleet.generator_of(seed)
+        shape, generator = self.whole, fleet.generator_of(seed)
         ends = {name: torch.empty(size) for name, size in shape.ends_shapes.items()}
         model.draw(ends, generator)
         for name, weight in self.outer.items():
@@ -401,11 +433,19 @@ class SharedOuter(Outer):
 
 
 class Share:
-    """One rank's share of a run in training; `rows` are the metrics, as stacked training has them, on rank 0."""
+    """One rank's share of a run in training; `rows` are the metrics, as stacked training has them.
+
+    A step t is three phases: stages that die are rebuilt, all is trained, and it is measured what is due. Of a run with
+    a recovery each phase ends in an exchange between all ranks, so that none is more than one exchange ahead. `place`
+    counts phases: 3 t + LOSE, 3 t + LEARN, 3 t + MEASURE; -1, before step 0, measures the initial weights.
+    """
+
+    LOSE, LEARN, MEASURE = range(3)
 
     def __init__(self, run: RunConfig, grid: Grid, peers: Peers):
         self.run, self.grid, self.peers = run, grid, peers
         self.step, self.started = 0, time.monotonic()
+        self.place: int | None = None  # until this process has all that belongs to it
         tokens = data.tokens(run.data, "train", run.tokenizer, run.data_limit)
         self.batches = training.batches_of(run, tokens)
         self.shape = training.shape_of(run, tokens.vocabulary)
@@ -415,70 +455,239 @@ class Share:
         self._round()
         self.rate = training.rate_of(run)
         self.outer = SharedOuter(run, self.block, grid, peers) if SYNCS[run.sync] else None
-        self.ledger = Ledger()
-        self.losses: list[Tensor] = []  # of every step since the last row, this rank's part of their sum over replicas
+        self.strategy = RULES[run.recovery]
+        self.trace = trace(run)
+        self.row = Row(self.block, self.adam, grid, peers)
+        self.norms = torch.ones(run.replicas, run.stages + 1)  # of all cells with a recovery, else of this rank's
+        self.rebuilt = np.full(self.adam.steps.shape, -1)  # [r, s + 1], the step that raised a cell's learning rate
+        self.ledger = Ledger()  # of this rank
+        self.costs = Ledger()  # of all ranks together
+        self.losses: list[Tensor] = []  # of every step since the last row, summed over replicas: of all with a
+        # recovery, else this rank's part
         self.rows: list[dict] = []
         self._works: tuple[bytes, list[Work]] = (b"", [])  # of the last route
 
     def train(self) -> None:
         """All steps; TrainingError if the loss is not finite any more."""
-        self.evaluate()
-        while self.step < self.run.steps:
-            self.advance()
-            if self.step % self.run.log_every == 0:
-                self.log()
-            if self.step % self.run.evaluate_every == 0 or self.step == self.run.steps:
-                self.evaluate()
-        self.log()
-        self.finish()
+        broken = False
+        while True:
+            try:
+                if broken:
+                    self.peers.meet(self.place)
+                    broken = False
+                self._take_in()
+                self._phases()
+                self.finish()
+                return
+            except LostRank:
+                broken = True  # its traceback holds connections, which are to close before all meet again
+
+    def _phases(self) -> None:
+        """From where the run is to its last step."""
+        phases = self.lose, self.advance, self.measure
+        while self.place < 3 * self.run.steps:
+            phases[self.place % 3]()
+            self.place += 1
+
+    def lose(self) -> None:
+        """The stages that the trace kills at the start of the step."""
+        if self.trace[self.step].any():
+            self._rebuild(self.trace[self.step])
 
     def advance(self) -> None:
-        """One step of training."""
+        """One step of training; no weight is written before all ranks have their gradients."""
         run = self.run
         tokens = torch.as_tensor(self.batches[self.step], device=self.block.device)
-        cells = route_of(run, self.step)
-        if self._works[0] != cells.tobytes():
-            self._works = cells.tobytes(), works_of(cells, self.grid)
-        self.losses.append(Passage(self.block, tokens, back=True).through(self._works[1], self.peers))
-        self.norms = self.block.clip(run.clip)
+        self._cells = route_of(run, self.step)
+        if self._works[0] != self._cells.tobytes():
+            self._works = self._cells.tobytes(), works_of(self._cells, self.grid)
+        loss = Passage(self.block, tokens, back=True).through(self._works[1], self.peers)
+        norms = self.block.clip(run.clip)
         if self.outer:
             self.outer.average_gradients(self.step, self.ledger)
-        self.adam.step(self.rate(self.step))
+        if self.strategy:
+            loss, norms = self._agree(loss, norms)
+        self.losses.append(loss)
+        self.norms = norms
+        self._update()
+
+    def measure(self) -> None:
+        """What is due after a step, or before the first: training loss, validation loss and what goes with it."""
+        rows = []
+        if self.step and (self.step % self.run.log_every == 0 or self.step == self.run.steps):
+            rows += self.log()
+        if self.step % self.run.evaluate_every == 0 or self.step == self.run.steps:
+            rows += self.evaluate()
+        if rows and self.strategy:
+            self.peers.sum(torch.zeros(1, device=self.peers.device))
+        self.rows += rows
+
+    def log(self) -> list[dict]:
+        """The training loss since the last row."""
+        losses = torch.stack(self.losses).double()  # [steps]
+        losses = (losses if self.strategy else self.peers.sum(losses)) / self.run.replicas
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            step = self.step - len(losses) + int(bad[0])
+            recent = np.flatnonzero(self.trace[max(0, step - 20) : step + 1].any((1, 2)))
+            cause = (
+                f"a stage was rebuilt by {self.run.recovery!r} shortly before"
+                if len(recent) or any(row["metric"] == "failure" and row["step"] > step - 20 for row in self.rows)
+                else f"the learning rate {self.run.lr} is probably too high; try {self.run.lr / 3:.1g}, or a warm-up"
+            )
+            raise TrainingError(f"run {self.run.key}: the loss is not finite from step {step} on; {cause}")
+        print_once(self.peers, f"step {self.step}: loss {float(losses.mean()):.3f}")
+        self.losses = []
+        return [self._row("training loss", float(losses.mean()))]
+
+    def evaluate(self) -> list[dict]:
+        """Validation loss in order, whatever the route; how far replicas are apart; gradient norms by stage."""
+        run = self.run
+        rows = [self._row("validation loss", self.loss(run.data))]
+        if run.replicas > 1:
+            rows.append(self._row("replica spread", self.spread()))
+        if self.step == 0:
+            return rows
+        norms = torch.zeros(run.stages, dtype=torch.float64, device=self.block.device)
+        if self.strategy:
+            norms += self.norms[:, :-1].double().sum(0)
+        else:
+            norms[list(self.block.columns)] = self.norms[:, :-1].double().sum(0)
+            self.peers.sum(norms)
+        return rows + [self._row("gradient norm", float(n), stage=s) for s, n in enumerate(norms / run.replicas, 1)]
+
+    def _agree(self, loss: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and norms [R, S + 1] of all cells, once all ranks have theirs; what it cost them goes to all too."""
+        run, block = self.run, self.block
+        all_norms = torch.zeros(run.replicas, run.stages + 1, dtype=torch.float64, device=block.device)
+        rows, columns = (slice(cells.start, cells.stop) for cells in (block.rows, block.columns))
+        all_norms[rows, columns] = norms[:, :-1].double()
+        if 0 in block.columns:
+            all_norms[rows, -1] = norms[:, -1].double()
+        parts = loss.double().view(1), self._own_costs(), all_norms.flatten()
+        loss, costs, norms = self.peers.sum(torch.cat(parts)).split([1, len(ENTRIES), all_norms.numel()])
+        self._charge(costs)
+        return loss[0], norms.view_as(all_norms).float()
+
+    def _update(self) -> None:
+        """Write the weights after a step."""
+        run, rate = self.run, self.rate(self.step)
+        if self.strategy:
+            age = (self.step - self.rebuilt) / (run.boost_half_life or np.inf)
+            self.adam.lr_scale[:] = np.where(self.rebuilt < 0, 1.0, 1 + (run.lr_boost - 1) * 0.5**age)
+            if not self.block.outer:  # ends that are elsewhere must not have a rate to themselves
+                self.adam.lr_scale[:, -1] = self.adam.lr_scale[:, -2]
+        self.adam.step(rate)
         self._round()
         self.step += 1
         if self.outer:
             self.outer.step(self.step, self.ledger)
-        share = stage_visits(cells, run.stages) / (run.replicas * run.microbatches * run.stages)
-        self.ledger.add("training FLOPs", 3 * flops(self.shape, run.tokens_per_step, run.sequence, share=share))
+        share = stage_visits(self._cells, run.stages) / (run.replicas * run.microbatches * run.stages)
+        self.costs.add("training FLOPs", 3 * flops(self.shape, run.tokens_per_step, run.sequence, share=share))
+        if self.strategy and self.strategy.holders:
+            size = run.replicas * len(self.strategy.holders) * self._ends_bytes()
+            self.costs["stored"] = size
+            self.costs.add("sent in training", size)
 
-    def log(self) -> None:
-        """The training loss since the last row."""
-        if not self.losses:
-            return
-        losses = self.peers.sum(torch.stack(self.losses).double()) / self.run.replicas  # [steps]
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            step = self.step - len(losses) + int(bad[0])
-            raise TrainingError(
-                f"run {self.run.key}: the loss is not finite from step {step} on; the learning rate {self.run.lr} is "
-                f"probably too high; try {self.run.lr / 3:.1g}, or a warm-up"
-            )
-        self.losses = []
-        self._row("training loss", float(losses.mean()))
-        print_once(self.peers, f"step {self.step}: loss {float(losses.mean()):.3f}")
+    def _rebuild(self, dying: np.ndarray) -> None:
+        """Lose the cells of `dying` [R, S + 1], and let the run's rule rebuild them, each where it lies."""
+        stages, costs = self.run.stages, Ledger()
+        cells = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)]
+        rows = [self._row("failure", 1.0, stage=(stage + 1) % (stages + 1)) for _, stage in cells]
+        mine = {cell: self._lost(*cell, dying, costs) for cell in cells if self.row.holds(*cell)}
+        for lost in mine.values():  # from here on nothing of a dead stage can be read
+            for weight in lost.weights.values():
+                weight.fill_(float("nan"))
+        for cell in cells:
+            for rank in self.grid.holders(*cell):
+                if rank == self.peers.rank:
+                    self._apply(mine[cell])
+                    self.row.dismiss(cell[0])
+                else:
+                    self.row.serve(cell[0], rank)
+        spent = torch.tensor([float(costs[name]) for name in ENTRIES], dtype=torch.float64, device=self.peers.device)
+        for name, amount in zip(ENTRIES, self.peers.sum(spent).tolist(), strict=True):
+            if amount:
+                self.costs.add(name, amount)
+        self.rows += rows
 
-    def evaluate(self) -> None:
-        """Validation loss in order, whatever the route; how far replicas are apart; gradient norms by stage."""
-        run = self.run
-        self._row("validation loss", self.loss(run.data))
-        if run.replicas > 1:
-            self._row("replica spread", self.spread())
-        if self.step == 0:
+    def _lost(self, replica: int, stage: int, dying: np.ndarray, costs: Ledger) -> Lost:
+        """A lost cell that this rank holds, as its rule sees it."""
+        run, stages = self.run, self.run.stages
+        dead = frozenset(np.flatnonzero(dying[replica]).tolist())
+        rng = run.rng("recovery", self.step, replica, stage)
+        lost = Lost(self.row, replica, stage, dead, self.norms, rng, run.clip, moments=run.moments, ledger=costs)
+        if self.strategy.covers(stage, stages) and not self.strategy.holders_of(stage, stages) & dead:
+            lost.kept = {name: weight.clone() for name, weight in lost.weights.items()}
+        return lost
+
+    def _apply(self, lost: Lost) -> None:
+        """Rebuild a cell, or the part of the ends that is here."""
+        stages, place = self.run.stages, self.block.place(lost.replica, lost.stage)
+        self.strategy.rule(lost)
+        if self.peers.rank == self.grid.holders(lost.replica, lost.stage)[0]:
+            lost.ledger.add("rebuilt", 1)
+            if self.strategy.covers(lost.stage, stages) and lost.kept is None:
+                lost.ledger.add("not recoverable", 1)
+        if lost.boosted:
+            self.rebuilt[place] = self.step
+        if lost.moments == "reset" or (lost.moments == "average" and not lost.neighbours):
+            self.adam.reset(*place)
+        elif lost.moments == "average":
+            sources = [self.row.moments(lost.replica, s) for s in lost.neighbours]
+            for name, pair in self.adam.moments(*place).items():
+                for k, moment in enumerate(pair):
+                    moment.copy_(sum(source[name][k] for source, _ in sources) / len(sources))
+                    lost.ledger.add("sent on failure", len(sources) * bytes_of({name: moment}))
+            self.adam.steps[place] = min(steps for _, steps in sources)
+
+    def _take_in(self) -> None:
+        """After a meeting: bring all ranks to the same place, and rebuild what new ones should hold.
+
+        Who has had the last exchange of a phase is at most this one ahead. The others have their gradients as well
+        then: they finish the phase. Else all begin it anew. Rows and losses come from who is ahead.
+        """
+        places = self.peers.places
+        known = [place for place in places if place is not None]
+        if not known:
+            self.place = -1
             return
-        norms = torch.zeros(run.stages, dtype=torch.float64, device=self.block.device)
-        norms[list(self.block.columns)] = self.norms[:, :-1].double().sum(0)
-        for s, norm in enumerate(self.peers.sum(norms) / run.replicas, 1):
-            self._row("gradient norm", float(norm), stage=s)
+        ahead, new = max(known), [rank for rank, place in enumerate(places) if place is None]
+        if self.place is not None and self.place < ahead and self.place % 3 == self.LEARN:
+            self._update()
+            self.place += 1
+        news = self.peers.tell((self.rows, self.losses, self.norms, self.costs), places.index(ahead))
+        self.rows, self.losses, self.norms, self.costs = news
+        self.ledger = Ledger()
+        self.step = (ahead + 1) // 3
+        if new:
+            print_once(self.peers, f"step {self.step}: rank {', '.join(map(str, new))} was lost and is replaced")
+            dying = np.zeros(self.trace.shape[1:], dtype=bool)
+            for rank in new:
+                rows, columns = self.grid.cells(rank)
+                dying[rows.start : rows.stop, columns.start : columns.stop] = True
+                if {0, self.run.stages - 1} & set(columns):
+                    dying[rows.start : rows.stop, -1] = True  # embedding, norm and head are one cell
+            losing = ahead % 3 == self.LOSE and self.step < self.run.steps
+            self._rebuild(dying | self.trace[self.step] if losing else dying)
+            ahead += losing
+        self.place = ahead
+
+    def _own_costs(self) -> Tensor:
+        """This rank's part of each of `ENTRIES`: what one row of ranks sends is counted for all replicas."""
+        first = self.peers.rank < self.grid.columns
+        own = [self.ledger[name] * (first if name.startswith("sent") else self.peers.rank == 0) for name in ENTRIES]
+        return torch.tensor(own, dtype=torch.float64, device=self.block.device)
+
+    def _charge(self, entries: Tensor) -> None:
+        """Move what is in this rank's ledger, summed over all ranks in `entries`, to the costs of all."""
+        for name, amount in zip(ENTRIES, entries.tolist(), strict=True):
+            if amount or name in self.ledger:
+                self.costs.add(name, amount)
+        self.ledger = Ledger()
+
+    def _ends_bytes(self) -> int:
+        return 4 * sum(math.prod(size) for size in self.shape.ends_shapes.values())
 
     def loss(self, domain: str) -> float:
         """Mean loss of all replicas on the held-out sequences of a domain."""
@@ -500,14 +709,11 @@ class Share:
         return math.sqrt(float(self.peers.sum(total)) / self.shape.parameters)
 
     def finish(self) -> None:
-        """Losses on further domains, and the ledger: what one row of ranks sends is counted for all replicas."""
-        for domain in dict.fromkeys(self.run.evaluate_on):
-            self._row("domain loss", self.loss(domain), label=domain)
-        for name, amount in self.ledger.items():
-            if name.startswith("sent"):
-                own = float(amount) * (self.peers.rank < self.grid.columns)
-                amount = float(self.peers.sum(torch.tensor([own], dtype=torch.float64, device=self.block.device)))
-            self._row("ledger", amount, label=name)
+        """Losses on further domains, and the ledger."""
+        domains = dict.fromkeys(self.run.evaluate_on)
+        rows = [self._row("domain loss", self.loss(domain), label=domain) for domain in domains]
+        self._charge(self.peers.sum(self._own_costs()))
+        self.rows += rows + [self._row("ledger", amount, label=name) for name, amount in self.costs.items()]
 
     def table(self) -> pd.DataFrame:
         """All rows, typed as the store has them."""
@@ -525,8 +731,8 @@ class Share:
             "tokens_per_second": round(self.run.steps * self.run.tokens_per_step / seconds),
         }
 
-    def _row(self, metric: str, value: float, stage: int = 0, label: str = "") -> None:
-        self.rows.append({"step": self.step, "metric": metric, "stage": stage, "label": label, "value": value})
+    def _row(self, metric: str, value: float, stage: int = 0, label: str = "") -> dict:
+        return {"step": self.step, "metric": metric, "stage": stage, "label": label, "value": value}
 
     def _round(self) -> None:
         if self.run.storage == "bf16":
@@ -536,10 +742,11 @@ class Share:
 def train(run: RunConfig, grid: Grid, peers: Peers) -> None:
     """Train a run across all processes, unless it is in the store; rank 0 puts it there."""
     store = open_store() if peers.rank == 0 else None
+    begun = any(place is not None for place in peers.places)  # by the others; this process is new
     TRAIN, FINISHED, HELD = range(3)
     with store.claim([run.key]) if store else nullcontext([]) as mine:
         state = TRAIN if mine or not store else FINISHED if store.get(run.key) else HELD
-        state = int(peers.sum(torch.tensor([state], device=peers.device)))
+        state = state if begun else int(peers.sum(torch.tensor([state], device=peers.device)))
         if state == HELD:
             raise TrainingError(f"run {run.key} is being trained by another process: wait until it has finished")
         if state == FINISHED:
@@ -556,13 +763,41 @@ def train(run: RunConfig, grid: Grid, peers: Peers) -> None:
 def check(run: RunConfig) -> None:
     """ConfigError for a run that cannot be shared out: of what training in one process can do, some is not here."""
     plain = RunConfig.model_fields
-    for name in ("recovery", "start", "branch", "absent", "probes"):
+    for name in ("start", "branch", "absent", "probes"):
         value = getattr(run, name)
         if value != plain[name].default:
             shown = value.key if isinstance(value, RunConfig) else repr(value)
             raise ConfigError(
                 f"{name}={shown} cannot run on many processes: leave it out, or train in one with swarmbook.runs.run"
             )
+    able = [name for name, strategy in RULES.items() if strategy is None or _keeps_nothing_elsewhere(strategy)]
+    if run.recovery not in able:
+        raise ConfigError(
+            f"recovery={run.recovery!r} keeps copies that are not sent between processes: take one of "
+            f"{', '.join(able)}, or train in one with swarmbook.runs.run"
+        )
+
+
+def check_replaceable(runs: Sequence[RunConfig]) -> None:
+    """ConfigError unless lost processes can be replaced: what only they have must not be missed."""
+    if len(runs) != 1:
+        raise ConfigError(f"--replace with {len(runs)} runs: give one, as a new process could not tell which it joins")
+    (run,) = runs
+    sync = SYNCS[run.sync]
+    if run.recovery == "none":
+        raise ConfigError(f"--replace needs a recovery: {', '.join(RULES)}")
+    if sync and not sync.gradients:
+        fine = [name for name, method in SYNCS.items() if method is None or method.gradients]
+        raise ConfigError(
+            f"--replace with sync={run.sync!r}: its slow weights are lost with a process; take one of {', '.join(fine)}"
+        )
+    if run.moments == "keep":
+        raise ConfigError("--replace with moments='keep': they are lost with a process; take 'reset' or 'average'")
+
+
+def _keeps_nothing_elsewhere(strategy: Strategy) -> bool:
+    """A rank at an end has both the end and the stage that a copy of the end lies with."""
+    return strategy.keeps is None or (strategy.keeps == "ends" and strategy.always)
 
 
 def read(name: str) -> RunConfig:
@@ -593,21 +828,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: all are in the store. 1: a rank was lost, or training cannot go on. 2: wrong usage, found before anything starts.
     """
     options = _parser().parse_args(argv)
-    rank, ranks = world()
+    _, ranks = world()
     try:
         runs = [read(name) for name in options.runs]
         for run in runs:
             check(run)
         plans = [grid_of(run, ranks, options.grid) for run in runs]
+        if options.replace:
+            check_replaceable(runs)
     except (ConfigError, StoreError) as error:
         print(f"swarmbook.distributed: {error}", file=sys.stderr, flush=True)
         return 2
-    device = device_of("auto")
+    work = partial(_work, runs, plans, options.timeout, options.replace > 0)
+    return keep_up(work, options.replace, options.timeout) if options.replace else work()
+
+
+def _work(runs: Sequence[RunConfig], plans: Sequence[Grid], timeout: float, replaceable: bool) -> int:
+    """Train all runs in this process and its peers; the exit status."""
+    device, (rank, _) = device_of("auto"), world()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     try:
-        with Peers(device, options.timeout) as peers:
+        with Peers(device, timeout, replaceable) as peers:
             for run, grid in zip(runs, plans, strict=True):
                 train(run, grid, peers)
     except (TrainingError, DataError, StoreError) as error:
@@ -628,6 +871,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_grid,
         metavar="2x2",
         help="ranks along the replicas and along the stages; default: as many as fit along the replicas",
+    )
+    parser.add_argument(
+        "--replace",
+        type=int,
+        default=0,
+        metavar="N",
+        help="times that each rank may lose its process and get a new one with rebuilt stages; default: %(default)s",
     )
     parser.add_argument(
         "--timeout",

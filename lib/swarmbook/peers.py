@@ -5,8 +5,11 @@
 - every rank lets the others see that it lives, once a second. Who waits in vain blames the rank that fell silent, not
   the neighbour that waits for it too; the first to notice leaves a note, which all others repeat
 - a process that was killed is noticed when its connections close, one that hangs or is cut off after `timeout`
+- where a lost process may be replaced, the others stay: all close their connections, which wakes who still waits, and
+  `meet` again, the new one among them
 """
 
+import gc
 import os
 import sys
 import threading
@@ -24,6 +27,11 @@ from swarmbook.errors import TrainingError
 
 BEAT = 1.0  # seconds between two signs of life
 JOIN = 300.0  # seconds for all ranks to come: they start together, but do not load equally fast
+POLL = 0.05  # seconds between two looks at who has come
+
+
+class LostRank(TrainingError):
+    """A rank was lost, or a connection to one, and a new process may take its place: `Peers.meet` waits for it."""
 
 
 def world() -> tuple[int, int]:
@@ -49,27 +57,39 @@ class Letter:
 class Peers:
     """All processes that torchrun started together, this one among them.
 
-    timeout: seconds after which a rank that gives no sign of life counts as lost. Raises TrainingError that names the
-    ranks which have not come after `JOIN` seconds. Also a context: left without an error, it waits until all leave it.
+    timeout: seconds after which a rank that gives no sign of life counts as lost. replaceable: whether a new process
+    may take the place of a lost one; the others then raise LostRank where they else would name it. Raises TrainingError
+    that names the ranks which have not come after `JOIN` seconds. Also a context: left without an error, it waits until
+    all leave it.
     """
 
-    def __init__(self, device: torch.device, timeout: float):
+    def __init__(self, device: torch.device, timeout: float, replaceable: bool = False):
         self.rank, self.size = world()
-        self.device, self.timeout = device, timeout
+        self.device, self.timeout, self.replaceable = device, timeout, replaceable
+        self.backend = "nccl" if device.type == "cuda" else "gloo"
         self._sent: list[tuple[int, dist.Work, Tensor]] = []
-        self._blamed: int | None = None
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
-        self._store = self._connect()
-        self._call_roll()
-        self._store.set_timeout(timedelta(seconds=timeout))
-        # Waiting for a rank that shows signs of life has a limit too, but a later one: the watch is to speak first.
-        limit = timedelta(seconds=3 * timeout)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        store = dist.PrefixStore("groups", self._store)
-        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
-        self.backend = backend
-        self._ways = [dist.new_group(), dist.new_group()]  # up and down
+        self._ways: list[dist.ProcessGroup] = []
+        self._threads: list[threading.Thread] = []
         self._done = threading.Event()
+        self._all = self._connect()  # the store of all meetings
+        self._all.set_timeout(timedelta(seconds=timeout))
+        self.meet(None)
+
+    def meet(self, place: int | None) -> None:
+        """Connect all ranks, after a loss anew. `places`: what each gives as its place in the run, None of a new one.
+
+        All tensors that are on their way are given up. TrainingError as for the first meeting.
+        """
+        self._part()
+        limit = time.monotonic() + JOIN
+        try:
+            while not self._met(place, limit):
+                time.sleep(POLL)
+        except RuntimeError as error:
+            raise TrainingError(self._lost(None)) from error
+        self._blamed: int | None = None
+        self._done.clear()
         self._heard = time.monotonic()  # when the store last answered
         self._threads = [
             threading.Thread(target=self._watching, args=(self._store.clone(),), daemon=True),
@@ -120,15 +140,25 @@ class Peers:
                 dist.all_reduce(tensor, group=self._groups[ranks])
         return tensor
 
+    def tell(self, news: object, source: int) -> object:
+        """What rank `source` has for all others, which give nothing: a broadcast."""
+        box = [news]
+        with self.blaming(None):
+            dist.broadcast_object_list(box, source, device=self.device)
+        return box[0]
+
     @contextmanager
     def blaming(self, rank: int | None) -> Iterator[None]:
         """Turn what a broken connection to a rank raises into a TrainingError that names the rank to blame.
 
-        None: of many, it is not known which; the watch finds out and ends this process.
+        None: of many, it is not known which; the watch finds out and ends this process. Where ranks are replaceable,
+        who is lost shows at the next meeting.
         """
         try:
             yield
         except RuntimeError as error:
+            if self.replaceable:
+                raise LostRank(f"a connection broke, and the run cannot go on from here: {error}") from error
             if rank is None:
                 time.sleep(2 * self.timeout)
                 raise TrainingError(f"an exchange between all ranks failed: {error}") from error
@@ -147,20 +177,59 @@ class Peers:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore("/".join(("swarmbook", *launch)), store)
 
-    def _call_roll(self) -> None:
-        names = [f"beat {rank}" for rank in range(self.size)]
-        self._store.set(names[self.rank], "0")
+    def _met(self, place: int | None, limit: float) -> bool:
+        """Take part in the next meeting; False if it came to nothing, as somebody was lost meanwhile."""
+        number = self._all.add("meeting", 0)
+        self._store = dist.PrefixStore(str(number), self._all)
+        mine = f"place {self.rank}"
+        if self._store.check([mine]):  # it was broken up, if it is over for this rank
+            self._all.compare_set("meeting", str(number), str(number + 1))
+            return False
+        self._store.set(f"beat {self.rank}", "0")
+        self._store.set(mine, str(place))
+        names = [f"place {rank}" for rank in range(self.size)]
+        while not self._store.check(names):
+            if self._all.add("meeting", 0) != number:
+                return False
+            if time.monotonic() > limit:
+                missing = [str(rank) for rank, name in enumerate(names) if not self._store.check([name])]
+                raise TrainingError(
+                    f"rank {', '.join(missing)} of {self.size} did not come within {JOIN:g} s: start one process for "
+                    "each rank at the same time"
+                )
+            time.sleep(POLL)
+        places = [self._store.get(name).decode() for name in names]
+        self.places = [None if place == "None" else int(place) for place in places]
+        # Waiting for a rank that shows signs of life has a limit too, but a later one: the watch is to speak first.
+        limit = timedelta(seconds=3 * self.timeout)
+        store = dist.PrefixStore("groups", self._store)
         try:
-            self._store.wait(names)
-        except RuntimeError as error:
-            missing = [str(rank) for rank, name in enumerate(names) if not self._store.check([name])]
-            raise TrainingError(
-                f"rank {', '.join(missing)} of {self.size} did not come within {JOIN:g} s: start one process for "
-                "each rank at the same time"
-            ) from error
+            dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
+            self._ways = [dist.new_group(), dist.new_group()]  # up and down
+        except RuntimeError:
+            if not self.replaceable:
+                raise
+            self._part()
+            return False
+        return True
+
+    def _part(self) -> None:
+        """Close all connections, so that others need not wait for this rank."""
+        self._done.set()
+        self._sent, self._ways = [], []
+        self._groups = {}
+        gc.collect()  # a connection closes when nothing refers to it any more
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for thread in self._threads:
+            thread.join()
 
     def _watching(self, store: dist.Store) -> None:
-        """Show that this rank lives, and end the process once another one does not."""
+        """Show that this rank lives, and end the process once another one does not.
+
+        One that can be replaced has as long again to be missed by the others, or ended by who started it.
+        """
+        patience = self.timeout * (2 if self.replaceable else 1)
         others = [rank for rank in range(self.size) if rank != self.rank]
         seen = {rank: ("0", time.monotonic()) for rank in others}
         beats = 0
@@ -174,7 +243,7 @@ class Peers:
                     beat = store.get(f"beat {rank}").decode()
                     if beat != seen[rank][0]:
                         seen[rank] = beat, time.monotonic()
-                    elif time.monotonic() - seen[rank][1] > self.timeout:
+                    elif time.monotonic() - seen[rank][1] > patience:
                         self._end(self._agreed(rank))
             except RuntimeError:
                 self._end(None)
