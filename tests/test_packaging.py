@@ -104,6 +104,58 @@ def test_versions_agree():
     assert PROJECT["license"] == citation["license"] == "MIT"
 
 
+# Modules that compute with torch. Loading it takes longer than all else that a notebook loads whose runs are recorded.
+TENSORS = {"device", "distributed", "export", "fleet", "graphs", "model", "optim", "paths", "peers", "replacement"}
+TENSORS |= {"train"}
+WAITS = {"torch", "transformers", "datasets", "tokenizers", "ortools", "papermill", "nbconvert", "dask", "distributed"}
+
+
+def loading(code: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run code in a new interpreter with `loaded()`, the top-level packages that it has loaded since it began."""
+    start = "import importlib, sys\nbefore = set(sys.modules)\n"
+    start += "def loaded(): return {name.split('.')[0] for name in set(sys.modules) - before}\n"
+    return subprocess.run([sys.executable, "-c", start + code, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", ["swarmbook", "swarmbook.cli"])
+def test_the_package_and_its_command_line_load_the_standard_library_alone(module):
+    code = "importlib.import_module(sys.argv[1]); print(*sorted(loaded() - sys.stdlib_module_names))"
+    assert loading(code, module).stdout == "swarmbook\n"
+
+
+def test_only_modules_that_compute_with_tensors_load_torch():
+    """And none loads at once what only some calls need."""
+    files = sorted((ROOT / "lib").glob("swarmbook/**/*.py"))
+    names = [path.relative_to(ROOT / "lib").with_suffix("").parts for path in files if path.stem not in TENSORS]
+    modules = [".".join(name).removesuffix(".__init__") for name in names if name[-1] != "__main__"]
+    assert "swarmbook.runs" in modules and "swarmbook.payments.world" in modules
+    code = f"""
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if heavy := loaded() & {WAITS}:
+        sys.exit(f"{{name}} loads {{', '.join(heavy)}}: import that where it is used, or add {{name}} to TENSORS")
+"""
+    done = loading(code, *modules)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_recorded_runs_are_read_without_torch():
+    code = """
+from pathlib import Path
+from swarmbook.config import run_config
+from swarmbook.runs import run
+from swarmbook.store import Store
+folder = Path(sys.argv[1])
+store = Store(folder / "none", [folder])
+records = [store.get(path.stem) for path in sorted(folder.glob("*.parquet"))[:3]]
+runs = run([run_config(**record.config) for record in records], store=store)
+assert len(runs.final()) == 3
+print(*sorted(loaded() & {"torch", "datasets", "transformers"}))
+"""
+    done = loading(code, ROOT / "papers" / "checkfree" / "runs")
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
 def command(name: str) -> str:
     found = re.findall(rf"^<!-- command: {name} -->\n```(?:sh|bash)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert len(found) == 1
