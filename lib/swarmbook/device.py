@@ -38,7 +38,9 @@ def compilable(wanted: bool | str, device: torch.device) -> bool:
     if wanted not in (True, False, "auto"):
         raise ValueError(f"compile={wanted!r} is unknown: give True, False or 'auto'")
     if device.type == "cuda":
-        found = torch.utils._triton.has_triton()
+        from torch.utils._triton import has_triton
+
+        found = has_triton()
     else:
         found = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
     if wanted is True and not found:
@@ -47,6 +49,14 @@ def compilable(wanted: bool | str, device: torch.device) -> bool:
             "install g++, name one in CXX, or give compile=False"
         )
     return found if wanted == "auto" else wanted
+
+
+def moved(array, device: torch.device) -> torch.Tensor:
+    """An array or tensor on the device; to CUDA through pinned memory, so that nobody waits until it has arrived."""
+    tensor = torch.as_tensor(array)
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def keep_freed_memory() -> None:

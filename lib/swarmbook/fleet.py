@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from swarmbook import model
-from swarmbook.device import compilable, device_of, keep_freed_memory, precision_of
+from swarmbook.device import compilable, device_of, keep_freed_memory, moved, precision_of
+from swarmbook.graphs import Replay
 from swarmbook.model import Shape
 from swarmbook.paths import Group, plan
 
@@ -60,9 +61,13 @@ class Fleet:
         self.layer_gradients = {name: torch.zeros_like(w) for name, w in self.layers.items()}
         self.outer_gradients = {name: torch.zeros_like(w) for name, w in self.outer.items()}
         self._type = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        rounded = {} if self._type == torch.float32 else self.layers
+        self._rounded = {name: torch.empty_like(w, dtype=self._type) for name, w in rounded.items() if w.dim() == 5}
+        self._working = self.layers | self._rounded  # what the matmuls take
         self._plans: OrderedDict[tuple, list[Group]] = OrderedDict()
         self._views: dict[tuple, dict[str, Tensor]] = {}
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
+        self._replay = Replay(self.device)
         steps = (model.layer, model.layer_backward, model.cross_entropy_backward)
         self._layer, self._layer_backward, self._cross_entropy_backward = (
             map(model.Compiled, steps) if self.compiled else steps
@@ -124,11 +129,19 @@ class Fleet:
         tokens = self._tokens(tokens, 4)
         _, M, B, T = tokens[..., 1:].shape
         at_once = at_once or M
-        total = 0.0
-        for m in range(0, M, at_once):
-            route = None if cells is None else cells[:, :, m : m + at_once]
-            total = total + self._accumulate(tokens[:, m : m + at_once], route, M * B * T, first=m == 0)
-        return total
+
+        def pass_over(tokens):
+            self.round_matrices()
+            total = 0.0
+            for m in range(0, M, at_once):
+                route = None if cells is None else cells[:, :, m : m + at_once]
+                total = total + self._accumulate(tokens[:, m : m + at_once], route, M * B * T, first=m == 0)
+            return total
+
+        if 6 * self.shape.parameters * self.replicas * M * B * T > _GRAPH[self.device.type]:
+            return pass_over(tokens)
+        key = tokens.shape, at_once, None if cells is None else np.asarray(cells).tobytes()
+        return self._replay(key, pass_over, tokens, self._plans.values())
 
     def _accumulate(self, tokens, cells, count, first):
         """Write (the first time) or add the gradients of some microbatches; their share of the mean over `count`."""
@@ -158,6 +171,7 @@ class Fleet:
         """Cross-entropy in nats of every target, [R, N, T]; arguments as for `loss`."""
         tokens = self._tokens(tokens, 3)
         tokens = self._microbatches(tokens, cells)  # [R, M, B, T + 1]
+        self.round_matrices()
         M, T = tokens.shape[1], tokens.shape[3] - 1
         losses = []
         for group in self._plan(cells, M, M * tokens.shape[2] * T):
@@ -177,6 +191,7 @@ class Fleet:
         """Next-token logits [R, N, T, V] after each token of [R or 1, N, T]."""
         tokens = self._tokens(tokens, 3)
         split = self._microbatches(tokens, cells)  # [R, M, B, T]
+        self.round_matrices()
         groups = self._plan(cells, split.shape[1], tokens[0].numel())
         x = torch.cat([self._forward(group, split[group.replicas]) for group in groups])
         logits = model.logits(x, *self._outer(slice(None))).view(self.replicas * split.shape[1], -1)
@@ -203,6 +218,7 @@ class Fleet:
         if not 0 <= stage < self.shape.stages:
             raise IndexError(f"stage {stage} is not in this model: it has 0..{self.shape.stages - 1}")
         R, N, T, _ = self._activations(x).shape
+        self.round_matrices()
         out = torch.empty_like(x)
         for group in self._plan(None, 1, N * T):
             rows = group.replicas
@@ -233,6 +249,14 @@ class Fleet:
             losses.append(torch.cat(nats, 1))
         losses = torch.cat(losses)  # [R, N * T]
         return losses.unflatten(1, (-1, T)).mean(2) if per_sequence else losses.mean(1)
+
+    def round_matrices(self) -> None:
+        """Round the matrices of the layers to the type of the matmuls, once for all that a pass does with them.
+
+        Every method that computes does so itself.
+        """
+        for name, rounded in self._rounded.items():
+            rounded.copy_(self.layers[name])
 
     def norms(self) -> Tensor:
         """L2 norm of the gradient of each (replica, stage), last column the ends: [R, S + 1]."""
@@ -367,7 +391,7 @@ class Fleet:
             return
         found = dict(zip(("attention_norm", "mlp_norm"), norms, strict=True))
         for i, name in enumerate(("down", "gate_up", "output", "qkv")):
-            found[name] = torch.bmm(factors[2 * i].mT, factors[2 * i + 1]).float()
+            found[name] = _product(factors[2 * i], factors[2 * i + 1])
         for name, gradient in self.layer_gradients.items():
             rows = gradient[j].flatten(0, 1)  # [S * R, ...]
             if first:
@@ -377,14 +401,13 @@ class Fleet:
 
     def _weights(self, j, cells):
         """Layer j's weights of the cells, matrices in the type of the matmuls."""
-        chosen = self._view(self.layers, j, cells).values()
-        return chosen if self._type == torch.float32 else [w if w.dim() == 2 else w.to(self._type) for w in chosen]
+        return self._view(self._working, j, cells).values()
 
     def _view(self, tensors, j, cells):
         """Layer j of the cells, by name: [C, ...]."""
         if not isinstance(cells, slice):
             return {name: tensor[j].flatten(0, 1)[cells] for name, tensor in tensors.items()}
-        key = tensors is self.layers, j, cells.start, cells.stop, cells.step
+        key = tensors is self._working, j, cells.start, cells.stop, cells.step
         if key not in self._views:
             self._views[key] = {name: tensor[j].flatten(0, 1)[cells] for name, tensor in tensors.items()}
         return self._views[key]
@@ -409,7 +432,7 @@ class Fleet:
         return slice(None) if replicas is None else torch.as_tensor(list(replicas), device=self.device)
 
     def _tokens(self, tokens, dimensions):
-        tokens = torch.as_tensor(tokens, device=self.device)
+        tokens = moved(tokens, self.device)
         replicas = (self.replicas,) if dimensions == 4 else (1, self.replicas)
         if tokens.dim() != dimensions or tokens.shape[0] not in replicas:
             wanted = "[R, M, B, T + 1]" if dimensions == 4 else "[R or 1, N, T + 1]"
@@ -474,6 +497,7 @@ class Fleet:
 
 _GROUP = {"cpu": 1 << 17, "cuda": 1 << 28}  # widest activations of a group; on the CPU 1 MiB, half its cache
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 28}  # logits, or widest activations that nobody keeps, computed at a time
+_GRAPH = {"cpu": 0, "cuda": 2e13}  # FLOPs of a step, some 50 ms, up to which launching its kernels may take longer
 _PLANS = 64  # analysed routes kept
 
 
@@ -494,12 +518,21 @@ def _put(gradient: Tensor, found: Tensor, first: bool) -> None:
 
 def _multiply(gradient: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """gradient [C, in, out] = or += a [C, n, in] transposed times b [C, n, out]."""
-    if a.dtype != gradient.dtype or not gradient.is_contiguous():
-        _put(gradient, torch.bmm(a.mT, b), first)
+    if not gradient.is_contiguous() or a.dtype != gradient.dtype and not a.is_cuda:
+        _put(gradient, _product(a, b), first)
+    elif a.dtype == gradient.dtype:
+        torch.bmm(a.mT, b, out=gradient) if first else torch.baddbmm(gradient, a.mT, b, out=gradient)
     elif first:
-        torch.bmm(a.mT, b, out=gradient)
+        torch.ops.aten.bmm.dtype_out(a.mT, b, gradient.dtype, out=gradient)
     else:
-        torch.baddbmm(gradient, a.mT, b, out=gradient)
+        torch.ops.aten.baddbmm.dtype_out(gradient, a.mT, b, gradient.dtype, out=gradient)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """[C, n, in] transposed times [C, n, out], in fp32; on CUDA without rounding sums of bf16 products in between."""
+    if a.dtype != torch.float32 and a.is_cuda:
+        return torch.ops.aten.bmm.dtype(a.mT, b, torch.float32)
+    return torch.bmm(a.mT, b).float()
 
 
 def generator_of(seed: int) -> torch.Generator:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 NORM_EPS = 1e-6
 ROPE_THETA = 1e4
@@ -126,18 +127,44 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     return dx, (dy * unit).sum(1), unit * weight[:, None]
 
 
+CUDNN, FLASH = 3, 1  # as torch numbers its attention kernels (SDPBackend)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal attention on [sequences, heads, T, head_width], and what its backward pass wants to know."""
+    """Causal attention on [sequences, heads, T, head_width], and the logsumexp that its backward pass takes.
+
+    That is [sequences, heads, T] of flash attention, [sequences, heads, T, 1] of cuDNN's, and empty of other kernels,
+    whose forward pass the backward pass repeats.
+    """
     if q.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+    kernel = _kernel(q)
+    if kernel == CUDNN:
+        return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True)[:2]
+    if kernel == FLASH and q.shape[-1] % 8 == 0:  # torch pads others, and autograd cuts
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[:2]
     return F.scaled_dot_product_attention(q, k, v, is_causal=True), q.new_empty(0)
+
+
+def _kernel(q: Tensor) -> int:
+    """The kernel that torch chooses for real tensors like this one, also where a compiler looks at none."""
+    with _disable_current_modes():
+        like = torch.empty(1, q.shape[2], 1, q.shape[3], dtype=q.dtype, device=q.device).transpose(1, 2)
+        return torch._fused_sdp_choice(like, like, like, None, 0.0, True)
 
 
 def attention_backward(do, q, k, v, o, logsumexp) -> tuple[Tensor, Tensor, Tensor]:
     if q.device.type == "cpu":
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         return backward(do, q, k, v, o, logsumexp, 0.0, True)
-    with torch.enable_grad():  # which kernel runs, and what it keeps, differs between devices: ask autograd
+    T, unused = q.shape[2], q.new_empty((), dtype=torch.int64)  # the seeds of a dropout
+    if logsumexp.dim() == 4:
+        backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
+        return backward(do, q, k, v, o, logsumexp, unused, unused, None, None, None, T, T, 0.0, True)
+    if logsumexp.dim() == 3:
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+        return backward(do, q, k, v, o, logsumexp, None, None, T, T, 0.0, True, unused, unused)
+    with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return torch.autograd.grad(o, (q, k, v), do)

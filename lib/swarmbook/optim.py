@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swarmbook.device import moved
 from swarmbook.fleet import Fleet
 
 
@@ -44,7 +45,7 @@ class Adam:
         """Update all weights from the stored gradients; lr, if given, stands in for the base rate."""
         lr = self.lr if lr is None else lr
         self.steps += 1
-        counts = torch.tensor(self.steps, dtype=torch.float32, device=self.fleet.device)  # [R, S + 1]
+        counts = moved(self.steps.astype(np.float32), self.fleet.device)  # [R, S + 1]
         if (self.lr_scale == self.lr_scale[0, 0]).all() and (self.steps == self.steps[0, 0]).all():
             buffers = [*self._layers.values(), *self._ends.values()]
             self._update(buffers, [counts[0, 0]] * len(buffers), lr * float(self.lr_scale[0, 0]))

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swarmbook.device import moved
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -91,7 +93,7 @@ def _group(cells, start, R, stages, device):
         order = wanted
     positions.append(Position(*_moves(order, home, device), (), r * M))
     heads, _ = _moves(np.arange(r * M), home, device)
-    silent = torch.tensor(sorted(idle), device=device) if idle else None
+    silent = moved(sorted(idle), device) if idle else None
     return Group(slice(start, start + r), tuple(positions), heads, silent)
 
 
@@ -100,7 +102,7 @@ def _moves(order, wanted, device):
     if np.array_equal(order, wanted):
         return None, None
     place = np.argsort(order)[wanted]
-    return torch.from_numpy(place).to(device), torch.from_numpy(np.argsort(place)).to(device)
+    return moved(place, device), moved(np.argsort(place), device)
 
 
 def _slice(cells, device):
@@ -108,4 +110,4 @@ def _slice(cells, device):
     step = int(cells[1] - cells[0]) if len(cells) > 1 else 1
     if (np.diff(cells) == step).all():
         return slice(int(cells[0]), int(cells[-1]) + 1, step)
-    return torch.from_numpy(cells).to(device)
+    return moved(cells, device)

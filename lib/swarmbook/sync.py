@@ -68,7 +68,9 @@ class Exchange:
         """For every replica the mean over those of its group who are present, [N, ...]; its own if nobody is."""
         import torch  # here, so that configurations need no torch
 
-        groups = torch.from_numpy(self.groups).to(tensor.device)
+        from swarmbook.device import moved
+
+        groups = moved(self.groups, tensor.device)
         out = torch.empty_like(tensor)
         if self.present is None:
             out[groups] = tensor[groups].mean(1, keepdim=True).expand(-1, groups.shape[1], *tensor.shape[1:])

@@ -42,11 +42,16 @@ COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager traini
 
 
 def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[RunConfig]]:
-    """Split runs into groups that can share a Fleet and fit into the device's memory together."""
+    """Split runs into groups that can share a Fleet and fit into the device's memory together.
+
+    On CUDA they also have one route: where routes differ, each position has work of several sizes, which no compiled
+    kernel fits.
+    """
     alike: dict[str, list[RunConfig]] = {}
+    free = PACKED - {"route"} if device_of(device).type == "cuda" else PACKED
     for config in configs:
         begins = config.start.steps if config.start else 0
-        alike.setdefault(f"{begins} {config.model_dump_json(exclude=PACKED)}", []).append(config)
+        alike.setdefault(f"{begins} {config.model_dump_json(exclude=free)}", []).append(config)
     for group in alike.values():
         size = max(1, int(_memory(device) // max(sum(_bytes(config)) for config in group)))
         parts = -(-len(group) // size)
