@@ -193,6 +193,13 @@ def test_the_curve_of_few_inner_steps_does_not_depend_on_the_others():
     np.testing.assert_allclose(both[1:], blocking_overhead(np.random.default_rng(5), 16, [20], outer=30))
 
 
+def test_several_splits_at_once_are_each_alone():
+    alone = [blocking_overhead(np.random.default_rng(5), 16, [6, 18], outer=30, split=split) for split in (1, 2, 3)]
+    together = blocking_overhead(np.random.default_rng(5), 16, [6, 18], outer=30, split=[1, 2, 3])
+    np.testing.assert_array_equal(together, alone)
+    assert len(np.unique(together)) == 6
+
+
 # All-reduce over gossip (figure 5B), from simulations apart from this code, 500 outer steps each. Single ones scatter
 # by 1.5 % for few inner steps, so ours is the mean of several.
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ The latency model of NoLoCo (section 5.3) at full scale, and what it leaves out:
   over steps into loss over time, and into the time to a loss
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ def blocking_overhead(
     nodes: int,
     inner: Sequence[int],
     outer: int = 500,
-    split: int = 1,
+    split: int | Sequence[int] = 1,
     step: Delay = INNER_STEP,
     matching: str = "random",
 ) -> np.ndarray:
@@ -188,18 +189,24 @@ def blocking_overhead(
     Both take the same `outer` * m inner steps, m in `inner`, each of an independent time; then all-reduce, every m of
     them, waits for the slowest of all, and gossip in pairs, `split` times as often, for its partner. Over is when the
     last node is. The paper has split=1; with its own settings (section 4), where NoLoCo synchronises every 50 steps
-    and DiLoCo every 100, it is 2. ConfigError for an `inner` that `split` does not divide.
+    and DiLoCo every 100, it is 2. Several at once, [len(split), len(inner)], see the same steps, which take most of the
+    time to draw. ConfigError for an `inner` that `split` does not divide.
     """
-    inner = list(inner)
-    if split < 1 or any(m < 1 or m % split for m in inner):
-        raise ConfigError(f"inner={inner} cannot be split: give positive multiples of split={split}")
-    ends = np.array([[m * part // split for part in range(1, split + 1)] for m in inner])
-    work = np.empty((len(inner), outer, split, nodes))
+    inner, splits = list(inner), [split] if isinstance(split, int) else list(split)
+    for times in splits:
+        if times < 1 or any(m < 1 or m % times for m in inner):
+            raise ConfigError(f"inner={inner} cannot be split: give positive multiples of split={times}")
+    ends = [np.array([[m * part // times for part in range(1, times + 1)] for m in inner]) for times in splits]
+    works = [np.empty((len(inner), outer, times, nodes)) for times in splits]
     for k in range(outer):  # one stream of steps for all m
-        done = np.cumsum(step.draw(rng, (max(inner), nodes)), axis=0)[ends - 1]
-        work[:, k] = np.diff(done, axis=1, prepend=0.0)
-    groups = deal(matching, nodes, outer * split, rng)
-    return np.array([barrier(w.sum(1))[-1] / gossip(w.reshape(-1, nodes), groups)[-1].max() for w in work])
+        done = np.cumsum(step.draw(rng, (max(inner), nodes)), axis=0)
+        for end, work in zip(ends, works, strict=True):
+            work[:, k] = np.diff(done[end - 1], axis=1, prepend=0.0)
+    ratios = []
+    for times, work in zip(splits, works, strict=True):
+        groups = deal(matching, nodes, outer * times, copy.deepcopy(rng))  # as if it were the only one
+        ratios.append([barrier(w.sum(1))[-1] / gossip(w.reshape(-1, nodes), groups)[-1].max() for w in work])
+    return np.array(ratios[0] if isinstance(split, int) else ratios)
 
 
 @dataclass(frozen=True)
