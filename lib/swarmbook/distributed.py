@@ -282,6 +282,7 @@ class Passage:
         self.loss_here = torch.zeros((), device=block.device)
         self._kept: dict[tuple, list] = defaultdict(list)  # by path, visit after visit: activations of each layer
         self._entered: dict[int, list] = defaultdict(list)  # by replica: tokens and gradient of what they entered as
+        block.round_matrices()
         for gradient in (*block.layer_gradients.values(), *block.outer_gradients.values()) if back else ():
             gradient.zero_()
 
@@ -513,16 +514,18 @@ class Share:
 
     def measure(self) -> None:
         """What is due after a step, or before the first: training loss, validation loss and what goes with it."""
-        rows = []
-        if self.step and (self.step % self.run.log_every == 0 or self.step == self.run.steps):
-            rows += self.log()
+        logs = self.step and (self.step % self.run.log_every == 0 or self.step == self.run.steps)
+        rows = [self._row("training loss", self.log())] if logs else []
         if self.step % self.run.evaluate_every == 0 or self.step == self.run.steps:
             rows += self.evaluate()
         if rows and self.strategy:
-            self.peers.sum(torch.zeros(1, device=self.peers.device))
+            self.peers.sum(torch.zeros(1, device=self.peers.device))  # who is lost before it has all measure again
         self.rows += rows
+        if logs:
+            print_once(self.peers, f"step {self.step}: loss {rows[0]['value']:.3f}")
+            self.losses = []
 
-    def log(self) -> list[dict]:
+    def log(self) -> float:
         """The training loss since the last row."""
         losses = torch.stack(self.losses).double()  # [steps]
         losses = (losses if self.strategy else self.peers.sum(losses)) / self.run.replicas
@@ -536,9 +539,7 @@ class Share:
                 else f"the learning rate {self.run.lr} is probably too high; try {self.run.lr / 3:.1g}, or a warm-up"
             )
             raise TrainingError(f"run {self.run.key}: the loss is not finite from step {step} on; {cause}")
-        print_once(self.peers, f"step {self.step}: loss {float(losses.mean()):.3f}")
-        self.losses = []
-        return [self._row("training loss", float(losses.mean()))]
+        return float(losses.mean())
 
     def evaluate(self) -> list[dict]:
         """Validation loss in order, whatever the route; how far replicas are apart; gradient norms by stage."""
@@ -752,7 +753,8 @@ def train(run: RunConfig, grid: Grid, peers: Peers) -> None:
         if state == FINISHED:
             print_once(peers, f"run {run.key} is finished already; SWARMBOOK_FRESH=1 trains it anew")
             return
-        print_once(peers, f"run {run.key} over {peers.backend}: {grid}")
+        if not begun:
+            print_once(peers, f"run {run.key} over {peers.backend}: {grid}")
         share = Share(run, grid, peers)
         share.train()
         if store:
