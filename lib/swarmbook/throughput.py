@@ -151,17 +151,24 @@ class Iteration:
     """One iteration, in seconds from the moment in which the last node of stage 0 took its last optimizer step.
 
     seconds: until it takes the next. ready [N]: when each node may begin the iteration after, from that next step.
-    tasks: what every node did, with the columns `COLUMNS`: kind is forward, redundant forward, loss, backward,
-    exchange, upload, shipment, recovery or idle; pipeline and microbatch are -1 where there is none. sent: bytes by
-    purpose. unrecovered: replicas of lost stages whose weights nobody had; they are charged for a fetch from the
-    nearest survivors.
+    rows: what every node did, as in `tasks`. sent: bytes by purpose. unrecovered: replicas of lost stages whose weights
+    nobody had; they are charged for a fetch from the nearest survivors.
     """
 
     seconds: float
     ready: tuple[float, ...]
-    tasks: pd.DataFrame
+    rows: list[tuple]
     sent: dict[str, int]
     unrecovered: int
+
+    @property
+    def tasks(self) -> pd.DataFrame:
+        """What every node did, in order of beginning, with the columns `COLUMNS`.
+
+        kind is forward, redundant forward, loss, backward, exchange, upload, shipment, recovery or idle; pipeline and
+        microbatch are -1 where there is none. Made when asked for: of thousands of iterations few are looked at.
+        """
+        return pd.DataFrame(self.rows, columns=list(COLUMNS)).sort_values("start", kind="stable", ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -341,8 +348,7 @@ class _Simulation:
         seconds = float(ready[: w.replicas].max())
         # Equal iterations may still differ by rounding errors.
         after = tuple(np.round(np.maximum(ready, self.free) - seconds, DIGITS).tolist())
-        table = pd.DataFrame(self.tasks, columns=list(COLUMNS)).sort_values("start", kind="stable", ignore_index=True)
-        return Iteration(seconds, after, table, dict(self.sent), self.unrecovered)
+        return Iteration(seconds, after, self.tasks, dict(self.sent), self.unrecovered)
 
     def _microbatch(self, r: int, m: int) -> Iterator[simpy.Event]:
         """Out along the route, loss, and home."""
