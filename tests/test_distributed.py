@@ -25,7 +25,9 @@ from swarmbook.config import run_config
 from swarmbook.distributed import Block, Grid, grid_of, grids, perform, works_of
 from swarmbook.errors import ConfigError
 from swarmbook.fleet import Fleet
+from swarmbook.links import Links
 from swarmbook.model import Shape
+from swarmbook.network import Network
 from swarmbook.replacement import keep_up
 from swarmbook.route import in_order
 from swarmbook.runs import run
@@ -147,12 +149,17 @@ def test_the_plan_is_printed(four):
 
 
 def test_groups_of_cells_share_a_process(tmp_path):
-    """Two processes with a stage of both replicas each; and a run that diverges leaves nothing in the store."""
+    """Two processes with a stage of both replicas each, far apart; a run that diverges leaves nothing in the store."""
     config, wild = CONFIGS["shuffled"], run_config(**{**TINY, **SQUARE, "lr": 1e30})
-    done = torchrun(2, ["--grid", "1x2", *written(tmp_path, config, wild)], tmp_path / "store")
+    places = ["--places", "seven", "--pace", "0.01", "--weight", "1e6"]
+    done = torchrun(2, ["--grid", "1x2", *places, *written(tmp_path, config, wild)], tmp_path / "store")
     store = Store(tmp_path / "store")
     assert done.returncode == 1 and "the loss is not finite from step 1 on" in done.stderr
     assert store.get(wild.key) is None
+    links = Links(Network.over("seven", 2), pace=0.01, weight=1e6)
+    size = 4 * config.batch * config.sequence * config.width
+    assert links.seconds(0, 1, size) == pytest.approx(0.01 * Network.over("seven", 2).seconds(0, 1, 1e6 * size)) > 0.01
+    assert store.get(config.key).provenance["seconds"] > 2 * config.steps * links.seconds(0, 1, size)  # there and back
     assert store.get(config.key).provenance["grid"] == "1x2"
     assert_equals_stacked(config, store.get(config.key), tmp_path / "stacked")
 
@@ -178,14 +185,14 @@ def test_one_process_is_enough_and_no_run_is_trained_twice(alone, tmp_path, caps
 @pytest.mark.parametrize(
     ("ranks", "arguments", "said"),
     [
+        ("4", ["--places", "mars"], "unknown list of places 'mars'"),
+        ("4", ["--places", "seven", "--pace", "0"], "pace=0.0 must be positive"),
         ("3", [], "3 processes cannot hold replicas=2 x stages=2 in equal rectangles: start one of 1 (1x1), 2 (2x1), "),
         ("4", ["--grid", "4x1"], "4 processes as 4x1 cannot hold replicas=2 x stages=2"),
         ("8", [], "2 (1x2), 4 (2x2) (replicas x stages)"),
     ],
 )
-def test_a_wrong_number_of_processes_is_refused_before_anything_starts(
-    alone, monkeypatch, tmp_path, capsys, ranks, arguments, said
-):
+def test_what_cannot_be_is_refused_before_anything_starts(alone, monkeypatch, tmp_path, capsys, ranks, arguments, said):
     monkeypatch.setenv("WORLD_SIZE", ranks)
     monkeypatch.setattr(distributed, "Peers", None)  # would be called
     assert distributed.main([*arguments, *written(tmp_path, CONFIGS["in order"])]) == 2

@@ -40,7 +40,9 @@ from swarmbook.device import device_of
 from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.fleet import Fleet
 from swarmbook.ledger import ENTRIES, Ledger, bytes_of, flops
+from swarmbook.links import Links
 from swarmbook.model import Shape
+from swarmbook.network import PLACES, Network
 from swarmbook.optim import Adam
 from swarmbook.papers import papers_folder
 from swarmbook.paths import Visit
@@ -838,21 +840,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         plans = [grid_of(run, ranks, options.grid) for run in runs]
         if options.replace:
             check_replaceable(runs)
+        links = Links(Network.over(options.places, ranks), options.pace, options.weight) if options.places else None
     except (ConfigError, StoreError) as error:
         print(f"swarmbook.distributed: {error}", file=sys.stderr, flush=True)
         return 2
-    work = partial(_work, runs, plans, options.timeout, options.replace > 0)
+    work = partial(_work, runs, plans, options.timeout, options.replace > 0, links)
     return keep_up(work, options.replace, options.timeout) if options.replace else work()
 
 
-def _work(runs: Sequence[RunConfig], plans: Sequence[Grid], timeout: float, replaceable: bool) -> int:
+def _work(
+    runs: Sequence[RunConfig], plans: Sequence[Grid], timeout: float, replaceable: bool, links: Links | None
+) -> int:
     """Train all runs in this process and its peers; the exit status."""
     device, (rank, _) = device_of("auto"), world()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     try:
-        with Peers(device, timeout, replaceable) as peers:
+        with Peers(device, timeout, replaceable, links) as peers:
             for run, grid in zip(runs, plans, strict=True):
                 train(run, grid, peers)
     except (TrainingError, DataError, StoreError) as error:
@@ -880,6 +885,17 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="times that each rank may lose its process and get a new one with rebuilt stages; default: %(default)s",
+    )
+    parser.add_argument(
+        "--places",
+        metavar="LIST",
+        help=f"messages are as slow as between the places of a list, dealt to ranks in turn: {', '.join(PLACES)}",
+    )
+    parser.add_argument(
+        "--pace", type=float, default=1.0, metavar="S", help="real seconds for a second between places; default: 1"
+    )
+    parser.add_argument(
+        "--weight", type=float, default=1.0, metavar="B", help="bytes between places for a byte sent; default: 1"
     )
     parser.add_argument(
         "--timeout",

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from swarmbook.errors import TrainingError
+from swarmbook.links import Links
 
 BEAT = 1.0  # seconds between two signs of life
 JOIN = 300.0  # seconds for all ranks to come: they start together, but do not load equally fast
@@ -47,11 +48,12 @@ class Letter:
     source: int
     work: "dist.Work"
     tensor: Tensor
+    like: Tensor
 
     def read(self) -> Tensor:
         with self.peers.blaming(self.source):
             self.work.wait()
-        return self.tensor
+        return self.peers.unsealed(self.tensor, self.like, self.source)
 
 
 class Peers:
@@ -59,13 +61,13 @@ class Peers:
 
     timeout: seconds after which a rank that gives no sign of life counts as lost. replaceable: whether a new process
     may take the place of a lost one; the others then raise LostRank where they else would name it. Raises TrainingError
-    that names the ranks which have not come after `JOIN` seconds. Also a context: left without an error, it waits until
-    all leave it.
+    that names the ranks which have not come after `JOIN` seconds. links: how slow messages are to be; None: as slow as
+    they are. Also a context: left without an error, it waits until all leave it.
     """
 
-    def __init__(self, device: torch.device, timeout: float, replaceable: bool = False):
+    def __init__(self, device: torch.device, timeout: float, replaceable: bool = False, links: Links | None = None):
         self.rank, self.size = world()
-        self.device, self.timeout, self.replaceable = device, timeout, replaceable
+        self.device, self.timeout, self.replaceable, self.links = device, timeout, replaceable, links
         self.backend = "nccl" if device.type == "cuda" else "gloo"
         self._sent: list[tuple[int, dist.Work, Tensor]] = []
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
@@ -113,15 +115,31 @@ class Peers:
 
     def send(self, tensor: Tensor, to: int) -> None:
         """Send without waiting; the tensor must not be written before `flush`."""
-        tensor = tensor.contiguous()
+        tensor = self._sealed(tensor.contiguous())
         with self.blaming(to):
             self._sent.append((to, dist.isend(tensor, to, group=self._ways[to < self.rank]), tensor))
 
     def receive(self, like: Tensor, source: int) -> Letter:
         """The next message from a rank, as large as `like`; to be asked for in the order in which it sends."""
         tensor = torch.empty_like(like, memory_format=torch.contiguous_format)
+        tensor = self._sealed(tensor)
         with self.blaming(source):
-            return Letter(self, source, dist.irecv(tensor, source, group=self._ways[self.rank < source]), tensor)
+            return Letter(self, source, dist.irecv(tensor, source, group=self._ways[self.rank < source]), tensor, like)
+
+    def unsealed(self, tensor: Tensor, like: Tensor, source: int) -> Tensor:
+        """What came from a rank, no earlier than its link lets it come."""
+        if self.links is None:
+            return tensor
+        content, sent = tensor[:-8], float(tensor[-8:].view(torch.float64))
+        time.sleep(max(0.0, sent + self.links.seconds(source, self.rank, len(content)) - time.monotonic()))
+        return content.view(like.dtype).view(like.shape)
+
+    def _sealed(self, tensor: Tensor) -> Tensor:
+        """The bytes of a tensor and the time, where links are to be slow; else the tensor."""
+        if self.links is None:
+            return tensor
+        now = torch.tensor([time.monotonic()], dtype=torch.float64, device=tensor.device)
+        return torch.cat([tensor.reshape(-1).view(torch.uint8), now.view(torch.uint8)])
 
     def flush(self) -> None:
         """Wait until all that was sent has arrived."""

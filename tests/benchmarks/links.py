@@ -1,0 +1,114 @@
+"""Iterations measured over slow links, beside what the simulations say.
+
+    python tests/benchmarks/links.py           # the papers' settings and small ones, 3 minutes
+    python tests/benchmarks/links.py --quick   # small ones, half a minute
+
+Four processes on this machine send each other messages, each held back as long as it would take between the paper's
+places; nodes sleep instead of computing, so that a machine with two cores can play twenty-one. "pace" is real seconds
+for one of the paper's. The last row is our own training: its order of work, messages and links, with sleeps for layers.
+Measured is the median of several iterations, and the least and the greatest. It asserts nothing.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from skippipe import instance  # noqa: E402
+
+from swarmbook.distributed import Grid, perform, works_of  # noqa: E402
+from swarmbook.links import Links  # noqa: E402
+from swarmbook.network import Network  # noqa: E402
+from swarmbook.peers import Peers  # noqa: E402
+from swarmbook.pipeline import Plan, replay  # noqa: E402
+from swarmbook.planner import PLANNERS  # noqa: E402
+from swarmbook.rehearsal import rehearse, score_of_iteration, score_of_plan, seconds_of, seconds_of_works  # noqa: E402
+from swarmbook.route import in_order  # noqa: E402
+from swarmbook.throughput import Workload, simulate  # noqa: E402
+
+SMALL = Workload(stages=4, replicas=1)  # as many stages as CheckFree's small model has
+Case = tuple[str, float, float, Callable[[], float]]  # name, pace, simulated seconds, one measurement of them
+
+
+def cases(peers: Peers, quick: bool) -> Iterator[Case]:
+    workloads = {"CheckFree, 4 stages": (SMALL, "CheckFree")}
+    plans = {"SkipPipe, case S": "S"}
+    if not quick:
+        workloads |= {"CheckFree, as released": (Workload(), "CheckFree"), "CheckFree+": (Workload(), "CheckFree+")}
+        plans |= {"SkipPipe, case C": "C", "SkipPipe, case A": "A"}
+    for name, (workload, scheme) in workloads.items():
+        network, pace = Network.over("seven", workload.nodes), 0.04
+        score = score_of_iteration(workload, network, scheme)
+        yield name, pace, simulate(workload, network, scheme).seconds, player(score, peers, pace)
+    for name, case in plans.items():
+        pipeline, pace = instance(case), 0.04
+        plan = Plan(PLANNERS["shortest"](pipeline, np.random.default_rng(0)).paths)
+        yield name, pace, replay(pipeline, plan).makespan, player(score_of_plan(pipeline, plan), peers, pace)
+    yield training(peers)
+
+
+def player(score, peers: Peers, pace: float) -> Callable[[], float]:
+    return lambda: seconds_of(score, rehearse(score, peers, pace))
+
+
+def training(peers: Peers) -> Case:
+    """Four stages, one a rank, and a microbatch of CheckFree's throughput experiment for each message."""
+    like, pace = torch.zeros(1, 64, 64), 0.04
+    weight = Workload().activation_bytes / (like.numel() * like.element_size())
+    peers.links = links = Links(Network.over("seven", peers.size), pace, weight)
+    works = works_of(in_order(1, peers.size, 6, np.random.default_rng(0)), Grid(1, peers.size, 1, peers.size))
+    seconds = {"embed": 0.0, "forward": 0.38 * pace, "loss": 0.56 * pace, "backward": 0.76 * pace, "unembed": 0.0}
+    size = like.numel() * like.element_size()
+
+    def do(work, _) -> torch.Tensor:
+        time.sleep(seconds[work.kind])
+        return like
+
+    def measure() -> float:
+        begin = peers.tell(time.monotonic() + 0.2 if peers.rank == 0 else None, 0)
+        time.sleep(max(0.0, begin - time.monotonic()))
+        perform(works, do, like, peers)
+        ends = torch.zeros(peers.size, dtype=torch.float64)
+        ends[peers.rank] = time.monotonic() - begin
+        return float(peers.sum(ends).max()) / pace
+
+    return "training, 4 stages", pace, seconds_of_works(works, seconds, links, size) / pace, measure
+
+
+def measure(quick: bool) -> None:
+    """What each of the four processes does."""
+    with Peers(torch.device("cpu"), timeout=60.0) as peers:
+        if peers.rank == 0:
+            print(f"{'iteration':24} {'pace':>5} {'simulated':>10} {'measured':>9} {'least':>8} {'most':>8} {'off':>9}")
+        for name, pace, simulated, once in cases(peers, quick):
+            found = sorted(once() for _ in range(3 if quick else 5))
+            median = statistics.median(found)
+            if peers.rank == 0:
+                print(
+                    f"{name:24} {pace:5} {simulated:8.2f} s {median:7.2f} s {found[0]:6.2f} s {found[-1]:6.2f} s "
+                    f"{100 * (median / simulated - 1):+7.2f} %",
+                    flush=True,
+                )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small settings, few iterations")
+    quick = parser.parse_args().quick
+    if "RANK" in os.environ:
+        measure(quick)
+        return 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", *sys.argv]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
