@@ -8,13 +8,14 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import nbformat
@@ -22,13 +23,13 @@ import pytest
 from conftest import CLAIM
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from sweeps import kill_all, linux, notebooks, processes, records, said, start, surroundings, until
 
 from swarmbook import cli, papers, sweep
 from swarmbook.papers import UsageError
-from swarmbook.sweep import DONE, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
+from swarmbook.sweep import DONE, EXECUTED, FAILED, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
 
 PIGEON = "carrier-pigeon://1"  # no such way to talk
-PATIENCE = 300  # seconds until a test gives up; one that passes takes a small part of it
 
 # --- grids ---
 
@@ -332,34 +333,15 @@ def training(tmp_path, monkeypatch):
     monkeypatch.setenv("SWARMBOOK_PAPERS", str(path.parents[1]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def start(name: str, *arguments: str, pause: float = 0.0, **options) -> subprocess.Popen:
-        command = [sys.executable, "-m", "swarmbook", "sweep", "tiny", "--profile", "smoke", "--output"]
-        return subprocess.Popen(
-            [*command, tmp_path / name / "sweeps", *arguments],
-            env=surroundings(tmp_path / name, pause), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            **options,
-        )  # fmt: skip
+    def begin(name: str, *arguments: str, pause: float = 0.0, **options) -> subprocess.Popen:
+        return start(tmp_path / name, "tiny", *arguments, environment=tiny(tmp_path / name, pause), **options)
 
-    return start
+    return begin
 
 
-def surroundings(folder: Path, pause: float) -> dict[str, str]:
-    folder.mkdir(exist_ok=True)
-    own = {"SWARMBOOK_STORE": str(folder / "store"), "TRAINED": str(folder / "trained"), "PAUSE": str(pause)}
-    return os.environ | own
-
-
-def said(process: subprocess.Popen, status: int = 0) -> str:
-    text = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == status, text
-    return text
-
-
-def until(condition, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(0.05)
+def tiny(folder: Path, pause: float, **more: str) -> dict[str, str]:
+    """The environment of a sweep of the tiny paper whose steps last so many seconds longer."""
+    return surroundings(folder, TRAINED=str(folder / "trained"), PAUSE=str(pause), **more)
 
 
 def trained(folder: Path) -> Counter:
@@ -369,38 +351,13 @@ def trained(folder: Path) -> Counter:
 
 def results(folder: Path) -> dict[str, list]:
     """All that the notebooks of a sweep show but progress bars, and the runs in its store."""
-    shown = {}
-    for path in sorted(folder.glob("sweeps/*/**/*.ipynb")):
-        outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
-        outputs = [output for output in outputs if output.get("name") != "stderr"]
-        shown[str(path.relative_to(folder))] = json.loads(json.dumps(outputs))
-    store = sweep_store(folder)
-    shown["store"] = [store.get(path.stem).metrics.to_json() for path in sorted(store.root.glob("*.parquet"))]
-    return shown
-
-
-def sweep_store(folder: Path):
-    from swarmbook.store import Store
-
-    return Store(folder / "store")
+    stored = {key: record.metrics.to_json() for key, record in records(folder).items()}
+    return {**notebooks(folder), "store": stored}
 
 
 def training_now(folder: Path) -> bool:
     """Whether a run is in the middle: some of its steps are on disk."""
     return any(mark.exists() for mark in folder.glob("store/partial/*/checkpoint.json"))
-
-
-def kernels(folder: Path) -> list[int]:
-    """Processes that have this test's store in their environment: whatever was started for its sweeps."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if f"SWARMBOOK_STORE={folder / 'store'}".encode() in (process / "environ").read_bytes():
-                found.append(int(process.name))
-    return found
-
-
-linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in Linux's /proc")
 
 
 @linux
@@ -419,16 +376,13 @@ def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_sam
         process = training("killed", "--seeds", "0-1", "--workers", "2", pause=0.05, start_new_session=True)
         until(lambda sweep=process: training_now(killed) or sweep.poll() is not None, "a run in training")
         time.sleep(rng.uniform(0, 2))
-        for victim in kernels(killed):
-            with suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-        process.communicate(timeout=PATIENCE)
+        kill_all(process, killed)
     text = said(training("killed", "--seeds", "0-1", "--workers", "2"))
     assert "2 points: 2 left" not in text and "2 done, 0 failed, 0 left" in text
     assert max(trained(killed).values()) == 1
     assert results(killed) == expected
 
-    environment = surroundings(wide, 0.05)
+    environment = tiny(wide, 0.05)
     with ExitStack() as started:
 
         def dask(*arguments: str | Path) -> subprocess.Popen:
@@ -451,7 +405,7 @@ def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_sam
         assert "2 done, 0 failed, 0 left" in said(process)
     assert max(trained(wide).values()) == 1
     assert results(wide) == expected
-    until(lambda: not kernels(tmp_path / "wide") and not kernels(killed), "all kernels gone")
+    until(lambda: not processes(wide), "all kernels gone")
 
 
 @linux
@@ -462,11 +416,94 @@ def test_ctrl_c_stops_all_at_once_and_the_next_sweep_goes_on(training, tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of its processes
     text = said(process, 130)
     assert "interrupted; what was trained is kept" in text and "Traceback" not in text
-    until(lambda: not kernels(folder), "all processes gone")
+    until(lambda: not processes(folder), "all processes gone")
     assert not list(folder.glob("sweeps/*/*/tiny.ipynb"))
     text = said(training("stopped", "--seeds", "0"))
     assert "1 point: 1 resumed\n" in text and "1 done, 0 failed, 0 left" in text
     assert trained(folder) == {"0": 1}
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own in a folder; returns how to give it room (`size=16k`) or make it read-only (`ro`)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    try:
+        subprocess.run(mounted, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"must be allowed to mount a file system: {error}")
+    yield lambda option: subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_store_on_a_disk_that_is_full_or_read_only_is_told_and_the_next_sweep_goes_on(training, disk, tmp_path):
+    point = sweep.place(papers.discover()["tiny"], [{"profile": "smoke", "seeds": 1}], tmp_path / "sweeps")[0]
+    environment = {"SWARMBOOK_STORE": str(tmp_path / "disk/store"), "TRAINED": str(tmp_path / "trained"), "PAUSE": "0"}
+
+    def execute() -> sweep.Outcome:
+        return sweep.execute(point, environment, wait=True)
+
+    for option, why in (("size=16k", ""), ("ro", "Read-only file system")):  # torch says of the first what it likes
+        disk(option)
+        outcome = execute()
+        assert outcome.state == FAILED and sweep.state(point) == LEFT
+        assert re.search(rf"tiny, code cell 3 of 3: StoreError: cannot write .*{why}. Make room", outcome.error)
+        disk("rw")
+    disk("size=8m")
+    assert execute().state == EXECUTED and sweep.state(point) == DONE
+    assert trained(tmp_path) == {"0": 1}
+    disk("ro")
+    shutil.rmtree(point.folder)
+    assert execute().state == EXECUTED  # what is finished can be read
+    assert trained(tmp_path) == {"0": 1}
+
+
+def test_points_on_a_full_disk_are_told_and_the_next_sweep_goes_on(toy, disk, tmp_path):
+    point = sweep.place(papers.read(toy()), [{"profile": "smoke", "steps": 5}], tmp_path / "disk")[0]
+    sweep.prepare([point])
+    disk("size=60k")
+    outcome = sweep.execute(point, {}, wait=True)
+    told = "No space left on device; make room or make it writable, or choose another folder"
+    assert outcome.state == FAILED and f"cannot write {point.folder}: {told}" in outcome.error
+    assert sweep.state(point) == RESUMED
+    with pytest.raises(papers.NotebookError, match=told):
+        sweep.collect(papers.read(point.notebook), [point], {})
+    disk("size=8m")
+    assert sweep.execute(point, {}, wait=True).state == EXECUTED and sweep.state(point) == DONE
+    assert sweep.collect(papers.read(point.notebook), [point], {}).claims == ()
+
+
+CLOCK = """\
+import os, time
+real = time.time
+time.time = lambda: real() + 36_000 * (-1) ** os.getpid() * os.path.exists(os.environ["JUMP"])  # ten hours
+"""
+
+
+@linux
+def test_two_sweeps_at_once_share_points_and_runs_while_clocks_jump(training, tmp_path):
+    """Those of one folder, points; all, the store. Files then come from the past and the future."""
+    folder, other = tmp_path / "shared", tmp_path / "other"
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock/sitecustomize.py").write_text(CLOCK)
+    clock = {"JUMP": str(tmp_path / "jump"), "PYTHONPATH": f"{tmp_path / 'clock'}:{os.environ.get('PYTHONPATH', '')}"}
+    environment = tiny(folder, 0.05, **clock)
+    command = ["tiny", "--seeds", "0-1", "--workers", "1"]
+    sweeps = [start(where, *command, environment=environment) for where in (folder, folder, other)]
+    until(lambda: training_now(folder), "a run in training")
+    (tmp_path / "jump").touch()
+    for process in sweeps:
+        assert "2 done, 0 failed, 0 left" in said(process)
+    assert trained(folder) == {"0": 1, "1": 1}
+    points = [notebooks(where) for where in (folder, other)]
+    assert points[0] == points[1] and len(points[0]) == 3
+
+    rng = random.Random()
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() + rng.uniform(-1, 1) * 3e8,) * 2)
+    text = said(start(folder, *command, environment=environment))
+    assert "2 points: 2 done\n" in text and trained(folder) == {"0": 1, "1": 1}
 
 
 def test_points_that_fail_are_listed_and_tried_again_and_damaged_ones_repaired(toy, tmp_path, capsys):

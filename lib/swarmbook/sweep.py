@@ -296,8 +296,12 @@ def prepare(points: Sequence[Point]) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x" * 4096)
     except OSError as error:
-        cure = "make room or make it writable, or choose another folder with --output"
-        raise UsageError(f"cannot write {folder}: {error.strerror}; {cure}") from error
+        raise UsageError(_unwritten(folder, error)) from error
+
+
+def _unwritten(folder: Path, error: OSError) -> str:
+    cure = "make room or make it writable, or choose another folder with --output; then start the sweep again"
+    return f"cannot write {folder}: {error.strerror or error}; {cure}"
 
 
 def _name(parameters: Mapping[str, Any]) -> str:
@@ -358,8 +362,6 @@ _alone = threading.Lock()  # papermill changes the folder of the whole process
 
 def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome:
     """Execute a point on this worker, unless it is done, or another sweep executes it now and we are not to wait."""
-    from filelock import FileLock, Timeout
-
     if not point.notebook.exists():
         shared = "a sweep needs the clone and its runs in a file system that all workers share"
         return Outcome(point, FAILED, error=f"the worker on {socket.gethostname()} has no {point.notebook}: {shared}")
@@ -371,31 +373,40 @@ def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome
             "install the same version there, and restart it",
         )
     with _alone:
-        started = time.monotonic()
-        point.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(point.folder / ".lock", thread_local=False, fallback_to_soft=False)
         try:
-            lock.acquire(blocking=wait, poll_interval=0.2)
-        except Timeout:
-            return Outcome(point, HELD)
+            return _executed(point, environment, wait)
+        except OSError as error:  # of a disk that is full, say; the point counts as begun
+            return Outcome(point, FAILED, error=_unwritten(point.folder, error))
+
+
+def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome:
+    from filelock import FileLock, Timeout
+
+    started = time.monotonic()
+    point.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(point.folder / ".lock", thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=wait, poll_interval=0.2)
+    except Timeout:
+        return Outcome(point, HELD)
+    try:
+        if state(point) == DONE:
+            return Outcome(point, DONE)
+        for leftover in point.folder.glob(".partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        begun = point.folder / "begun"
+        begun.touch()
+        stamp = {"mark": point.mark, "parameters": point.parameters, "code": point.code}
+        error = ""
         try:
-            if state(point) == DONE:
-                return Outcome(point, DONE)
-            for leftover in point.folder.glob(".partial-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            begun = point.folder / "begun"
-            begun.touch()
-            stamp = {"mark": point.mark, "parameters": point.parameters, "code": point.code}
-            error = ""
-            try:
-                paper = papers.read(point.notebook)
-                papers.execute(paper, point.parameters, None, environment, folder=point.folder, stamp=stamp)
-            except NotebookError as failure:
-                error = str(failure)
-            begun.unlink()
-            return Outcome(point, FAILED if error else EXECUTED, time.monotonic() - started, error)
-        finally:
-            lock.release()
+            paper = papers.read(point.notebook)
+            papers.execute(paper, point.parameters, None, environment, folder=point.folder, stamp=stamp)
+        except NotebookError as failure:
+            error = str(failure)
+        begun.unlink()
+        return Outcome(point, FAILED if error else EXECUTED, time.monotonic() - started, error)
+    finally:
+        lock.release()
 
 
 def sweep(
@@ -529,7 +540,10 @@ def threads(workers: int) -> dict[str, str]:
 
 
 def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str]) -> papers.Execution:
-    """Write and execute `sweep.ipynb` beside the points' folders: their claims side by side."""
+    """Write and execute `sweep.ipynb` beside the points' folders: their claims side by side.
+
+    Raises NotebookError if it fails, or cannot be written.
+    """
     import nbformat
     from filelock import FileLock
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -552,9 +566,12 @@ def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str
     ]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
-    with FileLock(folder / ".collect.lock", fallback_to_soft=False):
-        papers.write(folder / "sweep.ipynb", nbformat.writes(new_notebook(cells=cells)).encode())
-        return papers.execute(papers.read(folder / "sweep.ipynb"), {}, None, environment, folder=folder)
+    try:
+        with FileLock(folder / ".collect.lock", fallback_to_soft=False):
+            papers.write(folder / "sweep.ipynb", nbformat.writes(new_notebook(cells=cells)).encode())
+            return papers.execute(papers.read(folder / "sweep.ipynb"), {}, None, environment, folder=folder)
+    except OSError as error:
+        raise NotebookError(_unwritten(folder, error)) from error
 
 
 @dataclass(frozen=True)
