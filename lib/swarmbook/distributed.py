@@ -856,6 +856,9 @@ def _work(
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+        if replaceable:  # by default NCCL ends the survivors of a lost rank too
+            print("swarmbook.distributed: --replace works over gloo only: hide all GPUs", file=sys.stderr, flush=True)
+            return 2
     try:
         with Peers(device, timeout, replaceable, links) as peers:
             for run, grid in zip(runs, plans, strict=True):

@@ -224,9 +224,9 @@ class Peers:
         try:
             dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
             self._ways = [dist.new_group(), dist.new_group()]  # up and down
-        except RuntimeError:
+        except RuntimeError as error:
             if not self.replaceable:
-                raise
+                raise TrainingError(f"rank {self.rank} could not reach all others: {error}") from error
             self._part()
             return False
         return True

@@ -44,24 +44,25 @@ def cases(peers: Peers, quick: bool) -> Iterator[Case]:
     if not quick:
         workloads |= {"CheckFree, as released": (Workload(), "CheckFree"), "CheckFree+": (Workload(), "CheckFree+")}
         plans |= {"SkipPipe, case C": "C", "SkipPipe, case A": "A"}
+    pace = 0.02 if quick else 0.04
     for name, (workload, scheme) in workloads.items():
-        network, pace = Network.over("seven", workload.nodes), 0.04
+        network = Network.over("seven", workload.nodes)
         score = score_of_iteration(workload, network, scheme)
         yield name, pace, simulate(workload, network, scheme).seconds, player(score, peers, pace)
     for name, case in plans.items():
-        pipeline, pace = instance(case), 0.04
+        pipeline = instance(case)
         plan = Plan(PLANNERS["shortest"](pipeline, np.random.default_rng(0)).paths)
         yield name, pace, replay(pipeline, plan).makespan, player(score_of_plan(pipeline, plan), peers, pace)
-    yield training(peers)
+    yield training(peers, pace)
 
 
 def player(score, peers: Peers, pace: float) -> Callable[[], float]:
     return lambda: seconds_of(score, rehearse(score, peers, pace))
 
 
-def training(peers: Peers) -> Case:
+def training(peers: Peers, pace: float) -> Case:
     """Four stages, one a rank, and a microbatch of CheckFree's throughput experiment for each message."""
-    like, pace = torch.zeros(1, 64, 64), 0.04
+    like = torch.zeros(1, 64, 64)
     weight = Workload().activation_bytes / (like.numel() * like.element_size())
     peers.links = links = Links(Network.over("seven", peers.size), pace, weight)
     works = works_of(in_order(1, peers.size, 6, np.random.default_rng(0)), Grid(1, peers.size, 1, peers.size))
