@@ -127,6 +127,16 @@ def test_flows_keep_all_coins(name):
         assert 0 < outcome.paid <= outcome.routed <= outcome.sent == len(payments)
 
 
+def test_paths_are_searched_once_for_all_simulations_of_a_network(monkeypatch):
+    net, payments, paths = network(), load.poisson(50, 20, 60, np.random.default_rng(1)), {}
+    alone = [load.simulate(net, profile, payments) for profile in load.PROFILES.values()]
+    load.simulate(net, load.PROFILES["Lightning"], payments, paths=paths)
+    monkeypatch.setattr(load.networkx, "shortest_path", None)
+    for profile, wanted in zip(load.PROFILES.values(), alone, strict=True):
+        outcome = load.simulate(net, profile, payments, paths=paths)
+        assert outcome.seconds.tolist() == wanted.seconds.tolist() and outcome.locked == wanted.locked
+
+
 def test_a_single_flow_takes_what_one_payment_takes():
     net = network()
     edge = next((a, b) for a, b in net.edges if net.edges[a, b]["balance"][a] > 5)

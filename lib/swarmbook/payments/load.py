@@ -94,12 +94,14 @@ def simulate(
     message: float = 0.1,
     delta: float = 10.0,
     silent: frozenset[int] = frozenset(),
+    paths: dict[tuple[int, int], list[int]] | None = None,
 ) -> Outcome:
     """Run payments (time, from, to, amount) over a network, which stays as it is.
 
     message: seconds that one takes; delta: the bound that SyncPCN assumes. silent: parties that do not respond; hops
-    before one stay locked until their deadline. A path is a shortest one with enough capacity. Left out: that a channel
-    can be busy with another payment.
+    before one stay locked until their deadline. A path is a shortest one with enough capacity; paths: those found so
+    far by (from, to), to be shared among simulations of one network. Left out: that a channel can be busy with another
+    payment.
     """
     events: list[tuple] = []
     number = 0
@@ -114,7 +116,7 @@ def simulate(
         both = dict(network.edges[a, b]["balance"])
         balance[a, b] = balance[b, a] = both
     turn = {frozenset(edge): edge[0] for edge in network.edges}
-    paths: dict[tuple[int, int], list[int] | None] = {}
+    paths = {} if paths is None else paths
     seconds, counts, locked = [], {"sent": 0, "routed": 0}, 0.0
 
     def begin(time: float, sender: int, receiver: int, amount: float) -> None:
