@@ -1,5 +1,7 @@
-"""Toy papers, so that the outer parts can be tested without training anything; one thread for what trains."""
+"""Toy papers, so that the outer parts can be tested without training anything; one thread to train; a browser."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,3 +80,26 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of all papers, as a folder."""
+    from swarmbook import papers, report
+
+    known = papers.discover(Path(__file__).parents[1] / "papers")
+    return report.build(list(known.values()), tmp_path_factory.mktemp("site")).parent
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Chromium, the system's or Playwright's own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install -e '.[test]'")
+    system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as driver:
+        if not system and not Path(driver.chromium.executable_path).exists():
+            pytest.skip("no browser: apt install chromium, or .venv/bin/playwright install --with-deps chromium")
+        root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
+        browser = driver.chromium.launch(executable_path=system, args=root)
+        yield browser
+        browser.close()

@@ -8,9 +8,14 @@ from urllib.parse import unquote
 import pytest
 from conftest import FIGURE
 
-from swarmbook import cli, papers, report
+from swarmbook import cli, papers
+from swarmbook.config import run_config
+from swarmbook.runs import run
+from swarmbook.store import Store
 
 PAPERS = papers.discover(Path(__file__).parents[1] / "papers")
+TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
+TINY |= dict(steps=4, evaluate_every=2, log_every=2, held_out=4)
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 
 
@@ -98,11 +103,54 @@ def test_dead_links_and_fetches_would_be_noticed(tmp_path):
         assert_sound(tmp_path)
 
 
-def test_the_papers_make_a_sound_site(tmp_path):
-    report.build(list(PAPERS.values()), tmp_path)
-    assert_sound(tmp_path)
-    words = " ".join(" ".join(Page(tmp_path / "index.html").words).split())
+@pytest.fixture
+def recorded(toy, tmp_path, one_thread) -> list[str]:
+    """The keys of a toy paper's runs: one that two figures read, and one that goes on from it, read by the second."""
+    first = run_config(**TINY)
+    configs = [first, run_config(**{**TINY, "steps": 6, "start": first})]
+    store = Store(tmp_path / "store")
+    run(configs, store=store, device="cpu", show=False)
+    load = f"from swarmbook.config import run_config\nfrom swarmbook.runs import run\nfirst = run_config(**{TINY})\n"
+    load += f"runs = run([first, run_config(**{ {**TINY, 'steps': 6} } | {{'start': first}})], device='cpu')"
+    cells = ("runs.where(steps=4).final()", "table 1"), ("runs.where(steps=6).final()", "table 2"), ("1", "table 3")
+    path = toy("toy", (load, ""), *cells)
+    keys = [config.key for config in configs]
+    store.publish(keys, path.parent / "runs")
+    paper = papers.read(path)
+    papers.commit(paper, papers.execute(paper).notebook)
+    return keys
+
+
+def test_each_figure_tells_which_runs_it_stands_on_and_how_to_repeat_it(recorded, tmp_path):
+    assert cli.main(["report", "--output", str(tmp_path / "site")]) == 0
+    assert_sound(tmp_path / "site")
+    page = (tmp_path / "site" / "toy.html").read_text()
+    told = {name: part.split("</details>")[0] for name in ("table 1", "table 2", "table 3")
+            for part in page.split(f"<summary>{name}: ")[1:]}  # fmt: skip
+    first, second = recorded
+    assert told["table 1"].startswith("from 1 run<") and f"#run-{first}" in told["table 1"]
+    assert second not in told["table 1"]
+    assert told["table 2"].startswith("from 1 run<") and f"#run-{second}" in told["table 2"]
+    assert f"#run-{first}" in told["table 2"].split("These were made from 1 run")[1]
+    for name in ("table 1", "table 2"):
+        assert "swarmbook run toy --fresh" in told[name] and "torch 2." in told[name]
+    assert told["table 3"].startswith("computed by") and "nothing recorded" in told["table 3"]
+
+
+def test_a_report_of_damaged_runs_is_refused(recorded, tmp_path, capsys):
+    damaged = papers.papers_folder() / "toy" / "runs" / f"{recorded[0]}.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert cli.main(["report", "--output", str(tmp_path / "site")]) == 1
+    assert f"{damaged} is damaged and not used" in capsys.readouterr().err
+
+
+def test_the_papers_make_a_sound_site(site):
+    assert_sound(site)
+    words = " ".join(" ".join(Page(site / "index.html").words).split())
     assert all(claim.id in words for paper in PAPERS.values() for claim in paper.claims)
     for name, paper in PAPERS.items():
-        page = " ".join(Page(tmp_path / f"{name}.html").words)
-        assert all(path.stem in page for path in (paper.notebook.parent / "runs").glob("*.parquet"))
+        page = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert all(f"id='run-{path.stem}'" in page for path in (paper.notebook.parent / "runs").glob("*.parquet"))
+        summaries = [part.split(": ")[0].split(", ") for part in page.split("<summary>")[1:]]
+        told = {name for summary in summaries for name in summary}
+        assert {*paper.figures, *paper.tables} <= told
