@@ -1,8 +1,8 @@
 """Messages and clocks: who gets what when, decided by a seed or by an adversary, and written down.
 
-- a `Simulation` delivers messages by virtual time; delays come from a function of sender, receiver and message, which is
-  how networks with a bound, with tables of delays or with an adversary are made (`within`, `unit`). A heap orders the
-  times; what is due at one time, often messages to all members of a committee, waits there in the order of sending
+- a `Simulation` delivers messages by virtual time; delays come from a function of sender, receiver and message, which
+  is how networks with a bound, with tables of delays or with an adversary are made (`within`, `unit`). A heap orders
+  the times; what is due at one time, often messages to all members of a committee, waits there in the order of sending
 - an `Asynchronous` one has no clock that messages obey: a chooser picks any pending message, or the next timer; it may
   deliver one again; `patience` bounds for how many steps one can be passed over, which makes every schedule fair
 - a `Node` reacts to messages and to timers of its own clock, which is off by its skew
