@@ -54,7 +54,7 @@ CASES = {  # on four processes
 BLOCKS = {"replicas": 2, "stages": 4, "failure_rate": 0.03}  # two stages of a replica on each rank
 LOSING = {
     "CheckFree": {**ROW, "failure_rate": 0.03, "failing": "interior", "moments": "average"},
-    "CheckFree, power 1": {**BLOCKS, "seed": 1, "sync": "NoLoCo", "route": "random replicas"},
+    "CheckFree, power 1": {**BLOCKS, "sync": "NoLoCo", "route": "random replicas"},
     "CheckFree, as released": {**BLOCKS, "sync": "all-reduce", "boost_half_life": 5.0},
     "CheckFree+": {**ROW, "route": "swapped ends", "failing": "all", "failure_rate": 0.05, "seed": 1},
     "CheckFree+, as released": {**BLOCKS, "route": "swapped ends", "failing": "all"},
@@ -64,7 +64,8 @@ LOSING = {
     "identity": {**ROW, "losses": ((3, 2), (3, 3), (17, 1))},
     "all zeros": {**ROW, "losses": ((12, 3),)},
 }
-CASES |= {name: {"recovery": name, **fields} for name, fields in LOSING.items()}
+# Adam makes much of rounding where moments are new: the higher the rate, the sooner the numbers part.
+CASES |= {name: {"recovery": name, "lr": 1e-3, **fields} for name, fields in LOSING.items()}
 for case in ("in fragments", "all-reduce", "DiLoCo", "NoLoCo", *(n for n, c in LOSING.items() if "sync" in c)):
     CASES[case] |= {"sync_every": 5, "common_start": True}
 CONFIGS = {name: run_config(**{**TINY, **fields}) for name, fields in CASES.items()}
@@ -130,7 +131,7 @@ def assert_equals_stacked(config, record, folder):
     assert ours.index.equals(stacked.index) and (stacked.index.get_level_values("step") == config.steps).any()
     np.testing.assert_allclose(ours, stacked, rtol=0, atol=1e-5)
     losses = stacked.xs("training loss", level="metric")
-    assert losses.iloc[-1] < losses.iloc[0] - 0.1  # it has learnt something that could differ
+    assert losses.iloc[-1] < losses.iloc[0] - 0.05  # it has learnt something that could differ
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -217,8 +218,8 @@ def test_what_is_no_run_or_cannot_be_shared_out_is_refused(alone, tmp_path, caps
     assert said in capsys.readouterr().err
 
 
-# Of numbers measured while a process dies nothing is said here; and Adam makes much of rounding where moments are new.
-RARE = {"evaluate_every": 30, "lr": 2e-3}
+# Of what is measured while a process dies nothing is said here.
+RARE = {"evaluate_every": 30, "lr": 1e-3}
 
 
 def struck(folder, config, strikes, *arguments):
