@@ -1,5 +1,6 @@
 """A run on many processes is the stacked run to rounding; no rank waits for ever; what cannot be shared is refused."""
 
+import json
 import os
 import random
 import re
@@ -269,11 +270,11 @@ def test_a_killed_process_is_replaced_and_its_stages_rebuilt_while_training_goes
 
 
 FAULTS = """\
-import os, signal, sys
+import json, os, signal, sys
 from swarmbook.distributed import Passage, Share, main
 from swarmbook.peers import LostRank
 from swarmbook.replacement import Row
-folder, *arguments = sys.argv[1:]
+folder, places, *arguments = sys.argv[1:]
 rank = int(os.environ["RANK"])
 
 def first(fault):
@@ -282,11 +283,12 @@ def first(fault):
     except FileExistsError:
         return False
 
-def before(cls, name, step, ranks, fault):
+def before(cls, name, step, where, fault):
+    cls = globals()[cls]
     method = getattr(cls, name)
     def faulty(self, *args):
-        if now and rank in ranks and now.step == step and first(name):
-            fault()
+        if now and rank == where and now.step == step and first(f"{name} {step}"):
+            globals()[fault]()
         return method(self, *args)
     setattr(cls, name, faulty)
 
@@ -302,27 +304,46 @@ def noted(self):
     now = self
     advance(self)
 Share.advance = noted
-before(Passage, "through", 4, [2], die)
-before(Share, "_charge", 11, [1], cut)  # it has all gradients, but does not see that all have
-before(Share, "_update", 11, [3], die)
-before(Row, "dismiss", 20, [1], die)  # it has rebuilt what the trace killed, but not said so
+for place in json.loads(places):
+    before(*place)
 sys.exit(main(arguments))
 """
 
 
-def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(tmp_path, monkeypatch):
-    """Before its gradients; once some know that all have theirs, and one does not; and while it rebuilds a stage."""
+@pytest.mark.parametrize(
+    ("fields", "places", "lost"),
+    [
+        (
+            {"recovery": "CheckFree", "losses": ((20, 2),)},
+            [
+                ("Passage", "through", 4, 2, "die"),  # before it has its gradients
+                ("Share", "_charge", 11, 1, "cut"),  # it has them, but does not see that all have
+                ("Share", "_update", 11, 3, "die"),
+                ("Row", "dismiss", 20, 1, "die"),  # it has rebuilt what the trace killed, but not said so
+            ],
+            ((4, 3), (12, 4), (12, 0)),  # the last process has norm and head as well
+        ),
+        (  # of the ends, what was lost comes back from the rank beside it
+            {"recovery": "CheckFree+", "route": "swapped ends"},
+            [("Passage", "through", 6, 3, "die"), ("Passage", "through", 15, 0, "die")],
+            ((6, 4), (6, 0), (15, 1), (15, 0)),
+        ),
+    ],
+)
+def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(tmp_path, monkeypatch, fields, places, lost):
     (tmp_path / "faults.py").write_text(FAULTS)
     (tmp_path / "was").mkdir()
-    config = run_config(**{**TINY, **ROW, "recovery": "CheckFree", "losses": ((20, 2),), **RARE})
+    config = run_config(**{**TINY, **ROW, **fields, **RARE})
     command = launch(4, ["--replace", "1", *written(tmp_path, config)])
-    command[command.index("-m", 4) :] = [str(tmp_path / "faults.py"), str(tmp_path / "was"), *command[-3:]]
+    given = [str(tmp_path / name) for name in ("faults.py", "was")]
+    command[command.index("-m", 4) :] = [*given, json.dumps(places), *command[-3:]]
     done = subprocess.run(command, env=environment(tmp_path / "store"), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "was").iterdir())) == 4
-    dying = trace(config)
-    dying[[4, 12, 12], 0, [2, 3, 4]] = True  # the last process had norm and head as well
-    monkeypatch.setattr("swarmbook.train.trace", lambda run: dying)
+    assert len(list((tmp_path / "was").iterdir())) == len(places)
+    stacked = config.model_copy(update={"losses": (*config.losses, *lost)})
+    monkeypatch.setattr("swarmbook.train.trace", lambda _: trace(stacked))
+    # Beside the stages at the ends: these die with them, where a process has both.
+    monkeypatch.setattr("swarmbook.recovery.Strategy.holders_of", lambda *_: {1, 2})
     assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
 
 

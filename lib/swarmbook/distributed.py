@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,6 +92,13 @@ class Grid:
         """The rank that holds a cell; of the ends, stage S, the two that hold a part of them, or one that has both."""
         ends = self.rank(replica, 0), self.rank(replica, self.stages - 1)
         return sorted(set(ends)) if stage == self.stages else [self.rank(replica, stage)]
+
+    def keeper(self, rank: int) -> int | None:
+        """Who keeps a copy of what a rank has of the ends: the rank beside it in the row; None if it is alone."""
+        column = rank % self.columns
+        if self.columns == 1 or 0 < column < self.columns - 1:
+            return None
+        return rank + 1 if column == 0 else rank - 1
 
     def __str__(self) -> str:
         lines = [f"{self.replicas} x {self.stages} cells (replica, stage) on {self.rows} x {self.columns} ranks"]
@@ -459,6 +466,9 @@ class Share:
         self.rate = training.rate_of(run)
         self.outer = SharedOuter(run, self.block, grid, peers) if SYNCS[run.sync] else None
         self.strategy = RULES[run.recovery]
+        # Whether copies of the ends lie with other processes, which is of use only if one can be replaced.
+        self.keeps = self.strategy is not None and self.strategy.keeps == "ends" and peers.replaceable
+        self.copies: dict[int, list[dict[str, Tensor]]] = {}  # by whose they are; of each replica of this row
         self.trace = trace(run)
         self.row = Row(self.block, self.adam, grid, peers)
         self.norms = torch.ones(run.replicas, run.stages + 1)  # of all cells with a recovery, else of this rank's
@@ -516,11 +526,13 @@ class Share:
 
     def measure(self) -> None:
         """What is due after a step, or before the first: training loss, validation loss and what goes with it."""
+        if self.keeps:
+            self._keep_copies()
         logs = self.step and (self.step % self.run.log_every == 0 or self.step == self.run.steps)
         rows = [self._row("training loss", self.log())] if logs else []
         if self.step % self.run.evaluate_every == 0 or self.step == self.run.steps:
             rows += self.evaluate()
-        if rows and self.strategy:
+        if (rows or self.keeps) and self.strategy:
             self.peers.sum(torch.zeros(1, device=self.peers.device))  # who is lost before it has all measure again
         self.rows += rows
         if logs:
@@ -592,12 +604,67 @@ class Share:
             self.costs["stored"] = size
             self.costs.add("sent in training", size)
 
-    def _rebuild(self, dying: np.ndarray) -> None:
-        """Lose the cells of `dying` [R, S + 1], and let the run's rule rebuild them, each where it lies."""
+    def _keep_copies(self) -> None:
+        """Send this rank's part of the ends to its keeper, and take those that it keeps."""
+        me, coming = self.peers.rank, {}
+        for rank in self.grid.holders(self.block.rows[0], self.run.stages):
+            keeper = self.grid.keeper(rank)
+            if rank == me and keeper is not None:
+                self._send_ends([self.block.ends(r) for r in range(self.block.replicas)], keeper)
+            elif keeper == me:
+                coming[rank] = [self._receive_ends(rank, rank) for _ in self.block.rows]
+        self.copies = {
+            rank: [{name: letter.read() for name, letter in letters.items()} for letters in each]
+            for rank, each in coming.items()
+        }
+        self.peers.flush()
+
+    def _send_ends(self, parts: Sequence[dict[str, Tensor]], to: int) -> None:
+        for part in parts:
+            for tensor in part.values():
+                self.peers.send(tensor, to)
+
+    def _receive_ends(self, owner: int, source: int) -> dict[str, Letter]:
+        """The part of a replica's ends that belongs to `owner`, on its way from `source`."""
+        first, last = owner % self.grid.columns == 0, (owner + 1) % self.grid.columns == 0
+        shapes = self.shape.ends_shapes
+        return {
+            name: self.peers.receive(torch.empty(shapes[name], device=self.peers.device), source)
+            for name in ["embedding"] * first + ["norm", "head"] * last
+        }
+
+    def _return_copies(self, new: Sequence[int], lost: Mapping[tuple[int, int], Lost]) -> None:
+        """Send new ranks what is left of their ends, for the rule; what the other rank of a row has is still there."""
+        me, keeper = self.peers.rank, self.grid.keeper(self.peers.rank)
+        for rank in new:
+            if self.grid.keeper(rank) == me and me not in new:
+                self.peers.send(torch.tensor([len(self.copies.get(rank, []))], device=self.peers.device), rank)
+                self._send_ends(self.copies.get(rank, []), rank)
+        returned: list[dict[str, Letter]] = []
+        if me in new and keeper is not None and keeper not in new:
+            like = torch.zeros(1, dtype=torch.int64, device=self.peers.device)
+            count = int(self.peers.receive(like, keeper).read())
+            returned = [self._receive_ends(me, keeper) for _ in range(count)]
+        for replica in self.block.rows:
+            ends = lost.get((replica, self.run.stages))
+            if ends is not None and me in new:
+                letters = returned[replica - self.block.rows.start] if returned else {}
+                ends.kept = {name: letter.read() for name, letter in letters.items()} or None
+            elif ends is not None and set(self.grid.row(replica)) & set(new):
+                ends.kept = {name: weight.clone() for name, weight in ends.weights.items()}
+        self.peers.flush()
+
+    def _rebuild(self, dying: np.ndarray, new: Sequence[int] = ()) -> None:
+        """Lose the cells of `dying` [R, S + 1], and let the run's rule rebuild them, each where it lies.
+
+        new: ranks that have lost all of theirs with their process.
+        """
         stages, costs = self.run.stages, Ledger()
         cells = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)]
         rows = [self._row("failure", 1.0, stage=(stage + 1) % (stages + 1)) for _, stage in cells]
         mine = {cell: self._lost(*cell, dying, costs) for cell in cells if self.row.holds(*cell)}
+        if self.keeps and new:
+            self._return_copies(new, mine)
         for lost in mine.values():  # from here on nothing of a dead stage can be read
             for weight in lost.weights.values():
                 weight.fill_(float("nan"))
@@ -672,7 +739,7 @@ class Share:
                 if {0, self.run.stages - 1} & set(columns):
                     dying[rows.start : rows.stop, -1] = True  # embedding, norm and head are one cell
             losing = ahead % 3 == self.LOSE and self.step < self.run.steps
-            self._rebuild(dying | self.trace[self.step] if losing else dying)
+            self._rebuild(dying | self.trace[self.step] if losing else dying, new)
             ahead += losing
         self.place = ahead
 
@@ -774,7 +841,7 @@ def check(run: RunConfig) -> None:
             raise ConfigError(
                 f"{name}={shown} cannot run on many processes: leave it out, or train in one with swarmbook.runs.run"
             )
-    able = [name for name, strategy in RULES.items() if strategy is None or _keeps_nothing_elsewhere(strategy)]
+    able = [name for name, strategy in RULES.items() if strategy is None or _can_be_shared_out(strategy)]
     if run.recovery not in able:
         raise ConfigError(
             f"recovery={run.recovery!r} keeps copies that are not sent between processes: take one of "
@@ -799,8 +866,8 @@ def check_replaceable(runs: Sequence[RunConfig]) -> None:
         raise ConfigError("--replace with moments='keep': they are lost with a process; take 'reset' or 'average'")
 
 
-def _keeps_nothing_elsewhere(strategy: Strategy) -> bool:
-    """A rank at an end has both the end and the stage that a copy of the end lies with."""
+def _can_be_shared_out(strategy: Strategy) -> bool:
+    """Copies of the ends lie where they are, with the stage beside them; with `--replace`, with the next process."""
     return strategy.keeps is None or (strategy.keeps == "ends" and strategy.always)
 
 
