@@ -490,7 +490,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",  # any free port: nobody looks
                 silence_logs=50,
                 local_directory=scratch,
             ) as here,

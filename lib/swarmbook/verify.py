@@ -5,13 +5,15 @@
 - A sample of the runs is trained again, into a store that is thrown away, and compared whole curve by whole curve. On
   the same kind of processor, with the same torch, threads and compilation and in a pack of as many, every number must
   be the same bit by bit; else rounding differs, which training amplifies, and numbers may differ by `TOLERANCE`.
+- So is a sample of the tables that no single run gives, such as plans and ensembles: the notebook is executed without
+  them and computes them again. They do not say on what they were computed, so `TOLERANCE` holds for all of them.
 """
 
 import math
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3  # of the greatest number that a run records of the same metric; seeds differ by some 5e-3
 COUNTED = ("failure", "ledger")  # metrics that follow from the configuration: the same everywhere
+CLOCKED = ["seconds"]  # columns of tables that say how long a search took
 ALIKE = ("device", "torch", "threads", "compiled", "packed")  # provenance that decides how numbers are rounded
 VOLATILE = {  # in what notebooks show
     re.compile(r"\btook \d+(\.\d+)? (ms|s|min|h)\b"): "took TIME",
@@ -76,22 +79,52 @@ def recorded(paper: Paper) -> Recorded:
     return found
 
 
-def shows(paper: Paper) -> Iterator[str]:
-    """Execute a notebook on what is recorded, and tell where it shows other text, tables or claims than it holds."""
+@dataclass
+class Shown:
+    """A notebook executed on what is recorded: where it shows something else than it holds; tables computed again."""
+
+    faults: list[str] = field(default_factory=list)
+    tables: dict[str, Record] = field(default_factory=dict)
+
+
+def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
+    """Execute a notebook on what is recorded, but for some tables by key, which it must then compute again."""
     import nbformat
 
     stored = nbformat.read(paper.notebook, 4)
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
-        own = Path(scratch) / "store"
-        surroundings = {"SWARMBOOK_STORE": str(own), "SWARMBOOK_FRESH": "0"}
+        place, own = Path(scratch), Store(Path(scratch) / "store")
+        surroundings = {"SWARMBOOK_STORE": str(own.root), "SWARMBOOK_FRESH": "0"}
         try:
-            done = papers.execute(paper, {}, environment=surroundings, folder=Path(scratch) / "runs")
+            done = papers.execute(_without(paper, without, place), {}, environment=surroundings, folder=place / "runs")
         except NotebookError as error:
-            yield str(error).split("\nexecuted so far")[0]
-            return
+            return Shown([str(error).split("\nexecuted so far")[0]])
         executed = nbformat.read(done.notebook, 4)
-        if missing := [path.stem for path in own.glob("*.parquet")]:
-            yield f"{paper.name} needs runs that are not recorded beside it: {', '.join(missing)}"
+        there = {path.stem for path in (paper.notebook.parent / "runs").glob("*.parquet")}
+        if without:  # what experts of an ensemble began with is trained again for its weights, recorded or not
+            there |= {path.stem for path in own.root.glob("states/*.pt")}
+        new = {path.stem for path in own.root.glob("*.parquet")}
+        found = Shown(tables={key: own.get(key) for key in new & set(without)})
+    if missing := sorted(new - there):
+        found.faults.append(f"{paper.name} needs runs that are not recorded beside it: {', '.join(missing)}")
+    found.faults += _changes(paper, stored, executed)
+    return found
+
+
+def _without(paper: Paper, keys: Collection[str], place: Path) -> Paper:
+    """The same paper, with links to all that is recorded but some tables, in a folder of its own if there are any."""
+    if not keys:
+        return paper
+    home, copy = paper.notebook.parent, place / "papers" / paper.name
+    (copy / "runs").mkdir(parents=True)
+    for path in (*home.iterdir(), *(home / "runs").iterdir()):
+        if path.name != "runs" and path.stem not in keys:
+            (copy / path.relative_to(home)).symlink_to(path)
+    return papers.read(copy / paper.notebook.name)
+
+
+def _changes(paper: Paper, stored: Any, executed: Any) -> Iterator[str]:
+    """Where an executed notebook shows other text, tables or claims than the stored one."""
     pairs = [
         (was, now)
         for was, now in zip(stored.cells, executed.cells, strict=True)
@@ -128,25 +161,39 @@ def _differences(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[
             return
 
 
+def cost(table: Record, runs: Mapping[str, tuple[Record, RunConfig]]) -> float:
+    """Seconds that computing a table again takes, about; infinite where nothing tells."""
+    asked = table.config
+    if "planner" in asked:
+        return float(table.metrics["seconds"].max())
+    if "bound" in asked:
+        return asked["effort"] * asked["nodes"]
+    if "experts" in asked and runs.keys() >= set(asked["experts"]):  # of which only the numbers are recorded
+        return seconds({key: runs[key] for key in asked["experts"]}, runs)
+    return math.inf
+
+
 def seconds(chosen: Mapping[str, tuple[Record, RunConfig]], known: Mapping[str, tuple[Record, RunConfig]]) -> float:
     """How long training some runs takes, by what it took when they were recorded: their shares of their packs.
 
-    The runs that they start from are trained as well.
+    What they begin with is trained as well; of that which is not recorded each token takes as long as of its child.
     """
     times: dict[str, float] = {}
 
-    def add(record: Record, config: RunConfig) -> float:
-        own = record.provenance["seconds"] / record.provenance["packed"]
-        times[record.key] = own
+    def add(config: RunConfig, each: float) -> None:
+        tokens = (config.steps - (config.start.steps if config.start else 0)) * config.tokens_per_step
+        if config.key in known:
+            provenance = known[config.key][0].provenance
+            times[config.key] = provenance["seconds"] / provenance["packed"]
+        else:
+            times[config.key] = each * tokens
         for parent in config.parents:
-            if parent.key in known:
-                add(*known[parent.key])
-            else:
-                times[parent.key] = own * parent.steps / (config.steps - (parent.steps if config.start else 0))
-        return own
+            if parent.key not in times:
+                add(parent, times[config.key] / tokens)
 
-    for record, config in chosen.values():
-        add(record, config)
+    for key, (_, config) in chosen.items():
+        if key not in times:
+            add(config, 0.0)
     return sum(times.values())
 
 
@@ -174,7 +221,8 @@ class Comparison:
 def compare(recorded: Record, again: Record) -> Comparison:
     """Two records of one run: all rows of all metrics."""
     differing = [name for name in ALIKE if recorded.provenance.get(name) != again.provenance.get(name)]
-    exact = not differing
+    on_cpu = str(recorded.provenance.get("device")).startswith("cpu")  # CUDA adds up in any order
+    exact = on_cpu and not differing
     rows = ["step", "metric", "stage", "label"]
     before, after = (_plain(record.metrics) for record in (recorded, again))
     if not before[rows].equals(after[rows]):
@@ -195,6 +243,29 @@ def compare(recorded: Record, again: Record) -> Comparison:
     place = f"{row['metric']}{row['label'] and ' ' + row['label']} at step {row['step']}"
     where = place if parts[worst] else ""
     return Comparison(recorded.key, float(parts[worst]), where, exact, note)
+
+
+def compare_tables(recorded: Record, again: Record) -> Comparison:
+    """Two records of one table: all entries, but for how long it took."""
+    import pandas as pd
+
+    before, after = (record.metrics.drop(columns=CLOCKED, errors="ignore") for record in (recorded, again))
+    try:
+        pd.testing.assert_frame_equal(before, after, check_exact=True)
+        return Comparison(recorded.key, 0.0, "", False)
+    except AssertionError as error:
+        where = str(error).splitlines()[0]
+    if list(before) != list(after) or len(before) != len(after):
+        return Comparison(recorded.key, math.inf, f"{len(before)} rows recorded, {len(after)} now", False, "other rows")
+    worst = 0.0
+    for name in before:
+        old, new = before[name], after[name]
+        if pd.api.types.is_float_dtype(old):
+            parts = ((old - new).abs() / old.abs().max()).where(old.notna() | new.notna(), 0.0).fillna(math.inf)
+            worst = max(worst, float(parts.max()))
+        elif not old.equals(new):
+            return Comparison(recorded.key, math.inf, name, False, "other rows")
+    return Comparison(recorded.key, worst, where, False, f"{TOLERANCE:g} is allowed")
 
 
 def _plain(metrics: "pd.DataFrame") -> "pd.DataFrame":
@@ -232,37 +303,64 @@ def again(chosen: Mapping[str, tuple[Record, RunConfig]], device: str = "auto", 
     return found
 
 
-def verify(chosen: Sequence[Paper], sample: int | None, seed: int, say: Callable[[str], None]) -> bool:
-    """Verify papers, and tell what is found; `sample`: how many runs are trained again, None for all of them.
+def drawn(
+    found: Mapping[str, Recorded], sample: int | None, seed: int, within: float = math.inf
+) -> tuple[dict[str, tuple[Record, RunConfig]], dict[str, list[str]]]:
+    """A sample of recorded runs and tables, both by key, and the tables by paper; None for all of them.
 
-    Whether all is as it should be.
+    within: seconds that each of them may take.
     """
+    runs = {key: run for recorded in found.values() for key, run in recorded.runs.items()}
+    costs = {key: seconds({key: run}, runs) for key, run in runs.items()}
+    costs |= {key: cost(table, runs) for recorded in found.values() for key, table in recorded.tables.items()}
+    keys = sorted(key for key in costs if costs[key] <= within)
+    if sample is not None and sample < len(keys):
+        keys = np.random.default_rng(seed).choice(keys, sample, replace=False).tolist()
+    tables = {name: sorted(recorded.tables.keys() & set(keys)) for name, recorded in found.items()}
+    return {key: runs[key] for key in sorted(keys) if key in runs}, tables
+
+
+def verify(
+    chosen: Sequence[Paper], sample: int | None, seed: int, say: Callable[[str], None], within: float = math.inf
+) -> bool:
+    """Verify papers, and tell what is found; `sample`: how many runs and tables are made again, None for all of them.
+
+    within: seconds that each of these may take at most. Whether all is as it should be.
+    """
+    found = {paper.name: recorded(paper) for paper in chosen}
+    runs = {key: run for one in found.values() for key, run in one.runs.items()}
+    picked, tables = drawn(found, sample, seed, within)
     faults: list[str] = []
-    runs: dict[str, tuple[Record, RunConfig]] = {}
+    compared: list[Comparison] = []
     for paper in chosen:
-        found = recorded(paper)
-        tables = f" and {len(found.tables)} tables (not trained again)" if found.tables else ""
-        say(f"{paper.name}: {len(found.runs)} runs{tables} recorded, {len(found.faults)} damaged")
-        runs |= found.runs
-        wrong = found.faults or list(shows(paper))
-        if not found.faults:
+        own = found[paper.name]
+        also = f" and {len(own.tables)} tables" if own.tables else ""
+        say(f"{paper.name}: {len(own.runs)} runs{also} recorded, {len(own.faults)} damaged")
+        wrong = list(own.faults)
+        if not wrong:
+            if anew := tables[paper.name]:
+                lasts = sum(cost(own.tables[key], runs) for key in anew)
+                say(f"computing {len(anew)} of {len(own.tables)} tables again: about {duration(lasts)}")
+            now = shown(paper, anew)
+            wrong = now.faults
+            compared += [compare_tables(own.tables[key], table) for key, table in sorted(now.tables.items())]
+            wrong += [f"table {key} was not computed again" for key in anew if key not in now.tables and not wrong]
             say(f"{paper.name}: the notebook shows {'something else than' if wrong else 'just'} what it holds")
         for fault in wrong:
             say(f"  {fault}")
         faults += wrong
-    keys = sorted(runs)
-    if sample is not None and sample < len(keys):
-        keys = sorted(np.random.default_rng(seed).choice(keys, sample, replace=False).tolist())
-    if keys:
-        picked = {key: runs[key] for key in keys}
-        drawn = f", drawn with --seed {seed}" if len(keys) < len(runs) else ""
-        say(f"training {len(keys)} of {len(runs)} runs again{drawn}: about {duration(seconds(picked, runs))}")
-        compared = again(picked)
-        say(f"{'run':20}  {'worst deviation':15}  verdict")
-        for one in compared:
-            say(f"{one.key:20}  {one.worst:<15.2g}  {one.verdict}{one.where and f', at most in {one.where}'}")
-            if not one.agrees:
-                faults.append(f"run {one.key}: {one.verdict}")
+    if picked:
+        say(f"training {len(picked)} of {len(runs)} runs again: about {duration(seconds(picked, runs))}")
+        compared += again(picked)
+    total = len(runs) + sum(len(one.tables) for one in found.values())
+    if len(compared) < total:
+        say(f"the sample was drawn with --seed {seed}")
+    if compared:
+        say(f"{'run or table':20}  {'worst deviation':15}  verdict")
+    for one in compared:
+        say(f"{one.key:20}  {one.worst:<15.2g}  {one.verdict}{one.where and f', at most in {one.where}'}")
+        if not one.agrees:
+            faults.append(f"{'run' if one.key in runs else 'table'} {one.key}: {one.verdict}")
     say("all agrees" if not faults else f"{len(faults)} deviations:\n" + "\n".join(f"  {fault}" for fault in faults))
     return not faults
 
