@@ -150,7 +150,7 @@ def test_the_papers_make_a_sound_site(site):
     assert all(claim.id in words for paper in PAPERS.values() for claim in paper.claims)
     for name, paper in PAPERS.items():
         page = (site / f"{name}.html").read_text(encoding="utf-8")
-        assert all(f"id='run-{path.stem}'" in page for path in (paper.notebook.parent / "runs").glob("*.parquet"))
+        assert all(f'id="run-{path.stem}"' in page for path in (paper.notebook.parent / "runs").glob("*.parquet"))
         summaries = [part.split(": ")[0].split(", ") for part in page.split("<summary>")[1:]]
         told = {name for summary in summaries for name in summary}
         assert {*paper.figures, *paper.tables} <= told
