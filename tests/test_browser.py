@@ -112,7 +112,8 @@ def test_what_is_wrong_with_a_page_would_be_noticed(browser, tmp_path):
 class Lab:
     """A notebook in JupyterLab, worked by mouse and keyboard; what it holds is read from JupyterLab itself."""
 
-    NOTEBOOK = "const widget = jupyterapp.shell.currentWidget, all = Array.from(widget?.content?.model?.cells ?? []);"
+    NOTEBOOK = "const widget = globalThis.jupyterapp?.shell.currentWidget;"
+    NOTEBOOK += "const all = Array.from(widget?.content?.model?.cells ?? []);"
     CODE = "all.filter(cell => cell.type == 'code' && cell.sharedModel.getSource().trim())"
 
     def __init__(self, page, address: str, name: str):
@@ -122,7 +123,7 @@ class Lab:
         page.wait_for_function(f"() => {{ {self.NOTEBOOK} return {self.CODE}.length > 0 }}")
         page.wait_for_function(f"() => {{ {self.NOTEBOOK} return {self.STATUS} == 'idle' }}")
 
-    STATUS = "widget.sessionContext.session?.kernel?.status"
+    STATUS = "widget?.sessionContext?.session?.kernel?.status"
 
     def cells(self) -> list[dict]:
         """The code cells, as in the file."""
