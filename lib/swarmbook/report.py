@@ -35,7 +35,8 @@ body.jp-Notebook { max-width: 70rem; margin: 0 auto; padding: 1rem; overflow: vi
 .jp-RenderedHTMLCommon table { display: block; max-width: 100%; overflow-x: auto; margin-left: 0; }
 .jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th { text-align: left; vertical-align: top; white-space: normal; }
 .jp-RenderedImage { overflow-x: auto; }
-.jp-RenderedImage img { max-width: 100%; height: auto; background: #fff; }
+.jp-RenderedImage img { max-width: 100%; height: auto; }
+.jp-RenderedImage img, .jp-RenderedHTML svg { background: #fff; } /* drawn for a light page */
 .jp-OutputArea-output pre, .jp-InputArea-editor { overflow-x: auto; }
 code { overflow-wrap: anywhere; }
 .origin { color: var(--jp-content-font-color2); }
