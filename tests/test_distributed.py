@@ -24,12 +24,13 @@ from hypothesis import strategies as st
 from swarmbook import distributed
 from swarmbook.churn import trace
 from swarmbook.config import run_config
-from swarmbook.distributed import Block, Grid, grid_of, grids, perform, works_of
 from swarmbook.errors import ConfigError
 from swarmbook.fleet import Fleet
+from swarmbook.grid import Grid, grid_of, grids
 from swarmbook.links import Links
 from swarmbook.model import Shape
 from swarmbook.network import Network
+from swarmbook.passage import Block, perform, works_of
 from swarmbook.replacement import keep_up
 from swarmbook.route import in_order
 from swarmbook.runs import run

@@ -31,7 +31,7 @@ from swarmbook.pipeline import Pipeline, Plan
 from swarmbook.throughput import SCHEMES, Scheme, Workload, path
 
 if TYPE_CHECKING:
-    from swarmbook.distributed import Work
+    from swarmbook.passage import Work
 
 AHEAD = 0.2  # seconds from the word to begin until all do
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from swarmbook.peers import BEAT, Peers, world
 
 if TYPE_CHECKING:
-    from swarmbook.distributed import Block, Grid
+    from swarmbook.grid import Grid
     from swarmbook.optim import Adam
+    from swarmbook.passage import Block
 
 DONE, WEIGHTS, MOMENTS = range(3)  # of requests
 

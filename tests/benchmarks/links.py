@@ -25,9 +25,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from skippipe import instance  # noqa: E402
 
-from swarmbook.distributed import Grid, perform, works_of  # noqa: E402
+from swarmbook.grid import Grid  # noqa: E402
 from swarmbook.links import Links  # noqa: E402
 from swarmbook.network import Network  # noqa: E402
+from swarmbook.passage import perform, works_of  # noqa: E402
 from swarmbook.peers import Peers  # noqa: E402
 from swarmbook.pipeline import Plan, replay  # noqa: E402
 from swarmbook.planner import PLANNERS  # noqa: E402
