@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MOST = 10_000  # points of a sweep
 RANGE = re.compile(r"(\d+) *- *(\d+)")
-OUTER = ("__main__.py", "cli.py", "report.py", "sweep.py", "verify.py")  # modules that no notebook's numbers depend on
+OUTER = ("__main__.py", "cli.py", "provenance.py", "report.py", "sweep.py", "verify.py")  # no numbers depend on them
 FOUND = DONE, RESUMED, REPAIRED, OUTDATED, LEFT = "done", "resumed", "repaired", "outdated", "left"
 EXECUTED, HELD, FAILED = "executed", "held", "failed"
 
