@@ -209,6 +209,9 @@ def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespa
         done = papers.execute(paper, parameters, options.output, environment, progress)
     if options.record:
         papers.commit(paper, done.notebook)
+        from swarmbook import provenance
+
+        provenance.keep([papers.read(paper.notebook)])
     print(claims_table(done.claims, shutil.get_terminal_size((110, 24)).columns))
     print(f"notebook  {_short(done.notebook)}\nHTML      {_short(done.html)}")
     if options.record:
