@@ -517,6 +517,7 @@ def test_points_that_fail_are_listed_and_tried_again_and_damaged_ones_repaired(t
     assert (tmp_path / "runs/sweeps/toy-smoke/steps=4/toy.failed.ipynb").exists()
 
     done = tmp_path / "runs/sweeps/toy-smoke/steps=3/toy.ipynb"
+    assert {path.name for path in done.parent.iterdir()} == {"toy.ipynb", ".lock"}
     done.write_text(done.read_text().replace("toys work", "toys play"))
     path.with_name("sweep.yaml").write_text("grid: {steps: [3, 5]}")
     assert cli.main(command) == 0

@@ -9,6 +9,7 @@ option, 130 interrupted by Ctrl-C.
 import argparse
 import functools
 import json
+import math
 import secrets
 import shutil
 import sys
@@ -104,14 +105,15 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "verify",
         help="train recorded runs again and compare whole curves",
-        description="Check the seals of all recorded runs, execute the notebooks on them and compare what they show, "
-        "and train a sample of the runs again from nothing and compare whole curves.",
+        description="Check the seals of all that is recorded, execute the notebooks on it and compare what they show; "
+        "train a sample of the runs again from nothing, compute as recorded tables again, and compare every number.",
         epilog="Exit status: 0 all agree, 1 something deviates or is damaged, 2 wrong usage, 130 interrupted.",
     )
     _papers_of(command)
     size = command.add_mutually_exclusive_group()
-    size.add_argument("--sample", type=_count, default=2, metavar="N", help="how many runs to train again; default: 2")
-    size.add_argument("--all", action="store_true", help="train all of them again, which takes hours")
+    size.add_argument("--sample", type=_count, default=2, metavar="N", help="how many to make again; default: 2")
+    size.add_argument("--all", action="store_true", help="make all of them again, which takes hours")
+    command.add_argument("--within", type=_count, metavar="S", help="only those that take at most so many seconds")
     command.add_argument("--seed", type=int, metavar="S", help="of the sample; default: another each time")
     command.set_defaults(command=_verify)
 
@@ -281,13 +283,13 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
             )
     failures = [outcome for outcome in outcomes if outcome.state == sweep.FAILED]
     done = len(points) - len(unfinished) + len(outcomes) - len(failures)
+    for outcome in failures:
+        print(f"failed    {outcome.point.name}: {outcome.error}", file=sys.stderr)
     if done:
         collected = sweep.collect(paper, points, environment)
         merged = sweep.read(paper.name, [point.name for point in points], collected.notebook.parent).claims()
         print(claims_table(merged, shutil.get_terminal_size((110, 24)).columns))
         print(f"notebook  {_short(collected.notebook)}\nHTML      {_short(collected.html)}")
-    for outcome in failures:
-        print(f"failed    {outcome.point.name}: {outcome.error}", file=sys.stderr)
     left = len(points) - done - len(failures)
     took = time.monotonic() - started
     print(f"{paper.name}: {done} done, {len(failures)} failed, {left} left; took {took:.0f} s\n", flush=True)
@@ -319,7 +321,8 @@ def _verify(options: argparse.Namespace) -> int:
     chosen = _chosen(options.papers)
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     say = functools.partial(print, flush=True)
-    return 0 if verify.verify(chosen, None if options.all else options.sample, seed, say) else 1
+    sample, within = None if options.all else options.sample, options.within or math.inf
+    return 0 if verify.verify(chosen, sample, seed, say, within) else 1
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Execution:
     """A notebook that ran to its end."""
 
     notebook: Path
-    html: Path
+    html: Path | None
     claims: tuple[Claim, ...]
 
 
@@ -229,12 +230,13 @@ def execute(
     progress: Progress | None = None,
     folder: Path | None = None,
     stamp: Mapping[str, Any] | None = None,
+    page: bool = True,
 ) -> Execution:
     """Execute a paper's notebook in its own folder; write a page of HTML, then it, into `folder` or `results_folder`.
 
-    `environment` is added to the kernel's; `stamp` is what `stamp_of` gives back. Raises UsageError for parameters that
-    do not fit the notebook, and NotebookError if a cell fails or the kernel dies; what was executed until then is kept
-    beside the results.
+    `environment` is added to the kernel's; `stamp` is what `stamp_of` gives back; without `page` there is no HTML,
+    which takes two seconds. Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell
+    fails or the kernel dies; what was executed until then is kept beside the results.
     """
     parameters = checked(paper, parameters or {})
     folder = folder or results_folder(paper, parameters, output)
@@ -247,11 +249,12 @@ def execute(
         except NotebookError as error:
             write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
-        page = folder / f"{paper.name}.html"
-        write(page, html(content).encode())
+        shown = folder / f"{paper.name}.html" if page else None
+        if shown:
+            write(shown, html(content).encode())
         write(folder / paper.notebook.name, partial.read_bytes() if stamp is None else _stamped(content, stamp))
     failed.unlink(missing_ok=True)
-    return Execution(folder / paper.notebook.name, page, claims_of(content, paper.name))
+    return Execution(folder / paper.notebook.name, shown, claims_of(content, paper.name))
 
 
 def _stamped(content: Any, stamp: Mapping[str, Any]) -> bytes:
@@ -291,6 +294,7 @@ def _run(
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    papermill.engines.papermill_engines.register("written once", _written_once())
     watch = _Watch(paper, progress)
     log = target.with_name("kernel.log")
     try:
@@ -299,6 +303,7 @@ def _run(
             str(target),
             parameters=dict(parameters),
             cwd=str(paper.notebook.parent),
+            engine_name="written once",
             kernel_name=KERNELSPEC["name"],
             language="python",
             progress_bar=False,
@@ -316,6 +321,23 @@ def _run(
     except DeadKernelError as error:
         said = "".join(f"\n  {line}" for line in log.read_text(errors="replace").splitlines()[-3:])
         raise NotebookError(f"{watch.where()}: the kernel died, perhaps for want of memory{said}") from error
+
+
+@cache
+def _written_once() -> type:
+    """papermill's engine, but the notebook is written at the end, however that comes, and not twice a cell."""
+    from papermill.engines import NBClientEngine
+
+    class WrittenOnce(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, *arguments: Any, **named: Any) -> None:
+            target, nb_man.output_path = nb_man.output_path, None
+            try:
+                super().execute_managed_notebook(nb_man, *arguments, **named)
+            finally:
+                nb_man.output_path = target  # which papermill then writes
+
+    return WrittenOnce
 
 
 def kernel_of_this_python(environment: Mapping[str, str], log: Path) -> type:

@@ -400,7 +400,7 @@ def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outco
         error = ""
         try:
             paper = papers.read(point.notebook)
-            papers.execute(paper, point.parameters, None, environment, folder=point.folder, stamp=stamp)
+            papers.execute(paper, point.parameters, None, environment, folder=point.folder, stamp=stamp, page=False)
         except NotebookError as failure:
             error = str(failure)
         begun.unlink()
