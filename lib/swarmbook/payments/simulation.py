@@ -173,19 +173,18 @@ class Simulation:
             messages, timers = self._due[now], self._timers.setdefault(now, [])
             done = rung = 0
             try:
-                while done < len(messages) or rung < len(timers):  # more may come while these are delivered
-                    if done < len(messages):
-                        node, sender, message, number = messages[done]
-                        done += 1
-                    else:
-                        node, sender, message, number = timers[rung]
-                        rung += 1
+                for node, sender, message, number in messages:  # more may come while these are delivered
+                    done += 1
                     if tracing or node.faults:
                         self.deliver(node, sender, message, number)
-                    elif sender is None:
-                        message[0](*message[1])
                     else:
                         node.on[message.__class__](node, sender, message)
+                while rung < len(timers):
+                    rung += 1
+                    self.deliver(*timers[rung - 1])
+                    while done < len(messages):
+                        done += 1
+                        self.deliver(*messages[done - 1])
             finally:
                 self.events += done + rung
                 del messages[:done], timers[:rung]

@@ -104,7 +104,7 @@ class Member(Node):
         self.seq, self.root, self.newest = m.seq, m.root, m
         self.log[m.seq] = m.root
         if len(self.log) > 16:
-            del self.log[min(self.log)]
+            del self.log[next(iter(self.log))]  # numbers come in their order
 
     def _ack(self, sender: Node, m: Announce) -> None:
         ack = self.last
