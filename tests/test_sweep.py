@@ -425,7 +425,7 @@ def test_ctrl_c_stops_all_at_once_and_the_next_sweep_goes_on(training, tmp_path)
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of its own in a folder; returns how to give it room (`size=16k`) or make it read-only (`ro`)."""
+    """A file system of its own in a folder; returns how to give it room (`size=4k`) or make it read-only (`ro`)."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
@@ -444,7 +444,7 @@ def test_a_store_on_a_disk_that_is_full_or_read_only_is_told_and_the_next_sweep_
     def execute() -> sweep.Outcome:
         return sweep.execute(point, environment, wait=True)
 
-    for option, why in (("size=16k", ""), ("ro", "Read-only file system")):  # torch says of the first what it likes
+    for option, why in (("size=4k", ""), ("ro", "Read-only file system")):  # torch says of the first what it likes
         disk(option)
         outcome = execute()
         assert outcome.state == FAILED and sweep.state(point) == LEFT
@@ -462,7 +462,7 @@ def test_a_store_on_a_disk_that_is_full_or_read_only_is_told_and_the_next_sweep_
 def test_points_on_a_full_disk_are_told_and_the_next_sweep_goes_on(toy, disk, tmp_path):
     point = sweep.place(papers.read(toy()), [{"profile": "smoke", "steps": 5}], tmp_path / "disk")[0]
     sweep.prepare([point])
-    disk("size=60k")
+    disk("size=8k")
     outcome = sweep.execute(point, {}, wait=True)
     told = "No space left on device; make room or make it writable, or choose another folder"
     assert outcome.state == FAILED and f"cannot write {point.folder}: {told}" in outcome.error
