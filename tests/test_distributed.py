@@ -257,9 +257,9 @@ def struck(folder, command, strikes):
     with subprocess.Popen(command, env=named, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
         for line in started.stdout:
             said.append(line)
-            if found := re.match(r"rank (\d) is process (\d+)", line):
+            for found in re.finditer(r"rank (\d) is process (\d+)", line):  # a line of another process may hold it
                 ids[int(found[1])] = int(found[2])
-            if strikes and line.startswith(f"step {strikes[0][0]}: loss"):
+            if strikes and f"step {strikes[0][0]}: loss" in line:
                 _, strike, rank = strikes.pop(0)
                 time.sleep(random.uniform(0, 0.05))  # anywhere in the steps that follow
                 os.kill(ids[rank], strike)
