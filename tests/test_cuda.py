@@ -10,6 +10,7 @@ from swarmbook.fleet import Fleet
 from swarmbook.graphs import AFTER
 from swarmbook.model import Shape
 from swarmbook.optim import Adam
+from swarmbook.route import in_order
 from swarmbook.runs import run
 from swarmbook.store import Store
 from swarmbook.train import Pack, packs
@@ -34,23 +35,20 @@ def batch(seed=0, replicas=R):
 
 def hops(seed=0):
     """At each position another permutation of the replicas."""
-    place = np.indices((S, R, M))
-    cells = np.stack([place[1], place[0]], -1)
+    cells = in_order(R, S, M, None)
     for p in range(S):
         cells[p, ..., 0] = np.random.default_rng(seed + p).permutation(R)[:, None]
     return cells
 
 
 def swapped():
-    place = np.indices((S, R, M))
-    cells = np.stack([place[1], place[0]], -1)
+    cells = in_order(R, S, M, None)
     cells[:, :, 1::2, 1] = np.array([1, 0, 3, 2])[:, None, None]
     return cells
 
 
 def skipping():
-    place = np.indices((S, R, M))
-    cells = np.stack([place[1], place[0]], -1)
+    cells = in_order(R, S, M, None)
     cells[1, :, 0, 1] = cells[3, 1, :, 1] = -1
     return cells
 

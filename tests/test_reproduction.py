@@ -20,7 +20,6 @@ from swarmbook import papers, verify
 
 PAPERS = papers.discover(Path(__file__).parents[1] / "papers")
 HOUR = 3600.0
-TIMES = {"seconds"}  # columns of recorded tables that say how long a search took
 everything = pytest.mark.skipif(
     os.environ.get("SWARMBOOK_SWEEPS") != "all", reason='takes long: run it with SWARMBOOK_SWEEPS="all" pytest'
 )
@@ -37,7 +36,8 @@ def differences(before: Path, after: Path) -> list[str]:
             if not one.agrees:
                 found.append(f"run {key}: {one.verdict} {one.where}")
         else:
-            left, right = (record.metrics.drop(columns=TIMES, errors="ignore") for record in (was[key], now[key]))
+            both = was[key].metrics, now[key].metrics
+            left, right = (table.drop(columns=verify.CLOCKED, errors="ignore") for table in both)
             try:
                 pd.testing.assert_frame_equal(left, right, rtol=verify.TOLERANCE)
             except AssertionError as error:

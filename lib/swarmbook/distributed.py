@@ -32,10 +32,10 @@ from swarmbook import data
 from swarmbook import train as training
 from swarmbook.churn import trace
 from swarmbook.config import RunConfig, run_config
-from swarmbook.device import device_of
+from swarmbook.device import device_of, moved
 from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.grid import Grid, grid_of
-from swarmbook.ledger import ENTRIES, Ledger, bytes_of, flops
+from swarmbook.ledger import ENTRIES, Ledger, flops
 from swarmbook.links import Links
 from swarmbook.network import PLACES, Network
 from swarmbook.optim import Adam
@@ -197,7 +197,7 @@ class Share:
     def advance(self) -> None:
         """One step of training; no weight is written before all ranks have their gradients."""
         run = self.run
-        tokens = torch.as_tensor(self.batches[self.step], device=self.block.device)
+        tokens = moved(self.batches[self.step], self.block.device)
         self._cells = route_of(run, self.step)
         if self._works[0] != self._cells.tobytes():
             self._works = self._cells.tobytes(), works_of(self._cells, self.grid)
@@ -275,8 +275,8 @@ class Share:
         """Write the weights after a step."""
         run, rate = self.run, self.rate(self.step)
         if self.strategy:
-            age = (self.step - self.rebuilt) / (run.boost_half_life or np.inf)
-            self.adam.lr_scale[:] = np.where(self.rebuilt < 0, 1.0, 1 + (run.lr_boost - 1) * 0.5**age)
+            half_life = run.boost_half_life or np.inf
+            self.adam.lr_scale[:] = training.boosted(self.rebuilt, self.step, run.lr_boost, half_life)
             if not self.block.outer:  # ends that are elsewhere must not have a rate to themselves
                 self.adam.lr_scale[:, -1] = self.adam.lr_scale[:, -2]
         self.adam.step(rate)
@@ -388,15 +388,7 @@ class Share:
                 lost.ledger.add("not recoverable", 1)
         if lost.boosted:
             self.rebuilt[place] = self.step
-        if lost.moments == "reset" or (lost.moments == "average" and not lost.neighbours):
-            self.adam.reset(*place)
-        elif lost.moments == "average":
-            sources = [self.row.moments(lost.replica, s) for s in lost.neighbours]
-            for name, pair in self.adam.moments(*place).items():
-                for k, moment in enumerate(pair):
-                    moment.copy_(sum(source[name][k] for source, _ in sources) / len(sources))
-                    lost.ledger.add("sent on failure", len(sources) * bytes_of({name: moment}))
-            self.adam.steps[place] = min(steps for _, steps in sources)
+        training.set_moments(self.adam, place, lost, partial(self.row.moments, lost.replica))
 
     def _take_in(self) -> None:
         """After a meeting: bring all ranks to the same place, and rebuild what new ones should hold.

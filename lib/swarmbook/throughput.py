@@ -161,7 +161,7 @@ class Iteration:
     sent: dict[str, int]
     unrecovered: int
 
-    @property
+    @functools.cached_property
     def tasks(self) -> pd.DataFrame:
         """What every node did, in order of beginning, with the columns `COLUMNS`.
 

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -312,19 +313,11 @@ class Pack:
                 cell.ledger.add("not recoverable", 1)
             if cell.boosted:
                 self.rebuilt[cell.replica, cell.stage] = self.step
-            self._set_moments(cell)
+            set_moments(self.adam, (cell.replica, cell.stage), cell, partial(self._moments, cell.replica))
 
-    def _set_moments(self, cell: Lost) -> None:
-        moments = self.adam.moments(cell.replica, cell.stage)
-        if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
-            self.adam.reset(cell.replica, cell.stage)
-        elif cell.moments == "average":
-            sources = [self.adam.moments(cell.replica, s) for s in cell.neighbours]
-            for name, pair in moments.items():
-                for k, moment in enumerate(pair):
-                    moment.copy_(sum(source[name][k] for source in sources) / len(sources))
-                    cell.ledger.add("sent on failure", len(sources) * bytes_of({name: moment}))
-            self.adam.steps[cell.replica, cell.stage] = min(self.adam.steps[cell.replica, s] for s in cell.neighbours)
+    def _moments(self, replica: int, stage: int) -> tuple[dict, int]:
+        """Adam's moments of a cell, and its count of steps."""
+        return self.adam.moments(replica, stage), self.adam.steps[replica, stage]
 
     def _surviving_copy(self, i: int, cell: Lost) -> dict | None:
         """What the run's strategy keeps of a stage that is about to be lost."""
@@ -418,7 +411,7 @@ class Pack:
         each = self.runs[0].replicas
         boost = np.repeat([run.lr_boost for run in self.runs], each)[:, None]
         half_life = np.repeat([run.boost_half_life or np.inf for run in self.runs], each)[:, None]
-        scale = np.where(self.rebuilt < 0, 1.0, 1 + (boost - 1) * 0.5 ** ((self.step - self.rebuilt) / half_life))
+        scale = boosted(self.rebuilt, self.step, boost, half_life)
         if (self.position != self.step).any():
             late = [self.rate(int(position)) / rate for position in self.position]
             scale = scale * np.repeat(late, each)[:, None]
@@ -526,6 +519,29 @@ def _memory(device: str) -> float:
     if device_of(device).type == "cuda":
         return 0.8 * torch.cuda.mem_get_info(device_of(device))[0]
     return 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def boosted(rebuilt: np.ndarray, step: int, boost, half_life) -> np.ndarray:
+    """Learning rates in multiples of the run's own, of cells rebuilt at these steps, -1 for never."""
+    return np.where(rebuilt < 0, 1.0, 1 + (boost - 1) * 0.5 ** ((step - rebuilt) / half_life))
+
+
+def set_moments(
+    adam: Adam, place: tuple[int, int], cell: Lost, moments_of: Callable[[int], tuple[Mapping, int]]
+) -> None:
+    """Give a rebuilt cell the moments that its rule asks for.
+
+    place: of the cell in `adam`. moments_of: the moments of another stage of its replica, and its count of steps.
+    """
+    if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
+        adam.reset(*place)
+    elif cell.moments == "average":
+        sources = [moments_of(stage) for stage in cell.neighbours]
+        for name, pair in adam.moments(*place).items():
+            for k, moment in enumerate(pair):
+                moment.copy_(sum(source[name][k] for source, _ in sources) / len(sources))
+                cell.ledger.add("sent on failure", len(sources) * bytes_of({name: moment}))
+        adam.steps[place] = min(steps for _, steps in sources)
 
 
 def weight_seeds(run: RunConfig) -> list[int]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from llama import llama
 
 from swarmbook.fleet import Fleet
 from swarmbook.model import Shape
@@ -35,19 +36,7 @@ CASES = {  # R, shape, M, B, T, goal
 
 def peer(replicas, shape, length):
     """A step over separate models of transformers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=length,
-        tie_word_embeddings=False,
-    )
-    models = [LlamaForCausalLM(config) for _ in range(replicas)]
+    models = [llama(shape, length) for _ in range(replicas)]
     optimizers = [torch.optim.Adam(m.parameters(), 1e-3, fused=True) for m in models]
 
     def step(tokens):

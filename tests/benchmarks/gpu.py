@@ -20,6 +20,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from llama import llama
 
 from swarmbook.fleet import Fleet
 from swarmbook.ledger import flops
@@ -70,26 +71,13 @@ def ours(shape: Shape, replicas: int = 1, **options):
     return step
 
 
-def llama(shape: Shape, length: int):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=length,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
+def model_of(shape: Shape, length: int):
     with torch.device("cuda"):
-        return LlamaForCausalLM(config)
+        return llama(shape, length, use_cache=False)
 
 
 def peer(shape: Shape, length: int):
-    model = llama(shape, length)
+    model = model_of(shape, length)
     for layer in model.model.layers:
         layer.compile()
     adam = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
@@ -111,7 +99,7 @@ def ensemble(shape: Shape, length: int, replicas: int):
     """R models stacked by torch.func, gradients by vmap."""
     from torch.func import functional_call, grad, stack_module_state, vmap
 
-    models = [llama(shape, length) for _ in range(replicas)]
+    models = [model_of(shape, length) for _ in range(replicas)]
     base = models[0]
     params, buffers = stack_module_state(models)
     del models
