@@ -8,6 +8,7 @@ from swarmbook import data, rollback
 from swarmbook import train as training
 from swarmbook.churn import trace
 from swarmbook.config import run_config
+from swarmbook.errors import DataError
 from swarmbook.recovery import RULES
 from swarmbook.runs import run
 from swarmbook.store import Store
@@ -61,6 +62,11 @@ def test_what_loses_nothing_gives_the_bits_of_plain_training(new_pack, tmp_path,
     a, b = (new_pack(c, steps=20) for c in (plain, config))
     assert same(a.fleet.state_dict(), b.fleet.state_dict())
     assert same(a.adam.state_dict(), b.adam.state_dict())
+
+
+def test_a_further_domain_that_is_too_short_is_told_before_the_training(new_pack):
+    with pytest.raises(DataError, match="'children_alice' .validation., which has 3516; ask for 1 to 3516"):
+        new_pack(held_out=3517, evaluate_on=["children_alice"])
 
 
 def test_a_loss_that_is_not_made_good_shows(tmp_path):

@@ -120,6 +120,8 @@ class Pack:
         held_out = {source: held_out_of(first, source) for source in tokens}
         each = [held_out[run.data] for run in pack for _ in range(run.replicas)]
         self.held_out = each[0] if len(tokens) == 1 else np.concatenate(each)  # [1 or R, N, T + 1]
+        further = dict.fromkeys(domain for run in pack for domain in run.evaluate_on)
+        self.further = {domain: held_out_of(first, domain) for domain in further}  # now: it may be too short
         self.batches = [batches_of(run, tokens[run.data]) for run in pack]
         self.traces = [trace(run) for run in pack]  # each bool [steps, R, S + 1], the last column the ends
         seeds = [seed for run in pack for seed in weight_seeds(run)]
@@ -209,8 +211,8 @@ class Pack:
 
     def finish(self) -> None:
         """What is measured at the end: losses on further domains, the ledger, and the probes that runs ask for."""
-        for domain in dict.fromkeys(domain for run in self.runs for domain in run.evaluate_on):
-            losses = self.validation_loss(tokens=held_out_of(self.runs[0], domain))
+        for domain, tokens in self.further.items():
+            losses = self.validation_loss(tokens=tokens)
             asked = [loss if domain in run.evaluate_on else None for run, loss in zip(self.runs, losses, strict=True)]
             self._record("domain loss", asked, label=domain)
         for i in self.healthy:
