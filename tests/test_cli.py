@@ -81,7 +81,13 @@ def test_options_reach_the_kernel(toy, tmp_path):
         (["run", "toy", "-p", "note", "3"], "parameter note of toy is 'none' by default, so it takes text"),
         (["run", "toy", "-p", "steps", "[1"], "the value '[1' of parameter steps is not YAML"),
         (["run", "-p", "profile", "gpu", "--profile", "cpu"], "parameter profile is given twice"),
-        (["run", "--record", "--profile", "cpu"], "--record needs the default parameters"),
+        (
+            ["run", "--record", "--fresh"],
+            "--record takes what the notebook says at a profile: leave out -p and --fresh",
+        ),
+        (["run", "--record", "--profile", "gpu", "-p", "steps", "4"], "leave out -p and --fresh"),
+        (["run", "toy.smoke"], "unknown paper 'toy.smoke': Known: other, toy"),
+        (["verify", "toy.smoke"], "unknown paper 'toy.smoke'"),
         (["run", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["run", "-p", "steps"], "expected 2 arguments"),
         (["prove"], "invalid choice: 'prove'"),
@@ -185,6 +191,7 @@ def test_list_as_json(toy, capsys):
                 "tables": ["table 2"],
                 "claims": [claim],
                 "runs": 1,
+                "profile": "",
             }
         ]
     }
@@ -207,6 +214,128 @@ def test_record_keeps_the_runs_that_were_noted_and_the_notebook_as_a_reader_gets
     assert [file.name for file in (path.parent / "runs").iterdir()] == [f"{key}.parquet"]
     assert nbformat.read(path, 4).cells[-1].outputs[0].text == "from the record\n"
     assert papers.read(path).runs == 1
+
+
+TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
+TINY |= dict(evaluate_every=2, log_every=2, held_out=4)
+TRAINING = f"""\
+from swarmbook.config import run_config
+from swarmbook.runs import run
+runs = run([run_config(**{TINY}, steps=steps) for steps in {{"cpu": [2, 4], "smoke": [2]}}[profile]], device="cpu")
+print(len(runs), "run of", profile)
+"""
+READING = "import matplotlib.pyplot as plt\nplt.plot(runs.final()['value'], 'o'); plt.show()\nruns.final()"
+
+
+@pytest.fixture
+def training(toy, tmp_path, monkeypatch) -> Path:
+    """A toy paper that trains two runs at its default profile, and the first of them at `smoke`."""
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "store"))
+    return toy("toy", (TRAINING, ""), (READING, "figure 4a"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def recorded(kept: dict[str, bytes]) -> dict[str, list[str]]:
+    """Folders of recorded runs: how many they hold."""
+    folders = sorted(name.split("/")[0] for name in kept if "/" in name)
+    return {folder: folders.count(folder) for folder in folders}
+
+
+def test_a_second_profile_is_recorded_beside_the_default_one(training, tmp_path, monkeypatch, capsys):
+    home = training.parent
+    assert cli.main(["run", "--record"]) == 0
+    default = contents(home)
+    assert recorded(default) == {"runs": 2}
+    (home / "runs.smoke").mkdir()
+    (home / "runs.smoke" / "0123456789.parquet").write_text("of an older notebook")
+    assert cli.main(["run", "toy", "--record", "--profile", "smoke"]) == 0
+    assert f"recorded  {home / 'toy.smoke.ipynb'}\n" in capsys.readouterr().out
+    both = contents(home)
+    assert recorded(both) == {"runs": 2, "runs.smoke": 1}
+    assert {name: both[name] for name in default} == default
+    (own,) = both.keys() - default.keys() - {"toy.smoke.ipynb", "provenance.smoke.json"}
+    assert both[own] == default[own.replace(".smoke", "")]  # complete in itself
+
+    # anew from the record alone, as on a machine that could not train it: nothing is trained, no byte differs
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "empty"))
+    assert cli.main(["run", "--record", "--profile", "smoke"]) == 0
+    assert cli.main(["run", "--record", "--profile", "cpu"]) == 0
+    assert (contents(home), contents(tmp_path / "empty")) == (both, {})
+
+    assert cli.main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out.split("\n\n")[-1])["papers"]
+    assert [(one["name"], one["runs"], one["profile"]) for one in listed] == [("toy", 2, ""), ("toy.smoke", 1, "smoke")]
+    assert cli.main(["list"]) == 0
+    assert "toy.smoke: The toy paper\nfigure 4a; 1 recorded runs\n" in capsys.readouterr().out
+    assert cli.main(["verify", "--all"]) == 0
+    said = capsys.readouterr().out
+    assert "toy: 2 runs recorded, 0 damaged" in said and "toy.smoke: 1 runs recorded, 0 damaged" in said
+    assert cli.main(["verify", "toy.smoke"]) == 0
+    assert "toy: " not in capsys.readouterr().out
+
+
+def test_a_store_that_was_carried_home_completes_the_record(training, tmp_path, monkeypatch):
+    """Trained where nothing is recorded; of all that was made there, only the store comes home."""
+    there, home = tmp_path / "there", tmp_path / "home"
+    monkeypatch.setenv("SWARMBOOK_STORE", str(there))
+    assert cli.main(["run", "toy", "--profile", "smoke"]) == 0
+    trained = {name: data for name, data in contents(there).items() if name.endswith(".parquet")}
+    there.rename(home)
+    monkeypatch.setenv("SWARMBOOK_STORE", str(home))
+    assert cli.main(["run", "toy", "--record", "--profile", "smoke"]) == 0
+    kept = contents(training.parent)
+    assert {name.removeprefix("runs.smoke/"): data for name, data in kept.items() if "/" in name} == trained
+    assert {name: data for name, data in contents(home).items() if name.endswith(".parquet")} == trained
+    assert "provenance.smoke.json" in kept and "toy.smoke.ipynb" in kept
+
+
+@pytest.mark.parametrize(
+    ("failing", "runs"),
+    [("raise RuntimeError", 1), ("import os\nif 'SWARMBOOK_RECORD' not in os.environ: raise RuntimeError", 2)],
+    ids=["in the first execution", "in the second execution"],
+)
+def test_what_fails_while_recording_leaves_all_other_records_whole(training, toy, capsys, failing, runs):
+    assert cli.main(["run", "--record", "--profile", "smoke"]) == 0
+    before = contents(training.parent)
+    notebook = training.read_text()
+    training.write_text(notebook.replace('\\"smoke\\": [2]', '\\"smoke\\": [4]'))  # of code that stands on another run
+    changed = nbformat.read(training, 4)
+    changed.cells.append(nbformat.v4.new_code_cell(failing))
+    nbformat.write(changed, training)
+    toy("zoo", ("print(profile)", ""))
+    assert cli.main(["run", "--record", "--profile", "smoke"]) == 1
+    training.write_text(notebook)
+    after = contents(training.parent)
+    assert {name: after[name] for name in before} == before and recorded(after) == {"runs.smoke": runs}
+    assert "1 of 2 papers failed: toy" in capsys.readouterr().err
+    assert list(papers.records()) == ["toy", "toy.smoke", "zoo", "zoo.smoke"]
+    assert cli.main(["verify", "toy.smoke", "zoo.smoke"]) == 0
+
+
+def test_a_kill_while_recording_leaves_a_notebook_that_stands_on_its_record(training, monkeypatch):
+    """Killed before the new notebook is there, or between it and what follows: the next recording puts it right."""
+    assert cli.main(["run", "--record", "--profile", "smoke"]) == 0
+    home = training.parent
+    before = contents(home)
+    training.write_text(training.read_text().replace('\\"smoke\\": [2]', '\\"smoke\\": [4]'))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for place, runs in (("swarmbook.papers.commit", 2), ("swarmbook.provenance.keep", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            assert cli.main(["run", "--record", "--profile", "smoke"]) == 130
+        after = contents(home)
+        assert recorded(after) == {"runs.smoke": runs}
+        assert (after["toy.smoke.ipynb"] == before["toy.smoke.ipynb"]) == (runs == 2)
+        assert cli.main(["verify", "toy.smoke"]) == 0
+        assert cli.main(["report", "--output", str(home.parents[1] / "site")]) == 0
+    assert cli.main(["run", "--record", "--profile", "smoke"]) == 0
+    assert contents(home)["provenance.smoke.json"] != before["provenance.smoke.json"]
 
 
 def test_export(toy, tmp_path, monkeypatch, capfd):

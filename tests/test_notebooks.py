@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import nbformat
@@ -21,24 +22,24 @@ from PIL import Image
 
 from swarmbook import papers
 from swarmbook.claims import MIMETYPE
-from swarmbook.config import grid
-from swarmbook.planner import search
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted(ROOT.glob("papers/*/*.ipynb"))
+RECORDS = papers.records(ROOT / "papers")
+NOTEBOOKS = [paper.notebook for paper in RECORDS.values() if not paper.profile]
 LONGEST = 30  # lines of a cell; what is longer belongs in the library
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def flaws(notebook: NotebookNode) -> Iterator[str]:
-    """What is wrong with a notebook that is to be committed."""
+def flaws(notebook: NotebookNode, profile: str = "") -> Iterator[str]:
+    """What is wrong with a notebook that is to be committed; profile: of a record at another than the default one."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     tags = [cell.metadata.get("tags", []) for cell in code]
     if sum("parameters" in row for row in tags) != 1:
         yield "one cell must have the tag `parameters`"
-    if any("injected-parameters" in row for row in tags):
-        yield "holds injected parameters; commit what `swarmbook run --record` writes"
+    injected = [cell.source for cell, row in zip(code, tags, strict=True) if papers.INJECTED in row]
+    if injected != ([f'# Parameters\nprofile = "{profile}"'] if profile else []):
+        yield "holds other injected parameters than its profile's; commit what `swarmbook run --record` writes"
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
         yield f"cells were executed in the order {counts}"
@@ -52,6 +53,22 @@ def flaws(notebook: NotebookNode) -> Iterator[str]:
             yield f"code cell {number} is tagged {figure[0]!r} and shows no picture"
         if any(blank(picture) for picture in pictures(cell)):
             yield f"code cell {number} shows a blank picture"
+
+
+def stale(record: papers.Paper) -> list[str]:
+    """Where a record at another profile differs from its paper's notebook, but for its profile and what it shows."""
+    name = record.notebook.parent.name
+    own, papers_own = (
+        [
+            (cell.id, cell.cell_type, cell.source, cell.metadata.get("tags", []))
+            for cell in nbformat.read(path, as_version=4).cells
+            if papers.INJECTED not in cell.metadata.get("tags", [])
+        ]
+        for path in (record.notebook, record.notebook.with_name(f"{name}.ipynb"))
+    )
+    differing = [here or there for here, there in zip_longest(own, papers_own) if here != there]
+    cure = f"renew it with `{record.command} --record`, which trains only what is not recorded"
+    return [f"{record.notebook.name}: cell {cell[0]} is not as in {name}.ipynb; {cure}" for cell in differing[:1]]
 
 
 def pictures(cell: NotebookNode) -> list[bytes]:
@@ -92,9 +109,37 @@ def committed(toy) -> Path:
     return path
 
 
-@each_notebook
-def test_notebook_is_well_formed(path):
-    assert not list(flaws(nbformat.read(path, as_version=4)))
+@pytest.mark.parametrize("name", RECORDS)
+def test_notebook_is_well_formed(name):
+    assert not list(flaws(nbformat.read(RECORDS[name].notebook, as_version=4), RECORDS[name].profile))
+
+
+def test_records_at_other_profiles_are_of_the_code_beside_them():
+    assert [fault for record in RECORDS.values() for fault in stale(record)] == []
+
+
+def test_a_record_of_other_code_is_noticed(committed):
+    paper = papers.read(committed)
+    record = papers.at(paper, "smoke")
+    papers.commit(record, papers.execute(paper, {"profile": "smoke"}).notebook)
+    before, stored = committed.read_text(), nbformat.read(record.notebook, as_version=4)
+    assert stale(record) == [] == list(flaws(stored, "smoke"))
+    assert next(flaws(stored)).startswith("holds other injected parameters")
+    assert next(flaws(stored, "gpu")).startswith("holds other injected parameters")
+    for change in (
+        lambda cells: cells[2].update(source="1 + 1"),
+        lambda cells: cells[0].update(source="# Another title"),
+        lambda cells: cells.pop(),
+        lambda cells: cells.insert(2, cells.pop()),
+        lambda cells: cells[2].metadata.update(tags=["figure 2"]),
+    ):
+        notebook = nbformat.reads(before, as_version=4)
+        change(notebook.cells)
+        nbformat.write(notebook, committed)
+        (fault,) = stale(record)
+        assert (
+            "toy.smoke.ipynb: cell " in fault and "renew it with `swarmbook run toy --profile smoke --record`" in fault
+        )
 
 
 @pytest.mark.parametrize("kept", sorted(ROOT.glob("papers/*/*.png")), ids=lambda path: path.stem)
@@ -117,39 +162,6 @@ def test_notebook_runs_from_nothing(path, tmp_path):
         assert not any(tag.startswith("figure ") for tag in tags) or pictures(cell), f"nothing drawn for {tags}"
         assert not any(blank(picture) for picture in pictures(cell)), f"a blank picture for {tags}"
     assert [claim.id for claim in done.claims] == [claim.id for claim in paper.claims]
-
-
-@each_notebook
-@pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
-def test_every_profile_configures_its_runs(path, profile, monkeypatch, tmp_path):
-    """As far as the first training: sizes that make no model, or unknown fields, are found without a GPU or a hub.
-
-    Planners search for a moment only, and what they find is not kept.
-    """
-    notebook = nbformat.read(path, as_version=4)
-    if not any("swarmbook.runs" in cell.source for cell in notebook.cells):
-        pytest.skip("trains nothing")
-
-    class Reached(Exception):
-        pass
-
-    def stop(configs, **options):
-        raise Reached(len(configs))
-
-    monkeypatch.chdir(path.parent)
-    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path))
-    monkeypatch.setattr("swarmbook.runs.run", stop)
-    monkeypatch.setattr("swarmbook.planner.search", lambda *given, **named: search(*given, **{**named, "moves": 500}))
-    names: dict = {}
-    with pytest.raises(Reached) as reached:
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                exec(cell.source, names)
-                if "parameters" in cell.metadata.get("tags", []):
-                    names["profile"] = profile
-    assert reached.value.args[0] > 0
-    for size in {"small", "medium", "large"} & set(names):
-        assert len(grid(names[size], seed=range(2))) == 2
 
 
 def test_pytest_visits_the_notebooks():

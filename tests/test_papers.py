@@ -34,6 +34,41 @@ def test_a_notebook_says_what_it_holds_without_being_executed(toy):
     assert paper.runs == 1
 
 
+def test_what_is_recorded_at_other_profiles_follows_its_paper(toy):
+    path = toy("toy", ("print(profile)", "table 2"))
+    toy("other")
+    paper = papers.read(path)
+    for profile in ("smoke", "gpu"):
+        papers.commit(papers.at(paper, profile), papers.execute(paper, {"profile": profile}).notebook)
+    (path.parent / "runs.gpu").mkdir()
+    (path.parent / "runs.gpu" / "a.parquet").touch()
+    assert list(papers.discover()) == ["other", "toy"]
+    known = papers.records()
+    assert list(known) == ["other", "toy", "toy.gpu", "toy.smoke"]
+    gpu = known["toy.gpu"]
+    assert (gpu.title, gpu.tables, gpu.runs, gpu.profile) == ("The toy paper", ("table 2",), 1, "gpu")
+    assert (known["toy"].runs, known["toy"].profile, known["toy"].command) == (0, "", "swarmbook run toy")
+    assert gpu.command == "swarmbook run toy --profile gpu"
+    assert (
+        papers.at(paper, "gpu").notebook == gpu.notebook == gpu.beside("toy.ipynb") == path.with_name("toy.gpu.ipynb")
+    )
+    assert gpu.beside("provenance.json") == path.with_name("provenance.gpu.json")
+    assert papers.at(paper, None) == papers.at(paper, "cpu") == paper
+    assert nbformat.read(gpu.notebook, 4).cells[-1].outputs[0].text == "gpu\n"
+    assert papers.read(papers.execute(gpu).notebook).name == "toy.gpu"  # by itself, with the profile that it sets
+
+    def chosen(*names):
+        return [record.name for record in papers.chosen(names, known)]
+
+    assert chosen() == list(known)
+    assert chosen("toy") == chosen("toy", "toy.gpu") == ["toy", "toy.gpu", "toy.smoke"]
+    assert chosen("toy.smoke", "other") == ["toy.smoke", "other"]
+    with pytest.raises(
+        UsageError, match=r"unknown paper 'toy.gpuu': did you mean 'toy.gpu'\? Known: other, toy, toy.gpu"
+    ):
+        chosen("toy.gpuu")
+
+
 def test_parameters_come_with_defaults_types_and_choices(toy):
     parameters = papers.read(toy()).parameters()
     assert {name: p.default for name, p in parameters.items()} == {
@@ -178,6 +213,23 @@ def test_committing_twice_gives_the_same_bytes(toy):
     assert papers.read(path).figures == ("figure 4a",)
 
 
+def test_a_record_at_another_profile_is_committed_beside_and_the_same_each_time(toy):
+    path = toy("toy", (FIGURE, "figure 4a"))
+    picture = path.with_name("figure-4a.png")
+    picture.write_bytes(b"of the default profile")
+    paper, before = papers.read(path), path.read_bytes()
+    record = papers.at(paper, "smoke")
+    papers.commit(record, papers.execute(paper, {"profile": "smoke"}).notebook)
+    first = record.notebook.read_bytes()
+    papers.commit(record, papers.execute(paper, {"profile": "smoke"}).notebook)
+    assert record.notebook.read_bytes() == first
+    assert (path.read_bytes(), picture.read_bytes()) == (before, b"of the default profile")
+    (injected,) = [cell for cell in nbformat.read(record.notebook, 4).cells if cell.id == "injected-parameters"]
+    assert injected.source == '# Parameters\nprofile = "smoke"'
+    again = papers.execute(papers.read(record.notebook))  # as verification does
+    assert "papermill" not in first.decode() and papers.read(again.notebook).figures == ("figure 4a",)
+
+
 def test_committing_renews_the_pictures_kept_beside_the_notebook(toy):
     path = toy("toy", (FIGURE, "figure 4a"), (FIGURE.replace("rate", "9"), "figure 4c"))
     kept = path.with_name("figure-4a.png")
@@ -192,9 +244,16 @@ def test_committing_renews_the_pictures_kept_beside_the_notebook(toy):
 
 def test_an_execution_with_other_parameters_is_not_committed(toy):
     paper = papers.read(toy())
-    done = papers.execute(paper, {"steps": 4})
-    with pytest.raises(UsageError, match="other parameters than the default"):
-        papers.commit(paper, done.notebook)
+    record = papers.at(paper, "smoke")
+    more, default, smoke = (papers.execute(paper, values, folder=paper.notebook.parents[2] / str(n)) for n, values in
+                            enumerate(({"profile": "smoke", "steps": 4}, {}, {"profile": "smoke"})))  # fmt: skip
+    for target, done in ((paper, more), (paper, smoke)):
+        with pytest.raises(UsageError, match="other parameters than the default$"):
+            papers.commit(target, done.notebook)
+    for target, done in ((record, more), (record, default), (papers.at(paper, "gpu"), smoke)):
+        with pytest.raises(UsageError, match=f'the default and profile = "{target.profile}"$'):
+            papers.commit(target, done.notebook)
+    assert list(papers.records()) == ["toy"]
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "{}", '{"cells": [{}]}'])

@@ -87,6 +87,26 @@ def test_what_is_kept_holds_for_its_code_and_record_alone(paper):
     assert provenance.kept(paper) is None
 
 
+def test_a_record_at_another_profile_has_its_own(paper, store):
+    """And stands on its own record alone, though the runs that it asks for are recorded beside the paper as well."""
+    provenance.keep([paper])
+    smoke = papers.at(paper, "smoke")
+    papers.commit(smoke, papers.execute(paper, {"profile": "smoke"}).notebook)
+    (left,) = seeds([1])
+    store.publish(seeds([0, 2, "table"]), smoke.beside("runs"))
+    smoke = papers.read(smoke.notebook)
+    told = f"toy.smoke, code cell 4: .*not recorded beside it: {left}; .* toy --profile smoke --record"
+    with pytest.raises(NotebookError, match=told):
+        provenance.keys_of_cells([smoke])
+    store.publish([left], smoke.beside("runs"))
+    smoke = papers.read(smoke.notebook)
+    provenance.keep([smoke])
+    assert provenance.kept(smoke) == provenance.kept(paper)  # the same cells of the same runs
+    assert smoke.notebook.with_name("provenance.smoke.json").exists()
+    (smoke.beside("runs") / f"{'0' * 20}.parquet").write_bytes(b"")
+    assert provenance.kept(smoke) is None and provenance.kept(paper) is not None
+
+
 def test_nothing_is_trained_to_find_out(paper):
     (key,) = seeds([1])
     (paper.notebook.parent / "runs" / f"{key}.parquet").unlink()

@@ -13,7 +13,7 @@ from swarmbook.config import run_config
 from swarmbook.runs import run
 from swarmbook.store import Store
 
-PAPERS = papers.discover(Path(__file__).parents[1] / "papers")
+PAPERS = papers.records(Path(__file__).parents[1] / "papers")
 TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
 TINY |= dict(steps=4, evaluate_every=2, log_every=2, held_out=4)
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
@@ -121,6 +121,14 @@ def recorded(toy, tmp_path, one_thread) -> list[str]:
     return keys
 
 
+@pytest.fixture
+def committed_at_smoke(recorded, tmp_path) -> None:
+    paper = papers.discover()["toy"]
+    smoke = papers.at(paper, "smoke")
+    papers.commit(smoke, papers.execute(paper, {"profile": "smoke"}).notebook)
+    Store(tmp_path / "store").publish(recorded, smoke.beside("runs"))
+
+
 def test_each_figure_tells_which_runs_it_stands_on_and_how_to_repeat_it(recorded, tmp_path):
     assert cli.main(["report", "--output", str(tmp_path / "site")]) == 0
     assert_sound(tmp_path / "site")
@@ -137,6 +145,22 @@ def test_each_figure_tells_which_runs_it_stands_on_and_how_to_repeat_it(recorded
     assert told["table 3"].startswith("computed by") and "nothing recorded" in told["table 3"]
 
 
+def test_a_record_at_another_profile_has_a_page_and_a_place_below_its_paper(recorded, committed_at_smoke, tmp_path):
+    assert cli.main(["report", "--output", str(tmp_path / "site")]) == 0
+    assert_sound(tmp_path / "site")
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"index.html", "toy.html", "toy.smoke.html"}
+    front = Page(tmp_path / "site" / "index.html")
+    words = " ".join(" ".join(front.words).split())
+    assert words.index("The toy paper") < words.index("The toy paper, at the profile smoke")
+    assert [link for link in front.links if link.endswith(".html")] == ["toy.html", "toy.smoke.html"]
+    page = (tmp_path / "site" / "toy.smoke.html").read_text()
+    told = page.split("<summary>table 1: ")[1].split("</details>")[0]
+    assert told.startswith("from 1 run<") and f"#run-{recorded[0]}" in told
+    assert "<code>swarmbook run toy --profile smoke --fresh</code>" in told
+    assert "swarmbook verify toy.smoke" in page
+    assert "--profile" not in (tmp_path / "site" / "toy.html").read_text()
+
+
 def test_a_report_of_damaged_runs_is_refused(recorded, tmp_path, capsys):
     damaged = papers.papers_folder() / "toy" / "runs" / f"{recorded[0]}.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-9])
@@ -150,7 +174,7 @@ def test_the_papers_make_a_sound_site(site):
     assert all(claim.id in words for paper in PAPERS.values() for claim in paper.claims)
     for name, paper in PAPERS.items():
         page = (site / f"{name}.html").read_text(encoding="utf-8")
-        assert all(f'id="run-{path.stem}"' in page for path in (paper.notebook.parent / "runs").glob("*.parquet"))
+        assert all(f'id="run-{path.stem}"' in page for path in paper.beside("runs").glob("*.parquet"))
         summaries = [part.split(": ")[0].split(", ") for part in page.split("<summary>")[1:]]
         told = {name for summary in summaries for name in summary}
         assert {*paper.figures, *paper.tables} <= told

@@ -292,6 +292,22 @@ def test_open_store(tmp_path, monkeypatch):
     assert open_store().get(KEY)  # this process put it
 
 
+def test_open_store_looks_at_other_profiles_after_the_recorded_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("SWARMBOOK_FRESH", "0")
+    for folder, keys in {"runs": [KEY], "runs.gpu": [KEY, OTHER], "runs.smoke": [OTHER], "runs-old": [THIRD]}.items():
+        for key in keys:
+            put(Store(tmp_path / folder), key)
+    monkeypatch.chdir(tmp_path)
+    for recorded in ("runs", tmp_path / "runs"):
+        store = open_store([recorded])
+        assert store.get(KEY).path.parent.resolve() == tmp_path / "runs"
+        assert store.get(OTHER).path.parent.resolve() == tmp_path / "runs.gpu"
+        assert store.get(THIRD) is None
+    Path("runs.gpu", f"{OTHER}.parquet").unlink()
+    assert open_store(["runs"]).get(OTHER).path.parent == Path("runs.smoke")
+
+
 def test_publish(store, tmp_path):
     recorded = tmp_path / "papers" / "runs"
     for key in (KEY, OTHER, THIRD):

@@ -15,13 +15,15 @@ from swarmbook.store import Record, Store, key_of
 
 TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
 TINY |= dict(steps=4, evaluate_every=2, log_every=2, held_out=4)
-ROOT = Path(__file__).parents[1]
+RECORDS = papers.records(Path(__file__).parents[1] / "papers")
 PLAN = {"planner": "by hand", "version": 1}
 TABLE = key_of({"computed": PLAN})
 PLANNING = f"""\
 import pandas
+from tqdm import tqdm
 from swarmbook.runs import computed
-(table,) = computed([{PLAN}], lambda wanted: [pandas.DataFrame({{"seconds": [7.0], "makespan": [1.0]}})])
+plan = pandas.DataFrame({{"seconds": [7.0], "makespan": [1.0]}})
+(table,) = computed([{PLAN}], lambda wanted: [plan for _ in tqdm(wanted, "planning")])
 print(table["makespan"].sum())
 """
 
@@ -41,6 +43,97 @@ def recorded(toy, tmp_path, one_thread) -> Path:
     paper = papers.read(path)
     papers.commit(paper, papers.execute(paper).notebook)
     return runs
+
+
+TRAINED = f"""\
+from swarmbook.config import grid
+from swarmbook.runs import run
+runs = run(grid({TINY}, seed=range(1 if profile == "smoke" else 2)), device="cpu")
+print(len(runs), profile)
+"""
+
+
+@pytest.fixture
+def records(toy, tmp_path, one_thread) -> dict[str, papers.Paper]:
+    """A toy paper of two runs and its record at `smoke`, of the first run and an ensemble of it."""
+    ensemble = {"experts": [run_config(**TINY).key], "version": 1}
+    table = key_of({"computed": ensemble})
+    scored = "import pandas\nfrom swarmbook.runs import computed\n"
+    scored += "def score(wanted):\n    return [pandas.DataFrame({'value': [1.0]})]\n"
+    scored += f"if profile == 'smoke':\n    (table,) = computed([{ensemble}], score)"
+    path = toy("toy", (TRAINED, "table 1"), (scored, ""))
+    keys = [run_config(**TINY, seed=seed).key for seed in range(2)]
+    store = Store(tmp_path / "store")
+    run([run_config(**TINY, seed=seed) for seed in range(2)], store=store, device="cpu", show=False)
+    computed([ensemble], lambda wanted: [pd.DataFrame({"value": [1.0]})], store=store)
+    paper = papers.read(path)
+    store.publish(keys, paper.beside("runs"))
+    store.publish([keys[0], table], papers.at(paper, "smoke").beside("runs"))
+    papers.commit(paper, papers.execute(paper).notebook)
+    papers.commit(papers.at(paper, "smoke"), papers.execute(paper, {"profile": "smoke"}).notebook)
+    return papers.records()
+
+
+def test_a_record_at_another_profile_is_verified_like_its_paper(records, capsys):
+    assert cli.main(["verify", "--within", "100", "--all"]) == 0
+    said = capsys.readouterr().out
+    assert "toy: 2 runs recorded, 0 damaged\ntoy: the notebook shows just what it holds\n" in said
+    assert "toy.smoke: 1 runs and 1 tables recorded, 0 damaged\n" in said and "CUDA" not in said
+    smoke = records["toy.smoke"]
+    assert verify.shown(smoke).faults == []
+    smoke.notebook.write_text(smoke.notebook.read_text().replace("1 smoke\\n", "2 smoke\\n"))
+    assert verify.shown(smoke).faults == [
+        "toy.smoke, code cell 3 of 4 (table 1) holds '2 smoke', but the code gives '1 smoke'; "
+        "execute it anew, or restore it with git"
+    ]
+    assert verify.shown(records["toy"]).faults == []
+
+
+def test_each_record_must_be_complete_in_itself(records):
+    """Though who executes a notebook finds what is recorded at any profile."""
+    keys = {seed: run_config(**TINY, seed=seed).key for seed in range(2)}
+    smoke = records["toy.smoke"].beside("runs") / f"{keys[0]}.parquet"
+    smoke.unlink()
+    done = papers.execute(records["toy"], {"profile": "smoke"})
+    assert nbformat.read(done.notebook, 4).cells[3].outputs[0].text.startswith("1 smoke\n")
+    wanted = f"toy.smoke needs runs that are not recorded beside it: {keys[0]}"
+    assert verify.shown(records["toy.smoke"]).faults[0] == wanted
+    (records["toy"].beside("runs") / f"{keys[1]}.parquet").rename(smoke.with_name(f"{keys[1]}.parquet"))
+    assert verify.shown(records["toy"]).faults[0] == f"toy needs runs that are not recorded beside it: {keys[1]}"
+
+
+def test_what_was_recorded_on_cuda_is_made_again_only_there(records, tmp_path, monkeypatch, capsys):
+    smoke = records["toy.smoke"]
+    (record, _), (table,) = *verify.recorded(smoke).runs.values(), verify.recorded(smoke).tables
+    forged = Store(tmp_path / "forged")
+    forged.put(record.key, record.config, record.metrics, {**record.provenance, "device": "NVIDIA H100 80GB HBM3"})
+    (tmp_path / "forged" / f"{record.key}.parquet").rename(smoke.beside("runs") / f"{record.key}.parquet")
+    found = {"toy.smoke": verify.recorded(smoke)}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert verify.out_of_reach(found) == {record.key, table}
+    assert verify.drawn(found, None, 0) == verify.drawn(found, 1, 0) == ({}, {"toy.smoke": []})
+    assert cli.main(["verify", "toy.smoke", "--all"]) == 0
+    said = capsys.readouterr().out
+    assert "1 runs and 1 tables made of them were recorded on CUDA, which is not here: they are not made again" in said
+    assert "the notebook shows just what it holds" in said and "training" not in said
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert verify.drawn(found, None, 0) == (found["toy.smoke"].runs, {"toy.smoke": [table]})
+
+
+def test_an_ensemble_of_experts_that_are_not_recorded_counts_as_made_like_the_runs_beside_it(records):
+    one = verify.recorded(records["toy.smoke"])
+    (run, config), table = next(iter(one.runs.values())), next(iter(one.tables.values()))
+    other = altered(run, lambda metrics: None, device="NVIDIA H200")
+    for runs, experts, far in (
+        ({"a": run}, ["a", "b"], set()),
+        ({"a": run, "c": other}, ["a"], {"c"}),
+        ({"a": run, "c": other}, ["a", "b"], {"c", "table"}),
+        ({"a": run, "c": other}, ["c"], {"c", "table"}),
+    ):
+        ensemble = Record("table", {"experts": experts}, table.metrics, {}, table.path)
+        plan = Record("plan", PLAN, table.metrics, {}, table.path)
+        found = verify.Recorded({key: (each, config) for key, each in runs.items()}, {"table": ensemble, "plan": plan})
+        assert verify.out_of_reach({"toy": found}) == far, (runs, experts)
 
 
 def first_run(runs: Path) -> Record:
@@ -219,12 +312,12 @@ def test_time_is_foretold_from_what_recording_took(recorded):
     assert verify.seconds(family, family) == pytest.approx(4.0 * (1 + 2 / 4 + 1))
 
 
-@pytest.mark.parametrize("name", [path.parent.name for path in sorted(ROOT.glob("papers/*/runs"))])
+@pytest.mark.parametrize("name", [name for name, paper in RECORDS.items() if paper.runs])
 def test_all_that_is_recorded_is_sound(name):
     """Checksums and keys; as often as nbval compares the notebooks. Training again is `swarmbook verify`."""
-    found = verify.recorded(papers.discover(ROOT / "papers")[name])
+    found = verify.recorded(RECORDS[name])
     assert found.faults == []
-    assert len(found.runs) + len(found.tables) == len(list((ROOT / "papers" / name / "runs").glob("*.parquet")))
+    assert len(found.runs) + len(found.tables) == RECORDS[name].runs
 
 
 def test_recorded_runs_of_the_papers_are_what_the_code_gives(one_thread):
@@ -232,7 +325,7 @@ def test_recorded_runs_of_the_papers_are_what_the_code_gives(one_thread):
 
     That the notebooks show what they hold is compared by nbval.
     """
-    found = {name: verify.recorded(paper) for name, paper in papers.discover(ROOT / "papers").items()}
+    found = {name: verify.recorded(paper) for name, paper in RECORDS.items()}
     cheap = {name: verify.Recorded(one.runs) for name, one in found.items()}
     picked, _ = verify.drawn(cheap, 2, seed=0, within=20.0)
     assert len(picked) == 2

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -26,6 +26,8 @@ from swarmbook import __version__, papers
 from swarmbook.claims import Claim
 from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.papers import NotebookError, Paper, UsageError
+
+RECORDS = "with all its records; PAPER.PROFILE: what was recorded of it at that profile alone; default: all papers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--record",
         action="store_true",
-        help="for maintainers: keep finished runs and the executed notebook in papers/",
+        help="for maintainers: keep finished runs and the executed notebook in papers/, beside those of the default "
+        "profile if another is given",
     )
     command.set_defaults(command=_run)
 
@@ -109,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "train a sample of the runs again from nothing, compute as recorded tables again, and compare every number.",
         epilog="Exit status: 0 all agree, 1 something deviates or is damaged, 2 wrong usage, 130 interrupted.",
     )
-    _papers_of(command)
+    _papers_of(command, RECORDS)
     size = command.add_mutually_exclusive_group()
     size.add_argument("--sample", type=_count, default=2, metavar="N", help="how many to make again; default: 2")
     size.add_argument("--all", action="store_true", help="make all of them again, which takes hours")
@@ -118,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_verify)
 
     command = commands.add_parser("report", help="build a static site of the executed notebooks and all claims")
-    _papers_of(command)
+    _papers_of(command, RECORDS)
     command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/report/ in the clone")
     command.set_defaults(command=_report)
 
@@ -144,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _papers_of(command: argparse.ArgumentParser) -> None:
-    command.add_argument("papers", nargs="*", metavar="PAPER", help="default: all papers")
+def _papers_of(command: argparse.ArgumentParser, which: str = "default: all papers") -> None:
+    command.add_argument("papers", nargs="*", metavar="PAPER", help=which)
 
 
 def _count(text: str) -> int:
@@ -155,10 +158,10 @@ def _count(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    chosen = _chosen(options.papers)
+    chosen = _chosen(options.papers, papers.discover())
     values = _values(options.parameters, options.profile)
-    if options.record and (values or options.fresh):
-        raise UsageError("--record needs the default parameters: leave out --profile, -p and --fresh")
+    if options.record and (options.parameters or options.fresh):
+        raise UsageError("--record takes what the notebook says at a profile: leave out -p and --fresh")
     # all of them before anything is executed
     parameters = {paper.name: papers.checked(paper, values) for paper in chosen}
 
@@ -174,17 +177,13 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _chosen(names: Sequence[str]) -> list[Paper]:
-    known = papers.discover()
+def _chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
     if not known:
         raise UsageError(
             f"no papers in {papers.papers_folder()}; install with `pip install -e .` in a clone, "
             "or set SWARMBOOK_PAPERS to its folder papers"
         )
-    for name in names:
-        if name not in known:
-            raise papers.unknown("paper", name, list(known))
-    return [known[name] for name in dict.fromkeys(names)] or list(known.values())
+    return papers.chosen(names, known)
 
 
 def _values(pairs: Sequence[tuple[str, str]], profile: str | None) -> dict[str, Any]:
@@ -205,24 +204,23 @@ def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespa
     print(f"{paper.name}: {paper.title}", flush=True)
     started = time.monotonic()
     environment = {"SWARMBOOK_FRESH": "1"} if options.fresh else {}
-    if options.record:
-        _record(paper, options.output)
+    record = papers.at(paper, parameters.get("profile"))
+    if options.record and not record.profile:
+        parameters = {}  # the default profile is not to be injected
+    keys = _record(paper, parameters, record.beside("runs"), options.output) if options.record else []
     with _Progress(paper.name) as progress:
         done = papers.execute(paper, parameters, options.output, environment, progress)
     if options.record:
-        papers.commit(paper, done.notebook)
-        from swarmbook import provenance
-
-        provenance.keep([papers.read(paper.notebook)])
+        _commit(record, done.notebook, keys)
     print(claims_table(done.claims, shutil.get_terminal_size((110, 24)).columns))
     print(f"notebook  {_short(done.notebook)}\nHTML      {_short(done.html)}")
     if options.record:
-        print(f"recorded  {_short(paper.notebook)}")
+        print(f"recorded  {_short(record.notebook)}")
     print(f"took      {time.monotonic() - started:.0f} s\n", flush=True)
 
 
-def _record(paper: Paper, output: Path | None) -> None:
-    """Put the runs that the notebook stands on beside it, and no others.
+def _record(paper: Paper, parameters: dict[str, Any], folder: Path, output: Path | None) -> list[str]:
+    """Put the runs that the notebook stands on into a folder beside it; their keys.
 
     What is committed is the execution after this one: all from the record, as a reader gets it.
     """
@@ -231,10 +229,23 @@ def _record(paper: Paper, output: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
         noted = Path(scratch) / "keys"  # the library writes one key a line
         with _Progress(f"{paper.name}, recording") as progress:
-            papers.execute(paper, {}, output, {"SWARMBOOK_RECORD": str(noted)}, progress)
-        if noted.exists():
-            folder = paper.notebook.parent / "runs"
-            open_store([folder]).publish(noted.read_text().split(), folder, exclusive=True)
+            papers.execute(paper, parameters, output, {"SWARMBOOK_RECORD": str(noted)}, progress)
+        keys = noted.read_text().split() if noted.exists() else []
+    if keys:
+        open_store([paper.beside("runs")]).publish(keys, folder)
+    return keys
+
+
+def _commit(record: Paper, executed: Path, keys: Sequence[str]) -> None:
+    """Put an executed notebook in its place, then delete the runs that only the one before stood on."""
+    from swarmbook import provenance
+    from swarmbook.store import open_store
+
+    papers.commit(record, executed)
+    if keys:
+        folder = record.beside("runs")
+        open_store([folder]).publish(keys, folder, exclusive=True)
+    provenance.keep([papers.read(record.notebook)])
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -246,7 +257,7 @@ def _sweep(options: argparse.Namespace) -> int:
     # all of them before anything is executed
     sweeps = [
         (paper, sweep.place(paper, sweep.points(paper, options.profile, seeds), options.output))
-        for paper in _chosen(options.papers)
+        for paper in _chosen(options.papers, papers.discover())
     ]
     for _, points in sweeps:
         sweep.prepare(points)
@@ -318,7 +329,7 @@ def _teller(progress: "_Progress", points: int, workers: int):
 def _verify(options: argparse.Namespace) -> int:
     from swarmbook import verify
 
-    chosen = _chosen(options.papers)
+    chosen = _chosen(options.papers, papers.records())
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     say = functools.partial(print, flush=True)
     sample, within = None if options.all else options.sample, options.within or math.inf
@@ -328,7 +339,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from swarmbook import report
 
-    chosen = _chosen(options.papers)
+    chosen = _chosen(options.papers, papers.records())
     output = options.output or papers.papers_folder().parent / "runs" / "report"
     print(f"report    {_short(report.build(chosen, output.absolute()))}")
     return 0
@@ -399,7 +410,7 @@ def _short(path: Path) -> str:
 
 
 def _list(options: argparse.Namespace) -> int:
-    known = papers.discover().values()
+    known = papers.records().values()
     if options.json:
         print(json.dumps({"papers": [_as_json(paper) for paper in known]}, indent=2, ensure_ascii=False))
         return 0

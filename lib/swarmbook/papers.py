@@ -5,6 +5,7 @@
 - the kernel is always the interpreter that runs this, whatever kernels are installed
 - results appear under their names only when whole: a notebook that failed is kept as `<name>.failed.ipynb`
 - an executed notebook can bear a stamp: what it was executed with, sealed by a checksum of its cells
+- beside `<name>.ipynb` as executed at its default profile lies what was recorded at others: `<name>.<profile>.ipynb`
 """
 
 import ast
@@ -15,8 +16,8 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from swarmbook.claims import MIMETYPE, VERDICTS, Claim
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other parameters than the default
 
 # called with: code cells done, code cells in all, figure or table, last line printed
 Progress = Callable[[int, int, str, str], None]
@@ -58,15 +60,28 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Paper:
-    """A committed notebook `papers/<name>/<name>.ipynb` and what it says about itself."""
+    """A committed notebook and what it says about itself: `papers/<name>/<name>.ipynb`, or its record at a profile
+    other than the default, `papers/<name>/<name>.<profile>.ipynb`.
+    """
 
-    name: str
+    name: str  # as of the file
     notebook: Path
     title: str
     figures: tuple[str, ...]
     tables: tuple[str, ...]
     claims: tuple[Claim, ...]
     runs: int  # recorded runs beside the notebook
+    profile: str  # of a record at another than the default one; else empty
+
+    def beside(self, name: str) -> Path:
+        """Where `runs` or `provenance.json` of it lie; of a record at another profile `runs.gpu`, and so on."""
+        path = self.notebook.with_name(name)
+        return path.with_name(f"{path.stem}.{self.profile}{path.suffix}") if self.profile else path
+
+    @property
+    def command(self) -> str:
+        """What executes it again; ` --record` records it."""
+        return f"swarmbook run {self.notebook.parent.name}{self.profile and f' --profile {self.profile}'}"
 
     def parameters(self) -> dict[str, Parameter]:
         """The parameters cell as papermill reads it; a default that is no literal stays source text."""
@@ -99,6 +114,33 @@ def discover(folder: Path | None = None) -> dict[str, Paper]:
     return {path.stem: read(path) for path in notebooks}
 
 
+def records(folder: Path | None = None) -> dict[str, Paper]:
+    """All papers by name as of `discover`, each followed by its records at other profiles."""
+    found = {}
+    for name, paper in discover(folder).items():
+        others = map(read, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
+        found |= {name: paper} | {other.name: other for other in others}
+    return found
+
+
+def at(paper: Paper, profile: str | None) -> Paper:
+    """The record of a paper at a profile, made already or not: the paper itself at the default one, or None."""
+    if profile is None or profile == paper.parameters()["profile"].default:
+        return paper
+    other = replace(paper, name=f"{paper.name}.{profile}", profile=profile)
+    return replace(other, notebook=other.beside(paper.notebook.name))
+
+
+def chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
+    """Those that are named, all if none is; the name of a paper stands for its records at other profiles as well."""
+    picked = {}
+    for name in names or known:
+        if name not in known:
+            raise unknown("paper", name, list(known))
+        picked |= {paper.name: paper for paper in known.values() if name in (paper.name, paper.notebook.parent.name)}
+    return list(picked.values())
+
+
 def read(notebook: Path) -> Paper:
     """What the notebook says about itself, without executing anything."""
     try:
@@ -109,15 +151,17 @@ def read(notebook: Path) -> Paper:
         raise NotebookError(f"{notebook} is not a notebook ({error}); restore it from git") from error
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     heading = re.search(r"^#+ *(.+)", text, re.MULTILINE)
-    return Paper(
+    paper = Paper(
         name=notebook.stem,
         notebook=notebook,
         title=heading[1].strip() if heading else notebook.stem,
         figures=tuple(label for label in labels if label.startswith("figure ")),
         tables=tuple(label for label in labels if label.startswith("table ")),
         claims=claims_of(content, str(notebook)),
-        runs=len(list((notebook.parent / "runs").glob("*.parquet"))),
+        runs=0,
+        profile=notebook.stem.partition(f"{notebook.parent.name}.")[2],
     )
+    return replace(paper, runs=len(list(paper.beside("runs").glob("*.parquet"))))
 
 
 def claims_of(content: Mapping[str, Any], where: str) -> tuple[Claim, ...]:
@@ -217,9 +261,8 @@ def _kind(value: Any) -> str:
 def results_folder(paper: Paper, parameters: Mapping[str, Any], output: Path | None = None) -> Path:
     """Where results go: `runs/<name>` beside the papers folder, with `-<profile>` if not the default one."""
     output = paper.notebook.parents[2] / "runs" if output is None else Path(output).absolute()
-    profile = parameters.get("profile")
-    standard = profile is None or profile == paper.parameters()["profile"].default
-    return output / (paper.name if standard else f"{paper.name}-{profile}")
+    profile = at(paper, parameters.get("profile")).profile
+    return output / f"{paper.name}{profile and f'-{profile}'}"
 
 
 def execute(
@@ -431,14 +474,18 @@ def write(path: Path, content: bytes) -> None:
 def commit(paper: Paper, executed: Path) -> None:
     """Put an executed notebook in the committed one's place, without what varies between executions.
 
-    Pictures of its figures that are kept beside it for others to show, as `figure-4a.png`, are renewed.
+    paper: or its record as of `at`, which holds the injected cell that sets its profile. Pictures of a paper's figures
+    that are kept beside it for others to show, as `figure-4a.png`, are renewed.
     """
     import nbformat
 
     content = nbformat.read(executed, as_version=4)
-    injected = [cell for cell in content.cells if "injected-parameters" in cell.metadata.get("tags", [])]
-    if injected:
-        raise UsageError(f"{executed} was executed with other parameters than the default")
+    injected = [cell for cell in content.cells if INJECTED in cell.metadata.get("tags", [])]
+    for cell in injected:
+        cell.id, cell.source = INJECTED, cell.source.strip()
+    given = [line for cell in injected for line in cell.source.splitlines() if not line.startswith("#")]
+    if given != (wanted := [f'profile = "{paper.profile}"'] if paper.profile else []):
+        raise UsageError(f"{executed} was executed with other parameters than the default{' and '.join(['', *wanted])}")
     for part in (content, *content.cells):
         for volatile in ("papermill", "execution", "widgets"):
             part.metadata.pop(volatile, None)
@@ -447,7 +494,7 @@ def commit(paper: Paper, executed: Path) -> None:
     content.metadata.kernelspec = KERNELSPEC
     content.metadata.get("language_info", {}).pop("version", None)
     write(paper.notebook, (nbformat.writes(content) + "\n").encode())
-    for label, picture in pictures(content).items():
+    for label, picture in pictures(content).items() if not paper.profile else ():
         kept = paper.notebook.with_name(f"{label.replace(' ', '-')}.png")
         if kept.exists():
             write(kept, picture)

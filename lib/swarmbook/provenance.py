@@ -5,6 +5,7 @@
 - Numbers that were taken from records keep where they are from by the names that they pass through: a statement also
   stands on what the names stand on that it reads, those that its functions read among them.
 - What was found is kept beside the notebook, `provenance.json`, and holds until its code or its record changes.
+- A record at another profile, `<paper>.<profile>`, is a notebook like any other.
 
 `python -m swarmbook.provenance [PAPER ...]` renews what is kept.
 """
@@ -49,7 +50,7 @@ def kept(paper: Paper) -> dict[str, Keys] | None:
     """What is kept beside the notebook, or None if that is of other code or another record."""
     if not paper.runs:
         return {}
-    path = paper.notebook.with_name(KEPT)
+    path = paper.beside(KEPT)
     if not path.exists():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +63,7 @@ def keep(chosen: Sequence[Paper]) -> None:
     """Find out anew, and write it beside the notebooks; for papers without recorded runs there is nothing to keep."""
     found = traced(chosen)
     for paper in chosen:
-        path = paper.notebook.with_name(KEPT)
+        path = paper.beside(KEPT)
         if not paper.runs:
             path.unlink(missing_ok=True)
             continue
@@ -73,11 +74,10 @@ def keep(chosen: Sequence[Paper]) -> None:
 def traced(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
     """The same found by executing the notebooks, each in a process of its own, as many at once as there are cores."""
     found: dict[str, dict[str, Keys]] = {paper.name: {} for paper in chosen}
-    notebooks = {paper.name: paper.notebook for paper in chosen if paper.runs}
-    if notebooks:
-        workers = min(len(notebooks), os.cpu_count() or 1)
+    if recorded := [paper for paper in chosen if paper.runs]:
+        workers = min(len(recorded), os.cpu_count() or 1)
         with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
-            found |= zip(notebooks, pool.map(trace, notebooks.values()), strict=True)
+            found |= zip((paper.name for paper in recorded), pool.map(trace, recorded), strict=True)
     return found
 
 
@@ -101,14 +101,19 @@ def ancestors(keys: Set[str], parents: Mapping[str, Keys]) -> Keys:
 def _seal(paper: Paper) -> str:
     """Of all that decides which cell stands on what."""
     code = [[cell["id"], "".join(cell["source"])] for cell in _code(paper.notebook)]
-    recorded = sorted(path.stem for path in (paper.notebook.parent / "runs").glob("*.parquet"))
+    recorded = sorted(_keys(paper))
     return hashlib.sha256(json.dumps([code, recorded]).encode()).hexdigest()
 
 
-def trace(notebook: Path) -> dict[str, Keys]:
+def _keys(paper: Paper) -> set[str]:
+    return {path.stem for path in paper.beside("runs").glob("*.parquet")}
+
+
+def trace(paper: Paper) -> dict[str, Keys]:
     """Execute a notebook in this process, which is of no use for anything else after that; the keys by cell."""
     from swarmbook.store import Record, Store
 
+    recorded = _keys(paper)
     read: set[str] = set()
 
     class Noting(Record):
@@ -120,19 +125,19 @@ def trace(notebook: Path) -> dict[str, Keys]:
             return object.__getattribute__(self, name)
 
     def get(store: Store, key: str, get=Store.get) -> Record | None:
-        record = get(store, key)
+        record = get(store, key) if key in recorded else None  # not what is recorded at other profiles alone
         return record and Noting(**vars(record))
 
     def claim(store: Store, keys: Sequence[str]) -> None:
         why = f"not recorded beside it: {', '.join(keys)}"
-        raise LookupError(f"{why}; `swarmbook run {notebook.stem} --record` trains and records it")
+        raise LookupError(f"{why}; `{paper.command} --record` trains and records it")
 
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch, open(os.devnull, "w") as nowhere:
         os.environ |= {"SWARMBOOK_STORE": scratch, "SWARMBOOK_FRESH": "0", "MPLBACKEND": "Agg"}
         Store.get, Store.claim = get, claim
-        os.chdir(notebook.parent)
+        os.chdir(paper.notebook.parent)
         with contextlib.redirect_stdout(nowhere):
-            return {cell: keys for cell, keys in _trace(notebook, read) if keys}
+            return {cell: keys for cell, keys in _trace(paper.notebook, read) if keys}
 
 
 def _trace(notebook: Path, read: set[str]) -> Iterator[tuple[str, Keys]]:
@@ -287,7 +292,7 @@ def _code(notebook: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    known = papers.discover()
-    if wrong := [name for name in sys.argv[1:] if name not in known]:
-        sys.exit(str(papers.unknown("paper", wrong[0], list(known))))
-    keep([known[name] for name in sys.argv[1:] or known])
+    try:
+        keep(papers.chosen(sys.argv[1:], papers.records()))
+    except papers.UsageError as error:
+        sys.exit(str(error))

@@ -4,6 +4,7 @@
   anywhere, and they read the same with JavaScript off, in the light, in the dark, on a phone and on paper.
 - Below each figure, table and claim is where it comes from: the runs that its cell stands on, what made them, and the
   command to repeat it. Each page ends with its whole record.
+- What was recorded of a paper at another profile has a page of its own, and on the front page a place below the paper.
 """
 
 import html
@@ -63,7 +64,7 @@ code { overflow-wrap: anywhere; }
 
 
 def build(chosen: Sequence[Paper], output: Path) -> Path:
-    """Write `index.html` and one page for each paper into a folder; the front page's path.
+    """Write `index.html` and one page for each paper, or record of one, into a folder; the front page's path.
 
     Raises NotebookError if a recorded run is damaged, or what a figure stands on cannot be found out.
     """
@@ -97,7 +98,7 @@ def build(chosen: Sequence[Paper], output: Path) -> Path:
                 text = _origin(shown, paper, record, keys, provenance.ancestors(keys, parents))
                 cells.append(new_markdown_cell(text, id=f"{cell['id']}-provenance"))
         content.cells = [*cells, new_markdown_cell(_record(paper, record, parents), id="provenance")]
-        content.metadata["title"] = paper.title
+        content.metadata["title"] = _title(paper)
         papers.write(output / f"{paper.name}.html", papers.html(content, template).encode())
     index = new_notebook(cells=[new_markdown_cell(text) for text in front], metadata={"title": "swarmbook"})
     papers.write(output / "index.html", papers.html(index, template).encode())
@@ -122,7 +123,7 @@ def _contents(content: Mapping[str, Any]) -> str:
 
 def _summary(paper: Paper, content: Mapping[str, Any]) -> str:
     """A paper on the front page: its claims as a table."""
-    lines = [f"## {paper.title}", ""]
+    lines = [f"{'###' if paper.profile else '##'} {_title(paper)}", ""]
     counts = {verdict: sum(claim.verdict == verdict for claim in paper.claims) for verdict in MARK}
     said = ", ".join(f"{MARK[verdict]} {verdict}: {n}" for verdict, n in counts.items() if n) or "no claims yet"
     lines += [f"[The notebook]({paper.name}.html). {said}.", ""]
@@ -137,6 +138,10 @@ def _summary(paper: Paper, content: Mapping[str, Any]) -> str:
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         lines.append(f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
     return "\n".join(lines)
+
+
+def _title(paper: Paper) -> str:
+    return f"{paper.title}{paper.profile and f', at the profile {paper.profile}'}"
 
 
 def _figure(claim: Claim, content: Mapping[str, Any]) -> tuple[str, str]:
@@ -172,13 +177,13 @@ def _shown(cell: Mapping[str, Any], paper: Paper) -> str:
 
 def _origin(shown: str, paper: Paper, record: "Recorded", keys: Set[str], ancestors: Set[str]) -> str:
     """Where what a cell shows comes from, as a closed block of HTML."""
-    again = f"<code>swarmbook run {paper.name}</code>"
+    again = f"<code>{paper.command}</code>"
     if not keys:
         said = f"{_escaped(shown)}: computed by {again}, from nothing recorded"
         return f"<details class='origin'><summary>{said}</summary></details>"
     text = [
         f"<summary>{_escaped(shown)}: from {_count(keys, record)}</summary>",
-        f"<p>From the record again by {again}, from nothing by <code>swarmbook run {paper.name} --fresh</code>.</p>",
+        f"<p>From the record again by {again}, from nothing by <code>{paper.command} --fresh</code>.</p>",
         *(f"<p>{_escaped(made)}</p>" for made in sorted({_made(_of(key, record)) for key in keys | ancestors})),
         f"<p class='keys'>{_linked(keys)}</p>",
     ]
@@ -192,14 +197,14 @@ def _record(paper: Paper, record: "Recorded", parents: Mapping[str, Set[str]]) -
     text = [
         "## Where these numbers come from",
         f"All of this page comes from executing its notebook with swarmbook {__version__}: "
-        f"`swarmbook run {paper.name}`. Below each figure, table and claim are the keys of the runs that it stands on.",
+        f"`{paper.command}`. Below each figure, table and claim are the keys of the runs that it stands on.",
     ]
     groups: dict[str, list[str]] = {}
     for key in sorted(parents):
         groups.setdefault(_made(_of(key, record)), []).append(key)
     if groups:
         text.append(
-            f"`swarmbook run {paper.name} --fresh` trains all runs again; `swarmbook verify {paper.name}` does so with "
+            f"`{paper.command} --fresh` trains all runs again; `swarmbook verify {paper.name}` does so with "
             "a sample of them, and compares. What is told of a run is what differs from the defaults of `RunConfig`."
         )
     else:

@@ -37,6 +37,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -315,13 +316,15 @@ class Store:
 def open_store(recorded: Sequence[Path] = ()) -> Store:
     """The user's store: SWARMBOOK_STORE or runs/store in the repository; SWARMBOOK_FRESH=1 trains anew.
 
+    recorded: folders of recorded runs; after each come those of other profiles beside it, as `runs.gpu` beside `runs`.
     "1" counts only what this process puts; to share, give the processes of an invocation one token instead.
     """
     root = os.environ.get("SWARMBOOK_STORE") or Path(__file__).parents[2] / "runs" / "store"
     fresh = os.environ.get("SWARMBOOK_FRESH", "")
     if fresh == "1":
         fresh = _token_of_process()
-    return Store(Path(root), recorded, "" if fresh == "0" else fresh)
+    folders = [each for at in map(Path, recorded) for each in (at, *sorted(at.parent.glob(f"{escape(at.name)}.*/")))]
+    return Store(Path(root), folders, "" if fresh == "0" else fresh)
 
 
 @cache

@@ -7,6 +7,7 @@
   be the same bit by bit; else rounding differs, which training amplifies, and numbers may differ by `TOLERANCE`.
 - So is a sample of the tables that no single run gives, such as plans and ensembles: the notebook is executed without
   them and computes them again. They do not say on what they were computed, so `TOLERANCE` holds for all of them.
+- What was recorded on CUDA is made again only where there is CUDA: elsewhere that takes too long, and gives other bits.
 """
 
 import math
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3  # of the greatest number that a run records of the same metric; seeds differ by some 5e-3
 COUNTED = ("failure", "ledger")  # metrics that follow from the configuration: the same everywhere
 CLOCKED = ["seconds"]  # columns of tables that say how long a search took
+BAR = "%|"  # in the lines of a progress bar, which there are only where something is made again
 ALIKE = ("device", "torch", "threads", "compiled", "packed")  # provenance that decides how numbers are rounded
 VOLATILE = {  # in what notebooks show
     re.compile(r"\btook \d+(\.\d+)? (ms|s|min|h)\b"): "took TIME",
@@ -43,7 +45,7 @@ VOLATILE = {  # in what notebooks show
 
 @dataclass
 class Recorded:
-    """What lies in a paper's `runs/`: runs, tables that no single run gives, and what is wrong with the rest."""
+    """What lies in a paper's `runs/`, or `runs.<profile>/`: runs, tables that no single run gives, what is wrong."""
 
     runs: dict[str, tuple[Record, RunConfig]] = field(default_factory=dict)
     tables: dict[str, Record] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Recorded:
 
 def recorded(paper: Paper) -> Recorded:
     """All recorded files of a paper, each checked against its checksum and its key."""
-    folder, found = paper.notebook.parent / "runs", Recorded()
+    folder, found = paper.beside("runs"), Recorded()
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
         store = Store(Path(scratch), [folder])
         for path in sorted(folder.glob("*.parquet")):
@@ -96,11 +98,11 @@ def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
         place, own = Path(scratch), Store(Path(scratch) / "store")
         surroundings = {"SWARMBOOK_STORE": str(own.root), "SWARMBOOK_FRESH": "0"}
         try:
-            done = papers.execute(_without(paper, without, place), {}, environment=surroundings, folder=place / "runs")
+            done = papers.execute(_apart(paper, without, place), {}, environment=surroundings, folder=place / "runs")
         except NotebookError as error:
             return Shown([str(error).split("\nexecuted so far")[0]])
         executed = nbformat.read(done.notebook, 4)
-        there = {path.stem for path in (paper.notebook.parent / "runs").glob("*.parquet")}
+        there = {path.stem for path in paper.beside("runs").glob("*.parquet")}
         if without:  # what experts of an ensemble began with is trained again for its weights, recorded or not
             there |= {path.stem for path in own.root.glob("states/*.pt")}
         new = {path.stem for path in own.root.glob("*.parquet")}
@@ -111,14 +113,13 @@ def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
     return found
 
 
-def _without(paper: Paper, keys: Collection[str], place: Path) -> Paper:
-    """The same paper, with links to all that is recorded but some tables, in a folder of its own if there are any."""
-    if not keys:
-        return paper
-    home, copy = paper.notebook.parent, place / "papers" / paper.name
-    (copy / "runs").mkdir(parents=True)
-    for path in (*home.iterdir(), *(home / "runs").iterdir()):
-        if path.name != "runs" and path.stem not in keys:
+def _apart(paper: Paper, without: Collection[str], place: Path) -> Paper:
+    """The same paper in a folder of its own, with links to all that is recorded at its profile, but for some tables."""
+    home, runs = paper.notebook.parent, paper.beside("runs")
+    copy = place / "papers" / home.name
+    (copy / runs.name).mkdir(parents=True)
+    for path in (*home.iterdir(), *runs.glob("*.parquet")):
+        if path.is_file() and path.stem not in without:
             (copy / path.relative_to(home)).symlink_to(path)
     return papers.read(copy / paper.notebook.name)
 
@@ -148,7 +149,7 @@ def _shown(cell: Mapping[str, Any]) -> list[str]:
         lines += "\n".join(shown).splitlines()
     for pattern, name in VOLATILE.items():
         lines = [pattern.sub(name, line) for line in lines]
-    return [line for line in lines if line.strip()]
+    return [line for line in lines if line.strip() and BAR not in line]
 
 
 def _differences(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -221,8 +222,7 @@ class Comparison:
 def compare(recorded: Record, again: Record) -> Comparison:
     """Two records of one run: all rows of all metrics."""
     differing = [name for name in ALIKE if recorded.provenance.get(name) != again.provenance.get(name)]
-    on_cpu = str(recorded.provenance.get("device")).startswith("cpu")  # CUDA adds up in any order
-    exact = on_cpu and not differing
+    exact = _on_cpu(recorded) and not differing  # CUDA adds up in any order
     rows = ["step", "metric", "stage", "label"]
     before, after = (_plain(record.metrics) for record in (recorded, again))
     if not before[rows].equals(after[rows]):
@@ -303,17 +303,36 @@ def again(chosen: Mapping[str, tuple[Record, RunConfig]], device: str = "auto", 
     return found
 
 
+def out_of_reach(found: Mapping[str, Recorded]) -> set[str]:
+    """Keys of what was recorded on CUDA, where there is none here: runs, and ensembles beside them.
+
+    Of an ensemble all experts must have been recorded on a CPU: of others only its numbers may be.
+    """
+    import torch
+
+    far: set[str] = set()
+    for one in found.values() if not torch.cuda.is_available() else ():
+        if on_cuda := {key for key, (record, _) in one.runs.items() if not _on_cpu(record)}:
+            near = one.runs.keys() - on_cuda
+            far |= on_cuda | {key for key, table in one.tables.items() if set(table.config.get("experts", ())) - near}
+    return far
+
+
+def _on_cpu(record: Record) -> bool:
+    return str(record.provenance.get("device")).startswith("cpu")
+
+
 def drawn(
     found: Mapping[str, Recorded], sample: int | None, seed: int, within: float = math.inf
 ) -> tuple[dict[str, tuple[Record, RunConfig]], dict[str, list[str]]]:
     """A sample of recorded runs and tables, both by key, and the tables by paper; None for all of them.
 
-    within: seconds that each of them may take.
+    Of those that can be made again here: none is `out_of_reach`. within: seconds that each of them may take.
     """
     runs = {key: run for recorded in found.values() for key, run in recorded.runs.items()}
     costs = {key: seconds({key: run}, runs) for key, run in runs.items()}
     costs |= {key: cost(table, runs) for recorded in found.values() for key, table in recorded.tables.items()}
-    keys = sorted(key for key in costs if costs[key] <= within)
+    keys = sorted(key for key in costs.keys() - out_of_reach(found) if costs[key] <= within)
     if sample is not None and sample < len(keys):
         keys = np.random.default_rng(seed).choice(keys, sample, replace=False).tolist()
     tables = {name: sorted(recorded.tables.keys() & set(keys)) for name, recorded in found.items()}
@@ -330,12 +349,17 @@ def verify(
     found = {paper.name: recorded(paper) for paper in chosen}
     runs = {key: run for one in found.values() for key, run in one.runs.items()}
     picked, tables = drawn(found, sample, seed, within)
+    far = out_of_reach(found)
     faults: list[str] = []
     compared: list[Comparison] = []
     for paper in chosen:
         own = found[paper.name]
         also = f" and {len(own.tables)} tables" if own.tables else ""
         say(f"{paper.name}: {len(own.runs)} runs{also} recorded, {len(own.faults)} damaged")
+        if elsewhere := far & own.runs.keys():
+            ensembles = len(far & own.tables.keys())
+            also = f" and {ensembles} tables made of them" if ensembles else ""
+            say(f"{len(elsewhere)} runs{also} were recorded on CUDA, which is not here: they are not made again")
         wrong = list(own.faults)
         if not wrong:
             if anew := tables[paper.name]:
