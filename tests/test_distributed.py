@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_parts import assert_alike
 
 from swarmbook import distributed
 from swarmbook.churn import trace
@@ -35,6 +36,7 @@ from swarmbook.replacement import keep_up
 from swarmbook.route import in_order
 from swarmbook.runs import run
 from swarmbook.store import Store
+from swarmbook.train import Pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,8 +55,13 @@ CASES = {  # on four processes
     "NoLoCo": {**COLUMN, "sync": "NoLoCo"},
     "swapped": {**ROW, "route": "swapped ends"},
     "skipping": {**ROW, "route": "planned", "paths": ((0, 3), (0, 2, 1), (3, 2, 1, 0), (1, 2))},
+    "absent from its pair": {**SQUARE, "sync": "NoLoCo", "absent": 0.4},
+    "absent from all": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
+    "probed": {**ROW, "probes": ("loss jump", "similarity")},
+    "probed replicas": {**COLUMN, "sync": "gossip", "probes": ("replicas", "mean weights")},
 }
-BLOCKS = {"replicas": 2, "stages": 4, "failure_rate": 0.03}  # two stages of a replica on each rank
+HALVES = {"replicas": 2, "stages": 4}  # two stages of a replica on each rank
+BLOCKS = {**HALVES, "failure_rate": 0.03}
 LOSING = {
     "CheckFree": {**ROW, "failure_rate": 0.03, "failing": "interior", "moments": "average"},
     "CheckFree, power 1": {**BLOCKS, "sync": "NoLoCo", "route": "random replicas"},
@@ -66,12 +73,25 @@ LOSING = {
     "random": {**ROW, "failure_rate": 0.03},
     "identity": {**ROW, "losses": ((3, 2), (3, 3), (17, 1))},
     "all zeros": {**ROW, "losses": ((12, 3),)},
+    "rollback": {**BLOCKS, "sync": "DiLoCo", "keep_every": 4, "losses": ((6, 1), (23, 4))},
+    "neighbour snapshot": {**BLOCKS, "keep_every": 4, "losses": ((6, 1), (23, 4), (25, 2), (25, 3), (25, 1))},
+    "redundant computation": {**BLOCKS, "losses": ((6, 1), (23, 4), (25, 2), (25, 1))},
+    "learning rate alone": {**ROW, "failure_rate": 0.03, "boost_half_life": 5.0},
 }
 # Adam makes much of rounding where moments are new: the higher the rate, the sooner the numbers part.
 CASES |= {name: {"recovery": name, "lr": 1e-3, **fields} for name, fields in LOSING.items()}
-for case in ("in fragments", "all-reduce", "DiLoCo", "NoLoCo", *(n for n, c in LOSING.items() if "sync" in c)):
-    CASES[case] |= {"sync_every": 5, "common_start": True}
+for case in CASES.values():
+    if case.get("sync", "none") != "none" and "sync_every" not in case:
+        case |= {"sync_every": 5, "common_start": True}
 CONFIGS = {name: run_config(**{**TINY, **fields}) for name, fields in CASES.items()}
+LATE = {**HALVES, "lr": 3e-3, "sync": "NoLoCo", "sync_every": 5, "delay": 3, "common_start": True}
+PAIR, ONE = (run_config(**{**TINY, **fields, "steps": 12}) for fields in (LATE, ROW))
+CHILDREN = {
+    "goes on": {**LATE, "start": PAIR},
+    "goes on, losing": {**BLOCKS, "recovery": "CheckFree", "common_start": True, "start": PAIR},
+    "branches": {**HALVES, "sync": "DiLoCo", "sync_every": 5, "branch": ONE},
+}
+CONFIGS |= {name: run_config(**{**TINY, "lr": 1e-3, **fields}) for name, fields in CHILDREN.items()}
 ENDLESS = run_config(**{**GROUPED, "steps": 10**6, "evaluate_every": 10**6})
 
 
@@ -137,13 +157,22 @@ def assert_equals_stacked(config, record, folder):
     assert losses.iloc[-1] < losses.iloc[0] - 0.05  # it has learnt something that could differ
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CONFIGS)
 def test_four_processes_give_the_numbers_of_one_fleet(four, tmp_path, case):
     record = four[1].get(CONFIGS[case].key)
-    assert (case in LOSING) == (record.metrics["metric"] == "failure").any()
+    assert (CONFIGS[case].recovery != "none") == (record.metrics["metric"] == "failure").any()
     assert_equals_stacked(CONFIGS[case], record, tmp_path)
     assert record.provenance["processes"] == 4 and record.provenance["backend"] == "gloo"
     assert record.config == CONFIGS[case].model_dump(mode="json")
+
+
+@pytest.mark.parametrize("parent", [PAIR, ONE])
+def test_what_other_runs_begin_with_is_kept_as_stacked_training_keeps_it(four, tmp_path, parent):
+    """That of the pair while an exchange is on its way."""
+    run([parent], show=False, device="cpu", store=Store(tmp_path), keep=True)
+    ours, stacked = (store.keeping().state(parent.key) for store in (four[1], Store(tmp_path)))
+    assert_alike(ours, stacked, atol=1e-5)
+    assert parent is ONE or (ours["outer"]["arriving"][0]["at"] == 13)
 
 
 def test_the_plan_is_printed(four):
@@ -208,12 +237,10 @@ def test_what_cannot_be_is_refused_before_anything_starts(alone, monkeypatch, tm
     [
         ("{", "holds no configuration"),
         ('{"data": "stories_toy", "steps": 0}', "steps=0"),
-        ('{"data": "stories_toy", "steps": 3, "probes": ["similarity"]}', "probes=('similarity',) cannot run on many"),
-        ('{"data": "stories_toy", "steps": 3, "recovery": "rollback"}', "'rollback' keeps copies that are not sent"),
         (None, "is neither a JSON file nor the key of a run"),
     ],
 )
-def test_what_is_no_run_or_cannot_be_shared_out_is_refused(alone, tmp_path, capsys, text, said):
+def test_what_is_no_run_is_refused(alone, tmp_path, capsys, text, said):
     path = tmp_path / "run.json"
     if text is not None:
         path.write_text(text)
@@ -229,12 +256,12 @@ LAUNCHER = """\
 import os, signal, sys
 from swarmbook.distributed import main
 from torch.distributed import TCPStore
-os.environ |= {"WORLD_SIZE": "4", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+ranks = range(int(os.environ.get("RANKS", "4")))
+os.environ |= {"WORLD_SIZE": str(len(ranks)), "TORCHELASTIC_USE_AGENT_STORE": "True"}
 store = os.fork()
 if store == 0:
     kept = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False)
     signal.pause()
-ranks = [0, 1, 2, 3]
 for rank in ranks:
     if os.fork() == 0:
         os.environ["RANK"] = str(rank)
@@ -246,7 +273,7 @@ sys.exit(max(status))
 
 
 def forked(arguments, before=""):
-    """As torchrun starts four processes, but forks of one that loads the library once; `before` is executed there."""
+    """As torchrun starts four processes, or RANKS, but forks of one that loads the library and executes `before`."""
     return [sys.executable, "-c", before + LAUNCHER, *arguments]
 
 
@@ -302,9 +329,13 @@ def test_a_killed_process_is_replaced_and_its_stages_rebuilt_while_training_goes
 
 FAULTS = """\
 import json, os, signal, sys
-from swarmbook.distributed import Passage, Share
+import swarmbook.train
+from swarmbook.passage import Passage
 from swarmbook.peers import LostRank
+from swarmbook.progress import Progress
 from swarmbook.replacement import Row
+from swarmbook.share import Share
+swarmbook.train.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
 
 def first(fault):
     try:
@@ -340,9 +371,10 @@ for place in places:
 
 
 @pytest.mark.parametrize(
-    ("fields", "places", "lost"),
+    ("seconds", "fields", "places", "lost"),  # the first: between checkpoints
     [
         (
+            60,
             {"recovery": "CheckFree", "losses": ((20, 2),)},
             [
                 ("Passage", "through", 4, 2, "die"),  # before it has its gradients
@@ -353,22 +385,91 @@ for place in places:
             ((4, 3), (12, 4), (12, 0)),  # the last process has norm and head as well
         ),
         (  # of the ends, what was lost comes back from the rank beside it
+            60,
             {"recovery": "CheckFree+", "route": "swapped ends"},
             [("Passage", "through", 6, 3, "die"), ("Passage", "through", 15, 0, "die")],
             ((6, 4), (6, 0), (15, 1), (15, 0)),
         ),
+        (  # while a checkpoint is gathered, and while it is written
+            0,
+            {"recovery": "CheckFree+", "route": "swapped ends"},
+            [("Share", "state", 7, 2, "die"), ("Progress", "save", 16, 0, "die")],
+            ((7, 3), (16, 1), (16, 0)),
+        ),
     ],
 )
-def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(tmp_path, monkeypatch, fields, places, lost):
+def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(
+    tmp_path, monkeypatch, seconds, fields, places, lost
+):
     (tmp_path / "was").mkdir()
     config = run_config(**{**TINY, **ROW, **fields, **RARE})
-    arguments = [str(tmp_path / "was"), json.dumps(places), "--replace", "1", *written(tmp_path, config)]
+    arguments = [str(seconds), str(tmp_path / "was"), json.dumps(places), "--replace", "1", *written(tmp_path, config)]
     struck(tmp_path, forked(arguments, before=FAULTS), strikes=())
     assert len(list((tmp_path / "was").iterdir())) == len(places)
     stacked = config.model_copy(update={"losses": (*config.losses, *lost)})
     monkeypatch.setattr("swarmbook.train.trace", lambda _: trace(stacked))
     # Beside the stages at the ends: these die with them, where a process has both.
     monkeypatch.setattr("swarmbook.recovery.Strategy.holders_of", lambda *_: {1, 2})
+    assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+
+
+CUT = """\
+import os, sys
+import swarmbook.train
+from swarmbook.share import Share
+swarmbook.train.CHECKPOINT_SECONDS = 0
+first, last = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+advance = Share.advance
+def cut(share):
+    if share.place < 3 * first or share.step == last:
+        os._exit(9)
+    advance(share)
+Share.advance = cut
+"""
+
+
+def trained(folder, config, ranks, first, last):
+    """Train on some processes, which must begin at a step and are killed at another; their exit status."""
+    command = forked([str(first), str(last), *written(folder, config)], before=CUT)
+    named = environment(folder / "store", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), RANKS=str(ranks))
+    return subprocess.run(command, env=named, timeout=200, capture_output=True).returncode
+
+
+class Killed(Exception):
+    pass
+
+
+def stacked_training(monkeypatch, config, store, first, last):
+    """The same in one process, stacked."""
+    advance = Pack.advance
+
+    def cut(pack):
+        assert pack.step >= first
+        if pack.step == last:
+            raise Killed
+        advance(pack)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pack, "advance", cut)
+        patched.setattr("swarmbook.train.CHECKPOINT_SECONDS", 0)
+        run([config], show=False, device="cpu", store=Store(store))
+
+
+def test_any_number_of_processes_goes_on_from_what_another_has_left(tmp_path, monkeypatch):
+    """Here after a rollback; four processes, then two, then stacked training."""
+    config = CONFIGS["rollback"]
+    assert trained(tmp_path, config, ranks=4, first=0, last=11) == 9
+    assert trained(tmp_path, config, ranks=2, first=11, last=25) == 9
+    stacked_training(monkeypatch, config, tmp_path / "store", first=25, last=None)
+    assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+
+
+def test_many_processes_go_on_from_what_stacked_training_has_left(tmp_path, monkeypatch):
+    """Of a run that goes on from another one, while an exchange is on its way."""
+    config = CONFIGS["goes on"]
+    with pytest.raises(Killed):
+        stacked_training(monkeypatch, config, tmp_path / "store", first=0, last=21)
+    assert trained(tmp_path, config, ranks=4, first=21, last=99) == 0
     assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
 
 
@@ -436,7 +537,8 @@ def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others_in_time(begun, tmp
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "--replace needs a recovery: none, random"),
+        ({}, "--replace with recovery='none': it needs one that takes nothing from the lost process; take one of rand"),
+        ({"recovery": "rollback"}, "--replace with recovery='rollback': it needs one that takes nothing"),
         ({"recovery": "CheckFree", "moments": "keep"}, "--replace with moments='keep'"),
         (
             {"recovery": "CheckFree", "sync": "NoLoCo", "replicas": 2},

@@ -34,6 +34,11 @@ class Grid:
         height, width = self.replicas // self.rows, self.stages // self.columns
         return range(row * height, (row + 1) * height), range(column * width, (column + 1) * width)
 
+    def ends(self, rank: int) -> list[str]:
+        """The parameters of the ends that a rank has."""
+        column = rank % self.columns
+        return ["embedding"] * (column == 0) + ["norm", "head"] * (column == self.columns - 1)
+
     def column(self, rank: int) -> list[int]:
         """The ranks that hold the same stages as this one, itself among them, in the order of their replicas."""
         return list(range(rank % self.columns, self.ranks, self.columns))
@@ -59,8 +64,8 @@ class Grid:
         lines = [f"{self.replicas} x {self.stages} cells (replica, stage) on {self.rows} x {self.columns} ranks"]
         for rank in range(self.ranks):
             replicas, stages = (_span(cells) for cells in self.cells(rank))
-            first, last = rank % self.columns == 0, rank % self.columns == self.columns - 1
-            ends = ", embedding" * first + ", norm and head" * last
+            held = self.ends(rank)
+            ends = ", embedding" * ("embedding" in held) + ", norm and head" * ("head" in held)
             lines.append(f"rank {rank}: replica {replicas}, stage {stages}{ends}")
         return "\n".join(lines)
 

@@ -116,7 +116,7 @@ class Block(Fleet):
         own = replace(shape, stages=len(self.columns))
         super().__init__(own, seeds, str(peers.device), run.precision, compile)
         first, last = 0 in self.columns, shape.stages - 1 in self.columns
-        held = ["embedding"] * first + ["norm", "head"] * last
+        held = grid.ends(peers.rank)
         self.outer = {name: self.outer[name] for name in held}
         self.outer_gradients = {name: self.outer_gradients[name] for name in held}
         whole = first and last

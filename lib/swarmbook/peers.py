@@ -113,6 +113,11 @@ class Peers:
             self.sum(torch.zeros(1, device=self.device))  # nobody watches any more
             dist.destroy_process_group()
 
+    def say(self, text: str) -> None:
+        """Print it, once."""
+        if self.rank == 0:
+            print(text, flush=True)
+
     def send(self, tensor: Tensor, to: int) -> None:
         """Send without waiting; the tensor must not be written before `flush`."""
         tensor = self._sealed(tensor.contiguous())

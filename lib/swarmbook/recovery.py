@@ -6,7 +6,7 @@ own weights are NaN by then. A strategy that keeps copies on other nodes says so
 for them. Afterwards the trainer resets (or keeps, or averages) the stage's Adam moments and raises its learning rate.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -136,6 +136,15 @@ class Strategy:
         if stage == stages and self.holders:
             return {0, stages - 1}
         return {(stage + distance) % (stages + 1) for distance in self.holders}
+
+    def survives(self, stage: int, stages: int, dead: Set[int]) -> bool:
+        """Whether a copy of a stage is left when it dies with all of `dead`."""
+        if self.keeps == "run" or not self.covers(stage, stages):
+            return False
+        holders = self.holders_of(stage, stages)
+        if stage == stages:
+            return holders.isdisjoint(dead)  # embedding and head lie apart
+        return not holders or not holders <= dead
 
 
 RULES: dict[str, Strategy | None] = {"none": None}

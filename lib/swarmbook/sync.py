@@ -38,7 +38,7 @@ class Exchange:
     tensors: (theta, phi, delta) of every parameter, each [N, L, S, ...], to be changed in place; phi and delta are None
     for methods that keep nothing. groups: int [N / n, n], who meets whom. momentum, lr, consensus, density: alpha,
     beta, gamma of NoLoCo and the share of entries that SparseLoCo sends, as configured. late: training goes on while
-    the exchange is on its way. present: bool [N], who takes part; None: all.
+    the exchange is on its way. present: bool [N], who takes part; None: all. held: whose the tensors are; None: all's.
     """
 
     tensors: "Sequence[tuple[Tensor, Tensor | None, Tensor | None]]"
@@ -50,6 +50,7 @@ class Exchange:
     late: bool = False
     ledger: Ledger = field(default_factory=Ledger)
     present: np.ndarray | None = None
+    held: range | None = None
 
     def __iter__(self) -> "Iterator[tuple[Tensor, Tensor | None, Tensor | None]]":
         return iter(self.tensors)
@@ -58,6 +59,12 @@ class Exchange:
     def replicas(self) -> int:
         """How many take part."""
         return self.groups.size if self.present is None else int(self.present.sum())
+
+    @property
+    def absent(self) -> list[int]:
+        """Rows of the tensors whose replicas do not take part."""
+        held = self.held or range(self.groups.size)
+        return [] if self.present is None else [i for i, replica in enumerate(held) if not self.present[replica]]
 
     @property
     def size(self) -> int:
@@ -232,8 +239,7 @@ def sparse_loco(x: Exchange) -> None:
         kept = max(1, round(x.density * flat.shape[3]))
         places = flat.abs().topk(kept, dim=3).indices
         sparse = flat.new_zeros(flat.shape).scatter_(3, places, flat.gather(3, places)).view(delta.shape)
-        if x.present is not None:
-            sparse[~x.present] = 0  # what an absent replica does not send, it keeps
+        sparse[x.absent] = 0  # what an absent replica does not send, it keeps
         delta.sub_(sparse)
         phi.add_(x.mean(sparse), alpha=x.lr)
         theta.copy_(phi)
@@ -339,19 +345,23 @@ class Outer:
         late = run.delay > 0 and not self.method.gradients
         numbers = run.outer_momentum, run.outer_lr, consensus, run.density
         present = present_at(run, step)
-        absent = [] if present is None else np.flatnonzero(~present).tolist()
-        if len(absent) == run.replicas:
+        if present is not None and not present.any():
             return
+        x = self._meeting(tensors, groups_of(run, step), *numbers, late, ledger, present)
+        absent = x.absent
         for name in phi:
             theta[name][absent] = phi[name][absent]
         kept = [(tensor, tensor[absent]) for own in tensors for tensor in own if absent and tensor is not None]
-        self.method.rule(Exchange(tensors, groups_of(run, step), *numbers, late, ledger, present))
+        self.method.rule(x)
         if self.method.groups:
             for tensor, own in kept:
                 tensor[absent] = own
         if run.storage == "bf16":
             for tensor in (*theta.values(), *phi.values(), *delta.values()):
                 tensor.copy_(tensor.bfloat16())
+
+    def _meeting(self, *arguments) -> Exchange:
+        return Exchange(*arguments)
 
     def _fragment(self, weights: "Weights", f: int) -> "Weights":
         F = self.run.fragments

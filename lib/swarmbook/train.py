@@ -27,7 +27,7 @@ from swarmbook.ledger import Ledger, bytes_of, flops
 from swarmbook.model import Shape
 from swarmbook.optim import Adam, schedule
 from swarmbook.probes import PROBES
-from swarmbook.recovery import RULES, Lost
+from swarmbook.recovery import RULES, Lost, Strategy
 from swarmbook.route import route_of, side_by_side, stage_visits
 from swarmbook.store import Progress
 from swarmbook.sync import SYNCS, Outer
@@ -181,7 +181,7 @@ class Pack:
         for i, outer in self._outers():
             outer.step(int(self.position[i]), self.ledgers[i])
         for i in range(len(self.runs)):
-            self._count_step(i)
+            count_step(self.runs[i], self.fleet.shape, self.visits[i], self.ledgers[i])
             self._keep_copies(i)
 
     def log(self) -> None:
@@ -218,6 +218,10 @@ class Pack:
         for i in self.healthy:
             for name, amount in self.ledgers[i].items():
                 self._row(i, "ledger", amount, label=name)
+        self.probe()
+
+    def probe(self) -> None:
+        """What the probes measure that runs ask for."""
         for name in dict.fromkeys(name for run in self.runs for name in run.probes):
             asking = [i for i in self.healthy if name in self.runs[i].probes]
             if asking:
@@ -324,11 +328,7 @@ class Pack:
     def _surviving_copy(self, i: int, cell: Lost) -> dict | None:
         """What the run's strategy keeps of a stage that is about to be lost."""
         strategy, stages = RULES[self.runs[i].recovery], self.runs[i].stages
-        if strategy.keeps == "run" or not strategy.covers(cell.stage, stages):
-            return None
-        holders = strategy.holders_of(cell.stage, stages)
-        alive = holders - cell.dead
-        if holders and not (holders <= alive if cell.stage == stages else alive):  # embedding and head lie apart
+        if not strategy.survives(cell.stage, stages, cell.dead):
             return None
         if strategy.always:
             return {name: weight.clone() for name, weight in cell.weights.items()}
@@ -344,35 +344,12 @@ class Pack:
             return
         if self.step > self.begin and self.position[i] % run.keep_every:
             return
-        if strategy.keeps == "run":
-            copy = self.state(i)
-            moments = {name: moment for name, moment in copy["adam"].items() if name not in ("steps", "lr_scale")}
-            size = bytes_of(copy["fleet"]) + bytes_of(moments)
-            if copy["outer"]:
-                size += bytes_of(copy["outer"]["phi"]) + bytes_of(copy["outer"]["delta"])
-        else:
-            copy = {"fleet": self.fleet.state_dict(list(self.replicas(i)))}
-            size = bytes_of(copy["fleet"]) * max(1, len(strategy.holders))
+        copy = self.state(i) if strategy.keeps == "run" else {"fleet": self.fleet.state_dict(list(self.replicas(i)))}
+        size = copied_bytes(copy, strategy)
         self.copies[i] = copy | {"bytes": size}
         self.ledgers[i]["stored"] = max(self.ledgers[i]["stored"], size)
         if self.step > self.begin:  # initial weights follow from a seed
             self.ledgers[i].add("sent in training", size)
-
-    def _count_step(self, i: int) -> None:
-        """FLOPs of the step, and the copies of strategies that follow every step."""
-        run, strategy, shape = self.runs[i], RULES[self.runs[i].recovery], self.fleet.shape
-        share = self.visits[i] / (run.replicas * run.microbatches * run.stages)
-        forward = flops(shape, run.tokens_per_step, run.sequence, share=share)
-        self.ledgers[i].add("training FLOPs", 3 * forward)
-        if strategy is None or not strategy.always or not strategy.holders:
-            return
-        row = self.replicas(i)[0]
-        held = range(shape.stages + 1) if strategy.keeps == "stages" else [shape.stages]
-        size = len(self.replicas(i)) * len(strategy.holders) * sum(bytes_of(self.fleet.stage(row, s)) for s in held)
-        self.ledgers[i]["stored"] = size
-        self.ledgers[i].add("sent in training", size)
-        if strategy.forwards:
-            self.ledgers[i].add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
 
     def _roll_back(self, i: int) -> None:
         """Put run i back to its last copy: weights, moments, and place in the data."""
@@ -442,18 +419,8 @@ class Pack:
         self.progress.append([row])
 
     def _diverge(self, i: int, step: int) -> None:
-        run = self.runs[i]
-        losses = np.flatnonzero(self.traces[i][: step + 1].any(axis=(1, 2)))
-        recent = len(losses) and step - losses[-1] <= 20
-        cause = (
-            f"a stage was rebuilt by {run.recovery!r} at step {losses[-1]}"
-            if recent
-            else f"the learning rate {run.lr} is probably too high; try {run.lr / 3:.1g}, or a warm-up"
-        )
-        if self.outers[i] and not recent:
-            numbers = f"outer_lr={run.outer_lr}, outer_momentum={run.outer_momentum}, consensus={run.consensus}"
-            cause += f"; or {run.sync!r} does not converge with {numbers}"
-        self.diverged[i] = f"run {run.key}: the loss is not finite from step {step} on; {cause}"
+        losses = np.flatnonzero(self.traces[i].any(axis=(1, 2)))
+        self.diverged[i] = why_diverged(self.runs[i], step, losses)
 
     def _restore(self, state: dict, step: int) -> None:
         self.fleet.load_state_dict(state["fleet"])
@@ -464,6 +431,45 @@ class Pack:
         self.seconds, self.step = state["seconds"], step
         for i, outer in self._outers():
             outer.load_state_dict(state["outers"][i])
+
+
+def count_step(run: RunConfig, shape: Shape, visits: int, ledger: Ledger) -> None:
+    """Add a step's FLOPs, and the copies of a strategy that copies after every step.
+
+    visits: of stages by all microbatches.
+    """
+    strategy, share = RULES[run.recovery], visits / (run.replicas * run.microbatches * run.stages)
+    ledger.add("training FLOPs", 3 * flops(shape, run.tokens_per_step, run.sequence, share))
+    if strategy is None or not strategy.always or not strategy.holders:
+        return
+    held = shape.parameters if strategy.keeps == "stages" else shape.ends_parameters
+    ledger["stored"] = 4 * run.replicas * len(strategy.holders) * held
+    ledger.add("sent in training", ledger["stored"])
+    if strategy.forwards:
+        ledger.add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
+
+
+def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
+    """Bytes of what a strategy keeps, all its copies together: of weights alone, or of what `Pack.state` gives."""
+    if strategy.keeps != "run":
+        return bytes_of(copy["fleet"]) * max(1, len(strategy.holders))
+    moments = {name: moment for name, moment in copy["adam"].items() if name not in ("steps", "lr_scale")}
+    outer = copy["outer"] or {"phi": {}, "delta": {}}
+    return sum(map(bytes_of, (copy["fleet"], moments, outer["phi"], outer["delta"])))
+
+
+def why_diverged(run: RunConfig, step: int, losses: Sequence[int]) -> str:
+    """What to say of a run whose loss is not finite from a step on; losses: the steps at which it lost stages."""
+    recent = [lost for lost in losses if step - 20 <= lost <= step]
+    cause = (
+        f"a stage was rebuilt by {run.recovery!r} at step {max(recent)}"
+        if recent
+        else f"the learning rate {run.lr} is probably too high; try {run.lr / 3:.1g}, or a warm-up"
+    )
+    if SYNCS[run.sync] and not recent:
+        numbers = f"outer_lr={run.outer_lr}, outer_momentum={run.outer_momentum}, consensus={run.consensus}"
+        cause += f"; or {run.sync!r} does not converge with {numbers}"
+    return f"run {run.key}: the loss is not finite from step {step} on; {cause}"
 
 
 def batches_of(run: RunConfig, tokens: data.Tokens) -> data.Batches | data.Shards:
