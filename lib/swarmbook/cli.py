@@ -229,7 +229,7 @@ def _record(paper: Paper, parameters: dict[str, Any], folder: Path, output: Path
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
         noted = Path(scratch) / "keys"  # the library writes one key a line
         with _Progress(f"{paper.name}, recording") as progress:
-            papers.execute(paper, parameters, output, {"SWARMBOOK_RECORD": str(noted)}, progress)
+            papers.execute(paper, parameters, output, {"SWARMBOOK_RECORD": str(noted)}, progress, page=False)
         keys = noted.read_text().split() if noted.exists() else []
     if keys:
         open_store([paper.beside("runs")]).publish(keys, folder)

@@ -316,8 +316,8 @@ class Store:
 def open_store(recorded: Sequence[Path] = ()) -> Store:
     """The user's store: SWARMBOOK_STORE or runs/store in the repository; SWARMBOOK_FRESH=1 trains anew.
 
-    recorded: folders of recorded runs; after each come those of other profiles beside it, as `runs.gpu` beside `runs`.
     "1" counts only what this process puts; to share, give the processes of an invocation one token instead.
+    recorded: folders of recorded runs; after each come those of other profiles beside it, as `runs.gpu` beside `runs`.
     """
     root = os.environ.get("SWARMBOOK_STORE") or Path(__file__).parents[2] / "runs" / "store"
     fresh = os.environ.get("SWARMBOOK_FRESH", "")
