@@ -390,9 +390,9 @@ for place in places:
             [("Passage", "through", 6, 3, "die"), ("Passage", "through", 15, 0, "die")],
             ((6, 4), (6, 0), (15, 1), (15, 0)),
         ),
-        (  # while a checkpoint is gathered, and while it is written
+        (  # while a checkpoint is gathered, and while it is written, of a run that goes on from another
             0,
-            {"recovery": "CheckFree+", "route": "swapped ends"},
+            {"recovery": "CheckFree+", "route": "swapped ends", "start": run_config(**{**TINY, **ROW, "steps": 4})},
             [("Share", "state", 7, 2, "die"), ("Progress", "save", 16, 0, "die")],
             ((7, 3), (16, 1), (16, 0)),
         ),
@@ -403,6 +403,8 @@ def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(
 ):
     (tmp_path / "was").mkdir()
     config = run_config(**{**TINY, **ROW, **fields, **RARE})
+    if config.start:
+        run([config.start], show=False, device="cpu", store=Store(tmp_path / "store"), keep=True)
     arguments = [str(seconds), str(tmp_path / "was"), json.dumps(places), "--replace", "1", *written(tmp_path, config)]
     struck(tmp_path, forked(arguments, before=FAULTS), strikes=())
     assert len(list((tmp_path / "was").iterdir())) == len(places)
@@ -471,6 +473,24 @@ def test_many_processes_go_on_from_what_stacked_training_has_left(tmp_path, monk
         stacked_training(monkeypatch, config, tmp_path / "store", first=0, last=21)
     assert trained(tmp_path, config, ranks=4, first=21, last=99) == 0
     assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+
+
+def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path, capsys):
+    """Four processes could train it, but not the single model that it branches from."""
+    parent = run_config(**{**TINY, "stages": 1, "steps": 2, "evaluate_every": 2})
+    child = run_config(**{**TINY, **COLUMN, "sync": "NoLoCo", "steps": 4, "evaluate_every": 4, "branch": parent})
+    named = environment(tmp_path / "store", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+    command = forked(written(tmp_path, child, parent)[:1])
+    done = subprocess.run(command, env=named, timeout=200, capture_output=True, text=True)
+    assert done.returncode == 1
+    said = (
+        f"run {child.key} begins with the final state of run {parent.key}, which is not in the store, and 4 processes"
+    )
+    assert said in done.stderr and "start one of 1 (1x1) (replicas x stages), with --keep" in done.stderr
+    assert distributed.main(["--keep", str(tmp_path / "1.json")]) == 0
+    store = Store(tmp_path / "store")
+    assert store.keeping().get(parent.key) and not store.get(child.key)
+    assert "written to" in capsys.readouterr().out
 
 
 FORKS = """\

@@ -106,7 +106,7 @@ def test_versions_agree():
 
 # Modules that compute with torch. Loading it takes longer than all else that a notebook loads whose runs are recorded.
 TENSORS = {"device", "distributed", "export", "fleet", "graphs", "model", "optim", "passage", "paths", "peers"}
-TENSORS |= {"rehearsal", "replacement", "train"}
+TENSORS |= {"meeting", "parts", "rehearsal", "replacement", "share", "train"}
 WAITS = {"torch", "transformers", "datasets", "tokenizers", "ortools", "papermill", "nbconvert", "dask", "distributed"}
 
 
