@@ -75,7 +75,8 @@ def save_tensors(state: dict[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(state, file)
     except RuntimeError as error:  # how torch reports a disk that filled up under it
-        raise OSError(str(error)) from error
+        said = str(error).splitlines()[0]
+        raise OSError(f"torch could not write all of it, probably for want of room ({said})") from error
 
 
 @contextmanager

@@ -214,8 +214,8 @@ class Share:
         all_norms[rows, columns] = norms[:, :-1].double()
         if 0 in block.columns:
             all_norms[rows, -1] = norms[:, -1].double()
-        parts = loss.double().view(1), self._own_costs(), all_norms.flatten()
-        loss, costs, norms = self.peers.sum(torch.cat(parts)).split([1, len(ENTRIES), all_norms.numel()])
+        told = torch.cat([loss.double().view(1), self._own_costs(), all_norms.flatten()])
+        loss, costs, norms = self.peers.sum(told).split([1, len(ENTRIES), all_norms.numel()])
         self._charge(costs)
         return loss[0], norms.view_as(all_norms).float()
 
