@@ -272,12 +272,10 @@ class Share:
 
     def _receive_ends(self, owner: int, source: int) -> dict[str, Letter]:
         """The part of a replica's ends that belongs to `owner`, on its way from `source`."""
-        first, last = owner % self.grid.columns == 0, (owner + 1) % self.grid.columns == 0
-        shapes = self.shape.ends_shapes
-        return {
-            name: self.peers.receive(torch.empty(shapes[name], device=self.peers.device), source)
-            for name in ["embedding"] * first + ["norm", "head"] * last
+        likes = {
+            name: torch.empty(self.shape.ends_shapes[name], device=self.peers.device) for name in self.grid.ends(owner)
         }
+        return {name: self.peers.receive(like, source) for name, like in likes.items()}
 
     def _return_copies(self, new: Sequence[int], lost: Mapping[tuple[int, int], Lost]) -> None:
         """Send new ranks what is left of their ends, for the rule; what the other rank of a row has is still there."""
