@@ -239,6 +239,7 @@ def test_what_computing_a_table_costs_is_read_from_it(recorded):
     assert cost(bound="digest", effort=4, nodes=2) == 8
     assert cost(ensemble={}, experts=[key]) == verify.seconds({key: runs[key]}, runs)
     assert cost(ensemble={}, experts=[key, "0123"]) == cost(other=1) == math.inf
+    assert [verify.duration(s) for s in (9, 600, 9e3, math.inf)] == ["9 s", "10 min", "2 h", "an unknown time"]
 
 
 def metrics_peak(metrics: pd.DataFrame) -> float:

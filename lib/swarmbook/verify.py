@@ -397,4 +397,6 @@ def duration(seconds: float) -> str:
         else f"{seconds / 60:.0f} min"
         if seconds < 6000
         else f"{seconds / 3600:.0f} h"
+        if seconds < math.inf
+        else "an unknown time"
     )
