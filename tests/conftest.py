@@ -87,7 +87,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of all papers, as a folder."""
     from swarmbook import papers, report
 
-    known = papers.discover(Path(__file__).parents[1] / "papers")
+    known = papers.records(Path(__file__).parents[1] / "papers")
     return report.build(list(known.values()), tmp_path_factory.mktemp("site")).parent
 
 

@@ -224,4 +224,5 @@ def test_nothing_is_left_to_do_in_the_readme():
 
 def test_the_readme_names_every_paper_that_there_is():
     for notebook in ROOT.glob("papers/*/*.ipynb"):
-        assert f"({notebook.relative_to(ROOT)})" in README
+        if notebook.stem == notebook.parent.name:  # others are records at another profile
+            assert f"({notebook.relative_to(ROOT)})" in README

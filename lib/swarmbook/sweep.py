@@ -325,7 +325,8 @@ def _content(notebook: Path) -> str:
     code = [
         ["".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells if cell["cell_type"] == "code"
     ]
-    tables = [path for path in notebook.parent.iterdir() if path.suffix in (".csv", ".json")]
+    beside = [path for path in notebook.parent.iterdir() if path.suffix in (".csv", ".json")]
+    tables = [path for path in beside if not path.name.startswith("provenance.")]  # renewed with a record, read by none
     return _hashed({"": json.dumps(code).encode(), **{path.name: path.read_bytes() for path in tables}})
 
 
