@@ -9,6 +9,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+# Processes of tests, and what they start, share the cores. To be said before torch is loaded.
+THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+
 PARAMETERS = """\
 profile = "cpu"  # smoke | cpu | gpu | paper
 seeds = [0, 1]  # one run each
