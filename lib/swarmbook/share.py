@@ -60,6 +60,8 @@ class Share:
         self._first = 3 * self.begin - 1  # the place of whoever has it first
         tokens = data.tokens(run.data, "train", run.tokenizer, run.data_limit)
         self.batches = training.batches_of(run, tokens)
+        domains = run.data, *run.evaluate_on
+        self.held_out = {domain: training.held_out_of(run, domain) for domain in domains}  # now: text may be too short
         self.shape = training.shape_of(run, tokens.vocabulary)
         costly = training.expected_flops([run], self.shape) > training.COMPILE_FLOPS[peers.device.type] * grid.ranks
         self.block = Block(run, self.shape, grid, peers, "auto" if costly else False)
@@ -456,7 +458,7 @@ class Share:
 
     def loss(self, domain: str) -> float:
         """Mean loss of all replicas on the held-out sequences of a domain."""
-        run, held_out = self.run, training.held_out_of(self.run, domain)  # [1, N, T + 1]
+        run, held_out = self.run, self.held_out[domain]  # [1, N, T + 1]
         M = math.gcd(run.microbatches, held_out.shape[1])
         tokens = torch.as_tensor(held_out, device=self.block.device).unflatten(1, (M, -1))
         tokens = tokens.expand(run.replicas, *tokens.shape[1:])  # [R, M, B, T + 1]
