@@ -85,7 +85,7 @@ def blank(picture: bytes) -> bool:
 
 def pytest_here(target: Path, **environment: str) -> subprocess.CompletedProcess:
     """Pytest as this project sets it up, over notebooks that lie elsewhere."""
-    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", target.parent]
+    command = [sys.executable, "-m", "pytest", "-n0", "-c", ROOT / "pyproject.toml", "--rootdir", target.parent]
     command += ["-p", "no:cacheprovider", "--color=no", target]
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
