@@ -425,6 +425,6 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _as_json(paper: Paper) -> dict[str, Any]:
-    shown = asdict(paper)
+    shown = asdict(paper) | {"runs": paper.runs}
     del shown["notebook"]
     return shown

@@ -42,27 +42,20 @@ class SharedOuter(Outer):
 
     def __init__(self, run: RunConfig, block: Block, grid: Grid, peers: Peers):
         super().__init__(run, block, range(block.replicas))
-        self.block, self.grid, self.peers = block, grid, peers
+        self.first, self.block, self.grid, self.peers = block.columns.start, block, grid, peers
         self._column = grid.column(peers.rank)
 
     def _meeting(self, *arguments) -> Meeting:
         average = self._of_group if self.method.groups else self._of_all
         return Meeting(*arguments, held=self.block.rows, average=average)
 
-    def _fragment(self, weights: dict, f: int) -> dict:
-        F = self.run.fragments
-        ends = f == F - 1
-        stages = slice((f - self.block.columns.start) % F, None, F)
-        return {
-            name: w[:, :, stages] if name.startswith("layers.") else w
-            for name, w in weights.items()
-            if ends or name.startswith("layers.")
-        }
-
     def _of_all(self, meeting: Meeting, tensor: Tensor) -> Tensor:
         """The mean over all replicas that are present, for each of ours [n, ...]: an all-reduce."""
-        there = [i for i in range(len(tensor)) if i not in meeting.absent]
-        total = self.peers.sum(tensor[there].sum(0), self._column)
+        if absent := meeting.absent:
+            ours = tensor[[i for i in range(len(tensor)) if i not in absent]].sum(0)
+        else:
+            ours = tensor.sum(0)
+        total = self.peers.sum(ours, self._column)
         return (total / meeting.replicas).expand_as(tensor).clone()
 
     def _of_group(self, meeting: Meeting, tensor: Tensor) -> Tensor:

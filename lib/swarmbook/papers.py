@@ -70,13 +70,21 @@ class Paper:
     figures: tuple[str, ...]
     tables: tuple[str, ...]
     claims: tuple[Claim, ...]
-    runs: int  # recorded runs beside the notebook
     profile: str  # of a record at another than the default one; else empty
 
     def beside(self, name: str) -> Path:
         """Where `runs` or `provenance.json` of it lie; of a record at another profile `runs.gpu`, and so on."""
         path = self.notebook.with_name(name)
         return path.with_name(f"{path.stem}.{self.profile}{path.suffix}") if self.profile else path
+
+    @property
+    def recorded(self) -> set[str]:
+        """Keys of the runs and tables that are recorded beside the notebook."""
+        return {path.stem for path in self.beside("runs").glob("*.parquet")}
+
+    @property
+    def runs(self) -> int:
+        return len(self.recorded)
 
     @property
     def command(self) -> str:
@@ -151,17 +159,15 @@ def read(notebook: Path) -> Paper:
         raise NotebookError(f"{notebook} is not a notebook ({error}); restore it from git") from error
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     heading = re.search(r"^#+ *(.+)", text, re.MULTILINE)
-    paper = Paper(
+    return Paper(
         name=notebook.stem,
         notebook=notebook,
         title=heading[1].strip() if heading else notebook.stem,
         figures=tuple(label for label in labels if label.startswith("figure ")),
         tables=tuple(label for label in labels if label.startswith("table ")),
         claims=claims_of(content, str(notebook)),
-        runs=0,
         profile=notebook.stem.partition(f"{notebook.parent.name}.")[2],
     )
-    return replace(paper, runs=len(list(paper.beside("runs").glob("*.parquet"))))
 
 
 def claims_of(content: Mapping[str, Any], where: str) -> tuple[Claim, ...]:

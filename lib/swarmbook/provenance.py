@@ -101,19 +101,15 @@ def ancestors(keys: Set[str], parents: Mapping[str, Keys]) -> Keys:
 def _seal(paper: Paper) -> str:
     """Of all that decides which cell stands on what."""
     code = [[cell["id"], "".join(cell["source"])] for cell in _code(paper.notebook)]
-    recorded = sorted(_keys(paper))
+    recorded = sorted(paper.recorded)
     return hashlib.sha256(json.dumps([code, recorded]).encode()).hexdigest()
-
-
-def _keys(paper: Paper) -> set[str]:
-    return {path.stem for path in paper.beside("runs").glob("*.parquet")}
 
 
 def trace(paper: Paper) -> dict[str, Keys]:
     """Execute a notebook in this process, which is of no use for anything else after that; the keys by cell."""
     from swarmbook.store import Record, Store
 
-    recorded = _keys(paper)
+    recorded = paper.recorded
     read: set[str] = set()
 
     class Noting(Record):

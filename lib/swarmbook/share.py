@@ -93,17 +93,15 @@ class Share:
         joins: this process is new, and the others tell it what they have come to.
         """
         whole, kept, news = parent, None, None
-        checkpoint = self.progress.load() if self.progress else None
-        self._streamed = len(self.progress.metrics()) if self.progress else 0
+        restored = self.progress.load() if self.progress else None
+        rows = self._stream()
+        self._streamed = len(rows)
         if joins:
             return
-        if checkpoint:
-            state, step = checkpoint
-            whole = {name: state[name] for name in ("fleet", "adam", "norms", "rebuilt")}
-            whole |= {"position": int(state["position"][0]), "outer": state["outers"][0]}
-            kept = state["copies"].get(0)
-            rows = self.progress.metrics().drop(columns="run").to_dict("records")
-            news = step, rows, state["ledgers"][0], state["seconds"]
+        if restored:
+            checkpoint, step = restored
+            whole, kept = training.state_in(checkpoint), checkpoint["copies"].get(0)
+            news = step, rows, checkpoint["ledgers"][0], checkpoint["seconds"]
         elif parent and self.run.branch:
             whole = {"fleet": parent["fleet"]}
         given, copied, news = self.peers.tell((whole is not None, kept is not None, news), 0)
@@ -336,18 +334,12 @@ class Share:
 
     def _lost(self, replica: int, stage: int, dying: np.ndarray, costs: Ledger) -> Lost:
         """A lost cell that this rank holds, as its rule sees it."""
-        run, stages = self.run, self.run.stages
+        run = self.run
         dead = frozenset(np.flatnonzero(dying[replica]).tolist())
         rng = run.rng("recovery", self.step, replica, stage)
         lost = Lost(self.row, replica, stage, dead, self.norms, rng, run.clip, moments=run.moments, ledger=costs)
-        if self.strategy.survives(stage, stages, dead):
-            row, column = self.block.place(replica, stage)
-            if self.strategy.always:
-                lost.kept = {name: weight.clone() for name, weight in lost.weights.items()}
-            elif stage == stages:
-                lost.kept = {name: self.kept["fleet"][f"ends.{name}"][row] for name in lost.weights}
-            else:
-                lost.kept = {name: self.kept["fleet"][f"layers.{name}"][:, column, row] for name in lost.weights}
+        kept, place = self.kept.get("fleet", {}), self.block.place(replica, stage)
+        lost.kept = training.surviving_copy(self.strategy, lost, kept, place)
         return lost
 
     def _apply(self, lost: Lost) -> None:
@@ -423,13 +415,7 @@ class Share:
         if whole:
             self.progress.append({"run": 0, **row} for row in self.rows[self._streamed :])
             self._streamed = len(self.rows)
-            state = {
-                **{name: whole[name] for name in ("fleet", "adam", "norms", "rebuilt")},
-                **{"position": torch.tensor([whole["position"]]), "outers": [whole["outer"]]},
-                **{"ledgers": [dict(self.costs)], "copies": {0: kept} if kept else {}, "diverged": {}},
-                "seconds": self.seconds + time.monotonic() - self.started,
-            }
-            self.progress.save(state, self.step)
+            self.progress.save(training.checkpoint_of(whole, self.costs, kept, self._elapsed()), self.step)
         self._saved = time.monotonic()
 
     def state(self) -> parts.State:
@@ -489,15 +475,19 @@ class Share:
         self.save()
         if self.progress:
             training.Pack([self.run], self.progress, str(self.peers.device)).probe()
-            self.rows += self.progress.metrics().drop(columns="run").iloc[self._streamed :].to_dict("records")
+            self.rows += self._stream()[self._streamed :]
+
+    def _stream(self) -> list[dict]:
+        """On rank 0 the rows that are in `progress`."""
+        metrics = self.progress.metrics() if self.progress else pd.DataFrame()
+        return metrics.drop(columns="run", errors="ignore").to_dict("records")
 
     def table(self) -> pd.DataFrame:
         """All rows, typed as the store has them."""
         return pd.DataFrame(self.rows).astype({"metric": "category", "label": "category", "value": float})
 
     def provenance(self) -> dict:
-        now = time.monotonic() - self.started
-        seconds = self.seconds + now
+        run, seconds = self.run, self._elapsed()
         return {
             **training.versions(self.block),
             "packed": 1,
@@ -505,8 +495,12 @@ class Share:
             "grid": f"{self.grid.rows}x{self.grid.columns}",
             "backend": self.peers.backend,
             "seconds": round(seconds, 1),
-            "tokens_per_second": round(self.run.steps * self.run.tokens_per_step / seconds),
+            "tokens_per_second": round((run.steps - self.begin) * run.tokens_per_step / seconds),
         }
+
+    def _elapsed(self) -> float:
+        """Seconds of training, with those until the checkpoint that it goes on from."""
+        return self.seconds + time.monotonic() - self.started
 
     def _row(self, metric: str, value: float, stage: int = 0, label: str = "") -> dict:
         return {"step": self.step, "metric": metric, "stage": stage, "label": label, "value": value}

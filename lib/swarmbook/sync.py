@@ -284,6 +284,7 @@ class Outer:
 
     def __init__(self, run: "RunConfig", fleet: "Fleet", rows: range):
         self.run, self.method = run, SYNCS[run.sync]
+        self.first = 0  # the stage of the run that the fleet begins with
         self.theta, self.gradients = fleet.replica_views(rows), fleet.replica_views(rows, gradients=True)
         kept = self.theta if self.method.keeps else {}
         self.phi = {name: w.clone() for name, w in kept.items()}
@@ -366,8 +367,9 @@ class Outer:
     def _fragment(self, weights: "Weights", f: int) -> "Weights":
         F = self.run.fragments
         ends = f == F - 1
+        stages = slice((f - self.first) % F, None, F)
         return {
-            name: w[:, :, f::F] if name.startswith("layers.") else w
+            name: w[:, :, stages] if name.startswith("layers.") else w
             for name, w in weights.items()
             if ends or name.startswith("layers.")
         }

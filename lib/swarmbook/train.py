@@ -305,7 +305,8 @@ class Pack:
         ]
         for cell in lost:
             self._row(i, "failure", 1.0, stage=(cell.stage + 1) % (stages + 1))
-            cell.kept = self._surviving_copy(i, cell)
+            kept = self.copies.get(i, {}).get("fleet", {})
+            cell.kept = surviving_copy(strategy, cell, kept, (cell.replica - self.replicas(i)[0], cell.stage))
         for cell in lost:  # from here on nothing of a dead stage can be read
             for weight in cell.weights.values():
                 weight.fill_(float("nan"))
@@ -324,18 +325,6 @@ class Pack:
     def _moments(self, replica: int, stage: int) -> tuple[dict, int]:
         """Adam's moments of a cell, and its count of steps."""
         return self.adam.moments(replica, stage), self.adam.steps[replica, stage]
-
-    def _surviving_copy(self, i: int, cell: Lost) -> dict | None:
-        """What the run's strategy keeps of a stage that is about to be lost."""
-        strategy, stages = RULES[self.runs[i].recovery], self.runs[i].stages
-        if not strategy.survives(cell.stage, stages, cell.dead):
-            return None
-        if strategy.always:
-            return {name: weight.clone() for name, weight in cell.weights.items()}
-        kept, row = self.copies[i]["fleet"], cell.replica - self.replicas(i)[0]
-        if cell.stage == stages:
-            return {name: kept[f"ends.{name}"][row] for name in cell.weights}
-        return {name: kept[f"layers.{name}"][:, cell.stage, row] for name in cell.weights}
 
     def _keep_copies(self, i: int) -> None:
         """Copy what the run's strategy keeps every so many steps of progress, the initial state included."""
@@ -431,6 +420,35 @@ class Pack:
         self.seconds, self.step = state["seconds"], step
         for i, outer in self._outers():
             outer.load_state_dict(state["outers"][i])
+
+
+def checkpoint_of(state: Mapping, ledger: Ledger, copy: Mapping, seconds: float) -> dict:
+    """What `Pack.save` keeps of a pack of one run, given its `Pack.state` and what its strategy keeps, if anything."""
+    whole = {name: state[name] for name in ("fleet", "adam", "norms", "rebuilt")}
+    position, ledgers = torch.tensor([state["position"]]), [dict(ledger)]
+    whole |= {"position": position, "outers": [state["outer"]], "ledgers": ledgers, "copies": {0: copy} if copy else {}}
+    return whole | {"diverged": {}, "seconds": seconds}
+
+
+def state_in(checkpoint: Mapping) -> dict:
+    """The `Pack.state` of the run of a pack of one, from its checkpoint."""
+    whole = {name: checkpoint[name] for name in ("fleet", "adam", "norms", "rebuilt")}
+    return whole | {"position": int(checkpoint["position"][0]), "outer": checkpoint["outers"][0]}
+
+
+def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[int, int]) -> dict | None:
+    """What a strategy keeps of a stage that is about to be lost; None if no copy survives.
+
+    kept: weights as of `Fleet.state_dict`, unless they are copied after every step. place: replica and stage in them.
+    """
+    if not strategy.survives(cell.stage, cell.fleet.shape.stages, cell.dead):
+        return None
+    if strategy.always:
+        return {name: weight.clone() for name, weight in cell.weights.items()}
+    row, column = place
+    if cell.stage == cell.fleet.shape.stages:
+        return {name: kept[f"ends.{name}"][row] for name in cell.weights}
+    return {name: kept[f"layers.{name}"][:, column, row] for name in cell.weights}
 
 
 def count_step(run: RunConfig, shape: Shape, visits: int, ledger: Ledger) -> None:

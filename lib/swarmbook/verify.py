@@ -102,7 +102,7 @@ def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
         except NotebookError as error:
             return Shown([str(error).split("\nexecuted so far")[0]])
         executed = nbformat.read(done.notebook, 4)
-        there = {path.stem for path in paper.beside("runs").glob("*.parquet")}
+        there = paper.recorded
         if without:  # what experts of an ensemble began with is trained again for its weights, recorded or not
             there |= {path.stem for path in own.root.glob("states/*.pt")}
         new = {path.stem for path in own.root.glob("*.parquet")}
@@ -308,14 +308,16 @@ def out_of_reach(found: Mapping[str, Recorded]) -> set[str]:
 
     Of an ensemble all experts must have been recorded on a CPU: of others only its numbers may be.
     """
-    import torch
-
     far: set[str] = set()
-    for one in found.values() if not torch.cuda.is_available() else ():
+    for one in found.values():
         if on_cuda := {key for key, (record, _) in one.runs.items() if not _on_cpu(record)}:
             near = one.runs.keys() - on_cuda
             far |= on_cuda | {key for key, table in one.tables.items() if set(table.config.get("experts", ())) - near}
-    return far
+    if not far:
+        return far
+    import torch  # seconds, for which most have no need here
+
+    return set() if torch.cuda.is_available() else far
 
 
 def _on_cpu(record: Record) -> bool:
