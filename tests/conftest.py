@@ -48,13 +48,13 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def new_pack(tmp_path: Path, request: pytest.FixtureRequest) -> Callable:
     """Makes a pack of runs, by default of one with the module's `TINY` sizes, and trains it some steps."""
-    from swarmbook import train
     from swarmbook.config import run_config
-    from swarmbook.store import Store
+    from swarmbook.records.store import Store
+    from swarmbook.training import trainer
 
     def make(*configs, steps=0, **fields):
         configs = configs or [run_config(**{**request.module.TINY, **fields})]
-        pack = train.Pack(configs, Store(tmp_path).progress([c.key for c in configs]), "cpu")
+        pack = trainer.Pack(configs, Store(tmp_path).progress([c.key for c in configs]), "cpu")
         for _ in range(steps):
             pack.advance()
         return pack
@@ -89,9 +89,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of all papers, as a folder."""
-    from swarmbook import papers, report
+    from swarmbook.reproduction import paper, report
 
-    known = papers.records(Path(__file__).parents[1] / "papers")
+    known = paper.records(Path(__file__).parents[1] / "papers")
     return report.build(list(known.values()), tmp_path_factory.mktemp("site")).parent
 
 

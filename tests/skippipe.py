@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from swarmbook.network import SKIPPIPE, SKIPPIPE_FIRST, Network
-from swarmbook.pipeline import Pipeline, Rules
+from swarmbook.planning.pipeline import Pipeline, Rules
+from swarmbook.simulation.network import SKIPPIPE, SKIPPIPE_FIRST, Network
 
 RELEASED = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())
 CASES, SMALL_OPTIMA = RELEASED["cases"], RELEASED["small_optima_case_S"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from swarmbook.store import Store
+from swarmbook.records.store import Store
 
 PATIENCE = 300  # seconds until a test gives up; one that passes takes a small part of it
 linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in Linux's /proc")

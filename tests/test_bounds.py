@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from skippipe import instance, instances
 
-from swarmbook.bounds import alone, closed_form, longest_round_trip, lower_bound, optimum, round_trips
-from swarmbook.pipeline import TICK, Pipeline, Plan, Rules, replay
-from swarmbook.planner import search
+from swarmbook.planning.annealing import search
+from swarmbook.planning.bounds import alone, closed_form, longest_round_trip, lower_bound, optimum, round_trips
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan, Rules
+from swarmbook.planning.replay import replay
 
 
 def every_path(pipeline: Pipeline) -> list[tuple[int, ...]]:

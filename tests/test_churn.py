@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarmbook.churn import (
+from swarmbook.methods.failures import (
     any_stage,
     events,
     failures,

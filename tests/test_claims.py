@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from swarmbook.claims import FAILS, HOLDS, MIMETYPE, UNDECIDED, Claims, all_of, decided, verdict
-from swarmbook.estimates import Estimate, estimate, paired
+from swarmbook.analysis.claims import FAILS, HOLDS, MIMETYPE, UNDECIDED, Claims, all_of, decided, verdict
+from swarmbook.analysis.confidence import Estimate, estimate, paired
 
 
 def test_interval_is_students():

@@ -11,8 +11,9 @@ import nbformat
 import pytest
 import yaml
 
-from swarmbook import cli, papers, provenance, verify
-from swarmbook.claims import Claim
+from swarmbook import cli
+from swarmbook.analysis.claims import Claim
+from swarmbook.reproduction import execution, lineage, papers, publishing, verify
 
 WORKFLOWS = Path(__file__).parents[1] / ".github" / "workflows"
 
@@ -25,7 +26,7 @@ def swarmbook(*arguments: str) -> subprocess.CompletedProcess:
 def committed(path: Path) -> Path:
     """Give the toy notebook the outputs of an execution."""
     paper = papers.read(path)
-    papers.commit(paper, papers.execute(paper).notebook)
+    publishing.commit(paper, execution.execute(paper).notebook)
     return path
 
 
@@ -198,7 +199,7 @@ def test_list_as_json(toy, capsys):
 
 
 def test_record_keeps_the_runs_that_were_noted_and_the_notebook_as_a_reader_gets_it(toy, tmp_path, monkeypatch):
-    pandas, store = pytest.importorskip("pandas"), pytest.importorskip("swarmbook.store")
+    pandas, store = pytest.importorskip("pandas"), pytest.importorskip("swarmbook.records.store")
     monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "store"))
     key = store.key_of({"lr": 0.1})
     table = pandas.DataFrame({"step": [1], "value": [2.0]})
@@ -226,7 +227,7 @@ runs.final()
 """
 COMPUTING = """\
 import pandas
-from swarmbook.runs import computed
+from swarmbook.records.computed import computed
 wanted = [{"steps": steps} for steps in {"cpu": [2, 4], "smoke": [2]}[profile]]
 tables = computed(wanted, lambda asked: [pandas.DataFrame([one]) for one in asked])
 print(profile, len(tables), tables[-1]["steps"].sum())
@@ -327,12 +328,12 @@ def test_whatever_ends_a_recording_leaves_notebooks_that_stand_on_their_record(c
     def killed(*_):
         raise KeyboardInterrupt
 
-    for place, runs in (("swarmbook.papers.commit", 2), ("swarmbook.provenance.keep", 1)):
+    for place, runs in (("swarmbook.reproduction.publishing.commit", 2), ("swarmbook.reproduction.lineage.keep", 1)):
         with monkeypatch.context() as patch:
             patch.setattr(place, killed)
             assert cli.main([*record[:1], "toy", *record[1:]]) == 130
         assert_whole(runs, renewed=runs == 1)
-    assert provenance.kept(papers.records()["toy.smoke"]) is None  # that of the old record is known to be old
+    assert lineage.kept(papers.records()["toy.smoke"]) is None  # that of the old record is known to be old
 
 
 def test_export(toy, tmp_path, monkeypatch, capfd):

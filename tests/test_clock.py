@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as distributions
 
-from swarmbook.claims import printed, published
-from swarmbook.clock import (
+from swarmbook.analysis.claims import printed, published
+from swarmbook.errors import ConfigError
+from swarmbook.methods.gossip_groups import MATCHINGS
+from swarmbook.simulation.sync_latency import (
     EXCHANGES,
     INNER_STEP,
     MEGABIT,
@@ -29,8 +31,6 @@ from swarmbook.clock import (
     tree,
     wall_clock,
 )
-from swarmbook.errors import ConfigError
-from swarmbook.matching import MATCHINGS
 
 PAPER = published(Path(__file__).parents[1] / "papers" / "noloco" / "published.csv")
 

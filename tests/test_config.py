@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from swarmbook import config as configs
-from swarmbook import data
 from swarmbook.config import NUMERICS, RunConfig, choose, grid, run_config
+from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError
-from swarmbook.matching import MATCHINGS
-from swarmbook.probes import PROBES
-from swarmbook.recovery import OURS, RULES, Strategy, norm_average
-from swarmbook.route import ROUTES, route_of
-from swarmbook.sync import OURS as SYNC_OURS
-from swarmbook.sync import SYNCS, Method
+from swarmbook.methods.gossip_groups import MATCHINGS
+from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.recovery import OURS, RULES, Strategy, norm_average
+from swarmbook.methods.routing import ROUTES
+from swarmbook.methods.sync import OURS as SYNC_OURS
+from swarmbook.methods.sync import SYNCS, Method
 
 BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
 PARENT = run_config(**{**BASE, "steps": 10})
@@ -201,13 +201,13 @@ def test_the_key_of_a_run_depends_on_all_that_it_starts_from():
 
 def test_texts_that_are_evaluated_on_change_the_key(monkeypatch):
     config = run_config(**BASE, evaluate_on=["satire_devil"])
-    before, fingerprint = config.key, data.fingerprint
+    before, fingerprint = config.key, tokenization.fingerprint
     monkeypatch.setattr(
-        data, "fingerprint", lambda source, *rest: fingerprint(source, *rest) + "x" * (source[0] == "s")
+        tokenization, "fingerprint", lambda source, *rest: fingerprint(source, *rest) + "x" * (source[0] == "s")
     )
     after = config.key
     monkeypatch.setattr(
-        data, "fingerprint", lambda source, *rest: fingerprint(source, *rest) + "x" * (source == "satire_devil")
+        tokenization, "fingerprint", lambda source, *rest: fingerprint(source, *rest) + "x" * (source == "satire_devil")
     )
     assert len({before, after, config.key}) == 3
     assert run_config(**BASE).key == PARENT.model_copy(update={"steps": 20}).key
@@ -338,8 +338,8 @@ def test_editing_ones_own_sync_or_matching_changes_the_key(monkeypatch):
 
 SCRIPT = """
 from swarmbook.config import run_config
-from swarmbook.probes import probe
-from swarmbook.recovery import recovery
+from swarmbook.methods.measurements import probe
+from swarmbook.methods.recovery import recovery
 
 class Thing:
     pass
@@ -377,7 +377,7 @@ def test_ones_own_route_gets_the_fields_that_it_asks_for(monkeypatch):
 
     monkeypatch.setitem(ROUTES, "reversed", reversed_paths)
     config = run_config(**BASE, route="reversed", paths=[[0, 2, 4]])
-    assert route_of(config, 0)[:, 0, 0, 1].tolist() == [-1, -1, -1, -1, 4, 2, 0]
+    assert config.route_at(0)[:, 0, 0, 1].tolist() == [-1, -1, -1, -1, 4, 2, 0]
     assert config.key != config.model_copy(update={"route": "planned"}).key
     with pytest.raises(ConfigError, match="swaps=1 does nothing for route 'reversed'"):
         run_config(**BASE, route="reversed", paths=[[0, 2, 4]], swaps=1)
@@ -400,5 +400,5 @@ def test_choose_names_the_profiles():
 
 
 def test_reading_recorded_runs_needs_no_torch():
-    code = "import sys, swarmbook.runs, swarmbook.claims; sys.exit('torch' in sys.modules)"
+    code = "import sys, swarmbook.runs, swarmbook.analysis.claims; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skippipe import CASES, SMALL_OPTIMA, instance, instances, released
 
-from swarmbook import conflicts
-from swarmbook.bounds import closed_form, optimum, round_trips
-from swarmbook.conflicts import conflict_search
 from swarmbook.errors import PlanError
-from swarmbook.pipeline import TICK, Pipeline, Plan, Rules, replay
-from swarmbook.planner import PLANNERS, dispatched
+from swarmbook.planning import conflict_based_search
+from swarmbook.planning.bounds import closed_form, optimum, round_trips
+from swarmbook.planning.conflict_based_search import conflict_search
+from swarmbook.planning.encoding import dispatched
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan, Rules
+from swarmbook.planning.planners import PLANNERS
+from swarmbook.planning.replay import replay
 
 
 @given(instances(), st.booleans())
@@ -73,7 +75,7 @@ def test_where_all_must_meet_one_waits():
 def test_an_agent_comes_back_first_around_its_windows():
     """Against all its paths: an operation begins when it is ready or when a window ends, the first time that fits."""
     pipeline, rng = instance("S"), np.random.default_rng(0)
-    problem = conflicts._Problem(pipeline)
+    problem = conflict_based_search._Problem(pipeline)
 
     def back(path, windows):
         now, way = 0, pipeline.way(0, path)
@@ -89,7 +91,7 @@ def test_an_agent_comes_back_first_around_its_windows():
         begin = rng.integers(0, 25_000_000, 8)
         windows = [(int(rng.integers(9)), int(at), int(at + rng.integers(1, 6_000_000))) for at in begin]
         banned = int(rng.integers(9))
-        agent = problem.routed(conflicts._Agent((0, 1), 0, banned=1 << banned, windows=tuple(windows)))
+        agent = problem.routed(conflict_based_search._Agent((0, 1), 0, banned=1 << banned, windows=tuple(windows)))
         assert agent.end == min(back(path, windows) for path in paths if banned not in path)
         assert not [w for w in agent.works for n, a, b in windows if n == w.node and w.begin < b and w.end > a]
 

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from swarmbook.consensus import (
+from swarmbook.errors import ConfigError
+from swarmbook.methods.gossip_groups import mixing
+from swarmbook.simulation.gossip_theory import (
     Quadratic,
     Update,
     gamma_range,
@@ -21,8 +23,6 @@ from swarmbook.consensus import (
     spectral_radius,
     steady,
 )
-from swarmbook.errors import ConfigError
-from swarmbook.matching import mixing
 
 MANY = math.inf
 FLEETS = [(2, 2), (2, 4), (2, 16), (4, 8), (3, 9), (8, 8), (2, MANY), (4, MANY)]

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from swarmbook import model
 from swarmbook.config import run_config
-from swarmbook.fleet import Fleet
-from swarmbook.graphs import AFTER
-from swarmbook.model import Shape
-from swarmbook.optim import Adam
-from swarmbook.route import in_order
+from swarmbook.methods.model_size import Shape
+from swarmbook.methods.routing import in_order
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
-from swarmbook.train import Pack, packs
+from swarmbook.training import llama
+from swarmbook.training.adam import Adam
+from swarmbook.training.cuda_graph import AFTER
+from swarmbook.training.fleet import Fleet
+from swarmbook.training.packing import packs
+from swarmbook.training.trainer import Pack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -96,8 +97,8 @@ def test_every_kernel_gives_what_autograd_gives_in_fp32(kernel, dimensions, leng
     sizes = (6, length, 4, width)  # laid out as a layer does
     q, k, v, do = (torch.randn(sizes, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(4))
     with sdpa_kernel(getattr(SDPBackend, kernel)):
-        o, logsumexp = model.attention(q, k, v)
-        ours = (o, *model.attention_backward(do, q, k, v, o, logsumexp))
+        o, logsumexp = llama.attention(q, k, v)
+        ours = (o, *llama.attention_backward(do, q, k, v, o, logsumexp))
     assert logsumexp.dim() == dimensions
     exact = [t.float().requires_grad_() for t in (q, k, v)]
     with sdpa_kernel(SDPBackend.MATH):
@@ -130,7 +131,7 @@ def test_a_step_replayed_from_a_graph_is_the_step(precision, cells):
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("cells", [None, hops()], ids=["in order", "hops"])
 def test_a_step_waits_for_nothing(cells, replayed, monkeypatch):
-    monkeypatch.setattr("swarmbook.fleet._GRAPH", {"cuda": replayed * 1e18})
+    monkeypatch.setattr("swarmbook.training.fleet._GRAPH", {"cuda": replayed * 1e18})
     fleet = fleet_of(precision="bf16", compile=True)
     adam = Adam(fleet, 1e-3)
 
@@ -177,7 +178,7 @@ def test_runs_of_different_routes_train_apart():
 def test_compiled_layers_know_the_logsumexp(monkeypatch):
     """Else the way back would go through attention once more."""
     monkeypatch.setattr(
-        model, "attention_backward", lambda do, q, k, v, o, logsumexp: dims.append(logsumexp.dim()) or (q, k, v)
+        llama, "attention_backward", lambda do, q, k, v, o, logsumexp: dims.append(logsumexp.dim()) or (q, k, v)
     )
     dims: list[int] = []
     for compile in (False, True):

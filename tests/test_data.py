@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from swarmbook import data, hub
+from swarmbook.data import batches as batches_module
+from swarmbook.data import corpora as corpora_module
+from swarmbook.data import hub, tokenization
 from swarmbook.errors import DataError
 
-LIBRARY = Path(data.__file__).parents[1]
+LIBRARY = Path(tokenization.__file__).parents[2]
 END = 0
 
 
@@ -79,13 +81,13 @@ def corpora(made, tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def encoded(monkeypatch) -> list[str]:
     """Sources that were tokenized, in order."""
-    calls, encode = [], data._encoded
-    monkeypatch.setattr(data, "_encoded", lambda *args: calls.append(args[0]) or encode(*args))
+    calls, encode = [], tokenization._encoded
+    monkeypatch.setattr(tokenization, "_encoded", lambda *args: calls.append(args[0]) or encode(*args))
     return calls
 
 
-def made_up(count: int, vocabulary: int = 1 << 16) -> data.Tokens:
-    return data.Tokens(np.arange(count, dtype=np.uint16), vocabulary, "0" * 32, "made up", "train")
+def made_up(count: int, vocabulary: int = 1 << 16) -> batches_module.Tokens:
+    return batches_module.Tokens(np.arange(count, dtype=np.uint16), vocabulary, "0" * 32, "made up", "train")
 
 
 def cache_file(tmp_path: Path) -> Path:
@@ -94,68 +96,68 @@ def cache_file(tmp_path: Path) -> Path:
 
 
 def test_domains_follow_the_card(corpora):
-    assert data.domains() == ["fables", "essays", "proofs", "mix"]
-    assert data.domains(kind="train") == ["fables", "essays", "proofs"]
-    assert data.domains(difficulty="hard") == ["proofs"]
-    assert data.domains("seed", "easy") == []
-    assert data.card("mix")["licence"] == "own work"
+    assert corpora_module.domains() == ["fables", "essays", "proofs", "mix"]
+    assert corpora_module.domains(kind="train") == ["fables", "essays", "proofs"]
+    assert corpora_module.domains(difficulty="hard") == ["proofs"]
+    assert corpora_module.domains("seed", "easy") == []
+    assert corpora_module.card("mix")["licence"] == "own work"
 
 
 def test_bytes_are_the_embedded_tokenizer_without_its_merges():
-    coder, text = data.tokenizer("bytes"), "Zoë\tsaid: 1 < 2\n"
+    coder, text = tokenization.tokenizer("bytes"), "Zoë\tsaid: 1 < 2\n"
     ids = coder.encode(text).ids
     assert len(ids) == len(text.encode()) and coder.decode(ids) == text
     assert coder.get_vocab_size() == 257 and coder.token_to_id("<|endoftext|>") == 0
-    assert data.fingerprint("stories_toy", "bytes") != data.fingerprint("stories_toy")
+    assert tokenization.fingerprint("stories_toy", "bytes") != tokenization.fingerprint("stories_toy")
 
 
 def test_unknown_names_are_told_with_the_nearest(corpora):
     with pytest.raises(DataError, match="unknown domain 'fable': did you mean 'fables'"):
-        data.tokens("fable", "train")
+        tokenization.tokens("fable", "train")
     with pytest.raises(DataError, match="unknown split 'valid'.*Known: train, validation, test"):
-        data.tokens("fables", "valid")
+        tokenization.tokens("fables", "valid")
     with pytest.raises(DataError, match="unknown kind 'trian': did you mean 'train'"):
-        data.domains(kind="trian")
+        corpora_module.domains(kind="trian")
     with pytest.raises(DataError, match="unknown difficulty 'simple'"):
-        data.domains(difficulty="simple")
+        corpora_module.domains(difficulty="simple")
     with pytest.raises(DataError, match="unknown tokenizer 'gpt2'"):
-        data.tokenizer("gpt2")
+        tokenization.tokenizer("gpt2")
     with pytest.raises(DataError, match="there is no file nowhere.json"):
-        data.tokenizer("nowhere.json")
+        tokenization.tokenizer("nowhere.json")
     with pytest.raises(DataError, match="limit=1 leaves no token"):
-        data.tokens("fables+essays", "train", limit=1)
+        tokenization.tokens("fables+essays", "train", limit=1)
 
 
 def test_missing_or_damaged_data_names_the_file(corpora, monkeypatch):
     path = corpora / "fables.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"fables.parquet has sha256 .* its card says"):
-        data.tokens("fables", "train")
+        tokenization.tokens("fables", "train")
     path.unlink()
     with pytest.raises(DataError, match=r"fables.parquet is missing"):
-        data.tokens("fables", "train")
+        tokenization.tokens("fables", "train")
     (corpora / "card.json").write_text("[{")
     with pytest.raises(DataError, match=r"card.json is damaged"):
-        data.domains()
+        corpora_module.domains()
     monkeypatch.setenv("SWARMBOOK_DATA", str(corpora / "elsewhere"))
     with pytest.raises(DataError, match="elsewhere.*set SWARMBOOK_DATA"):
-        data.domains()
+        corpora_module.domains()
 
 
 def test_texts_hold_one_split(corpora):
-    documents = data.texts("fables", "validation")
+    documents = tokenization.texts("fables", "validation")
     assert documents["text"][:2] == [story("fables", "validation", 0), story("fables", "validation", 1)]
     assert set(documents["split"]) == {"validation"}
     assert not (corpora.parent / "cache").exists()
 
 
 def test_tokens_decode_to_the_documents(corpora):
-    tokens = data.tokens("fables", "train")
+    tokens = tokenization.tokens("fables", "train")
     assert tokens.ids.dtype == np.uint16 and not tokens.ids.flags.writeable
     assert tokens.vocabulary == 300
     pieces = np.split(tokens.ids, np.flatnonzero(tokens.ids == END) + 1)
     assert len(pieces[-1]) == 0
-    coder = data.tokenizer()
+    coder = tokenization.tokenizer()
     assert [coder.decode(piece[:-1].tolist()) for piece in pieces[:-1]] == [
         story("fables", "train", i) for i in range(40)
     ]
@@ -163,21 +165,21 @@ def test_tokens_decode_to_the_documents(corpora):
 
 def test_a_document_cannot_write_the_end_of_text(corpora, tmp_path, monkeypatch):
     write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-0.jsonl", ["a <|endoftext|> b", " \n", ""])
-    ids = data.tokens("hub:tinystories", "train").ids
+    ids = tokenization.tokens("hub:tinystories", "train").ids
     assert np.count_nonzero(ids == END) == 1 and ids[-1] == END
 
 
 def test_joined_sources_are_concatenated(corpora, encoded):
-    both = data.tokens("fables+essays", "train")
-    parts = [data.tokens(source, "train").ids for source in ("fables", "essays")]
+    both = tokenization.tokens("fables+essays", "train")
+    parts = [tokenization.tokens(source, "train").ids for source in ("fables", "essays")]
     np.testing.assert_array_equal(both.ids, np.concatenate(parts))
     assert encoded == ["fables", "essays"]
-    assert both.fingerprint != data.fingerprint("essays+fables")
+    assert both.fingerprint != tokenization.fingerprint("essays+fables")
 
 
 def test_limit_is_shared_equally(corpora):
-    joined = data.tokens("fables+essays+proofs", "train", limit=200).ids
-    shares = [data.tokens(s, "train").ids[:n] for s, n in (("fables", 67), ("essays", 67), ("proofs", 66))]
+    joined = tokenization.tokens("fables+essays+proofs", "train", limit=200).ids
+    shares = [tokenization.tokens(s, "train").ids[:n] for s, n in (("fables", 67), ("essays", 67), ("proofs", 66))]
     np.testing.assert_array_equal(joined, np.concatenate(shares))
 
 
@@ -187,23 +189,23 @@ def test_wide_vocabulary_takes_four_bytes(corpora, tmp_path):
     content["model"]["vocab"].update({f"<filler {i}>": last + 1 + i for i in range(65_537 - last)})
     wide = tmp_path / "wide.json"
     wide.write_text(json.dumps(content))
-    tokens = data.tokens("fables", "train", str(wide))
+    tokens = tokenization.tokens("fables", "train", str(wide))
     assert tokens.ids.dtype == np.uint32 and tokens.vocabulary > 1 << 16
-    np.testing.assert_array_equal(tokens.ids, data.tokens("fables", "train").ids)
+    np.testing.assert_array_equal(tokens.ids, tokenization.tokens("fables", "train").ids)
 
 
 def test_warm_cache_does_not_tokenize(corpora, encoded):
-    first = data.tokens("fables", "train").ids
-    second = data.tokens("fables", "train").ids
+    first = tokenization.tokens("fables", "train").ids
+    second = tokenization.tokens("fables", "train").ids
     np.testing.assert_array_equal(first, second)
     assert encoded == ["fables"]
-    data.tokens("fables", "validation")
+    tokenization.tokens("fables", "validation")
     assert encoded == ["fables", "fables"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header only", "empty", "odd length", "bit flip", "header flip"])
 def test_damaged_cache_is_made_again(corpora, tmp_path, encoded, damage):
-    expected = np.array(data.tokens("fables", "train").ids)
+    expected = np.array(tokenization.tokens("fables", "train").ids)
     path = cache_file(tmp_path)
     good = path.read_bytes()
     flipped = {"bit flip": len(good) // 2, "header flip": good.index(b"length") + 10}.get(damage)
@@ -219,22 +221,22 @@ def test_damaged_cache_is_made_again(corpora, tmp_path, encoded, damage):
     )
     os.utime(path, ns=(1, 1))
     with pytest.warns(UserWarning, match=re.escape(str(path))):
-        again = data.tokens("fables", "train").ids
+        again = tokenization.tokens("fables", "train").ids
     np.testing.assert_array_equal(again, expected)
     assert path.read_bytes() == good
     assert encoded == ["fables", "fables"]
 
 
 def test_damage_to_a_large_cache_file_is_seen_in_its_sampled_blocks(corpora, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_WHOLE", 1 << 20)
+    monkeypatch.setattr(tokenization, "_WHOLE", 1 << 20)
     path = tmp_path / "large.ids"
     ids = np.arange(1 << 20, dtype="<u2")
-    data._write(path, ids.dtype, [ids])
-    np.testing.assert_array_equal(data._opened(path, ids.dtype), ids)
+    tokenization._write(path, ids.dtype, [ids])
+    np.testing.assert_array_equal(tokenization._opened(path, ids.dtype), ids)
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     os.utime(path, ns=(1, 1))
-    assert data._opened(path, ids.dtype) is None
+    assert tokenization._opened(path, ids.dtype) is None
 
 
 def test_interrupted_writer_leaves_nothing_behind(corpora, tmp_path, monkeypatch):
@@ -243,37 +245,37 @@ def test_interrupted_writer_leaves_nothing_behind(corpora, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_encoded", stopped)
+        patch.setattr(tokenization, "_encoded", stopped)
         with pytest.raises(KeyboardInterrupt):
-            data.tokens("fables", "train")
+            tokenization.tokens("fables", "train")
     assert not list(tmp_path.glob("cache/tokens/*.ids")) and not list(tmp_path.glob("cache/tokens/*.half"))
     (tmp_path / "cache/tokens/leftover.half").write_bytes(b"half")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(data.tokens("fables", "train").ids) > 5
+        assert len(tokenization.tokens("fables", "train").ids) > 5
 
 
 def test_unusable_cache_folder_names_the_variable(corpora, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SWARMBOOK_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(DataError, match="file/cache/tokens.*SWARMBOOK_CACHE"):
-        data.tokens("fables", "train")
+        tokenization.tokens("fables", "train")
 
 
 def test_full_disk_names_the_variable(corpora, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data.os, "fsync", full)
+    monkeypatch.setattr(tokenization.os, "fsync", full)
     with pytest.raises(DataError, match="cache/tokens.*No space left.*SWARMBOOK_CACHE"):
-        data.tokens("fables", "train")
+        tokenization.tokens("fables", "train")
     assert not list(tmp_path.glob("cache/tokens/*.half"))
 
 
 def test_two_processes_make_one_file(corpora, tmp_path):
     script = """
 import sys, time, pathlib
-from swarmbook import data
+from swarmbook.data import tokenization as data
 encode = data._encoded
 def slow(*args):
     pathlib.Path(sys.argv[1]).open("a").write("made ")
@@ -287,32 +289,34 @@ print(int(data.tokens("fables", "train").ids.astype(int).sum()))
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
     sums = {int(process.communicate(timeout=60)[0]) for process in both}
     assert (tmp_path / "log").read_text() == "made "
-    assert sums == {int(data.tokens("fables", "train").ids.astype(int).sum())}
+    assert sums == {int(tokenization.tokens("fables", "train").ids.astype(int).sum())}
     cache_file(tmp_path)
 
 
 def test_fingerprint_follows_content_only(corpora, made, tmp_path, monkeypatch):
-    first = data.fingerprint("fables")
-    assert first == data.tokens("fables", "train").fingerprint == data.tokens("fables", "test").fingerprint
-    assert len({first, data.fingerprint("essays"), data.fingerprint("fables", limit=50)}) == 3
+    first = tokenization.fingerprint("fables")
+    assert (
+        first == tokenization.tokens("fables", "train").fingerprint == tokenization.tokens("fables", "test").fingerprint
+    )
+    assert len({first, tokenization.fingerprint("essays"), tokenization.fingerprint("fables", limit=50)}) == 3
     (corpora / "copy.json").write_bytes((corpora / "tokenizer.json").read_bytes())
     os.utime(corpora / "fables.parquet", (1, 1))
-    assert data.fingerprint("fables", str(corpora / "copy.json")) == first
+    assert tokenization.fingerprint("fables", str(corpora / "copy.json")) == first
     monkeypatch.setenv("SWARMBOOK_DATA", str(made))
-    assert data.fingerprint("fables") == first
+    assert tokenization.fingerprint("fables") == first
     monkeypatch.setenv("SWARMBOOK_DATA", str(corpora))
     write_domain(corpora, "fables", "train", "easy", documents=39)
-    assert data.fingerprint("fables") != first
+    assert tokenization.fingerprint("fables") != first
     write_domain(corpora, "fables", "train", "easy")
-    assert data.fingerprint("fables") == first
+    assert tokenization.fingerprint("fables") == first
     content = json.loads((corpora / "tokenizer.json").read_text())
     content["model"]["merges"].pop()
     (corpora / "tokenizer.json").write_text(json.dumps(content))
-    assert data.fingerprint("fables") != first
+    assert tokenization.fingerprint("fables") != first
 
 
 def test_import_is_light():
-    script = "import sys, swarmbook.data; print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
+    script = "import sys, swarmbook.data.tokenization; print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(LIBRARY)}, capture_output=True
     )
@@ -330,7 +334,7 @@ def test_import_is_light():
 def test_each_epoch_visits_every_window_once(count, sequence, per_step, seed, epochs):
     if count < sequence + 1:
         return
-    batches = data.Batches(made_up(count), sequence, per_step, seed)
+    batches = batches_module.Batches(made_up(count), sequence, per_step, seed)
     steps = -(-batches.windows * epochs // per_step)
     rows = np.concatenate([batches[step] for step in range(steps)])
     np.testing.assert_array_equal(np.diff(rows, axis=1), 1)
@@ -344,20 +348,20 @@ def test_each_epoch_visits_every_window_once(count, sequence, per_step, seed, ep
 @settings(max_examples=30, deadline=None)
 @given(steps=st.lists(st.integers(0, 10_000), min_size=1, max_size=20), per_step=st.integers(1, 50))
 def test_random_access_equals_a_fresh_start(steps, per_step):
-    batches = data.Batches(made_up(301), 10, per_step, 5)
+    batches = batches_module.Batches(made_up(301), 10, per_step, 5)
     for step in steps:
-        np.testing.assert_array_equal(batches[step], data.Batches(made_up(301), 10, per_step, 5)[step])
+        np.testing.assert_array_equal(batches[step], batches_module.Batches(made_up(301), 10, per_step, 5)[step])
 
 
 def test_batch_shape_and_order():
-    flat = data.Batches(made_up(1000), 8, 24, 3)
-    shaped = data.Batches(made_up(1000), 8, (2, 3, 4), 3)
+    flat = batches_module.Batches(made_up(1000), 8, 24, 3)
+    shaped = batches_module.Batches(made_up(1000), 8, (2, 3, 4), 3)
     assert shaped[7].shape == (2, 3, 4, 9) and shaped[7].dtype == np.int64
     np.testing.assert_array_equal(shaped[7].reshape(24, 9), flat[7])
-    np.testing.assert_array_equal(flat[7], data.Batches(made_up(1000), 8, 24, np.random.SeedSequence(3))[7])
-    assert (flat[0] != data.Batches(made_up(1000), 8, 24, 4)[0]).any()
+    np.testing.assert_array_equal(flat[7], batches_module.Batches(made_up(1000), 8, 24, np.random.SeedSequence(3))[7])
+    assert (flat[0] != batches_module.Batches(made_up(1000), 8, 24, 4)[0]).any()
     children = np.random.SeedSequence(3).spawn(2)
-    first, second = (data.Batches(made_up(1000), 8, 24, child)[0] for child in children)
+    first, second = (batches_module.Batches(made_up(1000), 8, 24, child)[0] for child in children)
     assert (first != second).any() and (first != flat[0]).any()
     # of SeedSequence(3, spawn_key=(0,)): recorded runs depend on this order
     assert (flat[0][:6, 0] // 8).tolist() == ORDER
@@ -370,38 +374,38 @@ ORDER = [51, 117, 29, 35, 3, 76]
 
 def test_batches_refuse_what_cannot_be():
     with pytest.raises(DataError, match=r"'made up' \(train\) has 8 tokens, but one window .* needs 9"):
-        data.Batches(made_up(8), 8, 1, 0)
+        batches_module.Batches(made_up(8), 8, 1, 0)
     with pytest.raises(IndexError, match="step -1 is negative"):
-        data.Batches(made_up(9), 8, 1, 0)[-1]
+        batches_module.Batches(made_up(9), 8, 1, 0)[-1]
     with pytest.raises(ValueError, match="sequence=0"):
-        data.Batches(made_up(9), 0, 1, 0)
+        batches_module.Batches(made_up(9), 0, 1, 0)
     with pytest.raises(ValueError, match=r"per_step=\(2, 0\)"):
-        data.Batches(made_up(9), 8, (2, 0), 0)
+        batches_module.Batches(made_up(9), 8, (2, 0), 0)
 
 
 def test_each_replica_reads_one_of_the_sources_in_an_order_of_its_own():
     sources = [made_up(1000), dataclasses.replace(made_up(3000), ids=np.arange(1000, 4000, dtype=np.uint16))]
     seed = np.random.SeedSequence(3, spawn_key=(1,))
-    shards = data.Shards(sources, 8, (5, 3, 4), seed)
+    shards = batches_module.Shards(sources, 8, (5, 3, 4), seed)
     orders = []
     for r in range(5):
         visited = np.concatenate([shards[step][r] for step in range(40)])  # [120, 4, 9]
         assert visited.dtype == np.int64 and visited.shape == (120, 4, 9)
         source = sources[r % 2].ids
         assert set(visited.ravel()) <= set(source.tolist())
-        own = data.Batches(sources[r % 2], 8, (3, 4), np.random.SeedSequence(3, spawn_key=(1, r)))
+        own = batches_module.Batches(sources[r % 2], 8, (3, 4), np.random.SeedSequence(3, spawn_key=(1, r)))
         np.testing.assert_array_equal(shards[7][r], own[7])
         epoch = visited.reshape(-1, 9)[: own.windows, 0]
         assert len(set(epoch)) == min(own.windows, 480)
         orders.append(tuple(epoch[:20] - source[0]))
     assert len(set(orders)) == 5
     assert shards[0].shape == (5, 3, 4, 9)
-    fewer = data.Shards(sources, 8, (2, 3, 4), seed)
+    fewer = batches_module.Shards(sources, 8, (2, 3, 4), seed)
     np.testing.assert_array_equal(fewer[11], shards[11][:2])  # whatever the others read
 
 
 def test_batches_are_fast():
-    batches = data.Batches(made_up(60_000), 128, 64, 0)
+    batches = batches_module.Batches(made_up(60_000), 128, 64, 0)
     batches[0]
     start = time.perf_counter()
     for step in range(100):
@@ -413,7 +417,7 @@ def test_batches_are_fast():
 @settings(deadline=None)
 def test_held_out_windows_are_distinct_and_spread(windows, share):
     count = max(1, round(share * windows))
-    rows = data.held_out(made_up(windows * 5 + 1), 5, count)
+    rows = batches_module.held_out(made_up(windows * 5 + 1), 5, count)
     assert rows.shape == (count, 6) and rows.dtype == np.int64
     gaps = np.diff(rows[:, 0]) // 5
     assert count == 1 or gaps.max() - gaps.min() <= 1
@@ -421,14 +425,14 @@ def test_held_out_windows_are_distinct_and_spread(windows, share):
 
 
 def test_held_out_never_meets_training_text(corpora):
-    coder = data.tokenizer()
-    rows = data.held_out(data.tokens("fables", "validation"), 16, 12)
-    train = data.Batches(data.tokens("fables", "train"), 16, 8, 0)
+    coder = tokenization.tokenizer()
+    rows = batches_module.held_out(tokenization.tokens("fables", "validation"), 16, 12)
+    train = batches_module.Batches(tokenization.tokens("fables", "train"), 16, 8, 0)
     seen = {tuple(row) for step in range(20) for row in train[step]}
     assert not seen & {tuple(row) for row in rows}
     assert "validation" in coder.decode(rows.ravel().tolist())
     with pytest.raises(DataError, match="count=10000 held-out windows .*'fables'"):
-        data.held_out(data.tokens("fables", "validation"), 16, 10_000)
+        batches_module.held_out(tokenization.tokens("fables", "validation"), 16, 10_000)
 
 
 def write_text(folder: Path, monkeypatch, name: str, documents: list[str], column: str = "text") -> Path:
@@ -466,10 +470,12 @@ def test_hub_corpus_with_splits_from_local_files(corpora, tmp_path, monkeypatch,
     for name, split in zip(files, ("train", "validation"), strict=True):
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", [story("hub", split, i) for i in range(20)], column)
     for split in ("train", "validation"):
-        assert [row["text"] for row in data.texts(source, split)] == [story("hub", split, i) for i in range(20)]
-    tokens = data.tokens(source, "train", limit=100)
+        assert [row["text"] for row in tokenization.texts(source, split)] == [
+            story("hub", split, i) for i in range(20)
+        ]
+    tokens = tokenization.tokens(source, "train", limit=100)
     assert len(tokens.ids) == 100
-    assert data.tokenizer().decode(tokens.ids.tolist()).startswith(story("hub", "train", 0))
+    assert tokenization.tokenizer().decode(tokens.ids.tolist()).startswith(story("hub", "train", 0))
 
 
 @pytest.mark.parametrize(
@@ -493,54 +499,58 @@ def test_hub_corpus_without_splits_is_carved(corpora, tmp_path, monkeypatch, sou
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", part, column)
     if source == "hub:redpajama":
         write_text(tmp_path, monkeypatch, f"{repository}/{names[0].replace('en_', 'de_')}", ["nein"], column)
-    found = {split: [row["text"] for row in data.texts(source, split)] for split in data.SPLITS}
+    found = {
+        split: [row["text"] for row in tokenization.texts(source, split)] for split in corpora_module.SPLITS
+    }
     assert found["validation"] == documents[0::100] and found["test"] == documents[50::100]
     assert found["train"] == [text for i, text in enumerate(documents) if i % 100 not in (0, 50)]
-    assert list(next(iter(data.texts(source, "train")))) == ["text"]
+    assert list(next(iter(tokenization.texts(source, "train")))) == ["text"]
     with pytest.raises(DataError, match=f"'{source}' is too large.*limit="):
-        data.tokens(source, "train")
+        tokenization.tokens(source, "train")
 
 
 def test_hub_copy_is_known_by_its_content(corpora, tmp_path, monkeypatch, encoded):
-    pinned = data.fingerprint("hub:tinystories")
+    pinned = tokenization.fingerprint("hub:tinystories")
     path = write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-0.jsonl", ["once", "twice"])
-    first = data.fingerprint("hub:tinystories")
+    first = tokenization.fingerprint("hub:tinystories")
     assert first != pinned
-    data.tokens("hub:tinystories", "train")
+    tokenization.tokens("hub:tinystories", "train")
     (tmp_path / "hub").rename(tmp_path / "moved")
     monkeypatch.setenv("SWARMBOOK_HUB_DIR", str(tmp_path / "moved"))
-    assert data.fingerprint("hub:tinystories") == first
-    data.tokens("hub:tinystories", "train")
+    assert tokenization.fingerprint("hub:tinystories") == first
+    tokenization.tokens("hub:tinystories", "train")
     assert encoded == ["hub:tinystories"]
     write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-0.jsonl", ["once", "thrice"])
-    assert path.is_file() and data.fingerprint("hub:tinystories") != first
+    assert path.is_file() and tokenization.fingerprint("hub:tinystories") != first
 
 
 def test_hub_source_that_is_wrong_is_told(corpora, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="unknown hub corpus 'hub:tinystory'.*hub:tinystories"):
-        data.tokens("hub:tinystory", "train")
+        tokenization.tokens("hub:tinystory", "train")
     with pytest.raises(DataError, match="unknown split of 'hub:c4' 'test'.*train, validation"):
-        data.tokens("hub:c4", "test", limit=9)
+        tokenization.tokens("hub:c4", "test", limit=9)
     with pytest.raises(DataError, match="'hub:m2d2/math_l1', with a config"):
-        data.tokens("hub:m2d2", "train")
+        tokenization.tokens("hub:m2d2", "train")
     with pytest.raises(DataError, match="'hub:c4', with no config"):
-        data.tokens("hub:c4/en", "train", limit=9)
+        tokenization.tokens("hub:c4/en", "train", limit=9)
     with pytest.raises(DataError, match="'main' in 'hub:c4@main' is no commit hash"):
-        data.tokens("hub:c4@main", "train", limit=9)
+        tokenization.tokens("hub:c4@main", "train", limit=9)
     with pytest.raises(DataError, match="'hub:openwebtext@<commit hash>'"):
-        data.fingerprint("hub:openwebtext", limit=9)
+        tokenization.fingerprint("hub:openwebtext", limit=9)
     with pytest.raises(DataError, match="'meta-llama/Meta-Llama-3-8B@<commit hash>'"):
-        data.tokenizer("llama-3")
-    assert data.fingerprint(f"hub:openwebtext@{'0' * 40}") != data.fingerprint(f"hub:openwebtext@{'1' * 40}")
+        tokenization.tokenizer("llama-3")
+    assert tokenization.fingerprint(f"hub:openwebtext@{'0' * 40}") != tokenization.fingerprint(
+        f"hub:openwebtext@{'1' * 40}"
+    )
     path = write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-0.jsonl", ["once"], "story")
     with pytest.raises(DataError, match="train-0.jsonl has the columns .*'story'.* needs 'text'"):
-        data.tokens("hub:tinystories", "train")
+        tokenization.tokens("hub:tinystories", "train")
     write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-1.parquet", ["once"])
     with pytest.raises(DataError, match="mixes .*'json', 'parquet'"):
-        data.tokens("hub:tinystories", "train")
+        tokenization.tokens("hub:tinystories", "train")
     path.unlink()
     with pytest.raises(DataError, match="'data/validation-\\*'; get it with\n  hf download roneneldan/TinyStories"):
-        data.tokens("hub:tinystories", "validation")
+        tokenization.tokens("hub:tinystories", "validation")
 
 
 @pytest.mark.parametrize("network", ["refused", "silent"])
@@ -562,14 +572,14 @@ def test_missing_hub_data_is_told_at_once(corpora, tmp_path, monkeypatch, networ
             monkeypatch.delenv(variable, raising=False)
         start = time.perf_counter()
         with pytest.raises(DataError, match="(?s)TinyStories.*hf download .*--repo-type dataset.*SWARMBOOK_HUB_DIR"):
-            data.tokens("hub:tinystories", "train")
+            tokenization.tokens("hub:tinystories", "train")
         with pytest.raises(DataError, match="(?s)archives.*data/cs_l1.tar.gz --repo-type dataset .*tar -xzf"):
-            data.tokens("hub:m2d2/cs_l1", "train")
+            tokenization.tokens("hub:m2d2/cs_l1", "train")
         with pytest.raises(DataError, match="(?s)Llama-2-7b-hf cannot be fetched.*hf download .* tokenizer.json"):
-            data.tokens("fables", "train", tokenizer="llama-2")
+            tokenization.tokens("fables", "train", tokenizer="llama-2")
         assert time.perf_counter() - start < 4
     with pytest.raises(DataError, match="'owner/model@<commit hash>'"):
-        data.tokenizer("owner/model")
+        tokenization.tokenizer("owner/model")
 
 
 def test_hub_files_are_addressed_at_the_pinned_revision(corpora, monkeypatch):
@@ -595,7 +605,7 @@ def test_hub_files_are_addressed_at_the_pinned_revision(corpora, monkeypatch):
     ]
     assert asked == [("allenai/c4", "en", other, "dataset")]
     with pytest.raises(DataError, match="allenai/c4 has no file 'en/c4-train.\\*' at revision 0000"):
-        data.tokens(f"hub:c4@{other}", "train", limit=9)
+        tokenization.tokens(f"hub:c4@{other}", "train", limit=9)
 
 
 def test_hub_tokenizer_from_local_files(corpora, tmp_path, monkeypatch):
@@ -604,29 +614,29 @@ def test_hub_tokenizer_from_local_files(corpora, tmp_path, monkeypatch):
     content = (corpora / "tokenizer.json").read_text().replace("<|endoftext|>", "</s>")
     (folder / "tokenizer.json").write_text(content)
     monkeypatch.setenv("SWARMBOOK_HUB_DIR", str(tmp_path / "hub"))
-    tokens = data.tokens("fables", "train", tokenizer="llama-2")
-    np.testing.assert_array_equal(tokens.ids, data.tokens("fables", "train").ids)
-    assert tokens.fingerprint != data.fingerprint("fables")
+    tokens = tokenization.tokens("fables", "train", tokenizer="llama-2")
+    np.testing.assert_array_equal(tokens.ids, tokenization.tokens("fables", "train").ids)
+    assert tokens.fingerprint != tokenization.fingerprint("fables")
     (folder / "tokenizer.json").write_text(content.replace("</s>", "<end>"))
     with pytest.raises(DataError, match="none of the end-of-text tokens"):
-        data.tokens("fables", "train", tokenizer="llama-2")
+        tokenization.tokens("fables", "train", tokenizer="llama-2")
 
 
 @pytest.mark.skipif(
-    not (Path(data.__file__).parents[2] / "data/card.json").exists(), reason="data/card.json is not built yet"
+    not (Path(tokenization.__file__).parents[3] / "data/card.json").exists(), reason="data/card.json is not built yet"
 )
 def test_embedded_corpora_load(tmp_path, monkeypatch):
     monkeypatch.delenv("SWARMBOOK_DATA", raising=False)
     monkeypatch.setenv("SWARMBOOK_CACHE", str(tmp_path))
-    coder = data.tokenizer()
+    coder = tokenization.tokenizer()
     assert coder.token_to_id("<|endoftext|>") == END
-    assert data.domains()
-    for domain in data.domains():
-        assert data.card(domain)["kind"] in data.KINDS
-        held_back = data.card(domain)["kind"] == "evaluation"
-        for split in data.SPLITS[1:] if held_back else data.SPLITS:
-            tokens = data.tokens(domain, split)
+    assert corpora_module.domains()
+    for domain in corpora_module.domains():
+        assert corpora_module.card(domain)["kind"] in corpora_module.KINDS
+        held_back = corpora_module.card(domain)["kind"] == "evaluation"
+        for split in corpora_module.SPLITS[1:] if held_back else corpora_module.SPLITS:
+            tokens = tokenization.tokens(domain, split)
             assert tokens.vocabulary == coder.get_vocab_size()
             assert len(tokens.ids) > 1000, (domain, split)
     with pytest.raises(DataError, match="scripture_kjv has no text in its train split"):
-        data.tokens("scripture_kjv", "train")
+        tokenization.tokens("scripture_kjv", "train")

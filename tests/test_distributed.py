@@ -22,21 +22,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_parts import assert_alike
 
-from swarmbook import distributed
-from swarmbook.churn import trace
+from swarmbook import runs
 from swarmbook.config import run_config
+from swarmbook.distributed import __main__
+from swarmbook.distributed.emulated_links import Links
+from swarmbook.distributed.mesh import Grid, grid_of, grids
+from swarmbook.distributed.schedule_1f1b import perform, works_of
+from swarmbook.distributed.stage_shard import Block
+from swarmbook.distributed.supervisor import keep_up
 from swarmbook.errors import ConfigError
-from swarmbook.fleet import Fleet
-from swarmbook.grid import Grid, grid_of, grids
-from swarmbook.links import Links
-from swarmbook.model import Shape
-from swarmbook.network import Network
-from swarmbook.passage import Block, perform, works_of
-from swarmbook.replacement import keep_up
-from swarmbook.route import in_order
+from swarmbook.methods.model_size import Shape
+from swarmbook.methods.routing import in_order
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
-from swarmbook.train import Pack
+from swarmbook.simulation.network import Network
+from swarmbook.training.fleet import Fleet
+from swarmbook.training.trainer import Pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,7 +121,7 @@ def launch(processes, arguments):
         "--master-addr=127.0.0.1",
         f"--master-port={free_port()}",
         "-m",
-        "swarmbook.distributed",
+        "swarmbook.distributed.__main__",
         *arguments,
     ]
 
@@ -208,10 +209,10 @@ def alone(tmp_path, monkeypatch):
 def test_one_process_is_enough_and_no_run_is_trained_twice(alone, tmp_path, capsys, monkeypatch):
     config = CONFIGS["shuffled"]
     files = written(tmp_path, config)
-    assert distributed.main(files) == 0 and "written to" in capsys.readouterr().out
+    assert __main__.main(files) == 0 and "written to" in capsys.readouterr().out
     assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
     monkeypatch.setenv("MASTER_PORT", free_port())
-    assert distributed.main([config.key]) == 0
+    assert __main__.main([config.key]) == 0
     assert f"run {config.key} is finished already" in capsys.readouterr().out
 
 
@@ -227,8 +228,8 @@ def test_one_process_is_enough_and_no_run_is_trained_twice(alone, tmp_path, caps
 )
 def test_what_cannot_be_is_refused_before_anything_starts(alone, monkeypatch, tmp_path, capsys, ranks, arguments, said):
     monkeypatch.setenv("WORLD_SIZE", ranks)
-    monkeypatch.setattr(distributed, "Peers", None)  # would be called
-    assert distributed.main([*arguments, *written(tmp_path, CONFIGS["in order"])]) == 2
+    monkeypatch.setattr(__main__, "Peers", None)  # would be called
+    assert __main__.main([*arguments, *written(tmp_path, CONFIGS["in order"])]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -244,7 +245,7 @@ def test_what_is_no_run_is_refused(alone, tmp_path, capsys, text, said):
     path = tmp_path / "run.json"
     if text is not None:
         path.write_text(text)
-    assert distributed.main([str(path) if text else "0123456789abcdef0123"]) == 2
+    assert __main__.main([str(path) if text else "0123456789abcdef0123"]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -254,7 +255,7 @@ RARE = {"evaluate_every": 30, "lr": 1e-3}
 
 LAUNCHER = """\
 import os, signal, sys
-from swarmbook.distributed import main
+from swarmbook.distributed.__main__ import main
 from torch.distributed import TCPStore
 ranks = range(int(os.environ.get("RANKS", "4")))
 os.environ |= {"WORLD_SIZE": str(len(ranks)), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -323,19 +324,19 @@ def test_a_killed_process_is_replaced_and_its_stages_rebuilt_while_training_goes
     assert sorted(failures["stage"]) == sorted(lost * len(strikes))
     dying = np.zeros((config.steps, config.replicas, config.stages + 1), dtype=bool)
     dying[np.ix_(steps, [0], [stage - 1 for stage in lost])] = True
-    monkeypatch.setattr("swarmbook.train.trace", lambda run: dying)
+    monkeypatch.setattr("swarmbook.config.RunConfig.failures", lambda run: dying)
     assert_equals_stacked(config, record, tmp_path / "stacked")
 
 
 FAULTS = """\
 import json, os, signal, sys
-import swarmbook.train
-from swarmbook.passage import Passage
-from swarmbook.peers import LostRank
-from swarmbook.progress import Progress
-from swarmbook.replacement import Row
-from swarmbook.share import Share
-swarmbook.train.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
+import swarmbook.training.trainer
+from swarmbook.distributed.pipeline_executor import Passage
+from swarmbook.distributed.communicator import LostRank
+from swarmbook.records.checkpoint import Progress
+from swarmbook.distributed.remote_stages import Row
+from swarmbook.distributed.rank_trainer import Share
+swarmbook.training.trainer.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
 
 def first(fault):
     try:
@@ -409,17 +410,18 @@ def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(
     struck(tmp_path, forked(arguments, before=FAULTS), strikes=())
     assert len(list((tmp_path / "was").iterdir())) == len(places)
     stacked = config.model_copy(update={"losses": (*config.losses, *lost)})
-    monkeypatch.setattr("swarmbook.train.trace", lambda _: trace(stacked))
+    dying = stacked.failures()
+    monkeypatch.setattr("swarmbook.config.RunConfig.failures", lambda _: dying)
     # Beside the stages at the ends: these die with them, where a process has both.
-    monkeypatch.setattr("swarmbook.recovery.Strategy.holders_of", lambda *_: {1, 2})
+    monkeypatch.setattr("swarmbook.methods.recovery.Strategy.holders_of", lambda *_: {1, 2})
     assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
 
 
 CUT = """\
 import os, sys
-import swarmbook.train
-from swarmbook.share import Share
-swarmbook.train.CHECKPOINT_SECONDS = 0
+import swarmbook.training.trainer
+from swarmbook.distributed.rank_trainer import Share
+swarmbook.training.trainer.CHECKPOINT_SECONDS = 0
 first, last = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 advance = Share.advance
 def cut(share):
@@ -453,7 +455,7 @@ def stacked_training(monkeypatch, config, store, first, last):
 
     with monkeypatch.context() as patched:
         patched.setattr(Pack, "advance", cut)
-        patched.setattr("swarmbook.train.CHECKPOINT_SECONDS", 0)
+        patched.setattr("swarmbook.training.trainer.CHECKPOINT_SECONDS", 0)
         run([config], show=False, device="cpu", store=Store(store))
 
 
@@ -487,7 +489,7 @@ def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path,
         f"run {child.key} begins with the final state of run {parent.key}, which is not in the store, and 4 processes"
     )
     assert said in done.stderr and "start one of 1 (1x1) (replicas x stages), with --keep" in done.stderr
-    assert distributed.main(["--keep", str(tmp_path / "1.json")]) == 0
+    assert __main__.main(["--keep", str(tmp_path / "1.json")]) == 0
     store = Store(tmp_path / "store")
     assert store.keeping().get(parent.key) and not store.get(child.key)
     assert "written to" in capsys.readouterr().out
@@ -495,7 +497,7 @@ def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path,
 
 FORKS = """\
 import os, sys
-from swarmbook import distributed
+from swarmbook.distributed.__main__ import __main__
 lost, folder, *arguments = sys.argv[1:]
 ranks = []
 for rank in range(4):
@@ -568,9 +570,9 @@ def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others_in_time(begun, tmp
 )
 def test_what_could_not_be_replaced_is_refused(alone, tmp_path, capsys, fields, said):
     config = run_config(**{**TINY, **fields})
-    assert distributed.main(["--replace", "1", *written(tmp_path, config)]) == 2
+    assert __main__.main(["--replace", "1", *written(tmp_path, config)]) == 2
     assert said in capsys.readouterr().err
-    assert distributed.main(["--replace", "1", *written(tmp_path, config, config)]) == 2
+    assert __main__.main(["--replace", "1", *written(tmp_path, config, config)]) == 2
     assert "--replace with 2 runs: give one" in capsys.readouterr().err
 
 
@@ -597,8 +599,8 @@ def test_a_process_is_replaced_as_often_as_allowed_and_only_if_it_did_not_end_by
 
 def test_ranks_that_do_not_come_are_named(alone, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr("swarmbook.peers.JOIN", 1.0)
-    assert distributed.main([*written(tmp_path, CONFIGS["in order"])]) == 1
+    monkeypatch.setattr("swarmbook.distributed.communicator.JOIN", 1.0)
+    assert __main__.main([*written(tmp_path, CONFIGS["in order"])]) == 1
     assert "rank 1, 2, 3 of 4 did not come within 1 s" in capsys.readouterr().err
 
 
@@ -712,4 +714,4 @@ def test_a_rank_has_the_fleets_weights_of_its_own_cells_and_no_others(grid):
 
 def test_a_file_is_read_as_it_was_written(tmp_path):
     (path,) = written(tmp_path, CONFIGS["skipping"])
-    assert distributed.read(path) == CONFIGS["skipping"]
+    assert runs.config_of(path) == CONFIGS["skipping"]

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarmbook import data
 from swarmbook.config import run_config
-from swarmbook.ensemble import (
+from swarmbook.data import batches, tokenization
+from swarmbook.ensembles.ensemble import (
     PRIORS,
     VERSION,
     WEIGHTINGS,
@@ -27,9 +27,8 @@ from swarmbook.ensemble import (
     table_of,
     top,
 )
-from swarmbook.fleet import Fleet
 from swarmbook.runs import final_states, run
-from swarmbook.train import shape_of
+from swarmbook.training.fleet import Fleet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -192,10 +191,10 @@ def test_experts_of_two_sizes_are_scored_as_each_alone(store):
         pd.testing.assert_series_equal(losses_of(whole, f"expert {j + 1}"), losses_of(table, "expert 1"))
         for weighting in WEIGHTINGS:  # an ensemble of one is that expert
             pd.testing.assert_series_equal(losses_of(table, weighting), losses_of(table, "expert 1"))
-        fleet = Fleet(shape_of(expert, 257), [0], "cpu")
+        fleet = Fleet(expert.shape(257), [0], "cpu")
         fleet.load_state_dict(final_states([expert], show=False)[expert.key]["fleet"])
         for domain in DOMAINS:
-            tokens = data.held_out(data.tokens(domain, "test", "bytes"), 12, 3)
+            tokens = batches.held_out(tokenization.tokens(domain, "test", "bytes"), 12, 3)
             assert float(fleet.loss(tokens[None])) == pytest.approx(losses_of(table, "expert 1")[domain], rel=1e-6)
 
 
@@ -209,11 +208,11 @@ def test_an_expert_of_several_replicas_is_their_mean(store):
             Ensemble(experts=[one, gossip], domains=DOMAINS, sequences=3, prior_sequences=2),
         ]
     )
-    fleet = Fleet(shape_of(one, 257), [0], "cpu")
+    fleet = Fleet(one.shape(257), [0], "cpu")
     parts = {name: (states[one.key]["fleet"][name], states[gossip.key]["fleet"][name]) for name in fleet.state_dict()}
     axis = {name: 2 if name.startswith("layers.") else 0 for name in parts}
     mean_of = {name: both.mean(axis[name], keepdim=True) for name, (_, both) in parts.items()}
-    tokens = data.held_out(data.tokens(DOMAINS[0], "test", "bytes"), 12, 3)[None]
+    tokens = batches.held_out(tokenization.tokens(DOMAINS[0], "test", "bytes"), 12, 3)[None]
     fleet.load_state_dict(mean_of)
     assert float(fleet.loss(tokens)) == pytest.approx(losses_of(several, "expert 2")[DOMAINS[0]], rel=1e-6)
     three = {name: torch.cat(pair, axis[name]).mean(axis[name], keepdim=True) for name, pair in parts.items()}
@@ -226,7 +225,7 @@ def test_recorded_numbers_need_no_expert(store, monkeypatch):
     (first,) = quiet([ensemble])
     for path in (store / "states").iterdir():
         path.unlink()
-    monkeypatch.setattr("swarmbook.ensemble.final_states", None)
+    monkeypatch.setattr("swarmbook.ensembles.ensemble.final_states", None)
     (again,) = quiet([ensemble])
     pd.testing.assert_frame_equal(first, again)
     assert Ensemble(**{**dict(ensemble), "sequences": 4}).depends_on != ensemble.depends_on
@@ -257,7 +256,7 @@ def test_what_an_ensemble_cannot_be_is_told():
         Ensemble(experts=[expert, longer], domains=DOMAINS)
     with pytest.raises(ValueError, match="hidden must be the same for all experts to be merged; it is 24 and 32"):
         Ensemble(experts=[expert, wider], domains=DOMAINS, merged=True)
-    with pytest.raises(data.DataError, match="unknown domain 'code_rusty'"):
+    with pytest.raises(tokenization.DataError, match="unknown domain 'code_rusty'"):
         _ = Ensemble(experts=[expert], domains=["code_rusty"]).depends_on
 
 

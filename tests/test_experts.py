@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmbook.config import run_config
+from swarmbook.ensembles.experts import allocate, gain, lane, trained, training_flops
 from swarmbook.errors import ConfigError
-from swarmbook.experts import allocate, gain, lane, trained, training_flops
-from swarmbook.ledger import flops
-from swarmbook.model import Shape
+from swarmbook.methods.model_size import Shape, flops
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,18 +79,18 @@ def test_experts_of_one_size_train_side_by_side_as_each_alone(tmp_path):
 def test_a_branch_begins_anew_with_the_weights_of_its_parent(tmp_path, new_pack):
     store = Store(tmp_path / "s")
     run([SEED], show=False, store=store, keep=True, device="cpu")
-    from swarmbook import train
+    from swarmbook.training import trainer
 
     state = store.state(SEED.key)
     wide = trained(SEED, "code_go", 4, replicas=2, sync="gossip", sync_every=2)
     configs = [trained(SEED, "code_go", 4), trained(SEED, "code_go", 4, seed=1)]
-    pack = train.Pack(configs, store.progress([c.key for c in configs]), "cpu", {SEED.key: state})
+    pack = trainer.Pack(configs, store.progress([c.key for c in configs]), "cpu", {SEED.key: state})
     for name, weight in pack.fleet.state_dict([0]).items():
         assert weight.equal(state["fleet"][name])
     assert pack.begin == 0 and not pack.adam.steps.any()
     assert not any(moment.any() for pair in pack.adam.moments(0, 0).values() for moment in pair)
     assert (pack.batches[0][0] != pack.batches[1][0]).any()
-    several = train.Pack([wide], store.progress([wide.key]), "cpu", {SEED.key: state})
+    several = trainer.Pack([wide], store.progress([wide.key]), "cpu", {SEED.key: state})
     for row in (0, 1):
         for name, weight in several.fleet.state_dict([row]).items():
             assert weight.equal(state["fleet"][name])

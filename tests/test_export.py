@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
-from swarmbook import data
-from swarmbook import train as training
 from swarmbook.config import run_config
+from swarmbook.data import tokenization
+from swarmbook.data import tokenization as corpora
 from swarmbook.errors import ConfigError, StoreError
 from swarmbook.export import export, files_of, plain, plan, read, untrained, write
-from swarmbook.fleet import Fleet
-from swarmbook.model import Shape
+from swarmbook.methods.model_size import Shape
+from swarmbook.records.store import open_store
 from swarmbook.runs import final_states
-from swarmbook.store import open_store
-from swarmbook.train import held_out_of, shape_of
+from swarmbook.training import trainer as training
+from swarmbook.training.fleet import Fleet
+from swarmbook.training.setup import held_out_of
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,8 +48,8 @@ def quiet(*arguments, **options):
 
 def fleet_of(run):
     """All replicas of a run as it ended."""
-    vocabulary = data.tokenizer(run.tokenizer).get_vocab_size()
-    fleet = Fleet(shape_of(run, vocabulary), range(run.replicas), device="cpu", compile=False)
+    vocabulary = tokenization.tokenizer(run.tokenizer).get_vocab_size()
+    fleet = Fleet(run.shape(vocabulary), range(run.replicas), device="cpu", compile=False)
     fleet.load_state_dict(final_states([run], "cpu", False)[run.key]["fleet"])
     return fleet
 
@@ -97,7 +98,7 @@ def test_any_replica_of_any_shape_is_the_fleets(tmp_path_factory, shape, replica
 def test_a_run_gives_transformers_the_validation_loss_that_was_recorded(tmp_path):
     """Text in, loss out, without anything of ours but the texts."""
     model, tokenizer = loaded(quiet(ALONE, tmp_path / "model"))
-    documents = data.texts(ALONE.data, "validation")["text"]
+    documents = corpora.texts(ALONE.data, "validation")["text"]
     stream = [i for text in documents for i in (*tokenizer(text).input_ids, tokenizer.eos_token_id)]
     T, count = ALONE.sequence, ALONE.held_out
     windows = (len(stream) - 1) // T
@@ -136,7 +137,7 @@ def test_replicas_and_their_mean(tmp_path, monkeypatch):
 @pytest.fixture(scope="module", params=["swarmbook", "bytes"])
 def coders(request, tmp_path_factory):
     """One of our tokenizers, and what transformers makes of its export."""
-    coder = data.tokenizer(request.param)
+    coder = tokenization.tokenizer(request.param)
     shape = Shape(1, 1, 4, 1, 4, coder.get_vocab_size())
     folder = tmp_path_factory.mktemp("coder") / "model"
     write(folder, files_of(Fleet(shape, [0], device="cpu", compile=False).state_dict(), shape, 0, 64, coder))

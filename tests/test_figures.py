@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from swarmbook.estimates import estimate
-from swarmbook.figures import (
+from swarmbook.analysis.confidence import estimate
+from swarmbook.analysis.figures import (
     band,
     curves,
     dots,

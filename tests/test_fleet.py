@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from swarmbook import model, route
-from swarmbook.fleet import Fleet
-from swarmbook.model import Shape
-from swarmbook.optim import Adam
+from swarmbook.methods import routing
+from swarmbook.methods.model_size import Shape
+from swarmbook.training import llama
+from swarmbook.training.adam import Adam
+from swarmbook.training.fleet import Fleet
 
 SHAPE = Shape(stages=4, layers_per_stage=2, width=16, heads=2, hidden=24, vocabulary=41)
 R, S, M, B, T = 3, SHAPE.stages, 4, 2, 12
@@ -69,16 +70,16 @@ def wild(seed=7):
 
 
 def random_replicas():
-    return route.random_replicas(R, S, M, np.random.default_rng(3))
+    return routing.random_replicas(R, S, M, np.random.default_rng(3))
 
 
 def planned():
     """The first microbatch skips two stages, the second swaps two, the third has them in reverse."""
-    return route.planned(R, S, M, np.random.default_rng(0), paths=((0, 3), (0, 2, 1), (3, 2, 1, 0)))
+    return routing.planned(R, S, M, np.random.default_rng(0), paths=((0, 3), (0, 2, 1), (3, 2, 1, 0)))
 
 
 def random_paths():
-    return route.random_paths(R, S, M, np.random.default_rng(3), visits=2.5, swaps=1)
+    return routing.random_paths(R, S, M, np.random.default_rng(3), visits=2.5, swaps=1)
 
 
 ROUTES = {"in order": in_order, "swapped": swapped, "hops": hops, "skips": skips, "wild": wild}
@@ -90,7 +91,7 @@ def walk(fleet, tokens, cells):
     """Reference: microbatch by microbatch, layer by layer, plain autograd in fp64; losses by head, weights."""
     tokens = torch.as_tensor(tokens)
     shape = fleet.shape
-    cos, sin = model.rotary(T, shape.head_width, torch.device("cpu"))
+    cos, sin = llama.rotary(T, shape.head_width, torch.device("cpu"))
     stages = {
         (r, s): {name: w.double().requires_grad_() for name, w in fleet.stage(r, s).items()}
         for r in range(fleet.replicas)
@@ -166,7 +167,7 @@ def disturbed(fleet, size=0.2):
 )
 @pytest.mark.parametrize("name", ROUTES)
 def test_routes_are_walks(name, checkpointing, group, at_once, monkeypatch):
-    monkeypatch.setattr("swarmbook.fleet._GROUP", {"cpu": group})
+    monkeypatch.setattr("swarmbook.training.fleet._GROUP", {"cpu": group})
     fleet, cells = disturbed(fleet_of(checkpointing=checkpointing)), ROUTES[name]()
     tokens = batch()
     fleet.gradients(batch(9), wild(8))  # whatever was stored before must not count
@@ -203,7 +204,7 @@ def test_losses_and_logits_of_heads_elsewhere(monkeypatch):
     fleet, tokens = disturbed(fleet_of()), batch().reshape(R, M * B, T + 1)
     cells = elsewhere()
     for group in (1, 1 << 18):
-        monkeypatch.setattr("swarmbook.fleet._GROUP", {"cpu": group})
+        monkeypatch.setattr("swarmbook.training.fleet._GROUP", {"cpu": group})
         logits = fleet.logits(tokens[..., :-1], cells)  # [R, N, T, V]
         labels = torch.as_tensor(tokens[..., 1:])
         nats = torch.nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
@@ -231,7 +232,7 @@ def test_heads_that_take_unequal_shares_are_refused(heads):
 def test_gradients_do_not_depend_on_stages_never_visited():
     """NoLoCo's routing: what replica r learns depends on the replicas that its microbatches went through, no others."""
     fleet, tokens = disturbed(fleet_of(range(8))), batch(replicas=8, microbatches=2)
-    cells = route.random_replicas(8, S, 2, np.random.default_rng(0))
+    cells = routing.random_replicas(8, S, 2, np.random.default_rng(0))
     fleet.gradients(tokens, cells)
     before = {s: [fleet.stage_gradient(r, s)["qkv"].clone() for r in range(8)] for s in (0, 1)}
     for q in range(8):
@@ -372,7 +373,7 @@ def test_loss_is_chunked_and_shared(monkeypatch):
     fleet = disturbed(fleet_of())
     tokens = batch(microbatches=5).reshape(R, 5 * B, T + 1)
     whole = fleet.loss(tokens, per_sequence=True)  # [R, N]
-    monkeypatch.setattr("swarmbook.fleet._BLOCK", {"cpu": 3 * T * SHAPE.vocabulary})
+    monkeypatch.setattr("swarmbook.training.fleet._BLOCK", {"cpu": 3 * T * SHAPE.vocabulary})
     torch.testing.assert_close(fleet.loss(tokens, per_sequence=True), whole, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(fleet.loss(tokens), whole.mean(1), rtol=1e-6, atol=1e-6)
     shared = fleet.loss(tokens[:1], per_sequence=True)
@@ -383,8 +384,8 @@ def test_loss_is_chunked_and_shared(monkeypatch):
 def test_stage_by_stage_is_the_whole_model(monkeypatch):
     fleet, tokens = disturbed(fleet_of()), batch()[:, 0]  # [R, B, T + 1]
     for size in (1 << 20, 1):  # all at once; one replica and sequence at a time
-        monkeypatch.setattr("swarmbook.fleet._GROUP", {"cpu": size})
-        monkeypatch.setattr("swarmbook.fleet._BLOCK", {"cpu": size})
+        monkeypatch.setattr("swarmbook.training.fleet._GROUP", {"cpu": size})
+        monkeypatch.setattr("swarmbook.training.fleet._BLOCK", {"cpu": size})
         x = fleet.embed(tokens[..., :-1])
         entered = []
         for s in range(S):
@@ -392,14 +393,14 @@ def test_stage_by_stage_is_the_whole_model(monkeypatch):
             x = fleet.apply(s, x)
         losses = fleet.head_loss(x, tokens[..., 1:])
         torch.testing.assert_close(losses, fleet.loss(tokens), rtol=1e-6, atol=1e-6)
-        logits = model.logits(x.flatten(1, 2), fleet.outer["norm"], fleet.outer["head"]).view(R, B, T, -1)
+        logits = llama.logits(x.flatten(1, 2), fleet.outer["norm"], fleet.outer["head"]).view(R, B, T, -1)
         torch.testing.assert_close(logits, fleet.logits(tokens[..., :-1]), rtol=1e-5, atol=1e-5)
         skipped = fleet.apply(3, fleet.apply(1, entered[1]))
         route = in_order()[:, :, :1]
         route[2, ..., 1] = -1
-        wanted = fleet.loss(tokens, route)
+        wanted = fleet.loss(tokens, routing)
         torch.testing.assert_close(fleet.head_loss(skipped, tokens[..., 1:]), wanted, rtol=1e-6, atol=1e-6)
-    cos, sin = model.rotary(T, SHAPE.head_width, torch.device("cpu"))
+    cos, sin = llama.rotary(T, SHAPE.head_width, torch.device("cpu"))
     for r in range(R):
         y = fleet.ends(r)["embedding"][torch.as_tensor(tokens[r, :, :-1])]
         for s in range(S):

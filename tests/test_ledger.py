@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from swarmbook import data
 from swarmbook.config import run_config
-from swarmbook.fleet import Fleet
-from swarmbook.ledger import ENTRIES, Ledger, bytes_of, flops
-from swarmbook.model import Shape
-from swarmbook.recovery import RULES
+from swarmbook.data import tokenization
+from swarmbook.methods.costs import ENTRIES, Ledger, bytes_of
+from swarmbook.methods.model_size import Shape, flops
+from swarmbook.methods.recovery import RULES
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
+from swarmbook.training.fleet import Fleet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,7 +20,7 @@ TINY = {
     "data": "stories_toy", "stages": S, "layers_per_stage": LAYERS, "width": D, "heads": 2, "hidden": H, "sequence": T,
     "microbatches": 2, "batch": 1, "steps": STEPS, "log_every": 10, "evaluate_every": 20, "held_out": 1,
 }  # fmt: skip
-V = data.tokenizer("swarmbook").get_vocab_size()
+V = tokenization.tokenizer("swarmbook").get_vocab_size()
 STAGE = 4 * LAYERS * (4 * D * D + 3 * D * H + 2 * D)  # bytes of fp32: attention, SwiGLU, two norms
 ENDS = 4 * (2 * V * D + D)  # embedding, head, norm
 ALL = S * STAGE + ENDS

@@ -6,17 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmbook.errors import ConfigError
-from swarmbook.matching import (
+from swarmbook.methods.gossip_groups import (
     MATCHINGS,
     deal,
     mixing,
     partners,
     random_groups,
-    random_replicas,
     released_groups,
-    released_route,
 )
-from swarmbook.route import in_order
+from swarmbook.methods.routing import in_order, permuted_replicas, released_route
 
 RNG = np.random.default_rng(0)
 
@@ -69,7 +67,7 @@ def test_released_routes_compose_over_stages():
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4), st.integers(0, 100))
 def test_random_routes_load_every_cell_alike(replicas, stages, microbatches, seed):
     for cells in (
-        random_replicas(replicas, stages, microbatches, np.random.default_rng(seed)),
+        permuted_replicas(replicas, stages, microbatches, np.random.default_rng(seed)),
         released_route(replicas, stages, microbatches, processed=seed),
     ):
         assert cells.shape == (stages, replicas, microbatches, 2)
@@ -81,11 +79,11 @@ def test_random_routes_load_every_cell_alike(replicas, stages, microbatches, see
 
 @pytest.mark.parametrize(("replicas", "stages"), [(4, 1), (1, 3)])
 def test_without_choice_the_random_route_is_in_order(replicas, stages):
-    np.testing.assert_array_equal(random_replicas(replicas, stages, 2, RNG), in_order(replicas, stages, 2, RNG))
+    np.testing.assert_array_equal(permuted_replicas(replicas, stages, 2, RNG), in_order(replicas, stages, 2, RNG))
 
 
 def test_random_routes_reach_all_replicas_alike():
-    cells = random_replicas(4, 3, 4000, np.random.default_rng(1))
+    cells = permuted_replicas(4, 3, 4000, np.random.default_rng(1))
     for position in (1, 2):
         for home in range(4):
             counts = np.bincount(cells[position, home, :, 0], minlength=4)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from swarmbook.fleet import Fleet
-from swarmbook.model import Shape
+from swarmbook.methods.model_size import Shape
+from swarmbook.training.fleet import Fleet
 
 SHAPE = Shape(stages=2, layers_per_stage=2, width=32, heads=4, hidden=56, vocabulary=67)
 

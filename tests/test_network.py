@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmbook import network
 from swarmbook.errors import ConfigError, DataError
-from swarmbook.network import PLACES, SKIPPIPE, SKIPPIPE_FIRST, Network, links
+from swarmbook.simulation import network
+from swarmbook.simulation.network import PLACES, SKIPPIPE, SKIPPIPE_FIRST, Network, links
 
 SEVEN = Network.over("seven", 21)
 ACTIVATIONS = 8 * 1024 * 1024 * 4  # CheckFree: 8 sequences of 1,024 tokens, width 1,024, fp32

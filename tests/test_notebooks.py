@@ -20,8 +20,8 @@ import pytest
 from nbformat import NotebookNode
 from PIL import Image
 
-from swarmbook import papers
-from swarmbook.claims import MIMETYPE
+from swarmbook.analysis.claims import MIMETYPE
+from swarmbook.reproduction import execution, papers, publishing
 
 ROOT = Path(__file__).parents[1]
 RECORDS = papers.records(ROOT / "papers")
@@ -37,7 +37,7 @@ def flaws(notebook: NotebookNode, profile: str = "") -> Iterator[str]:
     tags = [cell.metadata.get("tags", []) for cell in code]
     if sum("parameters" in row for row in tags) != 1:
         yield "one cell must have the tag `parameters`"
-    injected = [cell.source for cell, row in zip(code, tags, strict=True) if papers.INJECTED in row]
+    injected = [cell.source for cell, row in zip(code, tags, strict=True) if publishing.INJECTED in row]
     if injected != ([f'# Parameters\nprofile = "{profile}"'] if profile else []):
         yield "holds other injected parameters than its profile's; commit what `swarmbook run --record` writes"
     counts = [cell.execution_count for cell in code]
@@ -62,7 +62,7 @@ def stale(record: papers.Paper) -> list[str]:
         [
             (cell.id, cell.cell_type, cell.source, cell.metadata.get("tags", []))
             for cell in nbformat.read(path, as_version=4).cells
-            if papers.INJECTED not in cell.metadata.get("tags", [])
+            if publishing.INJECTED not in cell.metadata.get("tags", [])
         ]
         for path in (record.notebook, record.notebook.with_name(f"{name}.ipynb"))
     )
@@ -105,7 +105,7 @@ def committed(toy) -> Path:
     )
     path = toy("toy", (figure, "figure 1"), (table, "table 1"), (slow, ""), (claim, ""))
     paper = papers.read(path)
-    papers.commit(paper, papers.execute(paper).notebook)
+    publishing.commit(paper, execution.execute(paper).notebook)
     return path
 
 
@@ -121,7 +121,7 @@ def test_records_at_other_profiles_are_of_the_code_beside_them():
 def test_a_record_of_other_code_is_noticed(committed):
     paper = papers.read(committed)
     record = papers.at(paper, "smoke")
-    papers.commit(record, papers.execute(paper, {"profile": "smoke"}).notebook)
+    publishing.commit(record, execution.execute(paper, {"profile": "smoke"}).notebook)
     before, stored = committed.read_text(), nbformat.read(record.notebook, as_version=4)
     assert stale(record) == [] == list(flaws(stored, "smoke"))
     assert next(flaws(stored)).startswith("holds other injected parameters")
@@ -146,7 +146,7 @@ def test_a_record_of_other_code_is_noticed(committed):
 def test_a_picture_beside_a_notebook_is_one_of_its_figures(kept):
     """Else renew it with `swarmbook run --record`."""
     notebook = nbformat.read(kept.with_name(f"{kept.parent.name}.ipynb"), as_version=4)
-    assert papers.pictures(notebook)[kept.stem.replace("-", " ")] == kept.read_bytes()
+    assert publishing.pictures(notebook)[kept.stem.replace("-", " ")] == kept.read_bytes()
 
 
 @each_notebook
@@ -154,7 +154,7 @@ def test_notebook_runs_from_nothing(path, tmp_path):
     """With nothing recorded or stored, at the smallest profile: every figure is drawn, every claim judged."""
     paper = papers.read(path)
     environment = {"SWARMBOOK_STORE": str(tmp_path / "store"), "SWARMBOOK_FRESH": "1"}
-    done = papers.execute(paper, {"profile": "smoke"}, tmp_path / "runs", environment)
+    done = execution.execute(paper, {"profile": "smoke"}, tmp_path / "runs", environment)
     executed = nbformat.read(done.notebook, as_version=4)
     executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     for cell in executed.cells:

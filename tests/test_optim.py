@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from swarmbook.fleet import Fleet
-from swarmbook.model import Shape
-from swarmbook.optim import Adam, schedule
+from swarmbook.methods.model_size import Shape
+from swarmbook.training.adam import Adam, schedule
+from swarmbook.training.fleet import Fleet
 
 SHAPE = Shape(stages=3, layers_per_stage=2, width=8, heads=2, hidden=12, vocabulary=19)
 R, S = 2, SHAPE.stages

@@ -8,15 +8,15 @@ import nbformat
 import pytest
 from conftest import FIGURE
 
-from swarmbook import papers
-from swarmbook.claims import MIMETYPE, Claim
-from swarmbook.papers import NotebookError, UsageError
+from swarmbook.analysis.claims import MIMETYPE, Claim
+from swarmbook.errors import NotebookError, UsageError
+from swarmbook.reproduction import execution, papers, publishing
 
 CLAIM = Claim("T1", "toys work", "3", "3", "holds")
 
 
 def run(path: Path, **parameters):
-    return papers.execute(papers.read(path), parameters)
+    return execution.execute(papers.read(path), parameters)
 
 
 def files_below(folder: Path) -> set[str]:
@@ -39,7 +39,7 @@ def test_what_is_recorded_at_other_profiles_follows_its_paper(toy):
     toy("other")
     paper = papers.read(path)
     for profile in ("smoke", "gpu"):
-        papers.commit(papers.at(paper, profile), papers.execute(paper, {"profile": profile}).notebook)
+        publishing.commit(papers.at(paper, profile), execution.execute(paper, {"profile": profile}).notebook)
     (path.parent / "runs.gpu").mkdir()
     (path.parent / "runs.gpu" / "a.parquet").touch()
     assert list(papers.discover()) == ["other", "toy"]
@@ -55,7 +55,7 @@ def test_what_is_recorded_at_other_profiles_follows_its_paper(toy):
     assert gpu.beside("provenance.json") == path.with_name("provenance.gpu.json")
     assert papers.at(paper, None) == papers.at(paper, "cpu") == paper
     assert nbformat.read(gpu.notebook, 4).cells[-1].outputs[0].text == "gpu\n"
-    assert papers.read(papers.execute(gpu).notebook).name == "toy.gpu"  # by itself, with the profile that it sets
+    assert papers.read(execution.execute(gpu).notebook).name == "toy.gpu"  # by itself, with the profile that it sets
 
     def chosen(*names):
         return [record.name for record in papers.chosen(names, known)]
@@ -156,7 +156,7 @@ def test_the_kernel_is_this_interpreter_in_the_notebooks_folder(toy, tmp_path, m
         ("import os, sys; print(sys.executable, os.getcwd(), os.environ['EXTRA'], sep='\\n')", ""),
         ("import matplotlib.pyplot as plt; _ = plt.plot([1, 2])", ""),
     )
-    done = papers.execute(papers.read(path), environment={"EXTRA": "yes"})
+    done = execution.execute(papers.read(path), environment={"EXTRA": "yes"})
     said, drawn = nbformat.read(done.notebook, 4).cells[-2:]
     assert said.outputs[0].text.split("\n")[:3] == [sys.executable, str(path.parent), "yes"]
     assert "image/png" in drawn.outputs[0].data
@@ -197,16 +197,16 @@ def test_a_dead_kernel_is_named(toy, tmp_path):
 def test_progress_tells_cells_figure_and_last_line(toy):
     path = toy("toy", ("print('a'); print('b\\rc')", "figure 4a"), ("2", ""))
     seen = []
-    papers.execute(papers.read(path), {"steps": 5}, progress=lambda *told: seen.append(told))
+    execution.execute(papers.read(path), {"steps": 5}, progress=lambda *told: seen.append(told))
     assert seen == [(0, 3, "", ""), (1, 3, "figure 4a", ""), (1, 3, "figure 4a", "c"), (2, 3, "", "")]
 
 
 def test_committing_twice_gives_the_same_bytes(toy):
     path = toy()
     paper = papers.read(path)
-    papers.commit(paper, papers.execute(paper).notebook)
+    publishing.commit(paper, execution.execute(paper).notebook)
     first = path.read_text()
-    papers.commit(paper, papers.execute(paper).notebook)
+    publishing.commit(paper, execution.execute(paper).notebook)
     assert path.read_text() == first
     assert "papermill" not in first and str(path.parent) not in first
     assert papers.read(path).claims == (CLAIM,)
@@ -219,14 +219,14 @@ def test_a_record_at_another_profile_is_committed_beside_and_the_same_each_time(
     picture.write_bytes(b"of the default profile")
     paper, before = papers.read(path), path.read_bytes()
     record = papers.at(paper, "smoke")
-    papers.commit(record, papers.execute(paper, {"profile": "smoke"}).notebook)
+    publishing.commit(record, execution.execute(paper, {"profile": "smoke"}).notebook)
     first = record.notebook.read_bytes()
-    papers.commit(record, papers.execute(paper, {"profile": "smoke"}).notebook)
+    publishing.commit(record, execution.execute(paper, {"profile": "smoke"}).notebook)
     assert record.notebook.read_bytes() == first
     assert (path.read_bytes(), picture.read_bytes()) == (before, b"of the default profile")
     (injected,) = [cell for cell in nbformat.read(record.notebook, 4).cells if cell.id == "injected-parameters"]
     assert injected.source == '# Parameters\nprofile = "smoke"'
-    again = papers.execute(papers.read(record.notebook))  # as verification does
+    again = execution.execute(papers.read(record.notebook))  # as verification does
     assert "papermill" not in first.decode() and papers.read(again.notebook).figures == ("figure 4a",)
 
 
@@ -235,8 +235,8 @@ def test_committing_renews_the_pictures_kept_beside_the_notebook(toy):
     kept = path.with_name("figure-4a.png")
     kept.touch()
     paper = papers.read(path)
-    papers.commit(paper, papers.execute(paper).notebook)
-    shown = papers.pictures(nbformat.read(path, 4))
+    publishing.commit(paper, execution.execute(paper).notebook)
+    shown = publishing.pictures(nbformat.read(path, 4))
     assert set(shown) == {"figure 4a", "figure 4c"} and shown["figure 4a"] != shown["figure 4c"]
     assert kept.read_bytes() == shown["figure 4a"]
     assert not path.with_name("figure-4c.png").exists()
@@ -245,14 +245,14 @@ def test_committing_renews_the_pictures_kept_beside_the_notebook(toy):
 def test_an_execution_with_other_parameters_is_not_committed(toy):
     paper = papers.read(toy())
     record = papers.at(paper, "smoke")
-    more, default, smoke = (papers.execute(paper, values, folder=paper.notebook.parents[2] / str(n)) for n, values in
+    more, default, smoke = (execution.execute(paper, values, folder=paper.notebook.parents[2] / str(n)) for n, values in
                             enumerate(({"profile": "smoke", "steps": 4}, {}, {"profile": "smoke"})))  # fmt: skip
     for target, done in ((paper, more), (paper, smoke)):
         with pytest.raises(UsageError, match="other parameters than the default$"):
-            papers.commit(target, done.notebook)
+            publishing.commit(target, done.notebook)
     for target, done in ((record, more), (record, default), (papers.at(paper, "gpu"), smoke)):
         with pytest.raises(UsageError, match=f'the default and profile = "{target.profile}"$'):
-            papers.commit(target, done.notebook)
+            publishing.commit(target, done.notebook)
     assert list(papers.records()) == ["toy"]
 
 
@@ -279,6 +279,6 @@ def test_a_malformed_claim_is_named(row, message):
 
 
 def test_claims_and_the_library_agree():
-    claims = pytest.importorskip("swarmbook.claims")
+    claims = pytest.importorskip("swarmbook.analysis.claims")
     assert claims.MIMETYPE == MIMETYPE
     assert (claims.HOLDS, claims.FAILS, claims.UNDECIDED) == papers.VERDICTS

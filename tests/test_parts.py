@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from swarmbook.config import run_config
-from swarmbook.grid import grids
-from swarmbook.parts import cut, joined, table
+from swarmbook.distributed.mesh import grids
+from swarmbook.distributed.resharding import cut, joined, table
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,18 +6,19 @@ import pytest
 from hypothesis import given, settings
 
 from swarmbook.errors import ConfigError
-from swarmbook.payments import locks
+from swarmbook.payments import lock_conditions
 from swarmbook.payments.adversary import Silent
 from swarmbook.payments.channel import Change, Lock, Refused, State, close, commit, follow, prove
-from swarmbook.payments.costs import COSTS, cost, crossover, direct, lock_bound
+from swarmbook.payments.channel_update import Announce, Cosign
+from swarmbook.payments.closed_forms import COSTS, cost, crossover, direct, lock_bound
 from swarmbook.payments.encoding import encode
 from swarmbook.payments.lightning import Lightning, margin
+from swarmbook.payments.payment_network import PAID, Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.signatures import Certificate, Committee, Keys, Tally
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, causal_past, replayed, within
-from swarmbook.payments.syncpcn import SyncPCN, Timing
-from swarmbook.payments.updates import Announce, Cosign
-from swarmbook.payments.world import PAID, Topology, line
+from swarmbook.payments.syncpcn.timing import Timing
+from swarmbook.payments.syncpcn.world import SyncPCN
 
 MAKERS = {
     "Lightning, on the wire": lambda topology, **more: Lightning(topology, **more),
@@ -186,9 +187,9 @@ def test_a_tally_tells_once():
 
 @pytest.mark.parametrize("name", ["point", "mock", "hash"])
 def test_keys_of_a_path_open_it_backwards(name):
-    scheme, rng = locks.scheme(name), np.random.default_rng(0)
+    scheme, rng = lock_conditions.scheme(name), np.random.default_rng(0)
     r = scheme.secret(rng)
-    path = locks.path(scheme, scheme.lock(r), 4, rng)
+    path = lock_conditions.path(scheme, scheme.lock(r), 4, rng)
     key = scheme.upstream(r, -path.total)
     for i in (3, 2, 1, 0):
         assert scheme.opens(path.locks[i], key)
@@ -198,16 +199,16 @@ def test_keys_of_a_path_open_it_backwards(name):
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.integers(0, locks.ORDER - 1), st.integers(0, locks.ORDER - 1))
+@given(st.integers(0, lock_conditions.ORDER - 1), st.integers(0, lock_conditions.ORDER - 1))
 def test_adding_points_is_adding_keys(a, b):
-    points = locks.Points()
+    points = lock_conditions.Points()
     assert points.shifted(points.lock(a), b) == points.lock(a + b)
 
 
 def test_adding_points_at_the_edges():
-    points = locks.Points()
+    points = lock_conditions.Points()
     assert points.shifted(points.lock(5), 5) == points.lock(10)
-    assert points.shifted(points.lock(5), locks.ORDER - 5) is None
+    assert points.shifted(points.lock(5), lock_conditions.ORDER - 5) is None
     assert points.shifted(None, 3) == points.lock(3)
 
 

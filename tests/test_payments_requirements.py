@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from swarmbook.payments import adversary, psyncpcn, syncpcn
+from swarmbook.payments import adversary, psyncpcn
 from swarmbook.payments.adversary import (
     Careless,
     Equivocating,
@@ -43,14 +43,18 @@ from swarmbook.payments.attacks import (
     split_votes,
     synchronous_world,
 )
-from swarmbook.payments.costs import COSTS
+from swarmbook.payments.channel_update import Announce, Cosign, Propose
+from swarmbook.payments.closed_forms import COSTS
+from swarmbook.payments.payment_network import LOCKED, PAID, REFUNDED, Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.requirements import REQUIREMENTS, Watch, check, in_time, invariants
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, within
-from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing
-from swarmbook.payments.updates import Announce, Cosign, Propose
-from swarmbook.payments.world import LOCKED, PAID, REFUNDED, Topology, line
+from swarmbook.payments.syncpcn import messages
+from swarmbook.payments.syncpcn import world as world_module
+from swarmbook.payments.syncpcn.messages import Claim
+from swarmbook.payments.syncpcn.timing import Timing
+from swarmbook.payments.syncpcn.world import SyncPCN
 
 CI = dict(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -319,7 +323,7 @@ def test_a_claim_of_a_settled_lock_is_stale():
     (lock,) = state.locks
     world.run(until=20.0)
     assert world.outcomes(payment) == [PAID]
-    request = syncpcn.RefundRequest(0, syncpcn.prove(state, commitment, lock), signed[0])
+    request = messages.RefundRequest(0, world_module.prove(state, commitment, lock), signed[0])
     for member in world.members(0):
         world.sim.transmit(payer, member, request)
     world.run()
@@ -487,7 +491,7 @@ def test_a_sender_that_tells_wrong_things_does_not_break_other_peoples_channels(
 
     class Misleading(adversary.Fault):
         def outgoing(self, node, to, message):
-            if not (isinstance(message, syncpcn.Setup) and to.name == "u2"):
+            if not (isinstance(message, messages.Setup) and to.name == "u2"):
                 return [(to, message)]
             cid, lock = message.incoming
             wrong = {

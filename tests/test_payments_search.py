@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from swarmbook.payments.search import (
+from swarmbook.payments.impossibility import (
     ACTIONS,
     ENDLESS,
     ENTRIES,

@@ -5,35 +5,36 @@ import numpy as np
 import pytest
 
 from swarmbook.errors import ConfigError, DataError
-from swarmbook.payments import load, privacy, wan
+from swarmbook.payments import network_load, privacy, wan_latency
 from swarmbook.payments.lightning import loss
+from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.simulation import Simulation
-from swarmbook.payments.syncpcn import SyncPCN, Timing
-from swarmbook.payments.world import Topology, line
+from swarmbook.payments.syncpcn.timing import Timing
+from swarmbook.payments.syncpcn.world import SyncPCN
 
 
 def test_tables_of_delays():
-    places, aws = wan.delays("aws")
+    places, aws = wan_latency.delays("aws")
     assert aws.shape == (11, 11) and (aws == aws.T).all()
     assert aws[places.index("Oregon"), places.index("Virginia")] == 81 / 2
     assert aws[places.index("Frankfurt"), places.index("Sydney")] == 282 / 2
     assert (np.diag(aws) == 0.5).all()
-    assert wan.delays("azure")[1].shape == (48, 48) and (wan.delays("azure")[1] > 0).all()
+    assert wan_latency.delays("azure")[1].shape == (48, 48) and (wan_latency.delays("azure")[1] > 0).all()
     with pytest.raises(ConfigError, match="did you mean 'azure'"):
-        wan.delays("azur")
+        wan_latency.delays("azur")
 
 
 def test_a_damaged_table_is_named(tmp_path, monkeypatch):
     (tmp_path / "wan_delays.csv").write_text("table,place,rtt_ms\naws,Oregon,0 1\n")
-    monkeypatch.setattr(wan, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(wan_latency, "data_folder", lambda: tmp_path)
     with pytest.raises(DataError, match="restore it with git checkout"):
-        wan._measured("aws")
+        wan_latency._measured("aws")
 
 
 def test_with_everybody_at_one_place_latency_is_the_closed_form(monkeypatch):
-    monkeypatch.setattr(wan, "delays", lambda table: (("here",), np.array([[2.0]])))
-    times = wan.latencies("aws", 3, 1, 2, np.random.default_rng(0))
+    monkeypatch.setattr(wan_latency, "delays", lambda table: (("here",), np.array([[2.0]])))
+    times = wan_latency.latencies("aws", 3, 1, 2, np.random.default_rng(0))
     expected = {"Lightning": (9, 12), "SyncPCN": (9, 12), "PSyncPCN": (4, 6)}
     for kind, (safe, receipt) in expected.items():
         assert (times[kind, "receiver safe"] == 2 * safe).all() and (times[kind, "receipt"] == 2 * receipt).all()
@@ -41,8 +42,8 @@ def test_with_everybody_at_one_place_latency_is_the_closed_form(monkeypatch):
 
 def test_a_receipt_over_one_hop_of_lightning_is_two_round_trips():
     """Independent of the simulation: four one-way delays between two random places."""
-    times = wan.latencies("aws", 1, 1, 300, np.random.default_rng(0))["Lightning", "receipt"]
-    matrix = wan.delays("aws")[1]
+    times = wan_latency.latencies("aws", 1, 1, 300, np.random.default_rng(0))["Lightning", "receipt"]
+    matrix = wan_latency.delays("aws")[1]
     assert set(times) <= {4 * value for value in matrix.ravel()}
     assert abs(np.median(times) / np.median(4 * matrix) - 1) < 0.1
 
@@ -50,22 +51,22 @@ def test_a_receipt_over_one_hop_of_lightning_is_two_round_trips():
 @pytest.mark.parametrize(("table", "hops", "faulty"), [("aws", 1, 1), ("aws", 4, 2), ("azure", 3, 1), ("google", 2, 3)])
 def test_flows_across_the_world_take_what_messages_take(table, hops, faulty):
     """Order statistics against messages, one payment after the other, of 1,000 in all."""
-    messages = wan.latencies(table, hops, faulty, 250, np.random.default_rng(7))
-    flows = wan.flows(table, hops, faulty, 250, np.random.default_rng(7))
+    messages = wan_latency.latencies(table, hops, faulty, 250, np.random.default_rng(7))
+    flows = wan_latency.flows(table, hops, faulty, 250, np.random.default_rng(7))
     assert flows.keys() == messages.keys()
     for key, times in messages.items():
         np.testing.assert_allclose(flows[key], times, rtol=1e-12, err_msg=str(key))
 
 
 def test_flows_in_chunks_are_the_same(monkeypatch):
-    whole = wan.flows("aws", 2, 1, 50, np.random.default_rng(0))
-    monkeypatch.setattr(wan, "CHUNK", 7)
-    parts = wan.flows("aws", 2, 1, 50, np.random.default_rng(0))
+    whole = wan_latency.flows("aws", 2, 1, 50, np.random.default_rng(0))
+    monkeypatch.setattr(wan_latency, "CHUNK", 7)
+    parts = wan_latency.flows("aws", 2, 1, 50, np.random.default_rng(0))
     assert all((parts[key] == whole[key]).all() for key in whole)
 
 
 def test_jitter_is_heavy_tailed_and_capped():
-    values = wan.jitter(np.random.default_rng(0), 100_000)
+    values = wan_latency.jitter(np.random.default_rng(0), 100_000)
     assert values.min() == 0 and values.max() <= 500 and np.median(values) < 1 < np.quantile(values, 0.995)
 
 
@@ -77,7 +78,7 @@ def test_members_learn_amounts_in_psyncpcn_alone(kind, shows):
 
 def test_a_dispute_shows_the_amount_of_its_hop():
     from swarmbook.payments.adversary import Silent
-    from swarmbook.payments.updates import Announce, Cosign
+    from swarmbook.payments.channel_update import Announce, Cosign
 
     world = SyncPCN(line(2, balance=1000), sim=Simulation(trace=True))
     world.corrupt(world.party("u0"), Silent(kinds=(Cosign, Announce), when=lambda m: m.seq > 1))
@@ -104,36 +105,36 @@ def test_times_of_flows_are_those_of_messages():
     for i in range(3):
         sends = [e for e in world.sim.trace if e.what == "send" and e.kind == "Propose" and e.message.cid == i]
         notes = [e.time for e in world.sim.trace if e.what == "note" and e.message == "hop settled"]
-        profile = load.PROFILES["SyncPCN"]
+        profile = network_load.PROFILES["SyncPCN"]
         assert sends[0].time == profile.locked(3, i)
         assert profile.freed(3, i) in notes
     last = world.timing.expiries(0.0, 3)
     for i in range(3):
-        assert load.PROFILES["SyncPCN"].stuck(3, i, 1.0) == last[i] + 4
+        assert network_load.PROFILES["SyncPCN"].stuck(3, i, 1.0) == last[i] + 4
 
 
 def network():
-    return load.graph(60, np.random.default_rng(0))
+    return network_load.graph(60, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("name", load.PROFILES)
+@pytest.mark.parametrize("name", network_load.PROFILES)
 def test_flows_keep_all_coins(name):
     net = network()
     coins = sum(sum(net.edges[edge]["balance"].values()) for edge in net.edges)
-    payments = load.poisson(50, 20, 60, np.random.default_rng(1))
+    payments = network_load.poisson(50, 20, 60, np.random.default_rng(1))
     for silent in (frozenset(), frozenset(range(5))):
-        outcome = load.simulate(net, load.PROFILES[name], payments, silent=silent)
+        outcome = network_load.simulate(net, network_load.PROFILES[name], payments, silent=silent)
         assert outcome.coins == pytest.approx(coins)
         assert 0 < outcome.paid <= outcome.routed <= outcome.sent == len(payments)
 
 
 def test_paths_are_searched_once_for_all_simulations_of_a_network(monkeypatch):
-    net, payments, paths = network(), load.poisson(50, 20, 60, np.random.default_rng(1)), {}
-    alone = [load.simulate(net, profile, payments) for profile in load.PROFILES.values()]
-    load.simulate(net, load.PROFILES["Lightning"], payments, paths=paths)
-    monkeypatch.setattr(load.networkx, "shortest_path", None)
-    for profile, wanted in zip(load.PROFILES.values(), alone, strict=True):
-        outcome = load.simulate(net, profile, payments, paths=paths)
+    net, payments, paths = network(), network_load.poisson(50, 20, 60, np.random.default_rng(1)), {}
+    alone = [network_load.simulate(net, profile, payments) for profile in network_load.PROFILES.values()]
+    network_load.simulate(net, network_load.PROFILES["Lightning"], payments, paths=paths)
+    monkeypatch.setattr(network_load.networkx, "shortest_path", None)
+    for profile, wanted in zip(network_load.PROFILES.values(), alone, strict=True):
+        outcome = network_load.simulate(net, profile, payments, paths=paths)
         assert outcome.seconds.tolist() == wanted.seconds.tolist() and outcome.locked == wanted.locked
 
 
@@ -141,21 +142,25 @@ def test_a_single_flow_takes_what_one_payment_takes():
     net = network()
     edge = next((a, b) for a, b in net.edges if net.edges[a, b]["balance"][a] > 5)
     for name, receipt in (("Lightning", 0.4), ("PSyncPCN", 0.2)):
-        outcome = load.simulate(net, load.PROFILES[name], [(0.0, *edge, 1.0)])
+        outcome = network_load.simulate(net, network_load.PROFILES[name], [(0.0, *edge, 1.0)])
         assert outcome.seconds.tolist() == [pytest.approx(receipt)]
-        assert outcome.locked == pytest.approx(load.collateral(load.PROFILES[name], 1, 0.1, 10.0, False))
+        assert outcome.locked == pytest.approx(
+            network_load.collateral(network_load.PROFILES[name], 1, 0.1, 10.0, False)
+        )
 
 
 def test_flows_over_a_network_are_those_of_messages():
     """1,000 common payments that compete for coins: nearly the same succeed, and the median latency is within 2 %."""
-    network = load.graph(30, np.random.default_rng(3), links=2, median=60.0)
+    network = network_load.graph(30, np.random.default_rng(3), links=2, median=60.0)
     for edge in network.edges:
         both = network.edges[edge]["balance"]
         network.edges[edge]["balance"] = {end: int(coins) for end, coins in both.items()}
-    payments = [(t, a, b, max(1, int(x))) for t, a, b, x in load.poisson(2, 500, 30, np.random.default_rng(4), 10.0)]
+    payments = [
+        (t, a, b, max(1, int(x))) for t, a, b, x in network_load.poisson(2, 500, 30, np.random.default_rng(4), 10.0)
+    ]
     channels = [(f"p{a}", f"p{b}", d["balance"][a], d["balance"][b]) for a, b, d in network.edges(data=True)]
     for kind, more in ((SyncPCN, {"timing": Timing(10.0)}), (PSyncPCN, {})):
-        flow = load.simulate(network, load.PROFILES[kind.name], payments)
+        flow = network_load.simulate(network, network_load.PROFILES[kind.name], payments)
         world = kind(Topology(tuple(channels)), sim=Simulation(lambda *_: 0.1), **more)
         for time, a, b, amount in payments:
             path = networkx.shortest_path(network, a, b)
@@ -170,9 +175,11 @@ def test_flows_over_a_network_are_those_of_messages():
 
 
 def test_silent_parties_lock_coins_for_hours_in_lightning_and_not_at_all_in_psyncpcn():
-    net, payments = network(), load.poisson(20, 20, 60, np.random.default_rng(1))
+    net, payments = network(), network_load.poisson(20, 20, 60, np.random.default_rng(1))
     silent = frozenset(range(3))
-    locked = {n: load.simulate(net, p, payments, silent=silent).locked for n, p in load.PROFILES.items()}
+    locked = {
+        n: network_load.simulate(net, p, payments, silent=silent).locked for n, p in network_load.PROFILES.items()
+    }
     assert locked["Lightning"] > 100 * locked["SyncPCN"] > 100 * locked["PSyncPCN"]
 
 
@@ -180,8 +187,8 @@ def test_committee_sizes_of_a_population():
     """The binomial tail, summed by hand for m = 4."""
     p = 0.1
     by_hand = 1 - (1 - p) ** 4 - 4 * p * (1 - p) ** 3
-    assert load.committee_breaks(4, p) == pytest.approx(by_hand)
-    assert load.committee_breaks(61, 0.05) < 1e-12
+    assert network_load.committee_breaks(4, p) == pytest.approx(by_hand)
+    assert network_load.committee_breaks(61, 0.05) < 1e-12
 
 
 def test_congestion_defeats_a_fixed_margin():

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from skippipe import CASES, instance, instances, released
 
 from swarmbook.errors import ConfigError, PlanError
-from swarmbook.pipeline import RULES, Pipeline, Plan, Rules, replay
-from swarmbook.planner import blind
+from swarmbook.planning.annealing import blind
+from swarmbook.planning.pipeline import RULES, Pipeline, Plan, Rules
+from swarmbook.planning.replay import replay
 
 NAMES = dict(zip(("fifo", "bwd", "rem"), RULES, strict=True))
 TIES = {  # values of another simulator that it gets by rounding: see the tests of ties

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from swarmbook import placement
 from swarmbook.errors import ConfigError
-from swarmbook.network import SKIPPIPE, SKIPPIPE_FIRST, Network
-from swarmbook.placement import (
+from swarmbook.planning import placement
+from swarmbook.planning.placement import (
     align,
     bottleneck,
     dtfm_score,
@@ -26,6 +25,7 @@ from swarmbook.placement import (
     tour,
     ways,
 )
+from swarmbook.simulation.network import SKIPPIPE, SKIPPIPE_FIRST, Network
 
 CASES = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())["cases"]
 TABLES = {"gcp": "google with slip", "gcp_nl_london_fixed": "google repaired"}

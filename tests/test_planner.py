@@ -12,13 +12,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from skippipe import CASES, instance, instances, released
 
-from swarmbook import bounds, planner
-from swarmbook.bounds import closed_form, lower_bound, proven, round_trips
-from swarmbook.conflicts import conflict_search
 from swarmbook.errors import ConfigError, PlanError
-from swarmbook.pipeline import TICK, Pipeline, Plan, Rules, replay
-from swarmbook.planner import PLANNERS, blind, cost, full_pipelines, planned, search
-from swarmbook.store import Store
+from swarmbook.planning import bounds, planners
+from swarmbook.planning.annealing import blind, search
+from swarmbook.planning.bounds import closed_form, lower_bound, proven, round_trips
+from swarmbook.planning.conflict_based_search import conflict_search
+from swarmbook.planning.encoding import cost
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan, Rules
+from swarmbook.planning.planners import PLANNERS, full_pipelines, planned
+from swarmbook.planning.replay import replay
+from swarmbook.records.store import Store
 
 DTFM = [
     *(("C", "event_sim_9", False, 9, 3), ("C", "event_sim_full", False, None, 3)),
@@ -220,7 +223,7 @@ def smallest(pipeline: Pipeline) -> dict:
     """What searches find, small enough to compare to the last digit."""
     annealed, by_conflicts = search(pipeline, rng(), moves=2000), conflict_search(pipeline, expand=300)
     return {
-        "versions": [planner.VERSION, bounds.VERSION],
+        "versions": [planners.VERSION, bounds.VERSION],
         "annealing": [annealed.makespan, annealed.plan.paths],
         "conflict-based": [by_conflicts.makespan, by_conflicts.plan.paths],
         "bound": lower_bound(pipeline, effort=0.2, nodes=1),
@@ -254,8 +257,8 @@ def test_a_plan_is_searched_once(how, store, monkeypatch):
         direct.plan, direct.makespan, direct.moves, direct.ended,
     )  # fmt: skip
     assert [(moves, span) for moves, _, span in found.history] == [(moves, span) for moves, _, span in direct.history]
-    monkeypatch.setattr("swarmbook.planner.search", never)
-    monkeypatch.setattr("swarmbook.conflicts.conflict_search", never)
+    monkeypatch.setattr("swarmbook.planning.annealing.search", never)
+    monkeypatch.setattr("swarmbook.planning.conflict_based_search.conflict_search", never)
     assert planned(instance("S"), how, **limits) == found
     other = [{"seed": 1}, {"start": direct.plan}, {"moves": 501}] if how == "annealing" else [{"expand": 201}]
     for more in other:
@@ -299,7 +302,7 @@ def test_a_bound_is_proven_once(store, monkeypatch):
     pipeline = instance("S", microbatches=2)
     bound = proven(pipeline, effort=0.2, nodes=1)
     assert bound == lower_bound(pipeline, effort=0.2, nodes=1) >= closed_form(pipeline).max()
-    monkeypatch.setattr("swarmbook.bounds.lower_bound", never)
+    monkeypatch.setattr("swarmbook.planning.bounds.lower_bound", never)
     assert proven(pipeline, effort=0.2, nodes=1) == bound
     with pytest.raises(AssertionError, match="although"):
         proven(pipeline, effort=0.3, nodes=1)

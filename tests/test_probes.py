@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from swarmbook import model, probes
 from swarmbook.config import grid, run_config
-from swarmbook.fleet import Fleet
-from swarmbook.model import Shape
-from swarmbook.probes import JUMP_RULES, PROBES
-from swarmbook.recovery import RULES, Lost
+from swarmbook.methods import measurements
+from swarmbook.methods.measurements import JUMP_RULES, PROBES
+from swarmbook.methods.model_size import Shape
+from swarmbook.methods.recovery import RULES, Lost
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
+from swarmbook.training import llama
+from swarmbook.training.fleet import Fleet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -208,13 +209,13 @@ def test_one_layer_that_only_changes_its_sign_points_the_other_way():
 
 def walk(pack, row, stages, sources):
     """What enters each of `stages` of one replica in order, and the updates of `sources` there; plain model calls."""
-    cos, sin = model.rotary(T, SHAPE.head_width, torch.device("cpu"))
+    cos, sin = llama.rotary(T, SHAPE.head_width, torch.device("cpu"))
     found = {}
 
     def through(stage, x):
         weights = pack.fleet.stage(row, stage)
         for j in range(SHAPE.layers_per_stage):
-            x = model.layer(x, *(w[j : j + 1] for w in weights.values()), cos, sin)[0]
+            x = llama.layer(x, *(w[j : j + 1] for w in weights.values()), cos, sin)[0]
         return x
 
     x = pack.fleet.ends(row)["embedding"][pack.held_out[0, :, :-1]].view(1, N * T, SHAPE.width)
@@ -280,7 +281,7 @@ def test_the_lost_weights_cannot_be_read(pack, monkeypatch):
 
 def test_a_sample_of_the_held_out_sequences_will_do(pack, monkeypatch):
     whole = {name: table(pack, name) for name in NAMES}
-    monkeypatch.setattr(probes, "SEQUENCES", 2)
+    monkeypatch.setattr(measurements, "SEQUENCES", 2)
     sampled = {name for name in NAMES if table(pack, name) != whole[name]}
     assert sampled == {"pair jump", "similarity", "re-initialisation error"}
 
@@ -481,7 +482,7 @@ def test_averaging_leaves_the_fleet_as_it_was_even_after_a_failure(far_apart, mo
 
 
 def test_a_partial_model_is_the_route_without_those_stages(pack, monkeypatch):
-    monkeypatch.setattr(probes, "SEQUENCES", 4)  # of 6: in two parts
+    monkeypatch.setattr(measurements, "SEQUENCES", 4)  # of 6: in two parts
     rows = list(PROBES["partial model"](pack, [2, 0]))
     found = {(i, metric, label): value for i, metric, stage, label, value in rows if stage == 0}
     labels = ["", *"234", "2 3", "2 4", "3 4", "2 3 4"]
@@ -510,10 +511,10 @@ def test_a_partial_model_computes_what_walks_share_once_and_changes_nothing(pack
 
 @pytest.mark.parametrize("stages", [1, 2, 6, 12, 20])
 def test_stages_are_left_out_equally_often(stages):
-    sets = probes.subsets(stages)
-    assert len(set(sets)) == len(sets) and sets == probes.subsets(stages)
+    sets = measurements.subsets(stages)
+    assert len(set(sets)) == len(sets) and sets == measurements.subsets(stages)
     for size in range(stages):
         some = [left_out for left_out in sets if len(left_out) == size]
-        assert len(some) == min(probes.SUBSETS, comb(stages - 1, size))
+        assert len(some) == min(measurements.SUBSETS, comb(stages - 1, size))
         counts = [sum(stage in left_out for left_out in some) for stage in range(stages)]
         assert counts[0] == 0 and max(counts[1:], default=0) - min(counts[1:], default=0) <= 1

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from swarmbook import data, papers
 from swarmbook.config import RunConfig, grid, run_config
-from swarmbook.planner import search
+from swarmbook.data import batches, tokenization
+from swarmbook.planning.annealing import search
+from swarmbook.reproduction import papers
 
 PAPERS = papers.discover()
 NARROW = {"width": 8, "heads": 2, "hidden": 8, "sequence": 4, "batch": 1, "tokenizer": "bytes", "data_limit": None}
@@ -74,7 +75,9 @@ def until_training(name: str, profile: str) -> tuple[list[RunConfig], dict]:
         patch.setenv("SWARMBOOK_STORE", store)
         patch.chdir(PAPERS[name].notebook.parent)
         patch.setattr("swarmbook.runs.run", stop)
-        patch.setattr("swarmbook.planner.search", lambda *given, **named: search(*given, **{**named, "moves": 200}))
+        patch.setattr(
+            "swarmbook.planning.annealing.search", lambda *given, **named: search(*given, **{**named, "moves": 200})
+        )
         with pytest.raises(Reached) as reached:
             for cell in nbformat.read(PAPERS[name].notebook, as_version=4).cells:
                 if cell.cell_type == "code":
@@ -115,8 +118,8 @@ def test_a_gpu_needs_no_hub_and_has_all_the_text_that_its_runs_ask_for(name):
     for run in runs_of(name, "gpu"):
         for domain in (run.data, *run.evaluate_on):
             assert "hub:" not in domain
-            held_out = data.tokens(domain, "validation", run.tokenizer)
-            assert len(data.held_out(held_out, run.sequence, run.held_out)) == run.held_out
+            held_out = tokenization.tokens(domain, "validation", run.tokenizer)
+            assert len(batches.held_out(held_out, run.sequence, run.held_out)) == run.held_out
 
 
 def test_a_gpu_has_all_the_text_that_ensembles_are_scored_on():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swarmbook.errors import StoreError
-from swarmbook.progress import Progress
+from swarmbook.records.checkpoint import Progress
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from swarmbook import papers, provenance, verify
 from swarmbook.config import run_config
-from swarmbook.papers import NotebookError
-from swarmbook.runs import computed, run
-from swarmbook.store import Store, key_of
+from swarmbook.errors import NotebookError
+from swarmbook.records.computed import computed
+from swarmbook.records.store import Store, key_of
+from swarmbook.reproduction import execution, lineage, papers, publishing, recorded_runs
+from swarmbook.runs import run
 
 PAPERS = papers.discover(Path(__file__).parents[1] / "papers")
 TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
@@ -19,7 +20,7 @@ TINY |= dict(steps=4, evaluate_every=2, log_every=2, held_out=4)
 TABLE = {"experts": [run_config(**TINY).key], "version": 1}
 CELLS = {  # what stands in a cell, and the seeds of the runs that it stands on; "table" for the recorded table
     "set-up": (
-        "import pandas as pd\nfrom swarmbook.config import grid\nfrom swarmbook.runs import computed, run\n",
+        "import pandas as pd\nfrom swarmbook.config import grid\nfrom swarmbook.records.computed import computed; from swarmbook.runs import run\n",
         [],
     ),
     "load": (f"runs = run(grid({TINY}, seed=range(3)), device='cpu')\nheld = {{'all': runs}}", []),
@@ -66,75 +67,75 @@ def ids(paper: papers.Paper) -> dict[str, str]:
 
 
 def test_each_cell_stands_on_what_it_reads_and_no_more(paper):
-    found = provenance.keys_of_cells([paper])["toy"]
+    found = lineage.keys_of_cells([paper])["toy"]
     for tag, cell in ids(paper).items():
         if tag in CELLS:
             assert found.get(cell, frozenset()) == seeds(CELLS[tag][1]), tag
 
 
 def test_what_is_kept_holds_for_its_code_and_record_alone(paper):
-    assert provenance.kept(paper) is None
-    provenance.keep([paper])
-    kept = provenance.kept(paper)
-    assert kept == provenance.traced([paper])["toy"]
+    assert lineage.kept(paper) is None
+    lineage.keep([paper])
+    kept = lineage.kept(paper)
+    assert kept == lineage.traced([paper])["toy"]
     code = paper.notebook.read_text()
     paper.notebook.write_text(code.replace("seed=1", "seed=2"))
-    assert provenance.kept(paper) is None
-    assert provenance.keys_of_cells([paper])["toy"][ids(paper)["figure 1"]] == seeds([2])
+    assert lineage.kept(paper) is None
+    assert lineage.keys_of_cells([paper])["toy"][ids(paper)["figure 1"]] == seeds([2])
     paper.notebook.write_text(code)
-    assert provenance.kept(paper) == kept
+    assert lineage.kept(paper) == kept
     (paper.notebook.parent / "runs" / f"{'0' * 20}.parquet").write_bytes(b"")
-    assert provenance.kept(paper) is None
+    assert lineage.kept(paper) is None
 
 
 def test_a_record_at_another_profile_has_its_own(paper, store):
     """And stands on its own record alone, though the runs that it asks for are recorded beside the paper as well."""
-    provenance.keep([paper])
+    lineage.keep([paper])
     smoke = papers.at(paper, "smoke")
-    papers.commit(smoke, papers.execute(paper, {"profile": "smoke"}).notebook)
+    publishing.commit(smoke, execution.execute(paper, {"profile": "smoke"}).notebook)
     (left,) = seeds([1])
     store.publish(seeds([0, 2, "table"]), smoke.beside("runs"))
     smoke = papers.read(smoke.notebook)
     told = f"toy.smoke, code cell 4: .*not recorded beside it: {left}; .* toy --profile smoke --record"
     with pytest.raises(NotebookError, match=told):
-        provenance.keys_of_cells([smoke])
+        lineage.keys_of_cells([smoke])
     store.publish([left], smoke.beside("runs"))
     smoke = papers.read(smoke.notebook)
-    provenance.keep([smoke])
-    assert provenance.kept(smoke) == provenance.kept(paper)  # the same cells of the same runs
+    lineage.keep([smoke])
+    assert lineage.kept(smoke) == lineage.kept(paper)  # the same cells of the same runs
     assert smoke.notebook.with_name("provenance.smoke.json").exists()
     (smoke.beside("runs") / f"{'0' * 20}.parquet").write_bytes(b"")
-    assert provenance.kept(smoke) is None and provenance.kept(paper) is not None
+    assert lineage.kept(smoke) is None and lineage.kept(paper) is not None
 
 
 def test_nothing_is_trained_to_find_out(paper):
     (key,) = seeds([1])
     (paper.notebook.parent / "runs" / f"{key}.parquet").unlink()
     with pytest.raises(NotebookError, match=f"toy, code cell 3: .*not recorded beside it: {key}; .* toy --record"):
-        provenance.keys_of_cells([paper])
+        lineage.keys_of_cells([paper])
 
 
 def test_a_failing_cell_is_named(paper):
     paper.notebook.write_text(paper.notebook.read_text().replace("pd.concat(rows)", "pd.concat([])"))
     with pytest.raises(NotebookError, match="toy, code cell 11: ValueError: No objects to concatenate"):
-        provenance.traced([paper])
+        lineage.traced([paper])
 
 
 def test_without_a_record_nothing_is_executed_or_kept(toy):
     paper = papers.read(toy("toy", ("1 / 0", "figure 1")))
-    provenance.keep([paper])
-    assert provenance.keys_of_cells([paper]) == {"toy": {}}
-    assert not paper.notebook.with_name(provenance.KEPT).exists()
+    lineage.keep([paper])
+    assert lineage.keys_of_cells([paper]) == {"toy": {}}
+    assert not paper.notebook.with_name(lineage.KEPT).exists()
 
 
 def test_ancestors_are_followed_to_the_end():
     parents = {"a": frozenset(), "b": frozenset("a"), "c": frozenset("b"), "d": frozenset("ca")}
-    assert provenance.ancestors({"d"}, parents) == {"a", "b", "c"}
-    assert provenance.ancestors({"b", "c"}, parents) == {"a"}
+    assert lineage.ancestors({"d"}, parents) == {"a", "b", "c"}
+    assert lineage.ancestors({"b", "c"}, parents) == {"a"}
 
 
 def test_a_table_is_made_from_its_experts(paper):
-    parents = provenance.parents(verify.recorded(paper))
+    parents = lineage.parents(recorded_runs.recorded(paper))
     (table,) = seeds(["table"])
     assert parents == {key: seeds([0]) if key == table else frozenset() for key in seeds([0, 1, 2, "table"])}
 
@@ -164,14 +165,14 @@ def test_a_table_is_made_from_its_experts(paper):
     ],
 )
 def test_names_of_a_statement(statement, read, written, changed):
-    names = provenance.Names(ast.parse(statement).body[0])
+    names = lineage.Names(ast.parse(statement).body[0])
     assert (names.read, names.written, names.changed) == tuple(set(text.split()) for text in (read, written, changed))
 
 
 def test_a_paper_stands_on_all_that_is_recorded_beside_it():
     """And what is kept of it, if it holds, is what is found anew."""
     paper = PAPERS["skippipe"]
-    found = provenance.traced([paper])["skippipe"]
-    recorded = verify.recorded(paper)
+    found = lineage.traced([paper])["skippipe"]
+    recorded = recorded_runs.recorded(paper)
     assert frozenset().union(*found.values()) == recorded.runs.keys() | recorded.tables.keys()
-    assert provenance.kept(paper) in (None, found)
+    assert lineage.kept(paper) in (None, found)

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from swarmbook.churn import SCHEDULE_RATES, events, released_schedule
-from swarmbook.claims import printed, published
-from swarmbook.model import Shape
-from swarmbook.rollback import hours
+from swarmbook.analysis.claims import printed, published
+from swarmbook.methods.failures import SCHEDULE_RATES, events, released_schedule
+from swarmbook.methods.model_size import Shape
+from swarmbook.simulation.checkpointing import hours
 
 PAPERS = Path(__file__).parents[1] / "papers"
 TABLES = sorted(PAPERS.glob("*/published.csv"))

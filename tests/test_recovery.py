@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarmbook.fleet import Fleet
-from swarmbook.model import Shape
-from swarmbook.optim import Adam
-from swarmbook.recovery import RULES, Lost, Strategy, norm_average, recovery
+from swarmbook.methods.model_size import Shape
+from swarmbook.methods.recovery import RULES, Lost, Strategy, norm_average, recovery
+from swarmbook.training.adam import Adam
+from swarmbook.training.fleet import Fleet
 
 STAGES = 6
 ENDS = STAGES
@@ -315,7 +315,7 @@ def test_holders_of_a_copy(holders, stage, expected):
 
 
 def test_a_rule_of_ones_own_takes_one_function_and_one_name(fleet, monkeypatch):
-    monkeypatch.setattr("swarmbook.recovery.RULES", rules := dict(RULES))
+    monkeypatch.setattr("swarmbook.methods.recovery.RULES", rules := dict(RULES))
 
     @recovery("farthest survivor", keeps="ends", holders=(1,))
     def farthest(lost):

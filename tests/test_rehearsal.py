@@ -8,19 +8,20 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import emulation
 import numpy as np
 import pytest
+from emulation import rehearse, score_of_iteration, score_of_plan, seconds_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skippipe import instance, instances
 
-from swarmbook import rehearsal
 from swarmbook.errors import ConfigError
-from swarmbook.network import Network
-from swarmbook.pipeline import Plan, replay
-from swarmbook.planner import PLANNERS
-from swarmbook.rehearsal import rehearse, score_of_iteration, score_of_plan, seconds_of
-from swarmbook.throughput import Workload, simulate
+from swarmbook.planning.pipeline import Plan
+from swarmbook.planning.planners import PLANNERS
+from swarmbook.planning.replay import replay
+from swarmbook.simulation.iteration_time import Workload, simulate
+from swarmbook.simulation.network import Network
 
 ALONE = SimpleNamespace(
     rank=0, size=1, timeout=60.0, tell=lambda news, _: news, sum=lambda times: times, flush=lambda: None
@@ -49,8 +50,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(rehearsal, "time", clock)
-    monkeypatch.setattr(rehearsal, "queue", clock)
+    monkeypatch.setattr(emulation, "time", clock)
+    monkeypatch.setattr(emulation, "queue", clock)
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,12 +8,13 @@ import pytest
 import skippipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released_simulator import simulate_released
 
-from swarmbook.bounds import alone
 from swarmbook.errors import PlanError
-from swarmbook.pipeline import Pipeline, Plan, Rules, replay
-from swarmbook.planner import full_pipelines
-from swarmbook.released import simulate_released
+from swarmbook.planning.bounds import alone
+from swarmbook.planning.pipeline import Pipeline, Plan, Rules
+from swarmbook.planning.planners import full_pipelines
+from swarmbook.planning.replay import replay
 
 # Seconds that our reading of the released simulator is off; every other released result comes out to the last digit.
 OFF = {

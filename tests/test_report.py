@@ -8,10 +8,11 @@ from urllib.parse import unquote
 import pytest
 from conftest import FIGURE
 
-from swarmbook import cli, papers
+from swarmbook import cli, locations
 from swarmbook.config import run_config
+from swarmbook.records.store import Store
+from swarmbook.reproduction import execution, papers, publishing
 from swarmbook.runs import run
-from swarmbook.store import Store
 
 PAPERS = papers.records(Path(__file__).parents[1] / "papers")
 TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
@@ -68,13 +69,13 @@ def assert_sound(folder: Path) -> None:
 
 @pytest.fixture
 def committed(toy) -> papers.Paper:
-    start = "from swarmbook.claims import Claims\nclaims, colour = Claims(), 'T1'"  # a name that is no claim's place
+    start = "from swarmbook.analysis.claims import Claims\nclaims, colour = Claims(), 'T1'"  # a name that is no claim's place
     first = "claims.add(\n    'T1', 'toys work', 3, steps, 'holds')"
     second = "_ = claims.add('T2', 'a | b <c> *d*', 3, steps, 'does not hold')"
     cells = [(start, ""), (FIGURE, "figure 4a"), (first, ""), ("print(steps)", "table 2"), (second, "")]
     path = toy("toy", *cells, ("print('no claim')", "table 3"), ("claims", "claims"))
     paper = papers.read(path)
-    papers.commit(paper, papers.execute(paper).notebook)
+    publishing.commit(paper, execution.execute(paper).notebook)
     return papers.read(path)
 
 
@@ -117,7 +118,7 @@ def recorded(toy, tmp_path, one_thread) -> list[str]:
     keys = [config.key for config in configs]
     store.publish(keys, path.parent / "runs")
     paper = papers.read(path)
-    papers.commit(paper, papers.execute(paper).notebook)
+    publishing.commit(paper, execution.execute(paper).notebook)
     return keys
 
 
@@ -125,7 +126,7 @@ def recorded(toy, tmp_path, one_thread) -> list[str]:
 def committed_at_smoke(recorded, tmp_path) -> None:
     paper = papers.discover()["toy"]
     smoke = papers.at(paper, "smoke")
-    papers.commit(smoke, papers.execute(paper, {"profile": "smoke"}).notebook)
+    publishing.commit(smoke, execution.execute(paper, {"profile": "smoke"}).notebook)
     Store(tmp_path / "store").publish(recorded, smoke.beside("runs"))
 
 
@@ -162,7 +163,7 @@ def test_a_record_at_another_profile_has_a_page_and_a_place_below_its_paper(reco
 
 
 def test_a_report_of_damaged_runs_is_refused(recorded, tmp_path, capsys):
-    damaged = papers.papers_folder() / "toy" / "runs" / f"{recorded[0]}.parquet"
+    damaged = locations.papers_folder() / "toy" / "runs" / f"{recorded[0]}.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-9])
     assert cli.main(["report", "--output", str(tmp_path / "site")]) == 1
     assert f"{damaged} is damaged and not used" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from sweeps import kill_all, linux, notebooks, records, said, start
 
-from swarmbook import papers, verify
+from swarmbook.reproduction import papers, verify
 
 PAPERS = papers.discover(Path(__file__).parents[1] / "papers")
 HOUR = 3600.0

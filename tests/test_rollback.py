@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarmbook.churn import any_stage, released_failures, trace
 from swarmbook.config import run_config
-from swarmbook.rollback import (
+from swarmbook.methods.failures import any_stage, released_failures
+from swarmbook.simulation.checkpointing import (
     break_even,
     hours,
     progress,
@@ -216,7 +216,7 @@ def test_replayed_losses_are_those_of_the_progress_held():
     assert set(table["seed"]) == {3, 4} and table["step"].max() > 60
     behind = 0
     for config in Falling.configs:
-        dying = trace(config.model_copy(update={"steps": 120, "failure_rate": rate})).any((1, 2))
+        dying = config.model_copy(update={"steps": 120, "failure_rate": rate}).failures().any((1, 2))
         after = np.concatenate([[0], progress(dying, every) + 1])
         part = table[table["seed"] == config.seed].set_index("step")["value"]
         for step, value in part.items():

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from swarmbook.route import ROUTES, blind_paths, deal, in_order, planned, random_paths, side_by_side, swapped_ends
+from swarmbook.methods.routing import (
+    ROUTES,
+    blind_paths,
+    deal,
+    in_order,
+    planned,
+    random_paths,
+    side_by_side,
+    swapped_ends,
+)
 
 RNG = np.random.default_rng(0)
 

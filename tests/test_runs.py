@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
-from swarmbook import train as training
 from swarmbook.config import NUMERICS, grid, run_config
 from swarmbook.errors import ConfigError, TrainingError
-from swarmbook.recovery import RULES, Strategy
-from swarmbook.runs import Runs, arms, computed, run
-from swarmbook.store import Store, key_of
+from swarmbook.methods.recovery import RULES, Strategy
+from swarmbook.records.computed import computed
+from swarmbook.records.store import Store, key_of
+from swarmbook.results import Runs, arms
+from swarmbook.runs import run
+from swarmbook.training import packing, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +46,7 @@ def quiet(configs, store):
 def test_a_run_is_trained_once(store, monkeypatch):
     configs = grid(TINY, seed=[0])
     first = quiet(configs, store)
-    monkeypatch.setattr(training, "train", None)  # training again would fail
+    monkeypatch.setattr(trainer, "train", None)  # training again would fail
     again = quiet(configs, store)
     pd.testing.assert_frame_equal(first.records[0].metrics, again.records[0].metrics)
 
@@ -123,7 +125,7 @@ def test_runs_of_one_seed_share_their_failures(store):
 
 def test_a_rebuilt_stage_starts_its_adam_afresh_at_a_higher_rate(store):
     config = run_config(**TINY, recovery="CheckFree", failure_rate=0.05, lr_boost=1.3, seed=4)
-    pack = training.Pack([config], store.progress([config.key]), "cpu")
+    pack = trainer.Pack([config], store.progress([config.key]), "cpu")
     trace = pack.traces[0][:, 0]
     step = int(np.flatnonzero(trace.any(axis=1))[0])
     for _ in range(step + 1):
@@ -157,15 +159,15 @@ class Killed(Exception):
 
 def killed_at(step, monkeypatch):
     """Kill training at a step, after it saved all it could."""
-    advance = training.Pack.advance
+    advance = trainer.Pack.advance
 
     def killed(self):
         if self.step == step:
             raise Killed
         advance(self)
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training.Pack, "advance", killed)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(trainer.Pack, "advance", killed)
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -178,8 +180,8 @@ def test_resuming_changes_no_bit(store, tmp_path, monkeypatch, started):
         killed_at(13, patch)
         with pytest.raises(Killed):
             quiet(configs, other)
-    steps, advance = [], training.Pack.advance
-    monkeypatch.setattr(training.Pack, "advance", lambda self: (steps.append(self.step), advance(self))[1])
+    steps, advance = [], trainer.Pack.advance
+    monkeypatch.setattr(trainer.Pack, "advance", lambda self: (steps.append(self.step), advance(self))[1])
     resumed = quiet(configs, other)
     assert steps == list(range(10, 20))
     for a, b in zip(whole.records, resumed.records, strict=True):
@@ -190,10 +192,10 @@ def test_resuming_changes_no_bit(store, tmp_path, monkeypatch, started):
 
 SCRIPT = """
 import sys
-from swarmbook import train
+from swarmbook.training import trainer
 from swarmbook.config import grid
 from swarmbook.runs import run
-train.CHECKPOINT_SECONDS = 0.0
+trainer.CHECKPOINT_SECONDS = 0.0
 base = dict(data="stories_toy", stages=4, width=16, heads=2, hidden=32, sequence=16, steps=200, log_every=5,
             evaluate_every=100, held_out=4)
 runs = run(grid(base, seed=range(2)), show=False)
@@ -252,11 +254,11 @@ def test_a_pack_that_diverges_stops_no_other_and_leaves_no_rubbish(store, tmp_pa
 def test_what_does_not_fit_is_trained_in_parts(store, tmp_path, monkeypatch):
     configs = grid({**TINY, "route": "swapped ends", "probes": ["loss jump"]}, seed=range(2))
     whole = quiet(configs, store)
-    weights, activations = training._bytes(configs[0])
+    weights, activations = packing._bytes(configs[0])
     for memory, at_once, checkpointing in [(weights + activations / 2, 2, False), (weights, 1, True)]:
-        monkeypatch.setattr(training, "_memory", lambda device, memory=memory: memory)
-        assert [len(pack) for pack in training.packs(configs, "cpu")] == [1, 1]
-        assert training._fitting(configs[:1], "cpu") == (at_once, checkpointing)
+        monkeypatch.setattr(packing, "_memory", lambda device, memory=memory: memory)
+        assert [len(pack) for pack in packing.packs(configs, "cpu")] == [1, 1]
+        assert packing._fitting(configs[:1], "cpu") == (at_once, checkpointing)
         parts = quiet(configs, Store(tmp_path / f"{at_once}"))
         for i in range(2):
             np.testing.assert_allclose(curve(parts, i, "loss jump"), curve(whole, i, "loss jump"), atol=2e-4)
@@ -297,7 +299,7 @@ def test_recorded_runs_are_used_and_noted_for_the_recorder(store, tmp_path, monk
     store.publish([configs[0].key], tmp_path / "runs")
     monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "empty"))
     monkeypatch.setenv("SWARMBOOK_RECORD", str(tmp_path / "used"))
-    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(trainer, "train", None)
     run(configs, recorded=tmp_path / "runs")
     assert (tmp_path / "used").read_text().split() == [configs[0].key]
 
@@ -308,9 +310,9 @@ PARENT = {**TINY, "steps": 10}
 @pytest.fixture
 def trained(monkeypatch):
     """Keys of the runs of each pack that is trained, in order."""
-    packs, train = [], training.train
+    packs, train = [], trainer.train
     monkeypatch.setattr(
-        training, "train", lambda pack, *rest: (packs.append({c.key for c in pack}), train(pack, *rest))[1]
+        trainer, "train", lambda pack, *rest: (packs.append({c.key for c in pack}), train(pack, *rest))[1]
     )
     return packs
 
@@ -456,7 +458,7 @@ def test_recorded_runs_start_as_the_code_still_does(place, store):
     """Three of those that start from nothing, wherever they are in the list."""
     from_nothing = [pair for pair in map(recorded, RECORDED) if pair[1] is not None and not pair[1].parents]
     record, config = from_nothing[int(place * len(from_nothing))]
-    pack = training.Pack([config], store.progress([config.key]), "cpu")
+    pack = trainer.Pack([config], store.progress([config.key]), "cpu")
     expected = record.metrics[record.metrics["metric"] == "training loss"].set_index("step")["value"]
     for _ in range(5):
         for _ in range(config.log_every):

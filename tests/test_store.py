@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swarmbook.errors import StoreError
-from swarmbook.store import Store, key_of, open_store
+from swarmbook.records.store import Store, key_of, open_store
 
 KEY, OTHER, THIRD = (key_of({"run": name}) for name in ("one", "other", "third"))
 CONFIG = {"seed": 1, "lr": 1e-3, "recovery": "average", "rates": [0.05, 0.1], "plan": None}
@@ -471,7 +471,7 @@ TRAIN = """
     import os, pickle, sys, time, types
     from pathlib import Path
     import pandas as pd
-    from swarmbook.store import Store
+    from swarmbook.records.store import Store
 
     # A stand-in: importing torch takes seconds, and the state here is one number.
     load = lambda path, **options: pickle.loads(Path(path).read_bytes())
@@ -585,8 +585,8 @@ DIE = """
     import os, signal, sys
     from pathlib import Path
     import pandas as pd, torch
-    from swarmbook import store as module
-    from swarmbook.store import Store
+    from swarmbook.records import store as module
+    from swarmbook.records.store import Store
 
     root, key = Path(sys.argv[1]), sys.argv[2]
     calls = 0
@@ -758,7 +758,7 @@ LIMIT = """
     from pathlib import Path
     import numpy as np, pandas as pd, torch
     from swarmbook.errors import StoreError
-    from swarmbook.store import Store
+    from swarmbook.records.store import Store
 
     store, key = Store(Path(sys.argv[1])), sys.argv[2]
     progress = store.progress([key])
@@ -808,7 +808,7 @@ def test_root_that_cannot_be_written(store, tmp_path, monkeypatch):
         def refused(*args, **options):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-        monkeypatch.setattr("swarmbook.store.FileLock", refused)
+        monkeypatch.setattr("swarmbook.records.store.FileLock", refused)
     try:
         readonly = Store(store.root)
         assert readonly.get(KEY)
@@ -875,6 +875,6 @@ def test_disk_that_is_really_full(tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, swarmbook.store; sys.exit('torch' in sys.modules)"
+    code = "import sys, swarmbook.records.store; sys.exit('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "lib")}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0

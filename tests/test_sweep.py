@@ -25,9 +25,10 @@ from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from sweeps import kill_all, linux, notebooks, processes, records, said, start, surroundings, until
 
-from swarmbook import cli, papers, sweep
-from swarmbook.papers import UsageError
-from swarmbook.sweep import DONE, EXECUTED, FAILED, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
+from swarmbook import cli, errors
+from swarmbook.errors import UsageError
+from swarmbook.reproduction import execution, papers, sweep, sweep_grid, sweep_summary
+from swarmbook.reproduction.sweep import DONE, EXECUTED, FAILED, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
 
 PIGEON = "carrier-pigeon://1"  # no such way to talk
 
@@ -36,7 +37,7 @@ PIGEON = "carrier-pigeon://1"  # no such way to talk
 
 def points(paper: Path, text: str, **options) -> list[dict]:
     paper.with_name("sweep.yaml").write_text(textwrap.dedent(text))
-    return sweep.points(papers.read(paper), **options)
+    return sweep_grid.points(papers.read(paper), **options)
 
 
 def test_a_grid_is_the_product_of_lists_ranges_and_zipped_groups_seed_by_seed(toy):
@@ -169,7 +170,7 @@ PAPERS = papers.discover(Path(__file__).parents[1] / "papers")
 @pytest.mark.parametrize("name", PAPERS)
 @pytest.mark.parametrize("profile", papers.PROFILES)
 def test_every_paper_can_be_swept(name, profile):
-    found = sweep.points(PAPERS[name], profile)
+    found = sweep_grid.points(PAPERS[name], profile)
     assert len({sweep._name(point) for point in found}) == len(found) > 0
     assert {point["profile"] for point in found} == {profile}
 
@@ -181,7 +182,7 @@ def executed(point: sweep.Point, mark: str | None = None) -> Path:
     """A point's notebook as an execution would leave it."""
     stamp = {"mark": mark or point.mark, "parameters": point.parameters}
     point.folder.mkdir(parents=True, exist_ok=True)
-    point.executed.write_bytes(papers._stamped(nbformat.read(point.notebook, 4), stamp))
+    point.executed.write_bytes(execution._stamped(nbformat.read(point.notebook, 4), stamp))
     return point.executed
 
 
@@ -244,7 +245,7 @@ def test_names_of_points_are_readable_and_their_own():
     ],
 )
 def test_numbers_of_several_points_become_ranges(texts, merged):
-    assert sweep.spread(texts) == merged
+    assert sweep_summary.spread(texts) == merged
 
 
 def test_dask_missing_is_named_with_its_extra(monkeypatch):
@@ -291,11 +292,11 @@ def test_nobody_at_an_address_is_told():
 PARAMETERS = 'profile = "cpu"  # smoke | cpu | gpu | paper\nseeds = 0  # how many'
 TRAINING = """\
 import os, time
-from swarmbook import train as training
-from swarmbook.claims import Claims, decided
+from swarmbook.training import trainer as training
+from swarmbook.analysis.claims import Claims, decided
 from swarmbook.config import run_config
 from swarmbook.runs import run
-from swarmbook.store import Store
+from swarmbook.records.store import Store
 training.CHECKPOINT_SECONDS = 0.2
 put, step = Store.put, training.Pack.advance
 def put_and_tell(store, key, config, *rest):
@@ -467,11 +468,11 @@ def test_points_on_a_full_disk_are_told_and_the_next_sweep_goes_on(toy, disk, tm
     told = "No space left on device; make room or make it writable, or choose another folder"
     assert outcome.state == FAILED and f"cannot write {point.folder}: {told}" in outcome.error
     assert sweep.state(point) == RESUMED
-    with pytest.raises(papers.NotebookError, match=told):
-        sweep.collect(papers.read(point.notebook), [point], {})
+    with pytest.raises(errors.NotebookError, match=told):
+        sweep_summary.collect(papers.read(point.notebook), [point], {})
     disk("size=8m")
     assert sweep.execute(point, {}, wait=True).state == EXECUTED and sweep.state(point) == DONE
-    assert sweep.collect(papers.read(point.notebook), [point], {}).claims == ()
+    assert sweep_summary.collect(papers.read(point.notebook), [point], {}).claims == ()
 
 
 CLOCK = """\

@@ -5,17 +5,18 @@ import pandas as pd
 import pytest
 import torch
 
-from swarmbook import data
-from swarmbook import train as training
 from swarmbook.config import grid, run_config
+from swarmbook.data import batches as batches_module
+from swarmbook.data import tokenization
 from swarmbook.errors import TrainingError
-from swarmbook.fleet import Fleet
-from swarmbook.ledger import Ledger
-from swarmbook.matching import MATCHINGS
-from swarmbook.optim import Adam
+from swarmbook.methods.costs import Ledger
+from swarmbook.methods.gossip_groups import MATCHINGS
+from swarmbook.methods.sync import SYNCS, Exchange, Method, sync
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
-from swarmbook.sync import SYNCS, Exchange, Method, present_at, sync
+from swarmbook.training import trainer
+from swarmbook.training.adam import Adam
+from swarmbook.training.fleet import Fleet
 
 N, S, STEPS = 4, 4, 20
 TINY = {
@@ -228,11 +229,13 @@ def test_groups_of_a_matching_of_ones_own_are_checked(monkeypatch):
 
 def plainly(config, outer=None):
     """Reference: replicas in a Fleet, trained without a Pack; `outer(fleet, t)` comes after step t = 1, 2, ..."""
-    tokens = data.tokens(config.data, "train", config.tokenizer)
+    tokens = tokenization.tokens(config.data, "train", config.tokenizer)
     R = config.replicas
-    batches = data.Batches(tokens, config.sequence, (R, config.microbatches, config.batch), config.seeds("batches"))
+    batches = batches_module.Batches(
+        tokens, config.sequence, (R, config.microbatches, config.batch), config.seeds("batches")
+    )
     seeds = [int(config.seeds("weights", 0).generate_state(1)[0])] * R
-    fleet = Fleet(training.shape_of(config, tokens.vocabulary), seeds, "cpu", compile=False)
+    fleet = Fleet(config.shape(tokens.vocabulary), seeds, "cpu", compile=False)
     adam = Adam(fleet, config.lr)
     for t in range(1, config.steps + 1):
         fleet.gradients(batches[t - 1])
@@ -297,11 +300,11 @@ def test_streaming_diloco_is_that_of_separate_cells(new_pack, fields):
 def test_without_an_exchange_replicas_are_runs_of_their_own(new_pack):
     pack = new_pack(steps=STEPS)
     config = pack.runs[0]
-    tokens = data.tokens(config.data, "train", config.tokenizer)
+    tokens = tokenization.tokens(config.data, "train", config.tokenizer)
     for r in range(N):
         alone = Fleet(pack.fleet.shape, [int(config.seeds("weights", 0).generate_state(1)[0])], "cpu", compile=False)
         adam = Adam(alone, config.lr)
-        batches = data.Batches(tokens, config.sequence, (N, 2, 1), config.seeds("batches"))
+        batches = batches_module.Batches(tokens, config.sequence, (N, 2, 1), config.seeds("batches"))
         for t in range(STEPS):
             alone.gradients(batches[t][r : r + 1])
             alone.clip(config.clip)
@@ -423,7 +426,7 @@ def test_spread_is_recorded_at_every_evaluation_of_several_replicas(tmp_path):
     assert "replica spread" not in set(table["metric"])
 
 
-V = data.tokenizer("swarmbook").get_vocab_size()
+V = tokenization.tokenizer("swarmbook").get_vocab_size()
 STAGE, ENDS = 4 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16), 4 * (2 * V * 16 + 16)
 M = S * STAGE + ENDS  # bytes of one replica
 MATRICES = S * [16 * 48, 16 * 16, 16 * 64, 32 * 16, 16, 16] + [V * 16, V * 16, 16]
@@ -463,7 +466,7 @@ PRESENT = np.array([[1, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0]], dty
 
 @pytest.fixture
 def some_absent(monkeypatch):
-    monkeypatch.setattr("swarmbook.sync.present_at", lambda run, step: PRESENT[step % len(PRESENT)])
+    monkeypatch.setattr("swarmbook.config.RunConfig.present_at", lambda run, step: PRESENT[step % len(PRESENT)])
 
 
 @pytest.mark.parametrize(
@@ -561,7 +564,7 @@ def test_an_absent_replica_only_misses_the_averaging_of_gossip(new_pack, some_ab
 
 def test_all_reduce_averages_the_gradients_of_those_present(new_pack, monkeypatch):
     there = np.array([True, False, True, True])
-    monkeypatch.setattr("swarmbook.sync.present_at", lambda run, step: there)
+    monkeypatch.setattr("swarmbook.config.RunConfig.present_at", lambda run, step: there)
     pack, plain = new_pack(sync="all-reduce", steps=1), new_pack(steps=1)
     for name, gradient in plain.fleet.replica_views(range(N), gradients=True).items():
         mean = gradient[there].mean(0).expand_as(gradient)
@@ -584,7 +587,7 @@ def test_nobody_absent_is_what_there_was_before_anybody_could_be(new_pack, monke
     plain, rare = new_pack(sync=name, steps=10), new_pack(sync=name, absent=1e-12, steps=10)
     close(rare, plain)
     assert rare.ledgers == plain.ledgers
-    monkeypatch.setattr("swarmbook.sync.present_at", lambda run, step: None)
+    monkeypatch.setattr("swarmbook.config.RunConfig.present_at", lambda run, step: None)
     assert same(new_pack(sync=name, steps=10), plain)
     monkeypatch.undo()
     half = new_pack(sync=name, absent=0.5, steps=10)
@@ -594,7 +597,7 @@ def test_nobody_absent_is_what_there_was_before_anybody_could_be(new_pack, monke
 def test_who_is_absent_follows_from_the_seed_and_more_are_at_a_higher_rate():
     def there(absent, steps=400, **fields):
         config = run_config(**{**TINY, "sync": "NoLoCo", **fields}, absent=absent)
-        return np.array([present_at(config, step) for step in range(steps)])
+        return np.array([config.present_at(step) for step in range(steps)])
 
     low, high = there(0.2), there(0.5)
     assert low.shape == (400, N) and (high <= low).all()
@@ -604,7 +607,7 @@ def test_who_is_absent_follows_from_the_seed_and_more_are_at_a_higher_rate():
     assert not np.array_equal(low, matched)  # drawn apart from who meets whom
     others = {"sync": "gossip", "matching": "hypercube", "route": "random replicas", "lr": 1.0}
     assert np.array_equal(there(0.2, **others), low) and not np.array_equal(there(0.2, seed=1), low)
-    assert not there(1.0).any() and present_at(run_config(**TINY, sync="NoLoCo"), 0) is None
+    assert not there(1.0).any() and run_config(**TINY, sync="NoLoCo").present_at(0) is None
 
 
 # Storage in bf16
@@ -692,7 +695,7 @@ class Killed(Exception):
 def test_a_killed_run_goes_on_with_its_slow_weights(tmp_path, monkeypatch):
     configs = everything()
     whole = run(configs, show=False, store=Store(tmp_path / "whole"))
-    other, advance = Store(tmp_path / "other"), training.Pack.advance
+    other, advance = Store(tmp_path / "other"), trainer.Pack.advance
 
     def killed(self):
         if self.step == 13:
@@ -700,12 +703,12 @@ def test_a_killed_run_goes_on_with_its_slow_weights(tmp_path, monkeypatch):
         advance(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(training.Pack, "advance", killed)
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(trainer.Pack, "advance", killed)
         with pytest.raises(Killed):
             run(configs, show=False, store=other)
     steps = []
-    monkeypatch.setattr(training.Pack, "advance", lambda self: (steps.append(self.step), advance(self))[1])
+    monkeypatch.setattr(trainer.Pack, "advance", lambda self: (steps.append(self.step), advance(self))[1])
     resumed = run(configs, show=False, store=other)
     assert steps == list(range(10, STEPS))
     for a, b in zip(whole.records, resumed.records, strict=True):
@@ -729,7 +732,7 @@ def test_another_method_begins_at_the_weights_it_finds(tmp_path, new_pack):
     state = run([parent], show=False, store=store, keep=True) and store.state(parent.key)
     for fields in ({"sync": "NoLoCo"}, {"sync": "gossip"}, {"sync": "none"}, {"sync": "DiLoCo", "delay": 1}):
         child = run_config(**TINY, **fields, start=parent)
-        pack = training.Pack([child], store.progress([child.key]), "cpu", starts={parent.key: state})
+        pack = trainer.Pack([child], store.progress([child.key]), "cpu", starts={parent.key: state})
         assert same(pack, state["fleet"])
         outer = pack.outers[0]
         if fields["sync"] == "NoLoCo":

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmbook.errors import ConfigError
-from swarmbook.network import Network
-from swarmbook.throughput import SCHEMES, Scheme, Workload, compare, experiment, path, simulate
+from swarmbook.simulation.iteration_time import SCHEMES, Scheme, Workload, compare, experiment, path, simulate
+from swarmbook.simulation.network import Network
 
 AUTHORS = Workload()
 SEVEN = Network.over("seven", AUTHORS.nodes)

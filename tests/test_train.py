@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from swarmbook import data, rollback
-from swarmbook import train as training
-from swarmbook.churn import trace
 from swarmbook.config import run_config
+from swarmbook.data import batches, tokenization
 from swarmbook.errors import DataError
-from swarmbook.recovery import RULES
+from swarmbook.methods.recovery import RULES
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
+from swarmbook.simulation import checkpointing
+from swarmbook.training import packing as training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,7 +136,7 @@ def test_rolling_back_is_training_without_failures_at_the_progress_held(new_pack
     config = run_config(**TINY, recovery="rollback", **fields)
     given = {name: v for name, v in fields.items() if name not in ("keep_every", "losses", "failure_rate", "failing")}
     plain = validation(run_config(**TINY, **given), tmp_path)
-    held = rollback.progress(trace(config).any((1, 2)), config.keep_every)  # before each step
+    held = checkpointing.progress(config.failures().any((1, 2)), config.keep_every)  # before each step
     table = metrics(config, tmp_path)
     rolled = table[table["metric"] == "validation loss"].set_index("step")["value"]
     assert held[-1] < config.steps - 3  # several failures set it back
@@ -154,7 +154,7 @@ def test_rolling_back_is_training_without_failures_at_the_progress_held(new_pack
 def test_a_rollback_takes_the_learning_rate_back_too(tmp_path, schedule):
     config = run_config(**TINY, **schedule, recovery="rollback", keep_every=5, losses=((8, 1), (13, 2)))
     plain = validation(run_config(**TINY, **schedule), tmp_path)
-    held = rollback.progress(trace(config).any((1, 2)), 5)
+    held = checkpointing.progress(config.failures().any((1, 2)), 5)
     rolled = validation(config, tmp_path)
     np.testing.assert_allclose(rolled[1:], plain[held + 1], rtol=1e-5)
 
@@ -231,7 +231,7 @@ def test_a_child_may_change_how_training_goes_on(tmp_path):
 
 
 def uniform(rate, **fields):
-    return trace(run_config(**TINY, recovery="CheckFree", failure_rate=rate, **fields))
+    return run_config(**TINY, recovery="CheckFree", failure_rate=rate, **fields).failures()
 
 
 def test_whatever_fails_its_losses_are_those_of_the_larger_kind():
@@ -255,10 +255,10 @@ def test_a_low_rate_fails_where_a_higher_one_does(failing):
 def test_traces_follow_the_seed_alone_and_longer_ones_begin_alike():
     a = uniform(0.2, failing="all", seed=3)
     others = {"recovery": "random", "route": "swapped ends", "lr": 0.1}
-    b = trace(run_config(**{**TINY, **others}, failure_rate=0.2, failing="all", seed=3))
+    b = run_config(**{**TINY, **others}, failure_rate=0.2, failing="all", seed=3).failures()
     assert np.array_equal(a, b) and not np.array_equal(a, uniform(0.2, failing="all", seed=4))
     longer = run_config(**{**TINY, "steps": 50}, recovery="random", failure_rate=0.2, failing="all", seed=3)
-    assert np.array_equal(trace(longer)[:20], a)
+    assert np.array_equal(longer.failures()[:20], a)
 
 
 def test_given_losses_come_on_top_of_drawn_ones_whatever_may_fail():
@@ -370,17 +370,19 @@ def test_each_replica_trains_on_its_domain_alone(new_pack, monkeypatch):
     for _ in range(5):
         pack.advance()
     seen = np.stack(seen)  # [steps, 9, microbatches, batch, sequence + 1]
-    texts = [data.tokens(domain, "train") for domain in DOMAINS]
-    windows = [{tuple(row) for row in data.Batches(text, 8, 100_000, 0)[0].tolist()} for text in texts]
+    texts = [tokenization.tokens(domain, "train") for domain in DOMAINS]
+    windows = [{tuple(row) for row in batches.Batches(text, 8, 100_000, 0)[0].tolist()} for text in texts]
     for row in range(6):
         own = {tuple(window) for window in seen[:, row].reshape(-1, 9).tolist()}
         assert own <= windows[row % 3 % 2] and len(own - windows[1 - row % 3 % 2]) > 5, row
     for i, run_ in enumerate(pack.runs[:2]):
-        shards = data.Shards(texts, 8, (3, 2, 1), run_.seeds("batches"))
+        shards = batches.Shards(texts, 8, (3, 2, 1), run_.seeds("batches"))
         for step in range(5):
             assert np.array_equal(seen[step, pack.replicas(i)], shards[step])
     assert not np.array_equal(seen[:, 0], seen[:, 2]) and not np.array_equal(seen[:, :3], seen[:, 3:6])
-    mixed = data.Batches(data.tokens("+".join(DOMAINS), "train"), 8, (3, 2, 1), pack.runs[2].seeds("batches"))
+    mixed = batches.Batches(
+        tokenization.tokens("+".join(DOMAINS), "train"), 8, (3, 2, 1), pack.runs[2].seeds("batches")
+    )
     assert np.array_equal(seen[4, 6:], mixed[4])
 
 

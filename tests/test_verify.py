@@ -8,10 +8,12 @@ import nbformat
 import pandas as pd
 import pytest
 
-from swarmbook import cli, papers, verify
+from swarmbook import cli
 from swarmbook.config import run_config
-from swarmbook.runs import computed, run
-from swarmbook.store import Record, Store, key_of
+from swarmbook.records.computed import computed
+from swarmbook.records.store import Record, Store, key_of
+from swarmbook.reproduction import execution, papers, publishing, recorded_runs, training_time, verify
+from swarmbook.runs import run
 
 TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
 TINY |= dict(steps=4, evaluate_every=2, log_every=2, held_out=4)
@@ -21,7 +23,7 @@ TABLE = key_of({"computed": PLAN})
 PLANNING = f"""\
 import pandas
 from tqdm import tqdm
-from swarmbook.runs import computed
+from swarmbook.records.computed import computed
 plan = pandas.DataFrame({{"seconds": [7.0], "makespan": [1.0]}})
 (table,) = computed([{PLAN}], lambda wanted: [plan for _ in tqdm(wanted, "planning")])
 print(table["makespan"].sum())
@@ -41,7 +43,7 @@ def recorded(toy, tmp_path, one_thread) -> Path:
     runs = path.parent / "runs"
     store.publish([*(config.key for config in configs), TABLE], runs)
     paper = papers.read(path)
-    papers.commit(paper, papers.execute(paper).notebook)
+    publishing.commit(paper, execution.execute(paper).notebook)
     return runs
 
 
@@ -58,7 +60,7 @@ def records(toy, tmp_path, one_thread) -> dict[str, papers.Paper]:
     """A toy paper of two runs and its record at `smoke`, of the first run and an ensemble of it."""
     ensemble = {"experts": [run_config(**TINY).key], "version": 1}
     table = key_of({"computed": ensemble})
-    scored = "import pandas\nfrom swarmbook.runs import computed\n"
+    scored = "import pandas\nfrom swarmbook.records.computed import computed\n"
     scored += "def score(wanted):\n    return [pandas.DataFrame({'value': [1.0]})]\n"
     scored += f"if profile == 'smoke':\n    (table,) = computed([{ensemble}], score)"
     path = toy("toy", (TRAINED, "table 1"), (scored, ""))
@@ -69,8 +71,8 @@ def records(toy, tmp_path, one_thread) -> dict[str, papers.Paper]:
     paper = papers.read(path)
     store.publish(keys, paper.beside("runs"))
     store.publish([keys[0], table], papers.at(paper, "smoke").beside("runs"))
-    papers.commit(paper, papers.execute(paper).notebook)
-    papers.commit(papers.at(paper, "smoke"), papers.execute(paper, {"profile": "smoke"}).notebook)
+    publishing.commit(paper, execution.execute(paper).notebook)
+    publishing.commit(papers.at(paper, "smoke"), execution.execute(paper, {"profile": "smoke"}).notebook)
     return papers.records()
 
 
@@ -94,7 +96,7 @@ def test_each_record_must_be_complete_in_itself(records):
     keys = {seed: run_config(**TINY, seed=seed).key for seed in range(2)}
     smoke = records["toy.smoke"].beside("runs") / f"{keys[0]}.parquet"
     smoke.unlink()
-    done = papers.execute(records["toy"], {"profile": "smoke"})
+    done = execution.execute(records["toy"], {"profile": "smoke"})
     assert nbformat.read(done.notebook, 4).cells[3].outputs[0].text.startswith("1 smoke\n")
     wanted = f"toy.smoke needs runs that are not recorded beside it: {keys[0]}"
     assert verify.shown(records["toy.smoke"]).faults[0] == wanted
@@ -104,11 +106,11 @@ def test_each_record_must_be_complete_in_itself(records):
 
 def test_what_was_recorded_on_cuda_is_made_again_only_there(records, tmp_path, monkeypatch, capsys):
     smoke = records["toy.smoke"]
-    (record, _), (table,) = *verify.recorded(smoke).runs.values(), verify.recorded(smoke).tables
+    (record, _), (table,) = *recorded_runs.recorded(smoke).runs.values(), recorded_runs.recorded(smoke).tables
     forged = Store(tmp_path / "forged")
     forged.put(record.key, record.config, record.metrics, {**record.provenance, "device": "NVIDIA H100 80GB HBM3"})
     (tmp_path / "forged" / f"{record.key}.parquet").rename(smoke.beside("runs") / f"{record.key}.parquet")
-    found = {"toy.smoke": verify.recorded(smoke)}
+    found = {"toy.smoke": recorded_runs.recorded(smoke)}
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert verify.out_of_reach(found) == {record.key, table}
     assert verify.drawn(found, None, 0) == verify.drawn(found, 1, 0) == ({}, {"toy.smoke": []})
@@ -121,7 +123,7 @@ def test_what_was_recorded_on_cuda_is_made_again_only_there(records, tmp_path, m
 
 
 def test_an_ensemble_of_experts_that_are_not_recorded_counts_as_made_like_the_runs_beside_it(records):
-    one = verify.recorded(records["toy.smoke"])
+    one = recorded_runs.recorded(records["toy.smoke"])
     (run, config), table = next(iter(one.runs.values())), next(iter(one.tables.values()))
     other = altered(run, lambda metrics: None, device="NVIDIA H200")
     for runs, experts, far in (
@@ -132,7 +134,9 @@ def test_an_ensemble_of_experts_that_are_not_recorded_counts_as_made_like_the_ru
     ):
         ensemble = Record("table", {"experts": experts}, table.metrics, {}, table.path)
         plan = Record("plan", PLAN, table.metrics, {}, table.path)
-        found = verify.Recorded({key: (each, config) for key, each in runs.items()}, {"table": ensemble, "plan": plan})
+        found = recorded_runs.Recorded(
+            {key: (each, config) for key, each in runs.items()}, {"table": ensemble, "plan": plan}
+        )
         assert verify.out_of_reach({"toy": found}) == far, (runs, experts)
 
 
@@ -187,7 +191,7 @@ def test_numbers_that_were_tampered_with_under_a_valid_checksum_are_found_by_tra
     folder = tmp_path / "forged"
     Store(folder).put(record.key, record.config, metrics, record.provenance)
     (folder / f"{record.key}.parquet").rename(recorded / f"{record.key}.parquet")
-    found = verify.recorded(papers.discover()["toy"])
+    found = recorded_runs.recorded(papers.discover()["toy"])
     assert found.faults == [] and len(found.runs) == 3
     (one,) = verify.again({record.key: found.runs[record.key]}, "cpu", show=False)
     assert (one.key, one.where) == (record.key, "validation loss at step 2")
@@ -198,12 +202,12 @@ def test_numbers_that_were_tampered_with_under_a_valid_checksum_are_found_by_tra
 def test_tables_that_were_tampered_with_under_a_valid_checksum_are_found_by_computing_them_again(recorded, tmp_path):
     """Though the notebook that reads them from the record shows nothing else than it holds."""
     paper = papers.discover()["toy"]
-    record = verify.recorded(paper).tables[TABLE]
+    record = recorded_runs.recorded(paper).tables[TABLE]
     forged = Store(tmp_path / "forged")
     for change, agrees in (({"makespan": 1.01}, False), ({"makespan": 1.0001}, True), ({"seconds": 9.0}, True)):
         forged.put(TABLE, PLAN, record.metrics.assign(**change), record.provenance)
         (tmp_path / "forged" / f"{TABLE}.parquet").rename(recorded / f"{TABLE}.parquet")
-        own = verify.recorded(paper)
+        own = recorded_runs.recorded(paper)
         now = verify.shown(paper, [TABLE])
         assert own.faults == now.faults == [] and len(list(recorded.iterdir())) == 4
         one = verify.compare_tables(own.tables[TABLE], now.tables[TABLE])
@@ -214,7 +218,7 @@ def test_tables_that_were_tampered_with_under_a_valid_checksum_are_found_by_comp
 
 
 def test_a_sample_takes_what_is_cheap_enough_and_the_same_for_a_seed(recorded):
-    found = {"toy": verify.recorded(papers.discover()["toy"])}
+    found = {"toy": recorded_runs.recorded(papers.discover()["toy"])}
     runs = found["toy"].runs
     for number, (record, _) in enumerate(runs.values(), 1):
         record.provenance.update(seconds=100.0 * number, packed=1)
@@ -228,7 +232,7 @@ def test_a_sample_takes_what_is_cheap_enough_and_the_same_for_a_seed(recorded):
 
 
 def test_what_computing_a_table_costs_is_read_from_it(recorded):
-    runs = verify.recorded(papers.discover()["toy"]).runs
+    runs = recorded_runs.recorded(papers.discover()["toy"]).runs
     key, (record, _) = next(iter(runs.items()))
 
     def cost(**config):
@@ -237,9 +241,9 @@ def test_what_computing_a_table_costs_is_read_from_it(recorded):
 
     assert cost(planner="annealing") == 3.5
     assert cost(bound="digest", effort=4, nodes=2) == 8
-    assert cost(ensemble={}, experts=[key]) == verify.seconds({key: runs[key]}, runs)
+    assert cost(ensemble={}, experts=[key]) == training_time.seconds({key: runs[key]}, runs)
     assert cost(ensemble={}, experts=[key, "0123"]) == cost(other=1) == math.inf
-    assert [verify.duration(s) for s in (9, 600, 9e3, math.inf)] == ["9 s", "10 min", "2 h", "an unknown time"]
+    assert [training_time.duration(s) for s in (9, 600, 9e3, math.inf)] == ["9 s", "10 min", "2 h", "an unknown time"]
 
 
 def metrics_peak(metrics: pd.DataFrame) -> float:
@@ -251,7 +255,7 @@ def test_a_configuration_that_its_key_does_not_stand_for_is_named(recorded, tmp_
     for change in ({"lr": 0.5}, {"lr": "fast"}, {"plan": 2}):
         Store(tmp_path / "forged").put(record.key, {**record.config, **change}, record.metrics, record.provenance)
         (tmp_path / "forged" / f"{record.key}.parquet").rename(recorded / f"{record.key}.parquet")
-        (fault,) = verify.recorded(papers.discover()["toy"]).faults
+        (fault,) = recorded_runs.recorded(papers.discover()["toy"]).faults
         assert f"{record.key}.parquet holds another configuration than its key stands for" in fault
 
 
@@ -289,7 +293,7 @@ def test_a_notebook_that_needs_what_is_not_recorded_is_told(toy):
     path = toy(
         "toy",
         (
-            "import pandas\nfrom swarmbook.runs import computed\n"
+            "import pandas\nfrom swarmbook.records.computed import computed\n"
             "computed([{'plan': 2}], lambda wanted: [pandas.DataFrame({'value': [1.0]})])[0]",
             "table 1",
         ),
@@ -299,24 +303,24 @@ def test_a_notebook_that_needs_what_is_not_recorded_is_told(toy):
 
 
 def test_time_is_foretold_from_what_recording_took(recorded):
-    runs = verify.recorded(papers.discover()["toy"]).runs
+    runs = recorded_runs.recorded(papers.discover()["toy"]).runs
     for record, _ in runs.values():
         record.provenance.update(seconds=12.0, packed=3)
     parent = run_config(**TINY)
     child = next(key for key, (_, config) in runs.items() if config.start)
-    assert verify.seconds(runs, runs) == pytest.approx(12.0)
-    assert verify.seconds({child: runs[child]}, runs) == pytest.approx(8.0)
+    assert training_time.seconds(runs, runs) == pytest.approx(12.0)
+    assert training_time.seconds({child: runs[child]}, runs) == pytest.approx(8.0)
     del runs[parent.key]
-    assert verify.seconds({child: runs[child]}, runs) == pytest.approx(4.0 + 4.0 * 4 / 2)
+    assert training_time.seconds({child: runs[child]}, runs) == pytest.approx(4.0 + 4.0 * 4 / 2)
     branch = run_config(**{**TINY, "branch": run_config(**{**TINY, "steps": 6, "start": parent})})
     family = {branch.key: (next(iter(runs.values()))[0], branch)}  # its ancestors are not recorded
-    assert verify.seconds(family, family) == pytest.approx(4.0 * (1 + 2 / 4 + 1))
+    assert training_time.seconds(family, family) == pytest.approx(4.0 * (1 + 2 / 4 + 1))
 
 
 @pytest.mark.parametrize("name", [name for name, paper in RECORDS.items() if paper.runs])
 def test_all_that_is_recorded_is_sound(name):
     """Checksums and keys; as often as nbval compares the notebooks. Training again is `swarmbook verify`."""
-    found = verify.recorded(RECORDS[name])
+    found = recorded_runs.recorded(RECORDS[name])
     assert found.faults == []
     assert len(found.runs) + len(found.tables) == RECORDS[name].runs
 
@@ -326,8 +330,8 @@ def test_recorded_runs_of_the_papers_are_what_the_code_gives(one_thread):
 
     That the notebooks show what they hold is compared by nbval.
     """
-    found = {name: verify.recorded(paper) for name, paper in RECORDS.items()}
-    cheap = {name: verify.Recorded(one.runs) for name, one in found.items()}
+    found = {name: recorded_runs.recorded(paper) for name, paper in RECORDS.items()}
+    cheap = {name: recorded_runs.Recorded(one.runs) for name, one in found.items()}
     picked, _ = verify.drawn(cheap, 2, seed=0, within=20.0)
     assert len(picked) == 2
     for one in verify.again(picked, "cpu", show=False):

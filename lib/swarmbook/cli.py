@@ -22,10 +22,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from swarmbook import __version__, papers
-from swarmbook.claims import Claim
-from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
-from swarmbook.papers import NotebookError, Paper, UsageError
+from swarmbook import __version__, locations
+from swarmbook.analysis.claims import Claim
+from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError
+from swarmbook.reproduction import execution, papers, publishing
+from swarmbook.reproduction.papers import Paper
 
 RECORDS = "with all its records; PAPER.PROFILE: what was recorded of it at that profile alone; default: all papers"
 
@@ -180,7 +181,7 @@ def _run(options: argparse.Namespace) -> int:
 def _chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
     if not known:
         raise UsageError(
-            f"no papers in {papers.papers_folder()}; install with `pip install -e .` in a clone, "
+            f"no papers in {locations.papers_folder()}; install with `pip install -e .` in a clone, "
             "or set SWARMBOOK_PAPERS to its folder papers"
         )
     return papers.chosen(names, known)
@@ -209,7 +210,7 @@ def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespa
         parameters = {}  # the default profile is not to be injected
     keys = _record(paper, parameters, record.beside("runs"), options.output) if options.record else []
     with _Progress(paper.name) as progress:
-        done = papers.execute(paper, parameters, options.output, environment, progress)
+        done = execution.execute(paper, parameters, options.output, environment, progress)
     if options.record:
         _commit(record, done.notebook, keys)
     print(claims_table(done.claims, shutil.get_terminal_size((110, 24)).columns))
@@ -224,12 +225,12 @@ def _record(paper: Paper, parameters: dict[str, Any], folder: Path, output: Path
 
     What is committed is the execution after this one: all from the record, as a reader gets it.
     """
-    from swarmbook.store import open_store
+    from swarmbook.records.store import open_store
 
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
         noted = Path(scratch) / "keys"  # the library writes one key a line
         with _Progress(f"{paper.name}, recording") as progress:
-            papers.execute(paper, parameters, output, {"SWARMBOOK_RECORD": str(noted)}, progress, page=False)
+            execution.execute(paper, parameters, output, {"SWARMBOOK_RECORD": str(noted)}, progress, page=False)
         keys = noted.read_text().split() if noted.exists() else []
     if keys:
         open_store([paper.beside("runs")]).publish(keys, folder)
@@ -238,25 +239,25 @@ def _record(paper: Paper, parameters: dict[str, Any], folder: Path, output: Path
 
 def _commit(record: Paper, executed: Path, keys: Sequence[str]) -> None:
     """Put an executed notebook in its place, then delete the runs that only the one before stood on."""
-    from swarmbook import provenance
-    from swarmbook.store import open_store
+    from swarmbook.records.store import open_store
+    from swarmbook.reproduction import lineage
 
-    papers.commit(record, executed)
+    publishing.commit(record, executed)
     if keys:
         folder = record.beside("runs")
         open_store([folder]).publish(keys, folder, exclusive=True)
-    provenance.keep([papers.read(record.notebook)])
+    lineage.keep([papers.read(record.notebook)])
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from swarmbook import sweep
+    from swarmbook.reproduction import sweep, sweep_grid
 
     if options.workers and options.scheduler:
         raise UsageError(f"--workers {options.workers} is for workers here; those of {options.scheduler} are its own")
-    seeds = sweep.seeds_of(options.seeds) if options.seeds else ()
+    seeds = sweep_grid.seeds_of(options.seeds) if options.seeds else ()
     # all of them before anything is executed
     sweeps = [
-        (paper, sweep.place(paper, sweep.points(paper, options.profile, seeds), options.output))
+        (paper, sweep.place(paper, sweep_grid.points(paper, options.profile, seeds), options.output))
         for paper in _chosen(options.papers, papers.discover())
     ]
     for _, points in sweeps:
@@ -271,7 +272,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
     """Whether all points are done at the end."""
-    from swarmbook import sweep
+    from swarmbook.reproduction import sweep, sweep_summary
 
     started = time.monotonic()
     found = [(point, sweep.state(point)) for point in points]
@@ -297,8 +298,8 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
     for outcome in failures:
         print(f"failed    {outcome.point.name}: {outcome.error}", file=sys.stderr)
     if done:
-        collected = sweep.collect(paper, points, environment)
-        merged = sweep.read(paper.name, [point.name for point in points], collected.notebook.parent).claims()
+        collected = sweep_summary.collect(paper, points, environment)
+        merged = sweep_summary.read(paper.name, [point.name for point in points], collected.notebook.parent).claims()
         print(claims_table(merged, shutil.get_terminal_size((110, 24)).columns))
         print(f"notebook  {_short(collected.notebook)}\nHTML      {_short(collected.html)}")
     left = len(points) - done - len(failures)
@@ -327,7 +328,7 @@ def _teller(progress: "_Progress", points: int, workers: int):
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from swarmbook import verify
+    from swarmbook.reproduction import verify
 
     chosen = _chosen(options.papers, papers.records())
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
@@ -337,10 +338,10 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from swarmbook import report
+    from swarmbook.reproduction import report
 
     chosen = _chosen(options.papers, papers.records())
-    output = options.output or papers.papers_folder().parent / "runs" / "report"
+    output = options.output or locations.papers_folder().parent / "runs" / "report"
     print(f"report    {_short(report.build(chosen, output.absolute()))}")
     return 0
 
@@ -420,7 +421,7 @@ def _list(options: argparse.Namespace) -> int:
         print(f"{', '.join(paper.figures + paper.tables) or 'no figures yet'}; {paper.runs} recorded runs")
         print(f"{claims_table(paper.claims, width)}\n")
     if not known:
-        print(f"no papers in {papers.papers_folder()}")
+        print(f"no papers in {locations.papers_folder()}")
     return 0
 
 

@@ -9,16 +9,22 @@
 
 import itertools
 from collections.abc import Iterable
-from functools import partial
-from types import CodeType, FunctionType
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from swarmbook import data
+from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError, unknown
-from swarmbook.store import key_of
+from swarmbook.methods import recovery, sync
+from swarmbook.methods.failures import trace
+from swarmbook.methods.gossip_groups import MATCHINGS
+from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.model_size import Shape
+from swarmbook.methods.recovery import RULES
+from swarmbook.methods.routing import ROUTES, fields_of
+from swarmbook.methods.sync import SYNCS
+from swarmbook.records.keys import code_of, key_of
 
 NUMERICS = 1
 
@@ -105,12 +111,6 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self):
-        from swarmbook.matching import MATCHINGS
-        from swarmbook.probes import PROBES
-        from swarmbook.recovery import RULES
-        from swarmbook.route import ROUTES
-        from swarmbook.sync import SYNCS
-
         if self.width % self.heads or self.width // self.heads % 2:
             raise ValueError(f"width={self.width} must be an even multiple of heads={self.heads}")
         if self.route not in ROUTES:
@@ -153,7 +153,6 @@ class RunConfig(BaseModel):
         return self
 
     def _check_route(self) -> None:
-        from swarmbook.route import ROUTES, fields_of, route_of
 
         taken = fields_of(ROUTES[self.route], RunConfig.model_fields)
         for name in ("paths", "visits", "swaps", "swap_lag", "reach", "keep_first"):
@@ -161,12 +160,11 @@ class RunConfig(BaseModel):
             if name not in taken and value != RunConfig.model_fields[name].default:
                 users = [route for route, rule in ROUTES.items() if name in fields_of(rule, RunConfig.model_fields)]
                 raise ValueError(f"{name}={value} does nothing for route {self.route!r}: it is for {', '.join(users)}")
-        route_of(self, 0)
+        self.route_at(0)
 
     def _check_sync(self) -> None:
-        from swarmbook.sync import SYNCS, groups_of
 
-        groups_of(self, 0)
+        self.groups_at(0)
         if SYNCS[self.sync].alike and self.replicas > 1 and not self.common_start and not self.parents:
             raise ValueError(
                 f"sync {self.sync!r} needs common_start=True: its replicas make the same steps, and would stay as far "
@@ -220,27 +218,22 @@ class RunConfig(BaseModel):
 
         Of a user's own route, sync, matching, recovery or probe its own code counts, not that of functions it calls.
         """
-        from swarmbook import sync
-        from swarmbook.matching import MATCHINGS
-        from swarmbook.probes import PROBES
-        from swarmbook.recovery import OURS, RULES
-        from swarmbook.route import ROUTES
 
         strategy, method = RULES[self.recovery], sync.SYNCS[self.sync]
         named = {"route": ROUTES[self.route], "matching": MATCHINGS[self.matching]}
         named |= {f"probe {name}": PROBES[name] for name in self.probes}
         own = {name: code_of(part) for name, part in named.items() if not part.__module__.startswith("swarmbook.")}
-        if strategy != OURS.get(self.recovery):
+        if strategy != recovery.OURS.get(self.recovery):
             own["recovery"] = code_of(strategy.rule)
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
         if method != sync.OURS.get(self.sync):
             own["sync"] = code_of(method.rule)
             own["method"] = repr([method.groups, method.keeps, method.gradients])
-        domains = [data.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
+        domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(
             {
                 "config": self.model_dump(mode="json", exclude_defaults=True, exclude={"start", "branch"}),
-                "data": data.fingerprint(self.data, self.tokenizer, self.data_limit),
+                "data": tokenization.fingerprint(self.data, self.tokenizer, self.data_limit),
                 "numerics": NUMERICS,
             }
             | ({"start": self.start.key} if self.start else {})
@@ -257,6 +250,40 @@ class RunConfig(BaseModel):
     @property
     def tokens_per_step(self) -> int:
         return self.replicas * self.microbatches * self.batch * self.sequence
+
+    def shape(self, vocabulary: int) -> Shape:
+        """The sizes of its model; vocabulary: tokens that the tokenizer knows."""
+        return Shape(self.stages, self.layers_per_stage, self.width, self.heads, self.hidden, vocabulary)
+
+    def failures(self) -> np.ndarray:
+        """Bool [steps, R, S + 1]: which cells die at the start of a step; the last column is the embedding and head."""
+        drawn = self.rng("failures"), self.rng("failures", 0)
+        return trace(*drawn, self.steps, self.replicas, self.stages, self.failure_rate, self.failing, self.losses)
+
+    def route_at(self, step: int) -> np.ndarray:
+        """The cells [P, R, M, 2] that the microbatches of a step visit, as `swarmbook.methods.routing` has them."""
+        rule = ROUTES[self.route]
+        fields = {name: getattr(self, name) for name in fields_of(rule, RunConfig.model_fields)}
+        return rule(self.replicas, self.stages, self.microbatches, self.rng("route", step), **fields)
+
+    def groups_at(self, step: int) -> np.ndarray:
+        """Who meets whom, int [N / n, n], in the (step + 1)-th exchange between the replicas.
+
+        ConfigError or ValueError where the matching cannot deal the replicas, each into one group.
+        """
+        if not SYNCS[self.sync].groups:
+            return np.arange(self.replicas)[None]
+        groups = MATCHINGS[self.matching](self.replicas, step, self.rng("sync", step), self.group)
+        if groups.ndim != 2 or not np.array_equal(np.sort(groups, axis=None), np.arange(self.replicas)):
+            raise ValueError(
+                f"matching {self.matching!r} deals the groups {groups.tolist()} at outer step {step}: "
+                f"give an array [groups, size] with each of the replicas 0..{self.replicas - 1} once"
+            )
+        return np.ascontiguousarray(groups, dtype=np.int64)
+
+    def present_at(self, step: int) -> np.ndarray | None:
+        """Which replicas take part in the (step + 1)-th exchange, bool [N]; None for all."""
+        return None if self.absent == 0 else self.rng("sync", step, 1).random(self.replicas) >= self.absent
 
     def rng(self, purpose: str, *where: int) -> np.random.Generator:
         """The generator of one purpose, the same in all runs of one seed; `where` tells steps or stages apart."""
@@ -283,26 +310,6 @@ def grid(base: dict | RunConfig, **axes: Iterable) -> list[RunConfig]:
             raise ConfigError(f"{name}={values!r} must be a list of values; write {name}=[{values!r}]")
     points = itertools.product(*axes.values())
     return [run_config(**{**fields, **dict(zip(axes, point, strict=True))}) for point in points]
-
-
-def code_of(part: object, within: tuple = ()) -> list | str:
-    """What a function does, with its defaults and the values it closes over, without where it stands."""
-    if isinstance(part, FunctionType) and part not in within:
-        held = [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
-        held += [cell.cell_contents for cell in part.__closure__ or ()]
-        return [code_of(part.__code__), [code_of(value, (*within, part)) for value in held]]
-    if isinstance(part, CodeType):
-        return [part.co_code.hex(), list(part.co_names), [code_of(const) for const in part.co_consts]]
-    if isinstance(part, partial):
-        return [code_of(value, within) for value in (part.func, part.args, part.keywords)]
-    if isinstance(part, (tuple, list)):
-        return [code_of(value, within) for value in part]
-    if isinstance(part, dict):
-        return [[code_of(name), code_of(value, within)] for name, value in part.items()]
-    if isinstance(part, (set, frozenset)):  # in an order of its own in every process
-        return sorted(repr(code_of(value, within)) for value in part)
-    text = repr(part)
-    return type(part).__qualname__ if " at 0x" in text else text
 
 
 def _reason(item: dict) -> str:

@@ -31,3 +31,11 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
     hint = f"did you mean {folded[close[0]]!r}? " if close else ""
     return f"unknown {what} {name!r}: {hint}Known: {', '.join(names)}"
+
+
+class UsageError(ValueError):
+    """A paper, parameter or value was asked for that does not exist or does not fit."""
+
+
+class NotebookError(Exception):
+    """A notebook cannot be read, or one of its cells failed."""

@@ -18,16 +18,16 @@ from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from swarmbook import data, distributed
 from swarmbook.config import RunConfig
+from swarmbook.data import corpora, tokenization
 from swarmbook.errors import ConfigError, StoreError
-from swarmbook.files import replace
-from swarmbook.model import INIT_STD, NORM_EPS, ROPE_THETA, Shape
-from swarmbook.papers import papers_folder
-from swarmbook.runs import final_states
-from swarmbook.store import Record, Store, open_store
-from swarmbook.train import shape_of
-from swarmbook.verify import duration
+from swarmbook.locations import papers_folder
+from swarmbook.methods.model_size import Shape
+from swarmbook.records.atomic_files import replace
+from swarmbook.records.store import Record, Store, open_store
+from swarmbook.reproduction.training_time import duration
+from swarmbook.runs import config_of, final_states
+from swarmbook.training.llama import INIT_STD, NORM_EPS, ROPE_THETA
 
 MEAN = "mean"
 
@@ -52,8 +52,8 @@ def export(
     if first := untrained(run, open_store()):
         say(plan(first))
     state = final_states([run], device)[run.key]["fleet"]
-    coder = data.tokenizer(run.tokenizer)
-    shape = shape_of(run, coder.get_vocab_size())
+    coder = tokenization.tokenizer(run.tokenizer)
+    shape = run.shape(coder.get_vocab_size())
     files = files_of(state, shape, 0 if replica is None else replica, run.sequence, coder)
     files["run.json"] = (run.model_dump_json(indent=2, exclude_defaults=True) + "\n").encode()
     files["README.md"] = card(run, open_store().get(run.key), replica).encode()
@@ -66,7 +66,7 @@ def read(name: str) -> RunConfig:
 
     Raises ConfigError for a name that is neither, and for a run that this version would train otherwise.
     """
-    run = distributed.read(name)
+    run = config_of(name)
     if not Path(name).is_file() and run.key != name:
         raise ConfigError(
             f"run {name} was trained on other data or by other code than is here, which makes {run.key} of its "
@@ -107,7 +107,7 @@ def files_of(
 
     sequence: tokens of the longest text that the model was trained on.
     """
-    end = data.end_of_text(coder)
+    end = tokenization.end_of_text(coder)
     return {
         "config.json": _json(llama_config(shape, sequence, end)),
         "generation_config.json": _json({"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}),
@@ -294,7 +294,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def _origin(source: str) -> str:
     if source.startswith("hub:"):
         return "of the Hugging Face hub, under the licence given there"
-    found = data.card(source)
+    found = corpora.card(source)
     return f"{found['title']}, {found['licence']}"
 
 

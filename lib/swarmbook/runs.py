@@ -4,98 +4,17 @@ runs = run(grid(base, route=["in order", "swapped ends"], seed=range(3)))
 runs.table("validation loss")
 """
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-import swarmbook
-from swarmbook.config import RunConfig
+from swarmbook.config import RunConfig, run_config
 from swarmbook.errors import ConfigError, TrainingError
-from swarmbook.store import Record, Store, key_of, open_store
-
-
-class Runs:
-    """Finished runs, in the order of their configurations."""
-
-    def __init__(self, configs: Sequence[RunConfig], records: Sequence[Record]):
-        self.configs, self.records = list(configs), list(records)
-
-    def __len__(self) -> int:
-        return len(self.configs)
-
-    def __add__(self, other: "Runs") -> "Runs":
-        """Both sets of runs, each run once."""
-        pairs = {r.key: (c, r) for c, r in zip(self.configs + other.configs, self.records + other.records, strict=True)}
-        return Runs(*zip(*pairs.values(), strict=True))
-
-    @property
-    def axes(self) -> list[str]:
-        """The seed, and the configuration fields in which the runs differ."""
-        fields = [dict(config) for config in self.configs]
-        return [name for name in fields[0] if name == "seed" or any(f[name] != fields[0][name] for f in fields)]
-
-    def where(self, **fields) -> "Runs":
-        """The runs whose configuration has these values."""
-        pairs = zip(self.configs, self.records, strict=True)
-        chosen = [(c, r) for c, r in pairs if all(getattr(c, name) == value for name, value in fields.items())]
-        if not chosen:
-            raise ConfigError(f"no run has {fields}; there are {self.provenance()[self.axes].drop_duplicates()}")
-        return Runs(*zip(*chosen, strict=True))
-
-    def table(self, metric: str) -> pd.DataFrame:
-        """One row a measurement of a metric: the fields in which the runs differ, step, stage, label, value.
-
-        Metrics: "validation loss", "training loss" (mean since the last row), "gradient norm" (by stage),
-        "replica spread" (root mean square, over the weights, of their standard deviation over the run's replicas, if
-        there are several), "failure" (one row a lost stage, 0 for the ends), "domain loss" (by domain in `label`),
-        "ledger" (by entry in `label`), and those of the probes.
-        """
-        axes = self.axes
-        parts = []
-        for config, record in zip(self.configs, self.records, strict=True):
-            part = record.metrics[record.metrics["metric"] == metric].drop(columns="metric")
-            if len(part):
-                parts.append(part.assign(**{name: [getattr(config, name)] * len(part) for name in axes}))
-        columns = [*axes, "step", "stage", "label", "value"]
-        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-    def by_step(self, metric: str = "validation loss") -> pd.DataFrame:
-        """A measurement [step, seed], of runs that differ in nothing but the seed."""
-        return self.table(metric).pivot(index="step", columns="seed", values="value")
-
-    def final(self, metric: str = "validation loss") -> pd.DataFrame:
-        """The last measurement of every run."""
-        return self._each(self.table(metric), lambda run: run["value"].iloc[-1])
-
-    def steps_to(self, target: float, metric: str = "validation loss") -> pd.DataFrame:
-        """Steps until the metric first falls to the target, interpolated; NaN where it never does."""
-        return self._each(self.table(metric), lambda run: _crossing(run["step"], run["value"], target))
-
-    def provenance(self) -> pd.DataFrame:
-        """Where every run's numbers come from: key, fields in which the runs differ, versions, device, time."""
-        rows = [
-            {"key": r.key, **{name: getattr(c, name) for name in self.axes}, **r.provenance}
-            for c, r in zip(self.configs, self.records, strict=True)
-        ]
-        return pd.DataFrame(rows)
-
-    def _each(self, table: pd.DataFrame, value) -> pd.DataFrame:
-        groups = table.groupby(self.axes, sort=False, dropna=False)
-        return pd.DataFrame([dict(zip(self.axes, names, strict=True)) | {"value": value(run)} for names, run in groups])
-
-
-def arms(groups: Mapping[str, Runs], measure: Callable[[Runs], pd.DataFrame]) -> pd.DataFrame:
-    """One table of several sets of runs: what `measure` gives for each, under its name in the column "arm".
-
-    `arms({"copy": a, "average": b}, Runs.final)`. Of the fields in which runs differ only the seed stays.
-    """
-    kept = ["seed", "step", "stage", "label", "value"]
-    tables = [measure(group).filter(kept).assign(arm=name) for name, group in groups.items()]
-    return pd.concat(tables, ignore_index=True)
+from swarmbook.locations import papers_folder
+from swarmbook.records.computed import _note
+from swarmbook.records.store import Store, open_store
+from swarmbook.results import Runs
 
 
 def run(
@@ -125,34 +44,10 @@ def run(
     return Runs(configs, [store.get(key) for key in keys])
 
 
-def computed(
-    wanted: Sequence[dict],
-    compute: Callable[[list[dict]], Iterable[pd.DataFrame]],
-    recorded: str | Path = "runs",
-    store: Store | None = None,
-) -> list[pd.DataFrame]:
-    """Tables that no single training run gives, such as plans or ensembles: recorded and stored like runs.
-
-    wanted: all that a table depends on, as JSON, a version of its code among it, to be raised by hand whenever the
-    same rest would give other numbers. compute: called with those that are neither recorded nor stored, yields their
-    tables in that order; each is kept as soon as it comes. Tables as for `Store.put`.
-    """
-    store = store or open_store(recorded=[Path(recorded)])
-    keys = [key_of({"computed": what}) for what in wanted]
-    by_key = dict(zip(keys, wanted, strict=True))
-    while missing := [key for key in by_key if store.get(key) is None]:
-        with store.claim(missing) as mine:
-            for key, table in zip(mine, compute([by_key[key] for key in mine]) if mine else (), strict=True):
-                store.put(key, by_key[key], table, {"swarmbook": swarmbook.__version__})
-        if not mine:
-            store.wait(missing)
-    _note(by_key)
-    return [store.get(key).metrics for key in keys]
-
-
 def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: str, show: bool, keep: bool) -> bool:
     """Train what nobody else is training, packs that were interrupted first; False if there was nothing to train."""
-    from swarmbook.train import packs, train
+    from swarmbook.training.packing import packs
+    from swarmbook.training.trainer import train
 
     begun = [keys for keys in store.packs() if set(keys) <= set(by_key)]
     rest = {config: key for key, config in missing.items() if not any(key in keys for keys in begun)}
@@ -214,20 +109,18 @@ def _keep_states(configs: set[RunConfig], store: Store, device: str, show: bool)
             keeping.wait(ready)
 
 
-def _note(keys: Iterable[str]) -> None:
-    """Tell `swarmbook run --record`, if it listens, which runs and tables the notebook stands on."""
-    if path := os.environ.get("SWARMBOOK_RECORD"):
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(f"{key}\n" for key in keys)
-
-
-def _crossing(steps: pd.Series, values: pd.Series, target: float) -> float:
-    steps, values = steps.to_numpy(float), values.to_numpy(float)
-    below = np.flatnonzero(values <= target)
-    if not len(below):
-        return float("nan")
-    i = below[0]
-    if i == 0:
-        return steps[0]
-    share = (values[i - 1] - target) / (values[i - 1] - values[i])
-    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+def config_of(name: str) -> RunConfig:
+    """The configuration in a JSON file, or that of the recorded or stored run of this key."""
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        try:
+            return run_config(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{name} holds no configuration of a run: {error}") from error
+    try:
+        record = open_store(sorted(papers_folder().glob("*/runs"))).get(name)
+    except ValueError:
+        record = None
+    if record is None:
+        raise ConfigError(f"{name!r} is neither a JSON file nor the key of a run that is recorded or in the store")
+    return run_config(**record.config)

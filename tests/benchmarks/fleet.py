@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from llama import llama
 
-from swarmbook.fleet import Fleet
-from swarmbook.model import Shape
-from swarmbook.optim import Adam
+from swarmbook.methods.model_size import Shape
+from swarmbook.training.adam import Adam
+from swarmbook.training.fleet import Fleet
 
 ROUNDS = 9
 CASES = {  # R, shape, M, B, T, goal

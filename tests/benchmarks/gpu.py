@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from llama import llama
 
-from swarmbook.fleet import Fleet
-from swarmbook.ledger import flops
-from swarmbook.model import Shape
-from swarmbook.optim import Adam
+from swarmbook.methods.model_size import Shape, flops
+from swarmbook.training.adam import Adam
+from swarmbook.training.fleet import Fleet
 
 DATASHEET = 989e12
 MODELS = {  # as printed: shape (vocabulary of LLaMA 2), and M, B, T of a process, as released

@@ -23,18 +23,19 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from emulation import rehearse, score_of_iteration, score_of_plan, seconds_of, seconds_of_works  # noqa: E402
 from skippipe import instance  # noqa: E402
 
-from swarmbook.grid import Grid  # noqa: E402
-from swarmbook.links import Links  # noqa: E402
-from swarmbook.network import Network  # noqa: E402
-from swarmbook.passage import perform, works_of  # noqa: E402
-from swarmbook.peers import Peers  # noqa: E402
-from swarmbook.pipeline import Plan, replay  # noqa: E402
-from swarmbook.planner import PLANNERS  # noqa: E402
-from swarmbook.rehearsal import rehearse, score_of_iteration, score_of_plan, seconds_of, seconds_of_works  # noqa: E402
-from swarmbook.route import in_order  # noqa: E402
-from swarmbook.throughput import Workload, simulate  # noqa: E402
+from swarmbook.distributed.communicator import Peers  # noqa: E402
+from swarmbook.distributed.emulated_links import Links  # noqa: E402
+from swarmbook.distributed.mesh import Grid  # noqa: E402
+from swarmbook.distributed.schedule_1f1b import perform, works_of  # noqa: E402
+from swarmbook.methods.routing import in_order  # noqa: E402
+from swarmbook.planning.pipeline import Plan
+from swarmbook.planning.planners import PLANNERS  # noqa: E402
+from swarmbook.planning.replay import replay  # noqa: E402
+from swarmbook.simulation.iteration_time import Workload, simulate  # noqa: E402
+from swarmbook.simulation.network import Network  # noqa: E402
 
 RANKS = 4
 SMALL = Workload(stages=4, replicas=1)  # as many stages as CheckFree's small model has

@@ -1,7 +1,7 @@
 """The peer of the benchmarks: transformers' LLaMA."""
 
 from swarmbook.export import llama_config
-from swarmbook.model import Shape
+from swarmbook.methods.model_size import Shape
 
 
 def llama(shape: Shape, length: int, **fields):

@@ -28,9 +28,10 @@ from heapq import heappop, heappush
 import numpy as np
 import simpy
 
+from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.syncpcn import SyncPCN, Timing
-from swarmbook.payments.world import Topology, line
+from swarmbook.payments.syncpcn.timing import Timing
+from swarmbook.payments.syncpcn.world import SyncPCN
 
 ROUNDS = 5
 EVENTS = 200_000

@@ -22,12 +22,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from skippipe import CASES, instance, released  # noqa: E402
 
-from swarmbook import placement  # noqa: E402
-from swarmbook.bounds import closed_form, lower_bound  # noqa: E402
-from swarmbook.conflicts import conflict_search  # noqa: E402
-from swarmbook.network import SKIPPIPE, Network  # noqa: E402
-from swarmbook.pipeline import RULES, Pipeline, Plan, Rules, replay  # noqa: E402
-from swarmbook.planner import PLANNERS, full_pipelines, search  # noqa: E402
+from swarmbook.planning import placement  # noqa: E402
+from swarmbook.planning.annealing import search
+from swarmbook.planning.bounds import closed_form, lower_bound  # noqa: E402
+from swarmbook.planning.conflict_based_search import conflict_search  # noqa: E402
+from swarmbook.planning.pipeline import RULES, Pipeline, Plan, Rules
+from swarmbook.planning.planners import PLANNERS, full_pipelines  # noqa: E402
+from swarmbook.planning.replay import replay  # noqa: E402
+from swarmbook.simulation.network import SKIPPIPE, Network  # noqa: E402
 
 STAGES, VISITS, SAMPLES, BYTES, FORWARD = 6, 4, 8, 4_194_304, 1.76  # of case A
 # Microbatches of each data node by number of nodes: 100 nodes have 100 in all, 1,000 have 1,000. Groups of 6 stages for

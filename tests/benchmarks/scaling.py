@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from swarmbook.config import run_config
-from swarmbook.fleet import Fleet
-from swarmbook.model import Shape
-from swarmbook.optim import Adam
+from swarmbook.methods.model_size import Shape
+from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.store import Store
+from swarmbook.training.adam import Adam
+from swarmbook.training.fleet import Fleet
 
 ROUNDS = 15
 REPLICAS, STAGES, STEPS = (1, 2, 4, 8, 16), (1, 2, 4, 8), (50, 100, 200, 400)

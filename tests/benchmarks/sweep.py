@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 
-from swarmbook import papers, sweep
+from swarmbook.reproduction import execution, papers, sweep, sweep_grid
 
 SIZES = {  # of the runs that are packed: those of the default profile of two papers, and of the smallest of one
     "CheckFree, cpu": dict(data="fiction_austen", width=64, heads=4, hidden=256, sequence=128, batch=1, steps=20),
@@ -63,7 +63,7 @@ def points(names: list[str]) -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as scratch:
             paper, place = papers.discover()[name], Path(scratch)
-            parameters = sweep.points(paper, "smoke", (1,))
+            parameters = sweep_grid.points(paper, "smoke", (1,))
             environment = {"SWARMBOOK_STORE": str(place / "store")}
             whole, short = {}, {}
             for number in range(3):  # the first trains
@@ -73,7 +73,7 @@ def points(names: list[str]) -> None:
                 if outcome.error:
                     raise SystemExit(outcome.error)
             with measured(short):
-                papers.execute(set_up(paper, place), parameters[0], None, environment, folder=place / "short")
+                execution.execute(set_up(paper, place), parameters[0], None, environment, folder=place / "short")
         row = whole["wall"], whole["own"], short["children"], whole["children"] - short["children"]
         print(f"{name:10}  {row[0]:6.1f}  {row[1]:6.1f}  {row[2]:14.1f}  {row[3]:13.1f}  {row[1] + row[2]:.1f}")
 
@@ -95,8 +95,8 @@ def packed(counts: list[int]) -> None:
     import torch
 
     from swarmbook.config import run_config
+    from swarmbook.records.store import Store
     from swarmbook.runs import run
-    from swarmbook.store import Store
 
     torch.set_num_threads(1)
     for name, fields in SIZES.items():

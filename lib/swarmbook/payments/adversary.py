@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from swarmbook.payments.channel import PAID, REFUNDED, prove
+from swarmbook.payments.channel_update import Ack, Announce, Cosign, Propose
 from swarmbook.payments.psyncpcn import ABORT, LOCK, PAY, Order, Relay, Share
 from swarmbook.payments.simulation import Node
-from swarmbook.payments.syncpcn import Claim, RefundRequest, Vote, Warden, lock_digest
-from swarmbook.payments.updates import Ack, Announce, Cosign, Propose
+from swarmbook.payments.syncpcn.committee import Warden, lock_digest
+from swarmbook.payments.syncpcn.messages import Claim, RefundRequest, Vote
 
 OPPOSITE = {PAID: REFUNDED, REFUNDED: PAID, LOCK: ABORT, ABORT: PAY, PAY: ABORT}
 

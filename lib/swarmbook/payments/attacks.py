@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from swarmbook.payments import psyncpcn, signatures, syncpcn, updates
+from swarmbook.payments import channel_update, psyncpcn, signatures
 from swarmbook.payments.adversary import (
     Careless,
     Deaf,
@@ -32,12 +32,17 @@ from swarmbook.payments.adversary import (
     Wormhole,
     dispute,
 )
+from swarmbook.payments.channel_update import Cosign, Propose
+from swarmbook.payments.payment_network import World, line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.requirements import Watch, check
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, stable_after, unit, within
-from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing
-from swarmbook.payments.updates import Cosign, Propose
-from swarmbook.payments.world import World, line
+from swarmbook.payments.syncpcn import committee
+from swarmbook.payments.syncpcn import party as party_module
+from swarmbook.payments.syncpcn import timing as timing_module
+from swarmbook.payments.syncpcn.messages import Claim
+from swarmbook.payments.syncpcn.timing import Timing
+from swarmbook.payments.syncpcn.world import SyncPCN
 
 SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8", "R11")
 
@@ -201,16 +206,16 @@ DIRECTED = (
 
 MUTANTS = {  # (class, attribute, what it becomes), ...
     "the quorum is 2 f": [(signatures.Committee, "quorum", property(lambda self: 2 * self.faulty))],
-    "members vote as often as they are asked": [(syncpcn.Warden, "may_vote", lambda self, about, outcome: True)],
-    "hops expire delta apart": [(syncpcn.Timing, "margin", property(lambda self: self.delta))],
+    "members vote as often as they are asked": [(committee.Warden, "may_vote", lambda self, about, outcome: True)],
+    "hops expire delta apart": [(timing_module.Timing, "margin", property(lambda self: self.delta))],
     "members ignore numbers": [
-        (updates.Member, "next", lambda self, seq: True),
-        (syncpcn.Warden, "fresh", lambda self, seq: True),
+        (channel_update.Member, "next", lambda self, seq: True),
+        (committee.Warden, "fresh", lambda self, seq: True),
     ],
     "a payee goes on before the certificate": [
-        (syncpcn.Party, "await_certificate", lambda self, end, seq, lock: self.secured(end.cid, lock, self.clock))
+        (party_module.Party, "await_certificate", lambda self, end, seq, lock: self.secured(end.cid, lock, self.clock))
     ],
-    "refunds begin at T_i": [(syncpcn.Timing, "refund_wait", property(lambda self: 0.0))],
+    "refunds begin at T_i": [(timing_module.Timing, "refund_wait", property(lambda self: 0.0))],
     "committees heed any other": [(psyncpcn.Member, "adjacent", lambda self, entry, place, step: True)],
 }
 

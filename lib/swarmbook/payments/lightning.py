@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from swarmbook.payments.payment_network import NEVER, PAID, Payment, World
 from swarmbook.payments.simulation import Node
-from swarmbook.payments.world import NEVER, PAID, Payment, World
 
 
 def margin(reorganisation: int = 2, grace: int = 2, inclusion: int = 12) -> int:

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from swarmbook.payments.payment_network import Topology, World, line
 from swarmbook.payments.psyncpcn import Order, PSyncPCN, Share
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation, within
-from swarmbook.payments.syncpcn import SyncPCN
-from swarmbook.payments.world import Topology, World, line
+from swarmbook.payments.syncpcn.world import SyncPCN
 
 
 def views(world: World, amount: int) -> list[tuple]:

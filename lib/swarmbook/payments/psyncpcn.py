@@ -10,7 +10,7 @@ payments may pass, since nobody can wait for them.
   send PAID_(n-1) on; shares of PAID_1 are the sender's receipt. ABORT travels the same way and releases
 - no timers, except those of the view changes of `ordering="agreed"`
 - `ordering` says how members of one committee see competing payments in the same order: not at all (`none`, V1), by
-  the payer's numbers (`payer`, V2), or by agreement (`agreed`, V3, `swarmbook.payments.agreement`)
+  the payer's numbers (`payer`, V2), or by agreement (`agreed`, V3, `swarmbook.payments.pbft`)
 - `relay="party"` lets parties carry certificates; `commit="forward"` transfers from the sender's side once all is
   locked
 """
@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from swarmbook.errors import ConfigError, unknown
-from swarmbook.payments.agreement import Agreement, Commit, NewView, Prepare, PrePrepare, ViewChange
+from swarmbook.payments.payment_network import LOCKED, NEVER, PAID, REFUNDED, Payment, Topology, World, committee
+from swarmbook.payments.pbft import Agreement, Commit, NewView, Prepare, PrePrepare, ViewChange
 from swarmbook.payments.signatures import Certificate, Keys, Tally
 from swarmbook.payments.simulation import Node, Simulation
-from swarmbook.payments.world import LOCKED, NEVER, PAID, REFUNDED, Payment, Topology, World, committee
 
 LOCK, PAY, ABORT, READY = "LOCK", "PAID", "ABORT", "READY"
 ORDERINGS = ("none", "payer", "agreed")

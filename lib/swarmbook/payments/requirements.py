@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from swarmbook.payments.channel import close
+from swarmbook.payments.payment_network import LOCKED, PAID, Payment, World
 from swarmbook.payments.psyncpcn import PAY, PSyncPCN
 from swarmbook.payments.simulation import Event, causal_past
-from swarmbook.payments.syncpcn import SyncPCN
-from swarmbook.payments.world import LOCKED, PAID, Payment, World
+from swarmbook.payments.syncpcn.world import SyncPCN
 
 REQUIREMENTS = {
     "R1": "parties between keep their balance",

@@ -1,0 +1,106 @@
+"""Claims as code: what a paper says, what we measured, and whether it holds.
+
+A claim is a check over paired differences or ratios between runs of equal seed. Its verdict follows from the 95 %
+confidence interval of the mean over seeds and the side of a bound on which the paper puts it: all of the interval
+on that side, *holds*; all on the other, *does not hold*; otherwise, or with fewer than three seeds, *undecided at
+this scale*.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swarmbook.errors import unknown
+
+if TYPE_CHECKING:  # listing claims must be instant; only making them takes pandas
+    import pandas as pd
+
+    from swarmbook.analysis.confidence import Estimate
+
+VERDICTS = HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided at this scale"
+MIMETYPE = "application/vnd.swarmbook.claims+json"  # a list of {id, text, paper, ours, verdict}
+
+
+def verdict(measured: "Estimate", above: float | None = None, below: float | None = None) -> str:
+    """Whether the estimate lies above (or below) a bound, with its whole confidence interval."""
+    if (above is None) == (below is None):
+        raise ValueError("give one of above= and below=: the side of the bound on which the claim puts the number")
+    if measured.n < 3:  # two seeds give an interval, but not one to rest a verdict on
+        return UNDECIDED
+    holds, fails = (
+        (measured.low > above, measured.high < above)
+        if below is None
+        else (measured.high < below, measured.low > below)
+    )
+    return HOLDS if holds else FAILS if fails else UNDECIDED
+
+
+def decided(true: bool) -> str:
+    """The verdict on a claim that follows from counting or arithmetic, without spread."""
+    return HOLDS if true else FAILS
+
+
+def all_of(*verdicts: str) -> str:
+    """The verdict on a claim of several parts: it fails if one of them fails, and holds if all of them hold."""
+    return FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a paper, as its notebook judged it; `paper` and `ours` are ready to print."""
+
+    id: str
+    text: str
+    paper: str
+    ours: str
+    verdict: str
+
+    def _repr_markdown_(self) -> str:
+        return f"**{self.id} {self.verdict}**: {self.text}. Paper: {self.paper}. Ours: {self.ours}."
+
+
+@dataclass
+class Claims:
+    """The claims of one notebook; shown as a table, and read back from the notebook by `swarmbook list`."""
+
+    claims: list[Claim] = field(default_factory=list)
+
+    def add(self, id: str, text: str, paper: object, ours: object, verdict: str) -> Claim:
+        """Note a claim; shown as one sentence where it stands last in a cell."""
+        if verdict not in VERDICTS:
+            raise ValueError(unknown("verdict", verdict, VERDICTS))
+        claim = Claim(id, text, str(paper), str(ours), verdict)
+        self.claims = [other for other in self.claims if other.id != id] + [claim]
+        return claim
+
+    def table(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        return pd.DataFrame([asdict(claim) for claim in self.claims]).set_index("id")
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        import pandas as pd
+
+        with pd.option_context("display.max_colwidth", None, "display.width", 250):
+            table = self.table()
+            return {
+                "text/plain": table.to_string(),
+                "text/html": table.to_html(),
+                MIMETYPE: [asdict(claim) for claim in self.claims],
+            }
+
+
+def published(path: str | Path = "published.csv") -> "pd.DataFrame":
+    """What the paper printed: columns item (figure or table), series, quantity, value, unit, source, note."""
+    import pandas as pd
+
+    return pd.read_csv(path)
+
+
+def printed(table: "pd.DataFrame", item: str, series: str, quantity: str) -> float:
+    """One published number; an unknown one is refused with those there are."""
+    rows = table[(table["item"] == item) & (table["series"] == series) & (table["quantity"] == quantity)]
+    if len(rows) != 1:
+        known = table[["item", "series", "quantity"]].to_string(index=False, header=False)
+        raise KeyError(f"{len(rows)} published numbers for {(item, series, quantity)}; there are:\n{known}")
+    return float(rows["value"].iloc[0])

@@ -1,0 +1,79 @@
+"""TODO"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swarmbook.errors import DataError, unknown
+
+if TYPE_CHECKING:
+    pass
+
+from swarmbook.locations import data_folder
+
+SPLITS = ("train", "validation", "test")
+KINDS = ("train", "seed", "evaluation", "toy")
+DIFFICULTIES = ("easy", "middle", "hard")
+
+
+def domains(kind: str | None = None, difficulty: str | None = None) -> list[str]:
+    """Names of the embedded domains, in the order of the card, optionally of one kind or difficulty."""
+    _known("kind", kind, (None, *KINDS))
+    _known("difficulty", difficulty, (None, *DIFFICULTIES))
+    return [
+        entry["name"]
+        for entry in _cards()
+        if kind in (None, entry["kind"]) and difficulty in (None, entry["difficulty"])
+    ]
+
+
+def card(name: str) -> dict:
+    """The card of an embedded domain: kind, difficulty, origin, licence, size, checksum."""
+    cards = {entry["name"]: entry for entry in _cards()}
+    _known("domain", name, list(cards))
+    return cards[name]
+
+
+def _known(what: str, name, valid: Sequence) -> None:
+    if name in valid:
+        return
+    raise DataError(unknown(what, name, [str(known) for known in valid if known is not None]))
+
+
+def _cards() -> list[dict]:
+    path = data_folder() / "card.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"no corpora in {data_folder()}: card.json is missing; set SWARMBOOK_DATA") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is damaged ({error}); restore it with git") from error
+
+
+def _checked_file(name: str) -> tuple[Path, str]:
+    """The parquet file of an embedded domain and its sha256, which must be the one on its card."""
+    path = data_folder() / f"{name}.parquet"
+    expected = card(name)["sha256"]
+    if not path.is_file():
+        raise DataError(f"{path} is missing although card.json lists {name!r}; restore it with git")
+    status = path.stat()
+    found = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    if found != expected:
+        raise DataError(
+            f"{path} has sha256 {found}, its card says {expected}; restore it with git or correct card.json"
+        )
+    return path, found
+
+
+@functools.cache
+def _sha256(path: Path, size: int, modified: int, inode: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _table(name: str, split: str):
+    from pyarrow import parquet
+
+    return parquet.read_table(_checked_file(name)[0], filters=[("split", "==", split)], use_threads=False)

@@ -1,0 +1,282 @@
+"""From texts to batches: corpora, tokenizer, token cache and the order in which training sees the data.
+
+- a source is an embedded domain (`data/<domain>.parquet`), a hub corpus (`hub:tinystories`, see
+  `swarmbook.data.hub`), or several joined with "+": concatenated in that order, a `limit` shared out equally
+- an end-of-text token closes each document; documents are concatenated and cut into windows, without padding
+- tokens are made once, kept as a checked memory map in SWARMBOOK_CACHE, and identified by content alone
+- `Batches` is random access: a run resumes at any step, and paired runs see the same batches
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swarmbook.data import hub
+from swarmbook.data.batches import Tokens
+from swarmbook.data.corpora import SPLITS, _checked_file, _known, _table, card
+from swarmbook.errors import DataError
+from swarmbook.locations import cache_folder, data_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+FORMAT = 1  # of the token cache; to be raised whenever the same texts give other ids or another layout
+
+_HEADER_BYTES = 256
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # ours, Llama 3, Llama 2
+_WHOLE = 256 << 20  # bytes: token caches above this are checked in 256 blocks of 1 MiB
+_verified: set[tuple] = set()  # files whose checksum this process has compared
+
+
+def tokenizer(name: str = "swarmbook") -> "Tokenizer":
+    """A `tokenizers.Tokenizer`: the embedded one, bytes, the one in a `.json` file, or one of the hub.
+
+    "bytes" has the 256 bytes and the end of a text, for the smallest of models. A hub name is `llama-2` (CheckFree's)
+    or `<owner>/<name>@<commit hash>`.
+    """
+    return _tokenizer(_tokenizer_bytes(name))
+
+
+def end_of_text(coder: "Tokenizer") -> int:
+    """The token that closes each document; raises DataError for a tokenizer that has none we know."""
+    end = next((coder.token_to_id(token) for token in _END_OF_TEXT if coder.token_to_id(token) is not None), None)
+    if end is None:
+        raise DataError(f"the tokenizer has none of the end-of-text tokens {', '.join(_END_OF_TEXT)}; add one to it")
+    return end
+
+
+def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | None = None) -> Tokens:
+    """Tokens of a split, made on the first call and read from the cache afterwards.
+
+    `limit` keeps the first tokens only; each of several joined sources gives an equal share of it. A hub
+    corpus too large to tokenize whole needs one. Raises `DataError` if the source, split or tokenizer is
+    unknown or cannot be had, or if the cache folder cannot be written; a damaged cache file is rebuilt with
+    a warning.
+    """
+    parts = source.split("+")
+    for part in parts:
+        _check(part, split)
+        if limit is None and part.startswith("hub:") and not hub.corpus(part).small:
+            raise DataError(f"{part!r} is too large to tokenize whole: pass limit=<number of tokens>")
+    key = fingerprint(source, tokenizer, limit)
+    coder = _tokenizer(_tokenizer_bytes(tokenizer))
+    vocabulary = coder.get_vocab_size()
+    dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+    path = cache_folder() / "tokens" / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '-', source)[:80]}-{split}-{key}.ids"
+
+    def chunks() -> Iterator[np.ndarray]:
+        if len(parts) == 1:
+            return _encoded(source, split, coder, dtype, limit)
+        shares = [None if limit is None else limit // len(parts) + (i < limit % len(parts)) for i in range(len(parts))]
+        return (tokens(part, split, tokenizer, share).ids for part, share in zip(parts, shares, strict=True))
+
+    ids = _cached(path, dtype, chunks)
+    return Tokens(ids, vocabulary, key, source, split)
+
+
+def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = None) -> str:
+    """32 hex digits that change with the content of texts or tokenizer, and with nothing else.
+
+    Cheap: hashes the embedded files (all splits), or takes the pinned revision of a hub corpus.
+    """
+    if limit is not None and limit < source.count("+") + 1:
+        raise DataError(f"limit={limit} leaves no token for some source of {source!r}; pass a larger one")
+    digest = hashlib.blake2b(repr((FORMAT, limit)).encode(), digest_size=16)
+    digest.update(hashlib.sha256(_tokenizer_bytes(tokenizer)).digest())
+    for part in source.split("+"):
+        content = hub.content(hub.corpus(part)) if part.startswith("hub:") else _checked_file(part)[1]
+        digest.update(hashlib.sha256(content.encode()).digest())
+    return digest.hexdigest()
+
+
+def _tokenizer_bytes(name: str) -> bytes:
+    if name == "bytes":  # the embedded one without its merges
+        content = json.loads(_tokenizer_bytes("swarmbook"))
+        vocabulary = content["model"]["vocab"].items()
+        single = {token: i for token, i in vocabulary if i < len(vocabulary) - len(content["model"]["merges"])}
+        content["model"] |= {"vocab": single, "merges": []}
+        return json.dumps(content).encode()
+    if name == "swarmbook":
+        path = data_folder() / "tokenizer.json"
+    elif name.endswith(".json"):
+        path = Path(name)
+    elif name in hub.TOKENIZERS or "/" in name:
+        path = hub.tokenizer_file(name)
+    else:
+        known = ", ".join(("swarmbook", "bytes", *hub.TOKENIZERS))
+        raise DataError(f"unknown tokenizer {name!r}: known: {known}, a path to a .json file, <owner>/<name>@<hash>")
+    if not path.is_file():
+        raise DataError(f"tokenizer {name!r}: there is no file {path}")
+    return path.read_bytes()
+
+
+def _tokenizer(content: bytes) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(content.decode())
+
+
+def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit: int | None) -> Iterator[np.ndarray]:
+    """Ids of a batch of documents at a time, each document closed by end-of-text, `limit` in all."""
+    from tqdm.auto import tqdm
+
+    end = end_of_text(coder)
+    coder.encode_special_tokens = True  # a document that spells out a special token must not end there
+    left = math.inf if limit is None else limit
+    with tqdm(desc=f"tokens of {source} ({split})", total=limit, unit="", unit_scale=True, delay=2) as bar:
+        for batch in _documents(source, split):
+            encodings = coder.encode_batch_fast(batch, add_special_tokens=False)
+            ids = np.array([i for encoding in encodings for i in (*encoding.ids, end)], dtype=dtype)
+            ids = ids[: min(left, len(ids))]
+            left -= len(ids)
+            bar.update(len(ids))
+            yield ids
+            if left == 0:
+                return
+
+
+def _cached(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+    """The array in the cache file `path`, written first from `chunks` if it is missing or damaged.
+
+    A file is one header (dtype, length, checksum), then the ids. It appears by an atomic rename, under a
+    lock, so that of several processes one makes it and the others wait.
+    """
+    ids = _opened(path, dtype)
+    if ids is not None:
+        return ids
+    from filelock import FileLock
+
+    with contextlib.ExitStack() as stack:
+        with _cache_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{path}.lock"))
+        ids = _opened(path, dtype)
+        if ids is not None:
+            return ids
+        if path.exists():
+            warnings.warn(f"token cache {path} is damaged; making it again", stacklevel=3)
+        _write(path, dtype, chunks())
+    return _opened(path, dtype)
+
+
+def _write(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
+    half = path.with_suffix(".half")
+    chunks = iter(chunks)
+    try:
+        with _cache_errors(path):
+            file = half.open("wb")
+        with file:
+            length = 0
+            # an OSError of the corpus must not pass for one of the cache folder
+            for chunk in itertools.chain([np.zeros(_HEADER_BYTES, np.uint8)], chunks):
+                with _cache_errors(path):
+                    file.write(chunk.tobytes())
+                length += len(chunk)
+            if length == _HEADER_BYTES:
+                source, split = path.stem.rsplit("-", 2)[:2]
+                raise DataError(f"{source} has no text in its {split} split; choose another source or split")
+            with _cache_errors(path):
+                file.flush()
+                header = _header(np.memmap(half, dtype, "r", offset=_HEADER_BYTES))
+                file.seek(0)
+                file.write(header)
+                file.flush()
+                os.fsync(file.fileno())
+        with _cache_errors(path):
+            os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _opened(path: Path, dtype: np.dtype) -> np.ndarray | None:
+    """Memory map of a cache file; None if it is missing or damaged. The checksum is compared once per
+    process."""
+    with _cache_errors(path):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        body = status.st_size - _HEADER_BYTES
+        if body <= 0 or body % dtype.itemsize:
+            return None
+        ids = np.memmap(path, dtype, "r", offset=_HEADER_BYTES)
+        stamp = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        if stamp not in _verified:
+            with path.open("rb") as file:
+                if file.read(_HEADER_BYTES) != _header(ids):
+                    return None
+            _verified.add(stamp)
+        return ids
+
+
+def _header(ids: np.ndarray) -> bytes:
+    data = ids.view(np.uint8)
+    checksum = 0
+    if data.nbytes <= _WHOLE:
+        checksum = zlib.crc32(data)
+    else:
+        for first in np.linspace(0, data.nbytes - (1 << 20), 256).astype(np.int64):
+            checksum = zlib.crc32(data[first : first + (1 << 20)], checksum)
+    fields = {"format": FORMAT, "dtype": ids.dtype.str, "length": len(ids), "checksum": checksum}
+    return json.dumps(fields).encode().ljust(_HEADER_BYTES)
+
+
+@contextlib.contextmanager
+def _cache_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot use the cache folder {path.parent} ({error}); "
+            "make room or set SWARMBOOK_CACHE to a writable folder"
+        ) from error
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+_BATCH = 1024  # documents encoded at a time
+
+
+def texts(source: str, split: str) -> "Dataset | IterableDataset":
+    """The documents of one source (not joined with "+"), in a column `text`.
+
+    Returns a `datasets.Dataset` in memory for an embedded domain, a `datasets.IterableDataset` for a hub
+    corpus.
+    """
+    _check(source, split)
+    if source.startswith("hub:"):
+        return hub.texts(hub.corpus(source), split)
+    import datasets
+
+    return datasets.Dataset(_table(source, split))
+
+
+def _check(source: str, split: str) -> None:
+    if source.startswith("hub:"):
+        _known(f"split of {source!r}", split, hub.splits(hub.corpus(source)))
+    else:
+        card(source)
+        _known("split", split, SPLITS)
+
+
+def _documents(source: str, split: str) -> Iterator[list[str]]:
+    if source.startswith("hub:"):
+        batches = (batch["text"] for batch in texts(source, split).iter(batch_size=_BATCH))
+    else:
+        column = _table(source, split).column("text")  # without `datasets`, whose import costs a second
+        batches = (column.slice(first, _BATCH).to_pylist() for first in range(0, len(column), _BATCH))
+    return ([text for text in batch if text and not text.isspace()] for batch in batches)

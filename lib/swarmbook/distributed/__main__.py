@@ -1,0 +1,212 @@
+"""One run on many processes: `torchrun --nproc-per-node=N -m swarmbook.distributed.__main__ RUN.json`.
+
+- a `Grid` says which rank holds which cells, a `Passage` takes microbatches through them, a `Share` is one rank's part
+  in the training, a `Meeting` is what replicas exchange
+- everything that is drawn (weights, batches, routes, matchings) follows from the run's seed, so that all ranks draw the
+  same without a message, and losses are those of the stacked Fleet to rounding
+- rank 0 has the store: it puts the finished run there, and from what it keeps of unfinished ones any number of
+  processes goes on
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+
+from swarmbook.config import RunConfig
+from swarmbook.distributed import resharding
+from swarmbook.distributed.communicator import Peers, world
+from swarmbook.distributed.emulated_links import Links
+from swarmbook.distributed.mesh import Grid, grid_of
+from swarmbook.distributed.rank_trainer import Share
+from swarmbook.distributed.supervisor import keep_up
+from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
+from swarmbook.methods.recovery import RULES
+from swarmbook.methods.sync import SYNCS
+from swarmbook.records.store import Store, open_store
+from swarmbook.runs import config_of
+from swarmbook.simulation.network import PLACES, Network
+from swarmbook.training.device import device_of
+
+
+def train(run: RunConfig, grid: Grid, peers: Peers, keep: bool = False) -> None:
+    """Train a run across all processes, unless it is in the store; rank 0 puts it there.
+
+    keep: with the state in which it ends. What it begins with is trained before it, if that is not there.
+    """
+    store = open_store() if peers.rank == 0 else None
+    store = store.keeping() if store and keep else store
+    begun = any(place is not None for place in peers.places)  # by the others; this process is new
+    TRAIN, FINISHED, HELD = range(3)
+    with store.claim([run.key]) if store else nullcontext([]) as mine:
+        state = TRAIN if mine or not store else FINISHED if store.get(run.key) else HELD
+        state = state if begun else int(peers.sum(torch.tensor([state], device=peers.device)))
+        if state == HELD:
+            raise TrainingError(f"run {run.key} is being trained by another process: wait until it has finished")
+        if state == FINISHED:
+            peers.say(f"run {run.key} is finished already; SWARMBOOK_FRESH=1 trains it anew")
+            return
+        if not begun:
+            peers.say(f"run {run.key} over {peers.backend}: {grid}")
+        parent = None if begun else _final_state(run, store, peers)
+        progress = store.progress([run.key]) if store else None
+        share = Share(run, grid, peers, progress)
+        share.resume(parent, joins=begun)
+        share.train()
+        final = resharding.gather(share.state(), grid, peers) if keep else None
+        if store:
+            if final:
+                store.put_state(run.key, final)
+            record = store.put(run.key, run.model_dump(mode="json"), share.table(), share.provenance())
+            progress.discard()
+            peers.say(f"written to {record.path}")
+
+
+def _final_state(run: RunConfig, store: Store | None, peers: Peers) -> resharding.State | None:
+    """On rank 0 the state that a run begins with, if it does; it is trained first if it is not in the store."""
+    if not run.parents:
+        return None
+    (parent,) = run.parents
+    keeping = store and store.keeping()
+    if not peers.tell(keeping and keeping.get(parent.key) is not None, 0):
+        begins = f"run {run.key} begins with the final state of run {parent.key}, which is not in the store"
+        if peers.replaceable:
+            raise ConfigError(f"{begins}: train that with --keep first, without --replace")
+        try:
+            grid = grid_of(parent, peers.size)
+        except ConfigError as error:
+            raise ConfigError(f"{begins}, and {error}, with --keep") from error
+        train(parent, grid, peers, keep=True)
+    return keeping and keeping.state(parent.key)
+
+
+def check_replaceable(runs: Sequence[RunConfig]) -> None:
+    """ConfigError unless lost processes can be replaced: what only they have must not be missed."""
+    if len(runs) != 1:
+        raise ConfigError(f"--replace with {len(runs)} runs: give one, as a new process could not tell which it joins")
+    (run,) = runs
+    sync = SYNCS[run.sync]
+    strategy = RULES[run.recovery]
+    if strategy is None or strategy.keeps not in (None, "ends"):
+        fine = [name for name, rule in RULES.items() if rule and rule.keeps in (None, "ends")]
+        raise ConfigError(
+            f"--replace with recovery={run.recovery!r}: it needs one that takes nothing from the lost process; take "
+            f"one of {', '.join(fine)}"
+        )
+    if sync and not sync.gradients:
+        fine = [name for name, method in SYNCS.items() if method is None or method.gradients]
+        raise ConfigError(
+            f"--replace with sync={run.sync!r}: its slow weights are lost with a process; take one of {', '.join(fine)}"
+        )
+    if run.moments == "keep":
+        raise ConfigError("--replace with moments='keep': they are lost with a process; take 'reset' or 'average'")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the runs named on the command line, one after another; the exit status.
+
+    0: all are in the store. 1: a rank was lost, or training cannot go on. 2: wrong usage, found before anything starts.
+    """
+    options = _parser().parse_args(argv)
+    _, ranks = world()
+    try:
+        runs = [config_of(name) for name in options.runs]
+        plans = [grid_of(run, ranks, options.grid) for run in runs]
+        if options.replace:
+            check_replaceable(runs)
+        links = Links(Network.over(options.places, ranks), options.pace, options.weight) if options.places else None
+    except (ConfigError, StoreError) as error:
+        print(f"swarmbook.distributed.__main__: {error}", file=sys.stderr, flush=True)
+        return 2
+    work = partial(_work, runs, plans, options.timeout, options.replace > 0, links, options.keep)
+    return keep_up(work, options.replace, options.timeout) if options.replace else work()
+
+
+def _work(
+    runs: Sequence[RunConfig], plans: Sequence[Grid], timeout: float, replaceable: bool, links: Links | None, keep: bool
+) -> int:
+    """Train all runs in this process and its peers; the exit status."""
+    device, (rank, _) = device_of("auto"), world()
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        if replaceable:  # by default NCCL ends the survivors of a lost rank too
+            print(
+                "swarmbook.distributed.__main__: --replace works over gloo only: hide all GPUs",
+                file=sys.stderr,
+                flush=True,
+            )
+            return 2
+    try:
+        with Peers(device, timeout, replaceable, links) as peers:
+            for run, grid in zip(runs, plans, strict=True):
+                train(run, grid, peers, keep)
+    except (ConfigError, TrainingError, DataError, StoreError) as error:
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchrun --nproc-per-node=N -m swarmbook.distributed.__main__",
+        description="Train runs on N processes: cells (replica, stage) are shared out in equal rectangles.",
+        epilog="Exit status: 0 all runs are in the store, 1 training could not go on, 2 wrong usage.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a RunConfig as JSON file, or the key of a run")
+    parser.add_argument(
+        "--grid",
+        type=_grid,
+        metavar="2x2",
+        help="ranks along the replicas and along the stages; default: as many as fit along the replicas",
+    )
+    parser.add_argument(
+        "--replace",
+        type=int,
+        default=0,
+        metavar="N",
+        help="times that each rank may lose its process and get a new one with rebuilt stages; default: %(default)s",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep final weights and moments, for runs that begin with them and for export",
+    )
+    parser.add_argument(
+        "--places",
+        metavar="LIST",
+        help=f"messages are as slow as between the places of a list, dealt to ranks in turn: {', '.join(PLACES)}",
+    )
+    parser.add_argument(
+        "--pace", type=float, default=1.0, metavar="S", help="real seconds for a second between places; default: 1"
+    )
+    parser.add_argument(
+        "--weight", type=float, default=1.0, metavar="B", help="bytes between places for a byte sent; default: 1"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds without a sign of life after which a rank counts as lost; default: %(default)g",
+    )
+    return parser
+
+
+def _grid(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no grid such as 2x2")
+    return int(rows), int(columns)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    if status == 1:
+        os._exit(status)  # a backend that still waits for a lost rank must not hold up the exit
+    sys.exit(status)

@@ -1,0 +1,95 @@
+"""TODO"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from swarmbook.distributed.communicator import Peers
+
+if TYPE_CHECKING:
+    from swarmbook.distributed.mesh import Grid
+    from swarmbook.distributed.stage_shard import Block
+    from swarmbook.training.adam import Adam
+
+
+DONE, WEIGHTS, MOMENTS = range(3)  # of requests
+
+
+class Row:
+    """One rank's view of a run's cells, for recovery rules: its own at hand, those of other ranks on request.
+
+    Replicas and stages count as in the whole run, stage S is the ends; `shape` is that of the run. What `swarmbook.
+    recovery.Lost` needs of a Fleet.
+    """
+
+    def __init__(self, block: "Block", adam: "Adam", grid: "Grid", peers: Peers):
+        self.block, self.adam, self.grid, self.peers = block, adam, grid, peers
+        self.shape = block.whole
+
+    def holds(self, replica: int, stage: int) -> bool:
+        return self.peers.rank in self.grid.holders(replica, stage)
+
+    def stage(self, replica: int, stage: int) -> dict[str, Tensor]:
+        """Weights of a cell: views of all or, of the ends, of the part that is here; else copies, sent here."""
+        if self.holds(replica, stage):
+            return self.block.stage(*self.block.place(replica, stage))
+        return dict(zip(self._names(replica, stage), self._asked(WEIGHTS, replica, stage), strict=True))
+
+    def moments(self, replica: int, stage: int) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
+        """Adam's moments of a cell by parameter, here or sent here, and its count of steps."""
+        if self.holds(replica, stage):
+            place = self.block.place(replica, stage)
+            return self.adam.moments(*place), int(self.adam.steps[place])
+        *both, steps = self._asked(MOMENTS, replica, stage)
+        pairs = zip(both[::2], both[1::2], strict=True)
+        return dict(zip(self._names(replica, stage), pairs, strict=True)), int(steps)
+
+    def initialise(self, replica: int, stage: int, seed: int) -> None:
+        """Draw fresh weights of a cell, as much of it as is here."""
+        self.block.initialise(*self.block.place(replica, stage), seed)
+
+    def dismiss(self, replica: int) -> None:
+        """Tell the ranks that `serve` this replica's rules that one of them needs nothing more."""
+        for rank in self._others(replica):
+            self.peers.send(torch.tensor([DONE, 0], device=self.peers.device), rank)
+        self.peers.flush()
+
+    def serve(self, replica: int, rank: int) -> None:
+        """Send a rank what its rule asks for, until it is done. For all other ranks of the replica's row."""
+        if rank == self.peers.rank or self.peers.rank not in self.grid.row(replica):
+            return
+        like = torch.zeros(2, dtype=torch.int64, device=self.peers.device)
+        while True:
+            what, stage = self.peers.receive(like, rank).read().tolist()
+            if what == DONE:
+                return
+            if what == WEIGHTS:
+                answer = list(self.stage(replica, stage).values())
+            else:
+                moments, steps = self.moments(replica, stage)
+                steps = torch.tensor(float(steps), device=self.peers.device)
+                answer = [moment for pair in moments.values() for moment in pair] + [steps]
+            for tensor in answer:
+                self.peers.send(tensor, rank)
+            self.peers.flush()
+
+    def _asked(self, what: int, replica: int, stage: int) -> list[Tensor]:
+        likes = [torch.empty(size, device=self.peers.device) for size in self._names(replica, stage).values()]
+        if what == MOMENTS:
+            likes = [like for like in likes for _ in range(2)] + [torch.zeros((), device=self.peers.device)]
+        (rank,) = self.grid.holders(replica, stage)
+        self.peers.send(torch.tensor([what, stage], device=self.peers.device), rank)
+        letters = [self.peers.receive(like, rank) for like in likes]
+        answer = [letter.read() for letter in letters]
+        self.peers.flush()
+        return answer
+
+    def _names(self, replica: int, stage: int) -> dict[str, tuple[int, ...]]:
+        """The parameters of a stage and their shapes; KeyError for the ends, which no rule rebuilds a stage from."""
+        if stage == self.shape.stages:
+            raise KeyError(f"the ends of replica {replica + 1} lie on other processes: a stage cannot be made of them")
+        return {name: (self.shape.layers_per_stage, *size) for name, size in self.shape.layer_shapes.items()}
+
+    def _others(self, replica: int) -> list[int]:
+        return [rank for rank in self.grid.row(replica) if rank != self.peers.rank]

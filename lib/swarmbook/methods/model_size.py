@@ -1,0 +1,86 @@
+"""TODO"""
+
+import math
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one LLaMA: `stages` equal pipeline stages of `layers_per_stage` layers, and its two ends.
+
+    width: D, of the residual stream; heads: attention heads, width / heads must be even; hidden: H, of the
+    SwiGLU; vocabulary: V. Raises ValueError for sizes that make no model.
+    """
+
+    stages: int
+    layers_per_stage: int
+    width: int
+    heads: int
+    hidden: int
+    vocabulary: int
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{field.name}={value!r} is not a size: give a whole number of at least 1")
+        if self.width % self.heads:
+            near = max(h for h in range(1, self.heads + 1) if self.width % h == 0)
+            raise ValueError(
+                f"width={self.width} cannot be shared out to heads={self.heads}: "
+                f"give a width that is a multiple of the heads, or heads={near}"
+            )
+        if self.head_width % 2:
+            raise ValueError(
+                f"width={self.width} over heads={self.heads} gives heads of odd width {self.head_width}: "
+                "rotary positions turn pairs, so make width / heads even"
+            )
+
+    @property
+    def layers(self) -> int:
+        return self.stages * self.layers_per_stage
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameters of one layer, in the order in which `layer` takes them."""
+        D, H = self.width, self.hidden
+        return {
+            "attention_norm": (D,),
+            "qkv": (D, 3 * D),  # query, key, value side by side, each head after head
+            "output": (D, D),
+            "mlp_norm": (D,),
+            "gate_up": (D, 2 * H),  # gate, then up
+            "down": (H, D),
+        }
+
+    @property
+    def ends_shapes(self) -> dict[str, tuple[int, ...]]:
+        D, V = self.width, self.vocabulary
+        return {"embedding": (V, D), "norm": (D,), "head": (D, V)}
+
+    @property
+    def stage_parameters(self) -> int:
+        return self.layers_per_stage * sum(map(math.prod, self.layer_shapes.values()))
+
+    @property
+    def ends_parameters(self) -> int:
+        return sum(map(math.prod, self.ends_shapes.values()))
+
+    @property
+    def parameters(self) -> int:
+        return self.stages * self.stage_parameters + self.ends_parameters
+
+
+def flops(shape: Shape, tokens: int, sequence: int, share: float = 1.0, ends: bool = True) -> int:
+    """FLOPs of one forward pass over `tokens` tokens in sequences of `sequence`; a backward pass takes twice as many.
+
+    share: of the stages, that a token goes through on average. A multiply-add counts 2; matmuls and causal attention
+    only.
+    """
+    D, H = shape.width, shape.hidden
+    layer = 2 * (4 * D * D + 3 * D * H) + 2 * D * (sequence + 1)  # scores and values of half the positions
+    return round(share * tokens * shape.layers * layer) + (tokens * 2 * D * shape.vocabulary if ends else 0)

@@ -1,0 +1,319 @@
+"""Which (replica, stage) cells a microbatch visits, and in what order.
+
+- a route is an int array [P, R, M, 2]: at position p, microbatch m that started on replica r visits cell
+  (replica, stage); stage -1 passes it on unchanged. Stage S at the last position names the replica whose head takes the
+  loss; without it, that is its own. Gradients travel home the same way
+- a path is the stages of one microbatch in the order of its visits, counted from 0; those not in it are skipped
+- drawn paths use every stage that they may skip equally often within a step, or once more (SkipPipe's constraint TC1)
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
+
+import numpy as np
+
+Rule = Callable[..., np.ndarray]
+ROUTES: dict[str, Rule] = {}
+
+
+def route(name: str) -> Callable[[Rule], Rule]:
+    """Register a rule (replicas, stages, microbatches, generator) -> cells [P, R, M, 2] under a name.
+
+    Fields of the configuration that it needs beyond these are keyword-only parameters of the same names.
+    """
+
+    def register(rule: Rule) -> Rule:
+        ROUTES[name] = rule
+        return rule
+
+    return register
+
+
+def fields_of(rule: Rule, known: Collection[str]) -> list[str]:
+    """The configuration fields, of those known, that a rule asks for."""
+    parameters = inspect.signature(rule).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in known]
+
+
+@route("in order")
+def in_order(replicas: int, stages: int, microbatches: int, rng: np.random.Generator) -> np.ndarray:
+    """Every microbatch visits the stages of its own replica one after another."""
+    cells = np.empty((stages, replicas, microbatches, 2), dtype=np.int64)
+    cells[..., 0] = np.arange(replicas)[None, :, None]
+    cells[..., 1] = np.arange(stages)[:, None, None]
+    return cells
+
+
+@route("swapped ends")
+def swapped_ends(replicas: int, stages: int, microbatches: int, rng: np.random.Generator) -> np.ndarray:
+    """Odd microbatches visit the first two stages, and the last two, in reverse (CheckFree+, section 4.3)."""
+    if stages < 4 or microbatches % 2:
+        raise ValueError(
+            f"route 'swapped ends' needs at least 4 stages and an even number of microbatches, "
+            f"not stages={stages}, microbatches={microbatches}"
+        )
+    cells = in_order(replicas, stages, microbatches, rng)
+    order = np.arange(stages)
+    order[[0, 1, -2, -1]] = order[[1, 0, -1, -2]]
+    cells[:, :, 1::2, 1] = order[:, None, None]
+    return cells
+
+
+@route("random replicas")
+def random_replicas(replicas: int, stages: int, microbatches: int, rng: np.random.Generator) -> np.ndarray:
+    """At every boundary each microbatch goes on to a random replica, no two to the same (NoLoCo, section 3.1).
+
+    The replica that runs the last stage takes the loss, for which the labels travel along (released code). There a
+    microbatch is one sequence: `batch=1`. What a routed step sends is what a pipeline sends anyway.
+    """
+    cells = permuted_replicas(replicas, stages, microbatches, rng)
+    heads = cells[-1:].copy()
+    heads[..., 1] = stages
+    return np.concatenate([cells, heads])
+
+
+def permuted_replicas(replicas: int, stages: int, microbatches: int, rng: np.random.Generator) -> np.ndarray:
+    """NoLoCo's random pipeline routing (section 3.1) as cells [P, R, M, 2] of (replica, stage).
+
+    A microbatch starts on its own replica; at each of the P - 1 boundaries a permutation drawn for the m-th
+    microbatches of all replicas says where each goes on, so that every cell has M of them. Gradients go back the
+    same way. With one stage, or one replica, it is in order.
+    """
+    order = np.broadcast_to(np.arange(replicas), (stages - 1, microbatches, replicas))
+    return _permuted_cells(rng.permuted(order, axis=-1))
+
+
+def released_route(replicas: int, stages: int, microbatches: int, processed: int = 0) -> np.ndarray:
+    """The cells [P, R, M, 2] through which NoLoCo's released code sends the next M sequences of each replica.
+
+    processed: training sequences that each replica has had before; a microbatch is one sequence. The permutation of
+    sequence c at the boundary after stage s has seed c * P + s + 1, so evaluation, which stays in order, and the seed
+    of the run leave it as it is.
+    """
+    first = np.arange(processed, processed + microbatches) * stages + 1
+    drawn = [[np.random.default_rng(seed + s).permutation(replicas) for seed in first] for s in range(stages - 1)]
+    return _permuted_cells(np.array(drawn, dtype=np.int64).reshape(stages - 1, microbatches, replicas))
+
+
+def _permuted_cells(permutations: np.ndarray) -> np.ndarray:
+    """Cells [P, R, M, 2] of microbatches that go from replica r to permutations[s, m, r] after stage s."""
+    boundaries, microbatches, replicas = permutations.shape
+    cells = np.empty((boundaries + 1, replicas, microbatches, 2), dtype=np.int64)
+    cells[..., 1] = np.arange(boundaries + 1)[:, None, None]
+    at = np.broadcast_to(np.arange(replicas), (microbatches, replicas))
+    cells[0, ..., 0] = at.T
+    for s, permutation in enumerate(permutations):
+        at = np.take_along_axis(permutation, at, axis=1)
+        cells[s + 1, ..., 0] = at.T
+    return cells
+
+
+@route("planned")
+def planned(
+    replicas: int,
+    stages: int,
+    microbatches: int,
+    rng: np.random.Generator,
+    *,
+    paths: Sequence[Sequence[int]] = (),
+) -> np.ndarray:
+    """Paths that a planner fixed before the training: microbatch m follows paths[m % len(paths)] at every step.
+
+    Raises ValueError for no paths, or for one that is empty, names a stage twice, or one that is not there.
+    """
+    if not paths:
+        raise ValueError("route 'planned' needs paths: give each one's stages in order, such as ((0, 1, 3), (0, 2, 1))")
+    for path in paths:
+        if not path or len(set(path)) < len(path) or not all(0 <= s < stages for s in path):
+            raise ValueError(
+                f"the path {tuple(path)} is not one of stages={stages}: give some of the stages 0..{stages - 1}, each "
+                "once at most"
+            )
+    return _cells([[paths[m % len(paths)] for m in range(microbatches)]] * replicas)
+
+
+@route("random paths")
+def random_paths(
+    replicas: int,
+    stages: int,
+    microbatches: int,
+    rng: np.random.Generator,
+    *,
+    visits: float | None = None,
+    swaps: int = 0,
+    swap_lag: int = 1,
+    reach: int | None = None,
+    keep_first: bool = True,
+) -> np.ndarray:
+    """Fresh random paths at every step, under SkipPipe's convergence constraints (section 4; rules as released).
+
+    visits: stages of a path; a fraction in between is their mean, None is all. keep_first: stage 0 is the first of all
+    paths; otherwise it is skipped and swapped like any other. reach: how far the next stage is above the highest so
+    far, at most. swaps: a swap puts a stage off until after the one `swap_lag` above it, where the path has that one; a
+    path has as many as it has room for, up to this number. The rules as released are reach=4, swap_lag=1, and 2 swaps
+    at most; there a path need not swap.
+    Raises ValueError for limits that no paths keep which use all stages equally often.
+    """
+    first = int(keep_first)
+    sizes = _sizes(visits, stages, microbatches)
+    routes = []
+    for _ in range(replicas):
+        chosen = [set(range(first)) | hand for hand in deal(range(first, stages), sizes - first, rng)]
+        if reach is not None:
+            _bring_within(reach, chosen, first, rng)
+        routes.append([_swapped(sorted(path), swaps, swap_lag, reach, first, rng) for path in chosen])
+    return _cells(routes)
+
+
+@route("blind paths")
+def blind_paths(
+    replicas: int, stages: int, microbatches: int, rng: np.random.Generator, *, visits: float | None = None
+) -> np.ndarray:
+    """Paths of `visits` random stages in random order, the first stage like any other: no convergence constraint."""
+    sizes = _sizes(visits, stages, microbatches)
+    hands = [deal(range(stages), sizes, rng) for _ in range(replicas)]
+    return _cells([[rng.permutation(sorted(hand)).tolist() for hand in own] for own in hands])
+
+
+def deal(members: Sequence[int], sizes: Sequence[int], rng: np.random.Generator) -> list[set[int]]:
+    """Random sets of the given sizes, each member in equally many of them, or in one more.
+
+    Sets of equal size are all equally likely, but not independent of one another. No size may exceed the members.
+    """
+    hands: list[set[int]] = []
+    stock: list[int] = []
+    for size in sizes:
+        hand, stock = stock[:size], stock[size:]
+        if len(hand) < size:
+            fresh = rng.permutation(members).tolist()
+            new = [member for member in fresh if member not in hand][: size - len(hand)]
+            hand, stock = hand + new, [member for member in fresh if member not in new]
+        hands.append(set(hand))
+    return hands
+
+
+def _sizes(visits: float | None, stages: int, microbatches: int) -> np.ndarray:
+    """How many stages each microbatch visits, `visits` on average."""
+    visits = stages if visits is None else visits
+    if not 1 <= visits <= stages:
+        raise ValueError(f"visits={visits} must be from 1 to stages={stages}")
+    return np.diff(np.floor(np.arange(microbatches + 1) * visits + 1e-9).astype(int))
+
+
+def _bring_within(reach: int, chosen: list[set[int]], first: int, rng: np.random.Generator) -> None:
+    """Exchange stages between paths, in place, until no path goes further up than `reach` at once."""
+
+    def excess(path: set[int]) -> int:
+        steps = np.diff(sorted(path), prepend=0) if path else np.zeros(0)
+        return int(np.maximum(steps - reach, 0).sum())
+
+    above = [excess(path) for path in chosen]
+    for _ in range(_EXCHANGES * len(chosen)):
+        if not any(above):
+            return
+        a = int(rng.choice(np.flatnonzero(above)))
+        b = int(rng.integers(len(chosen)))
+        give, take = sorted(chosen[a] - chosen[b]), sorted(chosen[b] - chosen[a])
+        if not give or not take:
+            continue
+        x, y = give[rng.integers(len(give))], take[rng.integers(len(take))]
+        new = chosen[a] - {x} | {y}, chosen[b] - {y} | {x}
+        found = excess(new[0]), excess(new[1])
+        if sum(found) <= above[a] + above[b]:
+            (chosen[a], chosen[b]), (above[a], above[b]) = new, found
+    if any(above):
+        raise ValueError(
+            f"reach={reach} leaves no paths that visit all stages equally often: give a larger reach or more visits"
+        )
+
+
+def _swapped(
+    path: list[int], swaps: int, lag: int, reach: int | None, first: int, rng: np.random.Generator
+) -> list[int]:
+    """An ascending path with `swaps` of its stages, or as many as it has room for, put off until after later ones.
+
+    All choices of disjoint swaps are equally likely.
+    """
+    n = len(path)
+    last = [path.index(stage + lag) if stage + lag in path else i for i, stage in enumerate(path)]
+    for i in range(n):
+        below = path[i - 1] if i else 0
+        if i < first or (last[i] > i and reach is not None and path[i + 1] - below > reach):
+            last[i] = i
+    ways = np.zeros((n + 1, swaps + 1))  # [i, k]: of making k swaps in what begins at i
+    ways[n, 0] = 1
+    for i in reversed(range(n)):
+        ways[i] = ways[i + 1]
+        if last[i] > i:
+            ways[i, 1:] += ways[last[i] + 1, :-1]
+    left = int(np.flatnonzero(ways[0])[-1])
+    order, i = [], 0
+    while i < n:
+        if left and last[i] > i and rng.random() * ways[i, left] < ways[last[i] + 1, left - 1]:
+            order += [*path[i + 1 : last[i] + 1], path[i]]
+            i, left = last[i] + 1, left - 1
+        else:
+            order.append(path[i])
+            i += 1
+    return order
+
+
+def _cells(routes: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
+    """The paths [R][M] of microbatches that stay on their replicas, as cells [P, R, M, 2].
+
+    Every path's visits are laid out one after another, or each at the position of its stage's number (later where the
+    path is late): whichever has more of those that visit a stage do so together.
+    """
+    layouts = [
+        [[place(path) for path in own] for own in routes] for place in (_by_stage, lambda path: range(len(path)))
+    ]
+    places = min(layouts, key=lambda layout: _visits(layout, routes))
+    P = 1 + max(path[-1] for own in places for path in own)
+    cells = np.full((P, len(routes), len(routes[0]), 2), -1)
+    cells[..., 0] = np.arange(len(routes))[:, None]
+    for r, own in enumerate(routes):
+        for m, path in enumerate(own):
+            cells[places[r][m], r, m, 1] = path
+    return cells
+
+
+def _by_stage(path: Sequence[int]) -> list[int]:
+    places: list[int] = []
+    for stage in path:
+        places.append(max(stage, places[-1] + 1) if places else stage)
+    return places
+
+
+def _visits(layout: Sequence, routes: Sequence) -> int:
+    """In how many pieces the replicas' work comes: different (position, stage) pairs."""
+    pairs = (set(zip(chain(*p), chain(*own), strict=True)) for p, own in zip(layout, routes, strict=True))
+    return sum(map(len, pairs))
+
+
+_EXCHANGES = 400  # attempted per path; a few are enough where it can be done at all
+
+
+def stage_visits(cells: np.ndarray, stages: int) -> int:
+    """How many stages all microbatches of a route [P, R, M, 2] go through together, skipped ones and heads left out."""
+    return int(((cells[..., 1] >= 0) & (cells[..., 1] < stages)).sum())
+
+
+def side_by_side(routes: Sequence[np.ndarray], stages: int) -> np.ndarray:
+    """Routes of several runs, each [P, R, M, 2] with replicas from 0, as one route of all their replicas.
+
+    Shorter ones wait for the others before the heads.
+    """
+    bodies = [cells[:-1] if (cells[-1, ..., 1] == stages).all() else cells for cells in routes]
+    whole, first = [], 0
+    for cells, body in zip(routes, bodies, strict=True):
+        R = cells.shape[1]
+        own = np.full((max(map(len, bodies)) + 1, *cells.shape[1:]), -1)
+        own[..., 0] = np.arange(R)[:, None]
+        own[-1, ..., 1] = stages
+        own[: len(body)] = body
+        own[-1:] = cells[len(body) :] if len(body) < len(cells) else own[-1:]
+        own[..., 0] += first
+        whole.append(own)
+        first += R
+    return np.concatenate(whole, axis=1)

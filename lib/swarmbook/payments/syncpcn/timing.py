@@ -1,0 +1,69 @@
+"""TODO"""
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate, repeat
+
+from swarmbook.errors import ConfigError
+
+TICK = 2.0**-20  # the last deadline is a whole number of ticks, so that no rounding error makes a message late
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Deadlines, from the bound delta on delays and the bound skew on the difference of any two clocks.
+
+    They leave no time to wait for one's turn on a busy channel if messages really take delta: choose delta well above
+    what messages take where payments compete.
+
+    ConfigError unless 0 <= skew <= delta and delta > 0.
+    """
+
+    delta: float = 1.0
+    skew: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0 or not 0 <= self.skew <= self.delta:
+            raise ConfigError(f"delta={self.delta}, skew={self.skew}: give delta > 0 and 0 <= skew <= delta")
+
+    @property
+    def margin(self) -> float:
+        """Theta = 4 delta + 2 skew, by which a hop expires before the one upstream."""
+        return 4 * self.delta + 2 * self.skew
+
+    @property
+    def refund_wait(self) -> float:
+        """How long after T_i the payer waits for the key of a claim made in time."""
+        return 2 * self.delta
+
+    def expiries(self, start: float, hops: int) -> list[float]:
+        """T_1 ... T_n: T_n = start + 3 n delta + 3 delta (+ 2 skew), T_i = T_n + (n - i) margin.
+
+        T_(i+1) is T_i less the margin to the last bit, as those who check it compute it (`apart`).
+        """
+        last = start + 3 * hops * self.delta + 3 * self.delta + 2 * self.skew
+        first = math.ceil(last / TICK) * TICK + (hops - 1) * self.margin
+        return list(accumulate(repeat(self.margin, hops - 1), lambda expiry, margin: expiry - margin, initial=first))
+
+    def apart(self, incoming: float, outgoing: float) -> bool:
+        """Whether the outgoing hop expires early enough before the incoming one."""
+        return outgoing <= incoming - self.margin
+
+    def open_by(self, expiry: float) -> float:
+        """Latest time to send a key so that, if it is ignored, a claim still arrives in time."""
+        return expiry - 3 * self.delta - self.skew
+
+    def lock_by(self, expiry: float) -> float:
+        """Latest time at which the lock of an honest payer, who proposes it by `open_by`, can arrive."""
+        return expiry - 2 * self.delta
+
+    def claim_by(self, expiry: float) -> float:
+        return expiry - self.delta - self.skew
+
+    def key_by(self, expiry: float) -> float:
+        """Latest time at which a payer can hear of a claim made in time; it does not take a key after that."""
+        return expiry + self.delta + self.skew
+
+    def refund_from(self, expiry: float) -> float:
+        """From when on a member votes for a refund, by its own clock."""
+        return expiry + self.refund_wait - self.skew

@@ -1,0 +1,158 @@
+"""TODO"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from swarmbook.errors import PlanError, unknown
+from swarmbook.planning import jobshop
+from swarmbook.planning.pipeline import RULES, TICK, Path, Pipeline, Plan, rest, ticks
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found: plan, its makespan in seconds, and (moves, seconds, makespan) at every improvement.
+
+    moves, seconds: of the whole search; a move of the conflict-based one is an arrangement that it branches on. Seconds
+    are processor time, which a busy machine does not stretch. ended: why it stopped.
+    """
+
+    plan: Plan
+    makespan: float
+    history: tuple[tuple[int, float, float], ...]
+    moves: int
+    seconds: float
+    ended: str = "limit"
+
+
+def dispatched(pipeline: Pipeline, paths: Sequence[Path], rule: str) -> tuple[Plan, float]:
+    """The plan of paths [D * M] whose nodes choose by a rule, with the orders that they come to; its makespan.
+
+    As in the replay, but compiled; of operations that become ready in the same tick the earlier microbatch's is first.
+    """
+    if rule not in RULES:
+        raise PlanError(unknown("rule", rule, RULES))
+    Plan(tuple(paths)).check(pipeline)
+    state = _state(pipeline, paths)
+    P = pipeline.visits
+    if rule == "longest rest":
+        key = _longest_rest(pipeline, state)
+    else:
+        forward = np.arange(len(state.node)) % (2 * P + 1) < P
+        key = forward.astype(np.int64) if rule == "backward first" else np.zeros(len(state.node), np.int64)
+    jobshop.dispatch(_shop(pipeline), state, key)
+    return _plan(pipeline, state), TICK * _makespan(state)
+
+
+def cost(pipeline: Pipeline, plan: Plan) -> float:
+    """Seconds that a plan with given orders takes, by the longest path through them; the planners' own number.
+
+    Raises `PlanError` for a plan that breaks a constraint, or whose nodes wait for each other for ever.
+    """
+    return TICK * _makespan(_of_plan(pipeline, plan))
+
+
+def _of_plan(pipeline: Pipeline, plan: Plan) -> jobshop.State:
+    """The state of a plan with given orders, if it is a valid one."""
+    plan.check(pipeline)
+    if isinstance(plan.order, str):
+        raise PlanError(f"order={plan.order!r} leaves the order to the nodes: replay the plan")
+    state, P = _state(pipeline, plan.paths), pipeline.visits
+    operation = _numbers(pipeline, state)
+    for node, order in plan.order.items():
+        held = 0
+        for microbatch, position in order:
+            jobshop.append(state, node, operation[microbatch, position], held)
+            held += (position < P) - (position > P)
+    if _makespan(state) < 0:
+        raise PlanError("order: nodes wait for each other for ever")
+    return state
+
+
+def no_room(pipeline: Pipeline) -> str:
+    """The message for microbatches that do not fit the relays."""
+    return (
+        f"no paths of {pipeline.visits} stages were found that fit {pipeline.count} microbatches into relays for "
+        f"{pipeline.capacity} each under {pipeline.rules}: give the relay stages more nodes, or the rules more room"
+    )
+
+
+def _spare(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    """Relays that are chosen less often than they may be."""
+    relays = [node for group in pipeline.groups[1:] for node in group]
+    total = sum(int(state.chosen[node]) for node in relays)
+    return np.array(relays if total < pipeline.capacity * len(relays) else [], dtype=np.int64)
+
+
+def _longest_rest(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    operation = _numbers(pipeline, state)
+    key = np.zeros(len(state.node), np.int64)
+    for microbatch, path in enumerate(_paths(pipeline, state)):
+        left = rest(pipeline, pipeline.way(microbatch, path), pipeline.travel)
+        for position, seconds in enumerate(left):
+            key[operation[microbatch, position]] = -seconds
+    return key
+
+
+def _shop(pipeline: Pipeline) -> jobshop.Shop:
+    stage = np.full(len(pipeline.hops), -1, np.int64)
+    for node, s in pipeline.stage_of.items():
+        stage[node] = s
+    slot, before, after = (np.full(pipeline.count, -1, np.int64) for _ in range(3))
+    for number, chain in enumerate(pipeline.chains):
+        slot[list(chain)] = number
+        for a, b in itertools.pairwise(chain):
+            after[a], before[b] = b, a
+    rules = pipeline.rules
+    limits = [rules.visits, rules.ahead, rules.swaps, rules.lag, rules.lags, pipeline.memory]
+    limits += [int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap)), pipeline.capacity, int(rules.shared)]
+    start = np.array([pipeline.data_node(j) for j in range(pipeline.count)], np.int64)
+    return jobshop.Shop(pipeline.travel, pipeline.work, stage, start, slot, before, after, np.array(limits, np.int64))
+
+
+def _state(pipeline: Pipeline, paths: Sequence[Path]) -> jobshop.State:
+    """Paths without orders."""
+    J, P, N = pipeline.count, pipeline.visits, len(pipeline.hops)
+    state = jobshop.empty(J, P, N)
+    for j, path in enumerate(paths):
+        home = pipeline.data_node(j)
+        state.node.reshape(J, -1)[j] = (home, *path, home, *path, home)
+        for node in path:
+            state.chosen[node] += 1
+    jobshop.lay(_shop(pipeline), state)
+    return state
+
+
+def _makespan(state: jobshop.State) -> int:
+    makespan, _ = jobshop.follow(state, np.zeros(len(state.node), np.int8), np.zeros(len(state.node), np.int64))
+    return int(makespan)
+
+
+def _numbers(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    """Operations by microbatch and position on its way [J, 2 P + 1]."""
+    J, P = pipeline.count, pipeline.visits
+    first = np.arange(J)[:, None] * (2 * P + 1)
+    ends = [np.full((J, 1), k) for k in (0, P, 2 * P)]
+    k = np.concatenate([ends[0], state.visit, ends[1], P + state.visit[:, ::-1], ends[2]], axis=1)
+    return first + k
+
+
+def _paths(pipeline: Pipeline, state: jobshop.State) -> list[Path]:
+    operation = _numbers(pipeline, state)
+    return [tuple(row) for row in state.node[operation[:, 1 : pipeline.visits]].tolist()]
+
+
+def _plan(pipeline: Pipeline, state: jobshop.State) -> Plan:
+    operation = _numbers(pipeline, state)
+    named = {int(op): where for where, op in np.ndenumerate(operation)}
+    order = {}
+    for node, op in enumerate(state.first.tolist()):
+        line = []
+        while op >= 0:
+            line.append(tuple(int(i) for i in named[op]))
+            op = int(state.later[op])
+        if line:
+            order[node] = tuple(line)
+    return Plan(tuple(_paths(pipeline, state)), order)

@@ -1,0 +1,351 @@
+"""Partial pipelines: microbatches that visit some of the stages, on nodes that do one thing at a time (SkipPipe).
+
+- a `Pipeline` is an instance: which node holds which stage, how long messages and computations take, how many
+  microbatches start where, and the `Rules` on what a path may skip and swap (the convergence constraints)
+- a `Plan` says through which relays each microbatch goes, and in which order every node does its operations
+- `replay` executes a plan by discrete events; it shares no code with the planners, so that a plan's cost and its replay
+  are two independent computations of the same number
+- a microbatch leaves its data node, goes through its relays, comes back for head and loss, and returns through the same
+  relays in reverse; data nodes hold stage 0, which is on every path and always first
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from swarmbook.errors import ConfigError, PlanError, unknown
+from swarmbook.records.keys import key_of
+
+Path = tuple[int, ...]  # relays in the order of the forward pass
+Operation = tuple[int, int]  # microbatch, position on its way: 0 first forward ... visits: loss ... 2 * visits: end
+RULES = ("fifo", "backward first", "longest rest")
+TICK = 1e-6  # seconds; times are whole ticks, so that sums are exact and ties are ties
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which stages a microbatch may visit, and in what order (the convergence constraints CC of SkipPipe's code).
+
+    visits: P, how many stages are on every path, stage 0 included. ahead: how far the next stage may lie above the
+    highest visited so far. swaps: how many stages may be visited after a higher one; lag: how far below the highest
+    visited so far each of them may lie; lags: the sum of that. The defaults are those of the released code; its first
+    version has ahead=3 and swaps=1.
+    """
+
+    visits: int
+    ahead: int = 4
+    swaps: int = 2
+    lag: int = 1
+    lags: int = 2
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        if self.visits < 2 or self.ahead < 1 or min(self.swaps, self.lag, self.lags) < 0:
+            raise ConfigError(
+                f"visits must be at least 2, ahead at least 1 and swaps, lag and lags not negative, not {self}"
+            )
+
+    def broken(self, order: Sequence[int]) -> str | None:
+        """The name of a rule that the relay stages, in the order of their visits, break; None if they keep all."""
+        if len(order) != self.visits - 1:
+            return "visits"
+        if len(set(order)) < len(order) or 0 in order:
+            return "each stage once"
+        frontier, swaps, lags = 0, 0, 0
+        for stage in order:
+            if stage > frontier + self.ahead:
+                return "ahead"
+            if stage < frontier:
+                swaps, lags = swaps + 1, lags + frontier - stage
+                if frontier - stage > self.lag:
+                    return "lag"
+            frontier = max(frontier, stage)
+        return "swaps" if swaps > self.swaps else "lags" if lags > self.lags else None
+
+    def steps(self, stages: int, frontier: int, swaps: int, lags: int) -> Iterator[tuple[int, int, int]]:
+        """What may come next on a path, if it was not there yet: a relay stage, and the swaps and lags made with it.
+
+        frontier: the highest stage so far; swaps, lags: made so far.
+        """
+        for stage in range(max(1, frontier - self.lag), min(stages - 1, frontier + self.ahead) + 1):
+            lag = max(0, frontier - stage)
+            if swaps + (lag > 0) <= self.swaps and lags + lag <= self.lags:
+                yield stage, swaps + (lag > 0), lags + lag
+
+    def orders(self, stages: int) -> tuple[tuple[int, ...], ...]:
+        """All orders of relay stages 1 to `stages` - 1 that a path may have, sorted."""
+        found: list[tuple[int, ...]] = []
+
+        def extend(order: tuple[int, ...], frontier: int, swaps: int, lags: int) -> None:
+            if len(order) == self.visits - 1:
+                found.append(order)
+                return
+            for stage, *made in self.steps(stages, frontier, swaps, lags):
+                if stage not in order:
+                    extend((*order, stage), max(frontier, stage), *made)
+
+        extend((), 0, 0, 0)
+        return tuple(sorted(found))
+
+    def draw(self, stages: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """A random order of relay stages that a path may have. Raises `PlanError` if none turns up."""
+        for _ in range(10_000):
+            order, frontier = [], 0
+            for _ in range(self.visits - 1):
+                low, high = max(1, frontier - self.lag), min(stages - 1, frontier + self.ahead)
+                stage = int(rng.integers(low, high + 1))
+                order.append(stage)
+                frontier = max(frontier, stage)
+            if self.broken(order) is None:
+                return tuple(order)
+        raise PlanError(f"no order of {self.visits} of {stages} stages was found that keeps {self}")
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """One instance: nodes, times, microbatches and rules.
+
+    groups: nodes by stage; group 0 are the data nodes, where microbatches begin and end. hops [N, N]: seconds of a
+    message from node to node, of activations and of their gradient. forward [N]: seconds of a stage's forward pass on
+    each node, or one number for all. rules: of paths. microbatches: of each data node. memory: m, microbatches that a
+    node holds activations of at once; a data node has as many in flight, its slots, and a slot goes on with its next
+    microbatch when one is back. head, backward: time of loss and backward pass, in forward passes. gap, launch_gap:
+    seconds that a node stays busy after an operation, after a data node's first forward (released code). relay_limit:
+    microbatches that may choose the same relay (TC1); None: as many as m slots have, so that a node's m slots and a
+    relay's m choices come out even.
+
+    Raises `ConfigError` for values out of range, and if the relays cannot hold what the paths need.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    hops: np.ndarray
+    forward: np.ndarray | float
+    rules: Rules
+    microbatches: int = 6
+    memory: int = 3
+    head: float = 0.25
+    backward: float = 1.5
+    gap: float = 0.13
+    launch_gap: float = 0.09
+    relay_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        groups = tuple(tuple(int(node) for node in group) for group in self.groups)
+        hops = _seconds(self.hops, len(self.hops))
+        N = len(hops)
+        nodes = [node for group in groups for node in group]
+        if len(groups) < 2 or not all(groups) or len(set(nodes)) < len(nodes) or not set(nodes) <= set(range(N)):
+            raise ConfigError(f"groups must be two or more groups of different nodes 0 to {N - 1}, not {groups}")
+        forward = np.asarray(self.forward, dtype=float)
+        if forward.shape not in ((), (N,)) or not (np.isfinite(forward).all() and (forward > 0).all()):
+            raise ConfigError(f"forward must be positive seconds, one number or one of {N} nodes, not {self.forward}")
+        forward = np.broadcast_to(forward, (N,)).copy()
+        for name in ("microbatches", "memory"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        times = self.head, self.backward, self.gap, self.launch_gap
+        if min(times) < 0:
+            raise ConfigError(f"head, backward, gap and launch_gap must not be negative, not {times}")
+        if self.rules.visits > len(groups):
+            raise ConfigError(f"visits={self.rules.visits} must be at most the number of stages, {len(groups)}")
+        hops.flags.writeable = forward.flags.writeable = False
+        for name, value in (("groups", groups), ("hops", hops), ("forward", forward)):
+            object.__setattr__(self, name, value)
+        room = sum(self.capacity * len(group) for group in groups[1:])
+        need = len(groups[0]) * self.microbatches * (self.rules.visits - 1)
+        if need > room:
+            raise ConfigError(
+                f"{need} visits of relays do not fit into {room} places: give relay stages more nodes, fewer visits "
+                f"than {self.rules.visits}, or fewer data nodes than {len(groups[0])}"
+            )
+
+    @property
+    def stages(self) -> int:
+        """S."""
+        return len(self.groups)
+
+    @property
+    def visits(self) -> int:
+        """P, stages on a path."""
+        return self.rules.visits
+
+    @property
+    def skipped(self) -> float:
+        """Share of the stages that a microbatch passes by, and of the bytes that are saved: 1 - P / S."""
+        return 1 - self.visits / self.stages
+
+    @cached_property
+    def orders(self) -> tuple[tuple[int, ...], ...]:
+        """Orders of relay stages that a path may have."""
+        return self.rules.orders(self.stages)
+
+    @cached_property
+    def stage_of(self) -> dict[int, int]:
+        """Stage by node."""
+        return {node: s for s, group in enumerate(self.groups) for node in group}
+
+    @property
+    def slots(self) -> int:
+        """Microbatches that a data node has in flight at most."""
+        return min(self.memory, self.microbatches)
+
+    @property
+    def capacity(self) -> int:
+        """Microbatches that may choose the same relay (TC1)."""
+        return self.memory * -(-self.microbatches // self.slots) if self.relay_limit is None else self.relay_limit
+
+    @cached_property
+    def chains(self) -> tuple[tuple[int, ...], ...]:
+        """The microbatches of each slot, one after another; those of data node d are d * M to (d + 1) * M - 1.
+
+        A slot's microbatches are neighbours, as released: the first two are the first slot's.
+        """
+        each, more = divmod(self.microbatches, self.slots)
+        chains, first = [], 0
+        for _, slot in itertools.product(self.groups[0], range(self.slots)):
+            size = each + (slot < more)
+            chains.append(tuple(range(first, first + size)))
+            first += size
+        return tuple(chains)
+
+    @property
+    def count(self) -> int:
+        """Microbatches of all data nodes."""
+        return len(self.groups[0]) * self.microbatches
+
+    def data_node(self, microbatch: int) -> int:
+        """Where a microbatch begins and ends."""
+        return self.groups[0][microbatch // self.microbatches]
+
+    def way(self, microbatch: int, path: Path) -> Path:
+        """The nodes of a microbatch's 2 P + 1 operations: forwards, loss, backwards."""
+        start = self.data_node(microbatch)
+        return (start, *path, start, *reversed(path), start)
+
+    @cached_property
+    def digest(self) -> str:
+        """20 hex digits for all that decides what a plan of this instance takes, to the tick."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields |= {"rules": dataclasses.asdict(self.rules), "hops": self.travel.tolist(), "forward": self.work.tolist()}
+        return key_of({"pipeline": fields})
+
+    @cached_property
+    def travel(self) -> np.ndarray:
+        """`hops` in ticks [N, N]."""
+        return ticks(self.hops)
+
+    @cached_property
+    def work(self) -> np.ndarray:
+        """Ticks of forward, loss and backward on each node [3, N]."""
+        return ticks(np.outer([1.0, self.head, self.backward], self.forward))
+
+    def duration(self, position: int, node: int) -> int:
+        """Ticks of the operation at that position of a way on a node."""
+        return int(self.work[(position >= self.visits) + (position > self.visits), node])
+
+    def round_trip(self, microbatch: int, path: Path) -> float:
+        """Seconds that a microbatch takes if it never waits."""
+        way = self.way(microbatch, path)
+        return TICK * int(rest(self, way, self.travel)[0])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Paths of all microbatches, and in which order nodes work.
+
+    paths [D * M]: relays of each microbatch. order: by node the operations (microbatch, position on its way) that it
+    does one after another; or the name of a rule by which a node chooses among the operations that wait and that it may
+    begin: "fifo" the one that came first, "backward first" loss and backwards before forwards, then the first,
+    "longest rest" the one whose microbatch needs longest to its end without waiting.
+    """
+
+    paths: tuple[Path, ...]
+    order: dict[int, tuple[Operation, ...]] | Literal["fifo", "backward first", "longest rest"] = "fifo"
+
+    @classmethod
+    def of_slots(cls, pipeline: Pipeline, paths: Sequence[Path], order="fifo") -> "Plan":
+        """A plan from one path a slot [D * slots], or one a data node [D], which its microbatches share (released)."""
+        slots = len(pipeline.chains)
+        if len(paths) not in (slots, len(pipeline.groups[0])):
+            raise PlanError(
+                f"{len(paths)} paths: give one for each of {slots} slots or {len(pipeline.groups[0])} nodes"
+            )
+        paths = [tuple(path) for path in paths for _ in range(slots // len(paths))]
+        return cls(tuple(path for path, chain in zip(paths, pipeline.chains, strict=True) for _ in chain), order)
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Raise `PlanError` with the name of the first constraint that the plan breaks."""
+        if len(self.paths) != pipeline.count:
+            raise PlanError(f"{len(self.paths)} paths for {pipeline.count} microbatches")
+        chosen: dict[int, int] = {}
+        for microbatch, path in enumerate(self.paths):
+            strangers = [node for node in path if pipeline.stage_of.get(node, 0) == 0]
+            if strangers:
+                raise PlanError(f"relays: node {strangers[0]} on the path of microbatch {microbatch} is none")
+            order = tuple(pipeline.stage_of[node] for node in path)
+            if rule := pipeline.rules.broken(order):
+                raise PlanError(f"{rule}: microbatch {microbatch} visits stages 0, {order}, against {pipeline.rules}")
+            for node in path:
+                chosen[node] = chosen.get(node, 0) + 1
+        for chain in pipeline.chains if pipeline.rules.shared else ():
+            if len({self.paths[microbatch] for microbatch in chain}) > 1:
+                raise PlanError(f"shared: microbatches {chain} of a slot take different paths")
+        for node, count in chosen.items():
+            if count > pipeline.capacity:
+                raise PlanError(f"TC1: {count} microbatches choose node {node}, at most {pipeline.capacity} may")
+        if isinstance(self.order, str):
+            if self.order not in RULES:
+                raise PlanError(unknown("rule", self.order, RULES))
+            return
+        self._check_order(pipeline)
+
+    def _check_order(self, pipeline: Pipeline) -> None:
+        want: dict[int, set[Operation]] = {}
+        for microbatch, path in enumerate(self.paths):
+            for position, node in enumerate(pipeline.way(microbatch, path)):
+                want.setdefault(node, set()).add((microbatch, position))
+        for node in want | self.order:
+            given, operations = self.order.get(node, ()), want.get(node, set())
+            if len(given) != len(operations) or set(given) != operations:
+                raise PlanError(f"order: node {node} is given other operations than its {len(operations)} of the paths")
+            held = 0
+            for microbatch, position in given:
+                held += (position < pipeline.visits) - (position > pipeline.visits)
+                if held > pipeline.memory:
+                    raise PlanError(
+                        f"memory: node {node} would hold {held} microbatches when it takes {microbatch}, at most "
+                        f"{pipeline.memory} fit"
+                    )
+
+
+def _seconds(hops: np.ndarray, nodes: int) -> np.ndarray:
+    """Hops as floats, if they can be the seconds of messages between so many nodes."""
+    hops = np.array(hops, dtype=float)
+    if hops.shape != (nodes, nodes):
+        raise ConfigError(
+            f"hops must be a square matrix of seconds, from each of {nodes} nodes to each, not of shape {hops.shape}"
+        )
+    wrong = np.argwhere(~(np.isfinite(hops) & (hops >= 0)))
+    if len(wrong):
+        a, b = wrong[0].tolist()
+        raise ConfigError(
+            f"hops must be finite seconds, 0 or more, from every node to every other, not {hops[a, b]} from {a} to {b}"
+        )
+    return hops
+
+
+def ticks(seconds: float | np.ndarray) -> np.ndarray:
+    """Whole ticks, rounded."""
+    return np.rint(np.asarray(seconds) / TICK).astype(np.int64)
+
+
+def rest(pipeline: Pipeline, way: Path, travel: np.ndarray) -> np.ndarray:
+    """Ticks from the start of each operation of a way to the end, without waiting."""
+    computing = [pipeline.duration(position, node) for position, node in enumerate(way)]
+    moving = [*(travel[a, b] for a, b in itertools.pairwise(way)), 0]
+    return np.cumsum((np.array(computing) + moving)[::-1])[::-1]

@@ -1,0 +1,142 @@
+"""Which relays every microbatch goes through, and in what order nodes work, so that an iteration is short (SkipPipe).
+
+- `PLANNERS[name](pipeline, rng)` gives a `Plan`; all of them keep the rules and the capacity of relays
+- "annealing" is the one to use: simulated annealing over paths and orders together, on the compiled `jobshop`; more
+  moves never give a worse plan, and the same moves from the same generator always the same one
+- "blind" stands for DT-FM-skip: paths that keep the rules and know nothing of the network; a distribution, not a number
+- "conflict-based" is the search that SkipPipe's authors released, rebuilt in `swarmbook.planning.conflict_based_search`
+- `planned` records what a search finds and reads it from the record, where the plan is checked and replayed again
+- `full_pipelines` is the baseline in which no microbatch skips anything (DT-FM)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path as File
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from swarmbook.errors import PlanError
+from swarmbook.planning.annealing import blind, search, shortest
+from swarmbook.planning.conflict_based_search import conflict_search
+from swarmbook.planning.encoding import Search
+from swarmbook.planning.pipeline import Pipeline, Plan, Rules
+from swarmbook.planning.replay import replay
+from swarmbook.records.computed import computed
+from swarmbook.records.keys import key_of
+
+OPERATION = ("node", "microbatch", "position")  # columns of a recorded plan
+VERSION = 1  # of what searches find: to be raised when the same search would give another plan, or count otherwise
+
+Planner = Callable[[Pipeline, np.random.Generator], Plan]
+PLANNERS: dict[str, Planner] = {}
+
+
+def planner(name: str) -> Callable[[Planner], Planner]:
+    """Register a planner (pipeline, generator) -> plan under a name."""
+
+    def register(rule: Planner) -> Planner:
+        PLANNERS[name] = rule
+        return rule
+
+    return register
+
+
+planner("blind")(blind)
+planner("shortest")(shortest)
+
+
+@planner("annealing")
+def annealing(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """`search` with moves for some ten seconds on one core for 30 microbatches."""
+    return search(pipeline, rng, moves=1_000_000).plan
+
+
+@planner("conflict-based")
+def conflict_based(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """The released planner's search, `swarmbook.planning.conflict_based_search`, stopped after 10,000 arrangements. Nothing is random."""
+    return conflict_search(pipeline).plan
+
+
+@planner("conflict-based without collisions")
+def conflict_based_without_collisions(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """The same without the collision constraint TC2: its first arrangement that fits the relays. Nothing is random."""
+    return conflict_search(pipeline, collisions=False).plan
+
+
+def planned(
+    pipeline: Pipeline,
+    how: Literal["annealing", "conflict-based"] = "annealing",
+    seed: int = 0,
+    start: Plan | None = None,
+    recorded: str | File = "runs",
+    **limits,
+) -> Search:
+    """A search by `search` or `swarmbook.planning.conflict_based_search.conflict_search`, from the record if it is there, as training runs.
+
+    limits: the search's own options. A recorded plan is checked against the pipeline and replayed; its times are those
+    of when it was found. Raises `PlanError` if a recorded plan does not take what its record says.
+    """
+    given = {"planner": how, "pipeline": pipeline.digest, "limits": limits, "version": VERSION}
+    if how == "annealing":
+        given |= {"seed": seed, "start": start and key_of(_table(start).to_dict("list"))}
+
+    def compute(_: list[dict]) -> Iterator[pd.DataFrame]:
+        if how == "annealing":
+            found = search(pipeline, np.random.default_rng(seed), start=start, **limits)
+        else:
+            found = conflict_search(pipeline, **limits)
+        steps = pd.DataFrame(found.history, columns=["moves", "seconds", "makespan"])
+        last = pd.DataFrame([(found.moves, found.seconds, found.makespan)], columns=steps.columns)
+        parts = {"operation": _table(found.plan), "better": steps, found.ended: last}
+        table = pd.concat([part.assign(what=what) for what, part in parts.items()], ignore_index=True)
+        counts = {name: table[name].fillna(-1).astype("int64") for name in (*OPERATION, "moves")}
+        yield table.assign(**counts)
+
+    (table,) = computed([given], compute, recorded)
+    line, steps = table[table["what"] == "operation"], table[table["what"] == "better"]
+    *_, end = table.itertuples()
+    plan = _plan_of(pipeline, line)
+    takes = replay(pipeline, plan).makespan
+    if takes != end.makespan:
+        raise PlanError(
+            f"the recorded plan takes {takes} s where its record says {end.makespan} s; delete it from {recorded} and "
+            "plan anew"
+        )
+    history = tuple(steps[["moves", "seconds", "makespan"]].itertuples(index=False, name=None))
+    return Search(plan, takes, history, end.moves, end.seconds, end.what)
+
+
+def _table(plan: Plan) -> pd.DataFrame:
+    """The operations of a plan with orders, node by node in its order."""
+    rows = [(node, *operation) for node, line in sorted(plan.order.items()) for operation in line]
+    return pd.DataFrame(rows, columns=list(OPERATION))
+
+
+def _plan_of(pipeline: Pipeline, line: pd.DataFrame) -> Plan:
+    """The plan of such a table."""
+    way, order = {}, {}
+    for node, microbatch, position in line[list(OPERATION)].itertuples(index=False, name=None):
+        order.setdefault(node, []).append((microbatch, position))
+        way[microbatch, position] = node
+    count = 1 + max((microbatch for microbatch, _ in way), default=-1)
+    paths = [tuple(way.get((j, position), -1) for position in range(1, pipeline.visits)) for j in range(count)]
+    return Plan(tuple(paths), {node: tuple(operations) for node, operations in order.items()})
+
+
+def full_pipelines(
+    pipeline: Pipeline, columns: Sequence[Sequence[int]] | None = None, microbatches: int | None = None
+) -> tuple[Pipeline, Plan]:
+    """No skipping: pipeline i goes through the i-th node of every stage, in order (DT-FM); the other data nodes idle.
+
+    columns [K][S]: nodes of each pipeline, the first a data node; default: the i-th of each group. microbatches: of
+    each pipeline; default: so many that none are lost, D * M / K rounded up.
+    """
+    K = min(len(group) for group in pipeline.groups)
+    columns = [[group[i] for group in pipeline.groups] for i in range(K)] if columns is None else columns
+    groups = tuple(tuple(column[s] for column in columns) for s in range(pipeline.stages))
+    each = -(-pipeline.count // len(columns)) if microbatches is None else microbatches
+    rules = Rules(pipeline.stages, pipeline.rules.ahead, swaps=0)
+    whole = replace(pipeline, groups=groups, rules=rules, microbatches=each, relay_limit=None)
+    return whole, Plan.of_slots(whole, [tuple(column[1:]) for column in columns])

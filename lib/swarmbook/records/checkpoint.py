@@ -1,0 +1,136 @@
+"""Work in progress: how far the training of a pack of runs has come, kept so that it survives being killed."""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from swarmbook.errors import StoreError
+from swarmbook.records.atomic_files import replace, save_tensors, writes
+from swarmbook.records.keys import canonical, key_of
+
+
+class Progress:
+    """What a pack has reached: a checkpoint, and a stream of metrics that is cut back to it on resuming.
+
+    Files: `pack.json` (which runs), `metrics.jsonl`, `checkpoint.json` (step, how much of the stream belongs
+    to it, checksums) and the file that it names, one of two that take turns so that one is always whole.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._stream = folder / "metrics.jsonl"
+        self._mark = folder / "checkpoint.json"
+        self._digest: Any = None  # of the stream so far; None until this process knows where it goes on
+
+    def load(self) -> tuple[dict[str, Any], int] | None:
+        """The last checkpoint (tensors on the CPU) and its step, or None to start again.
+
+        Drops metrics appended after that checkpoint. Damage is named in a warning, and the pack starts again.
+        """
+        try:
+            mark = _unseal(self._mark.read_bytes())
+            size, digest, weights = mark["bytes"], mark["stream"], self.folder / mark["file"]
+            with self._stream.open("rb") as stream:
+                seen = hashlib.sha256()
+                for start in range(0, size, 1 << 20):
+                    seen.update(stream.read(min(1 << 20, size - start)))
+            if seen.hexdigest() != digest:
+                raise ValueError(f"{self._stream.name} does not match its checksum")
+            with weights.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != mark["weights"]:
+                    raise ValueError(f"{weights.name} does not match its checksum")
+        except (ValueError, KeyError, OSError) as damage:
+            if self._mark.exists():
+                warnings.warn(f"{self.folder} is damaged and starts again: {damage}", stacklevel=2)
+            self._restart()
+            return None
+        import torch
+
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:  # whole, but of another version: torch raises what it likes
+            raise StoreError(f"torch cannot read {weights}; delete {self.folder} to start anew") from error
+        with writes(self._stream):
+            os.truncate(self._stream, size)
+        self._digest = seen
+        return state, mark["step"]
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Stream rows of metrics to disk. Without a load() before, the pack starts again from nothing."""
+        if self._digest is None:
+            self._restart()
+        data = "".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode()
+        with writes(self._stream), self._stream.open("ab") as stream:
+            stream.write(data)
+        self._digest.update(data)
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        """Replace the checkpoint: state (what `torch.load(weights_only=True)` reads) after `step` steps."""
+        if self._digest is None:
+            self._restart()
+        last = None
+        with suppress(ValueError, KeyError, OSError):
+            last = _unseal(self._mark.read_bytes())["file"]
+        name = "b.pt" if last == "a.pt" else "a.pt"
+        with writes(self.folder):
+            try:
+                with (self.folder / name).open("w+b") as file:
+                    save_tensors(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.seek(0)
+                    weights = hashlib.file_digest(file, "sha256").hexdigest()
+                with self._stream.open("ab") as stream:
+                    os.fsync(stream.fileno())
+                    size = stream.tell()
+                mark = {"step": step, "bytes": size, "stream": self._digest.hexdigest()}
+                replace(self._mark, _seal({**mark, "file": name, "weights": weights}))
+            except OSError:
+                (self.folder / name).unlink(missing_ok=True)
+                raise
+            if last:
+                (self.folder / last).unlink(missing_ok=True)
+
+    def metrics(self) -> pd.DataFrame:
+        """All rows so far, in order; text as categories in alphabetical order, what a row lacks as NaN."""
+        text = self._stream.read_text() if self._stream.exists() else ""
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        frame = pd.DataFrame([json.loads(line) for line in lines])
+        return frame.astype({name: "category" for name in frame if frame[name].dtype == "str"})
+
+    def discard(self) -> None:
+        """Remove the folder: the pack's runs are all put, or nobody wants them."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # what stays, the next opening removes
+
+    def _restart(self) -> None:
+        with writes(self.folder):
+            for path in (self._mark, *self.folder.glob("*.pt"), *self.folder.glob("*.tmp")):
+                path.unlink(missing_ok=True)
+            self._stream.write_bytes(b"")
+        self._digest = hashlib.sha256()
+
+
+def _seal(mark: dict) -> bytes:
+    return canonical({"mark": mark, "seal": key_of(mark)}).encode()
+
+
+def _unseal(data: bytes) -> dict:
+    sealed = json.loads(data)
+    if key_of(sealed["mark"]) != sealed["seal"]:
+        raise ValueError("checkpoint.json does not match its checksum")
+    return sealed["mark"]
+
+
+def _plain(value: Any) -> Any:
+    """A numpy or torch scalar as Python's own."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"a metric must be a number, a bool or a string, not {value!r}")

@@ -1,0 +1,218 @@
+"""TODO"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from swarmbook.analysis.claims import Claim
+from swarmbook.errors import NotebookError
+from swarmbook.records.atomic_files import write
+from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
+from swarmbook.reproduction.publishing import KERNELSPEC, html
+
+# called with: code cells done, code cells in all, figure or table, last line printed
+Progress = Callable[[int, int, str, str], None]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A notebook that ran to its end."""
+
+    notebook: Path
+    html: Path | None
+    claims: tuple[Claim, ...]
+
+
+def results_folder(paper: Paper, parameters: Mapping[str, Any], output: Path | None = None) -> Path:
+    """Where results go: `runs/<name>` beside the papers folder, with `-<profile>` if not the default one."""
+    output = paper.notebook.parents[2] / "runs" if output is None else Path(output).absolute()
+    profile = at(paper, parameters.get("profile")).profile
+    return output / f"{paper.name}{profile and f'-{profile}'}"
+
+
+def execute(
+    paper: Paper,
+    parameters: Mapping[str, Any] | None = None,
+    output: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    folder: Path | None = None,
+    stamp: Mapping[str, Any] | None = None,
+    page: bool = True,
+) -> Execution:
+    """Execute a paper's notebook in its own folder; write a page of HTML, then it, into `folder` or `results_folder`.
+
+    `environment` is added to the kernel's; `stamp` is what `stamp_of` gives back; without `page` there is no HTML,
+    which takes two seconds. Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell
+    fails or the kernel dies; what was executed until then is kept beside the results.
+    """
+    parameters = checked(paper, parameters or {})
+    folder = folder or results_folder(paper, parameters, output)
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = folder / f"{paper.name}.failed.ipynb"
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
+        partial = Path(scratch) / paper.notebook.name
+        try:
+            content = _run(paper, parameters, partial, environment or {}, progress)
+        except NotebookError as error:
+            write(failed, partial.read_bytes())
+            raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
+        shown = folder / f"{paper.name}.html" if page else None
+        if shown:
+            write(shown, html(content).encode())
+        write(folder / paper.notebook.name, partial.read_bytes() if stamp is None else _stamped(content, stamp))
+    failed.unlink(missing_ok=True)
+    return Execution(folder / paper.notebook.name, shown, claims_of(content, paper.name))
+
+
+def _stamped(content: Any, stamp: Mapping[str, Any]) -> bytes:
+    import nbformat
+
+    whole = json.loads(nbformat.writes(content))
+    whole["metadata"]["swarmbook"] = {**stamp, "seal": _seal(whole["cells"])}
+    return (json.dumps(whole, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+
+
+def stamp_of(executed: Path) -> dict[str, Any] | None:
+    """The stamp of an executed notebook, or None if it was executed without one.
+
+    Raises NotebookError if the file is no whole notebook, or not what was written: its cells were changed since.
+    """
+    try:
+        whole = json.loads(executed.read_bytes())
+        stamp = whole["metadata"].get("swarmbook")
+        if stamp is not None and stamp.pop("seal") != _seal(whole["cells"]):
+            raise ValueError("its cells do not match their checksum")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotebookError(f"{executed} is not as it was written: {error}") from error
+    return stamp
+
+
+def _seal(cells: list) -> str:
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
+
+
+def _run(
+    paper: Paper,
+    parameters: Mapping[str, Any],
+    target: Path,
+    environment: Mapping[str, str],
+    progress: Progress | None,
+) -> Any:
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    papermill.engines.papermill_engines.register("written once", _written_once())
+    watch = _Watch(paper, progress)
+    log = target.with_name("kernel.log")
+    try:
+        return papermill.execute_notebook(
+            str(paper.notebook),
+            str(target),
+            parameters=dict(parameters),
+            cwd=str(paper.notebook.parent),
+            engine_name="written once",
+            kernel_name=KERNELSPEC["name"],
+            language="python",
+            progress_bar=False,
+            start_timeout=600,  # seconds; a machine that is busy, or a cluster that reads all from one disk, is slow
+            kernel_manager_class=kernel_of_this_python(environment, log),
+            coalesce_streams=True,
+            record_timing=False,
+            on_cell_start=watch.start,
+            stdout_file=watch,
+            stderr_file=watch,
+        )
+    except papermill.PapermillExecutionError as error:
+        last = "".join(error.traceback[-1:]) or f"{error.ename}: {error.evalue}"
+        raise NotebookError(f"{watch.where(error.source)}: {_plain(last)}") from error
+    except DeadKernelError as error:
+        said = "".join(f"\n  {line}" for line in log.read_text(errors="replace").splitlines()[-3:])
+        raise NotebookError(f"{watch.where()}: the kernel died, perhaps for want of memory{said}") from error
+
+
+@cache
+def _written_once() -> type:
+    """papermill's engine, but the notebook is written at the end, however that comes, and not twice a cell."""
+    from papermill.engines import NBClientEngine
+
+    class WrittenOnce(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, *arguments: Any, **named: Any) -> None:
+            target, nb_man.output_path = nb_man.output_path, None
+            try:
+                super().execute_managed_notebook(nb_man, *arguments, **named)
+            finally:
+                nb_man.output_path = target  # which papermill then writes
+
+    return WrittenOnce
+
+
+def kernel_of_this_python(environment: Mapping[str, str], log: Path) -> type:
+    """A kernel manager whose kernel is `sys.executable`, with `environment` added to this process's.
+
+    What the kernel says of itself goes to the file `log`; what cells print goes to the notebook as ever.
+    """
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    # a backend chosen for scripts would leave the notebook without pictures
+    environment = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", **environment}
+
+    class KernelOfThisPython(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(), env=environment)
+
+        async def start_kernel(self, **arguments: Any) -> None:
+            with open(log, "w") as file:
+                await super().start_kernel(stdout=file, stderr=file, **arguments)
+
+    return KernelOfThisPython
+
+
+class _Watch:
+    """Follows an execution: which code cell runs, and the last line that it printed."""
+
+    def __init__(self, paper: Paper, progress: Progress | None):
+        cells = json.loads(paper.notebook.read_text(encoding="utf-8"))["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+        self.sources = ["".join(cell["source"]) for cell in code]
+        self.labels = [label_of(cell) for cell in code]
+        self.name = paper.name
+        self.progress = progress
+        self.current = 0
+        self.log = ""
+
+    def start(self, cell: Any, cell_index: int) -> None:
+        if cell.cell_type == "code" and cell.source in self.sources[self.current :]:  # not an injected cell
+            self.current = self.sources.index(cell.source, self.current)
+            self.report("")
+
+    def write(self, text: str) -> None:
+        lines = [line.strip() for line in re.split(r"[\r\n]", _plain(text)) if line.strip()]
+        if lines:
+            self.report(lines[-1])
+
+    def flush(self) -> None:
+        pass
+
+    def report(self, log: str) -> None:
+        if self.progress:
+            self.progress(self.current, len(self.sources), self.labels[self.current], log)
+
+    def where(self, source: str | None = None) -> str:
+        number = self.sources.index(source) if source in self.sources else self.current
+        label = self.labels[number] and f" ({self.labels[number]})"
+        return f"{self.name}, code cell {number + 1} of {len(self.sources)}{label}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -1,0 +1,297 @@
+"""Provenance: which recorded runs and tables each cell of a notebook stands on.
+
+- A notebook's code is executed once more in a process of its own, on its record alone, without drawing.
+- Of each statement, what it reads of a record is noted when it reads it: of a hundred runs at hand, the ten it plots.
+- Numbers that were taken from records keep where they are from by the names that they pass through: a statement also
+  stands on what the names stand on that it reads, those that its functions read among them.
+- What was found is kept beside the notebook, `provenance.json`, and holds until its code or its record changes.
+- A record at another profile, `<paper>.<profile>`, is a notebook like any other.
+
+`python -m swarmbook.reproduction.lineage [PAPER ...]` renews what is kept.
+"""
+
+import ast
+import contextlib
+import dis
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swarmbook import errors
+from swarmbook.errors import NotebookError
+from swarmbook.records import atomic_files
+from swarmbook.reproduction import papers
+from swarmbook.reproduction.papers import Paper
+
+if TYPE_CHECKING:
+    from swarmbook.reproduction.recorded_runs import Recorded
+
+Keys = frozenset[str]
+NONE: Keys = frozenset()
+KEPT = "provenance.json"
+
+
+def keys_of_cells(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
+    """By paper and id of a cell, the keys of the runs and tables that the cell stands on; cells without any are absent.
+
+    Of papers whose code or record has changed since this was kept, it is found anew. Raises NotebookError if a cell
+    fails, or needs a run that is not recorded beside the notebook.
+    """
+    found = {paper.name: kept(paper) for paper in chosen}
+    return found | traced([paper for paper in chosen if found[paper.name] is None])
+
+
+def kept(paper: Paper) -> dict[str, Keys] | None:
+    """What is kept beside the notebook, or None if that is of other code or another record."""
+    if not paper.runs:
+        return {}
+    path = paper.beside(KEPT)
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["of"] != _seal(paper):
+        return None
+    return {cell: frozenset(keys.split()) for cell, keys in content["cells"].items()}
+
+
+def keep(chosen: Sequence[Paper]) -> None:
+    """Find out anew, and write it beside the notebooks; for papers without recorded runs there is nothing to keep."""
+    found = traced(chosen)
+    for paper in chosen:
+        path = paper.beside(KEPT)
+        if not paper.runs:
+            path.unlink(missing_ok=True)
+            continue
+        cells = {cell: " ".join(sorted(keys)) for cell, keys in found[paper.name].items()}
+        atomic_files.write(path, (json.dumps({"of": _seal(paper), "cells": cells}, indent=1) + "\n").encode())
+
+
+def traced(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
+    """The same found by executing the notebooks, each in a process of its own, as many at once as there are cores."""
+    found: dict[str, dict[str, Keys]] = {paper.name: {} for paper in chosen}
+    if recorded := [paper for paper in chosen if paper.runs]:
+        workers = min(len(recorded), os.cpu_count() or 1)
+        with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
+            found |= zip((paper.name for paper in recorded), pool.map(trace, recorded), strict=True)
+    return found
+
+
+def parents(record: "Recorded") -> dict[str, Keys]:
+    """Of each recorded run and table the recorded ones it was made from: where it began, the experts of an ensemble."""
+    runs = {key: {parent.key for parent in config.parents} for key, (_, config) in record.runs.items()}
+    tables = {key: set(table.config.get("experts", ())) for key, table in record.tables.items()}
+    return {key: frozenset(made_from & (runs.keys() | tables.keys())) for key, made_from in (runs | tables).items()}
+
+
+def ancestors(keys: Set[str], parents: Mapping[str, Keys]) -> Keys:
+    """All that runs and tables were made from, but themselves."""
+    found: Keys = NONE
+    rest = set(keys)
+    while rest:
+        rest = set().union(*(parents[key] for key in rest)) - found
+        found |= rest
+    return found - keys
+
+
+def _seal(paper: Paper) -> str:
+    """Of all that decides which cell stands on what."""
+    code = [[cell["id"], "".join(cell["source"])] for cell in _code(paper.notebook)]
+    recorded = sorted(paper.recorded)
+    return hashlib.sha256(json.dumps([code, recorded]).encode()).hexdigest()
+
+
+def trace(paper: Paper) -> dict[str, Keys]:
+    """Execute a notebook in this process, which is of no use for anything else after that; the keys by cell."""
+    from swarmbook.records.store import Record, Store
+
+    recorded = paper.recorded
+    read: set[str] = set()
+
+    class Noting(Record):
+        """A record that tells when its numbers are read."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "metrics":
+                read.add(object.__getattribute__(self, "key"))
+            return object.__getattribute__(self, name)
+
+    def get(store: Store, key: str, get=Store.get) -> Record | None:
+        record = get(store, key) if key in recorded else None  # not what is recorded at other profiles alone
+        return record and Noting(**vars(record))
+
+    def claim(store: Store, keys: Sequence[str]) -> None:
+        why = f"not recorded beside it: {', '.join(keys)}"
+        raise LookupError(f"{why}; `{paper.command} --record` trains and records it")
+
+    with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch, open(os.devnull, "w") as nowhere:
+        os.environ |= {"SWARMBOOK_STORE": scratch, "SWARMBOOK_FRESH": "0", "MPLBACKEND": "Agg"}
+        Store.get, Store.claim = get, claim
+        os.chdir(paper.notebook.parent)
+        with contextlib.redirect_stdout(nowhere):
+            return {cell: keys for cell, keys in _trace(paper.notebook, read) if keys}
+
+
+def _trace(notebook: Path, read: set[str]) -> Iterator[tuple[str, Keys]]:
+    """Cell by cell its id and keys; `read` is where keys appear whose records are read."""
+    from matplotlib import pyplot as plt
+
+    known: dict[str, Any] = {"__name__": "__main__"}
+    taint: dict[str, Keys] = {}
+    for number, cell in enumerate(_code(notebook), 1):
+        found: set[str] = set()
+        try:
+            for statement in ast.parse("".join(cell["source"])).body:
+                names = Names(statement)
+                passed = [_stands_on(name, known, taint) for name in names.read]
+                read.clear()
+                exec(compile(ast.Module([statement], []), f"code cell {number}", "exec"), known)
+                keys = frozenset(read.union(*passed))
+                found |= keys
+                taint |= dict.fromkeys(names.written, keys)
+                taint |= {name: taint.get(name, NONE) | keys for name in names.changed}
+        except Exception as error:
+            where = f"{notebook.stem}, code cell {number}"
+            raise NotebookError(f"{where}: {type(error).__name__}: {error}") from error
+        plt.close("all")
+        yield cell["id"], frozenset(found)
+
+
+def _stands_on(name: str, known: dict[str, Any], taint: dict[str, Keys], within: frozenset[str] = frozenset()) -> Keys:
+    """What a name stands on; a function of the notebook on what it finds in the notebook when it is called."""
+    from swarmbook.analysis.claims import Claims
+
+    value = known.get(name)
+    if isinstance(value, types.FunctionType) and value.__globals__ is known:
+        if name in within:
+            return NONE
+        inside = (_stands_on(other, known, taint, within | {name}) for other in _globals(value.__code__))
+        return NONE.union(*inside)
+    apart = isinstance(value, types.ModuleType | Claims) or _are_runs(value)  # what is read of runs is noted then
+    return NONE if apart else taint.get(name, NONE)
+
+
+def _are_runs(value: Any) -> bool:
+    from swarmbook.results import Runs
+
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, Runs) or (bool(inside) and all(map(_are_runs, inside)))
+
+
+def _globals(code: types.CodeType) -> set[str]:
+    """The global names that a function reads, and those within it."""
+    names = {each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"}
+    return names.union(*(_globals(const) for const in code.co_consts if isinstance(const, types.CodeType)))
+
+
+class Names(ast.NodeVisitor):
+    """The names of a statement: those that it reads as they were before it, writes anew, or may have changed.
+
+    Changed are the names whose items, attributes or methods are used as a statement, such as `rows.append(x)`, and
+    those that are written on some of the ways through it only.
+    """
+
+    def __init__(self, statement: ast.stmt):
+        self.read: set[str] = set()
+        self.changed: set[str] = set()
+        self._bound: set[str] = set()
+        self._some: set[str] = set()
+        self.visit(statement)
+        self.written = self._bound - self._some
+        self.changed |= self._some
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if not isinstance(node.ctx, ast.Load):
+            self._bound.add(node.id)
+        elif node.id not in self._bound:
+            self.read.add(node.id)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self._in_order(node.value, *node.targets)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
+        self._in_order(node.value, node.target)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        base = _base(node.target)
+        self._in_order(ast.Name(base, ast.Load()), node.value, node.target)
+        self.changed.add(base)
+
+    def visit_Subscript(self, node: ast.Subscript | ast.Attribute) -> None:
+        self.generic_visit(node)
+        if not isinstance(node.ctx, ast.Load):
+            self.changed.add(_base(node))
+
+    visit_Attribute = visit_Subscript
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        self.visit(node.value)
+        if isinstance(node.value, ast.Call) and not isinstance(node.value.func, ast.Name):
+            self.changed.add(_base(node.value.func))
+
+    def visit_For(self, node: ast.For) -> None:
+        self._in_order(node.iter, node.target, *node.body, *node.orelse)
+
+    def visit_If(self, node: ast.If) -> None:
+        self.visit(node.test)
+        before = set(self._bound)
+        ways = []
+        for way in (node.body, node.orelse):
+            self._bound = set(before)
+            self._in_order(*way)
+            ways.append(self._bound)
+        self._bound = ways[0] & ways[1]
+        self._some |= (ways[0] | ways[1]) - self._bound
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.ClassDef) -> None:
+        self._in_order(*node.decorator_list)  # its body counts when it is called
+        self._bound.add(node.name)
+
+    visit_ClassDef = visit_FunctionDef
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        arguments = node.args
+        self._in_order(*arguments.defaults, *(default for default in arguments.kw_defaults if default))
+        self._apart([argument.arg for argument in ast.walk(arguments) if isinstance(argument, ast.arg)], node.body)
+
+    def visit_ListComp(self, node: Any) -> None:
+        parts = [part for each in node.generators for part in (each.iter, each.target, *each.ifs)]
+        self._apart([], *parts, *((node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,)))
+
+    visit_SetComp = visit_DictComp = visit_GeneratorExp = visit_ListComp
+
+    def _apart(self, arguments: list[str], *nodes: ast.AST) -> None:
+        before = set(self._bound)
+        self._bound |= set(arguments)
+        self._in_order(*nodes)
+        self._bound = before
+
+    def _in_order(self, *nodes: ast.AST) -> None:
+        for node in nodes:
+            self.visit(node)
+
+
+def _base(node: ast.AST) -> str:
+    """The name at the bottom of `name.attribute[item](...)`; empty if there is none."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call | ast.Starred):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _code(notebook: Path) -> list[dict[str, Any]]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+if __name__ == "__main__":
+    try:
+        keep(papers.chosen(sys.argv[1:], papers.records()))
+    except errors.UsageError as error:
+        sys.exit(str(error))

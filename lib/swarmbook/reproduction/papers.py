@@ -1,0 +1,233 @@
+"""Papers as notebooks: what a committed notebook says about itself, and executing one with papermill.
+
+- reading needs nothing but JSON, so that listing the papers is instant; papermill loads on execution
+- figures and tables are cell tags ("figure 4a"), claims a cell output of type `MIMETYPE`
+- the kernel is always the interpreter that runs this, whatever kernels are installed
+- results appear under their names only when whole: a notebook that failed is kept as `<name>.failed.ipynb`
+- an executed notebook can bear a stamp: what it was executed with, sealed by a checksum of its cells
+- beside `<name>.ipynb` as executed at its default profile lies what was recorded at others: `<name>.<profile>.ipynb`
+"""
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swarmbook import errors
+from swarmbook.analysis.claims import MIMETYPE, VERDICTS, Claim
+from swarmbook.errors import NotebookError, UsageError
+from swarmbook.locations import papers_folder
+
+PROFILES = ("smoke", "cpu", "gpu", "paper")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One assignment of a notebook's parameters cell; the comment behind it is its help."""
+
+    name: str
+    default: Any
+    help: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that a help such as `smoke | cpu | gpu` allows; empty if any, as with `auto | cpu ...`."""
+        named = tuple(part.strip().split(" ")[0].strip("\"',.;") for part in self.help.split("|"))
+        if len(named) > 1 and self.default in named and not self.help.rstrip().endswith("..."):
+            return named
+        return PROFILES if self.name == "profile" else ()
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A committed notebook and what it says about itself: `papers/<name>/<name>.ipynb`, or its record at a profile
+    other than the default, `papers/<name>/<name>.<profile>.ipynb`.
+    """
+
+    name: str  # as of the file
+    notebook: Path
+    title: str
+    figures: tuple[str, ...]
+    tables: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    profile: str  # of a record at another than the default one; else empty
+
+    def beside(self, name: str) -> Path:
+        """Where `runs` or `provenance.json` of it lie; of a record at another profile `runs.gpu`, and so on."""
+        path = self.notebook.with_name(name)
+        return path.with_name(f"{path.stem}.{self.profile}{path.suffix}") if self.profile else path
+
+    @property
+    def recorded(self) -> set[str]:
+        """Keys of the runs and tables that are recorded beside the notebook."""
+        return {path.stem for path in self.beside("runs").glob("*.parquet")}
+
+    @property
+    def runs(self) -> int:
+        return len(self.recorded)
+
+    @property
+    def command(self) -> str:
+        """What executes it again; ` --record` records it."""
+        return f"swarmbook run {self.notebook.parent.name}{self.profile and f' --profile {self.profile}'}"
+
+    def parameters(self) -> dict[str, Parameter]:
+        """The parameters cell as papermill reads it; a default that is no literal stays source text."""
+        from papermill.translators import PythonTranslator
+
+        cells = json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        found = [p for cell in tagged[:1] for p in PythonTranslator.inspect({"source": "".join(cell["source"])})]
+        return {p.name: Parameter(p.name, _literal(p.default), p.help) for p in found}
+
+
+def discover(folder: Path | None = None) -> dict[str, Paper]:
+    """All papers below `folder` by name; raises NotebookError if one of the notebooks cannot be read."""
+    folder = papers_folder() if folder is None else Path(folder).absolute()
+    notebooks = (path for path in sorted(folder.glob("*/*.ipynb")) if path.stem == path.parent.name)
+    return {path.stem: read(path) for path in notebooks}
+
+
+def records(folder: Path | None = None) -> dict[str, Paper]:
+    """All papers by name as of `discover`, each followed by its records at other profiles."""
+    found = {}
+    for name, paper in discover(folder).items():
+        others = map(read, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
+        found |= {name: paper} | {other.name: other for other in others}
+    return found
+
+
+def at(paper: Paper, profile: str | None) -> Paper:
+    """The record of a paper at a profile, made already or not: the paper itself at the default one, or None."""
+    if profile is None or profile == paper.parameters()["profile"].default:
+        return paper
+    other = replace(paper, name=f"{paper.name}.{profile}", profile=profile)
+    return replace(other, notebook=other.beside(paper.notebook.name))
+
+
+def chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
+    """Those that are named, all if none is; the name of a paper stands for its records at other profiles as well."""
+    picked = {}
+    for name in names or known:
+        if name not in known:
+            raise unknown("paper", name, list(known))
+        picked |= {paper.name: paper for paper in known.values() if name in (paper.name, paper.notebook.parent.name)}
+    return list(picked.values())
+
+
+def read(notebook: Path) -> Paper:
+    """What the notebook says about itself, without executing anything."""
+    try:
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        cells = content["cells"]
+        labels = [label for cell in cells for label in _labels(cell)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotebookError(f"{notebook} is not a notebook ({error}); restore it from git") from error
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    heading = re.search(r"^#+ *(.+)", text, re.MULTILINE)
+    return Paper(
+        name=notebook.stem,
+        notebook=notebook,
+        title=heading[1].strip() if heading else notebook.stem,
+        figures=tuple(label for label in labels if label.startswith("figure ")),
+        tables=tuple(label for label in labels if label.startswith("table ")),
+        claims=claims_of(content, str(notebook)),
+        profile=notebook.stem.partition(f"{notebook.parent.name}.")[2],
+    )
+
+
+def claims_of(content: Mapping[str, Any], where: str) -> tuple[Claim, ...]:
+    """The claims in the outputs of a notebook given as nbformat's JSON; `where` names it in errors.
+
+    Of a claim that is shown more than once the last word counts.
+    """
+    outputs = (output for cell in content["cells"] for output in cell.get("outputs", []))
+    rows = (row for output in outputs for row in output.get("data", {}).get(MIMETYPE, []))
+    claims = (_claim(row, where) for row in rows)
+    return tuple({claim.id: claim for claim in claims}.values())
+
+
+def _claim(row: Any, where: str) -> Claim:
+    try:
+        claim = Claim(*(str(row[field]) for field in ("id", "text", "paper", "ours", "verdict")))
+    except (KeyError, TypeError) as error:
+        raise NotebookError(f"{where}: a claim lacks id, text, paper, ours or verdict: {row!r}") from error
+    if claim.verdict not in VERDICTS:
+        valid = ", ".join(VERDICTS)
+        raise NotebookError(f"{where}: claim {claim.id} has verdict {claim.verdict!r}; valid: {valid}")
+    return claim
+
+
+def _labels(cell: Mapping[str, Any]) -> list[str]:
+    """The figures and tables that a cell shows."""
+    return [tag for tag in cell["metadata"].get("tags", []) if tag.startswith(("figure ", "table "))]
+
+
+def label_of(cell: Mapping[str, Any]) -> str:
+    """The figures and tables that a cell shows, as one text; empty if none."""
+    return ", ".join(_labels(cell))
+
+
+def _literal(source: str) -> Any:
+    try:
+        return ast.literal_eval(source)
+    except (ValueError, SyntaxError):
+        return source
+
+
+def unknown(kind: str, name: str, valid: list[str]) -> UsageError:
+    """An error that names the valid names, and the nearest of them."""
+    return UsageError(errors.unknown(kind, name, valid))
+
+
+def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` for the paper's parameters; raises UsageError where a name, a choice or a type is wrong.
+
+    An integer passes for a float (and becomes one), anything for None; a list's items must fit the default's.
+    """
+    parameters = paper.parameters()
+    result = {}
+    for name, value in values.items():
+        if name not in parameters:
+            raise unknown(f"parameter of {paper.name}", name, list(parameters))
+        parameter = parameters[name]
+        if isinstance(value, str) and parameter.choices and value not in parameter.choices:
+            raise unknown(f"{name} of {paper.name}", value, list(parameter.choices))
+        try:
+            result[name] = _fitted(value, parameter.default)
+        except TypeError as error:
+            raise UsageError(
+                f"parameter {name} of {paper.name} is {parameter.default!r} by default, so it takes "
+                f"{_kind(parameter.default)}, but got {value!r} ({_kind(value)}){error}"
+            ) from error
+    return result
+
+
+def _fitted(value: Any, default: Any) -> Any:
+    if default is None:
+        return value
+    if isinstance(default, float):
+        if isinstance(value, str):  # YAML 1.1 takes 1e-3 for text
+            try:
+                return float(value)
+            except ValueError:
+                raise TypeError from None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+    if isinstance(default, tuple):
+        default = list(default)
+    if type(value) is not type(default):
+        hint = "; text that reads as something else needs quotes of its own: '\"...\"'"
+        raise TypeError(hint if isinstance(default, str) else "")
+    if isinstance(default, list) and default:
+        return [_fitted(item, default[0]) for item in value]
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}
+    names |= {list: "a list", tuple: "a list", dict: "a mapping"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,69 @@
+"""TODO"""
+
+import base64
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swarmbook.errors import UsageError
+from swarmbook.records.atomic_files import write
+from swarmbook.reproduction.papers import Paper, _labels, label_of
+
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other parameters than the default
+
+
+def html(content: Any, template: str = "") -> str:
+    """A notebook, as nbformat reads it, as a page of HTML by nbconvert; in a template of Jinja's if given."""
+    from nbconvert import HTMLExporter
+
+    log = logging.getLogger(__name__)  # would warn of each picture without a description
+    log.setLevel(logging.ERROR)
+    exporter = HTMLExporter(embed_images=True, log=log, **({"raw_template": template} if template else {}))
+    page, _ = exporter.from_notebook_node(content)
+    for cell in content.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                description = label_of(cell) or "picture"
+                page = page.replace('alt="No description has been provided for this image"', f'alt="{description}"', 1)
+    return page
+
+
+def commit(paper: Paper, executed: Path) -> None:
+    """Put an executed notebook in the committed one's place, without what varies between executions.
+
+    paper: or its record as of `at`, which holds the injected cell that sets its profile. Pictures of a paper's figures
+    that are kept beside it for others to show, as `figure-4a.png`, are renewed.
+    """
+    import nbformat
+
+    content = nbformat.read(executed, as_version=4)
+    injected = [cell for cell in content.cells if INJECTED in cell.metadata.get("tags", [])]
+    for cell in injected:
+        cell.id, cell.source = INJECTED, cell.source.strip()
+    given = [line for cell in injected for line in cell.source.splitlines() if not line.startswith("#")]
+    if given != (wanted := [f'profile = "{paper.profile}"'] if paper.profile else []):
+        raise UsageError(f"{executed} was executed with other parameters than the default{' and '.join(['', *wanted])}")
+    for part in (content, *content.cells):
+        for volatile in ("papermill", "execution", "widgets"):
+            part.metadata.pop(volatile, None)
+        if not part.metadata.get("tags"):  # papermill adds an empty list to each cell
+            part.metadata.pop("tags", None)
+    content.metadata.kernelspec = KERNELSPEC
+    content.metadata.get("language_info", {}).pop("version", None)
+    write(paper.notebook, (nbformat.writes(content) + "\n").encode())
+    for label, picture in pictures(content).items() if not paper.profile else ():
+        kept = paper.notebook.with_name(f"{label.replace(' ', '-')}.png")
+        if kept.exists():
+            write(kept, picture)
+
+
+def pictures(content: Mapping[str, Any]) -> dict[str, bytes]:
+    """The PNG that each figure of a notebook, given as nbformat's JSON, shows last."""
+    found = {}
+    for cell in content["cells"]:
+        for output in cell.get("outputs", []):
+            if picture := output.get("data", {}).get("image/png"):
+                found |= {label: base64.b64decode(picture) for label in _labels(cell)}
+    return found

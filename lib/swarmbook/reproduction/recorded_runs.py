@@ -1,0 +1,53 @@
+"""TODO"""
+
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swarmbook.config import RunConfig, run_config
+from swarmbook.errors import ConfigError
+from swarmbook.records.store import Record, Store, key_of
+from swarmbook.reproduction.papers import Paper
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class Recorded:
+    """What lies in a paper's `runs/`, or `runs.<profile>/`: runs, tables that no single run gives, what is wrong."""
+
+    runs: dict[str, tuple[Record, RunConfig]] = field(default_factory=dict)
+    tables: dict[str, Record] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def recorded(paper: Paper) -> Recorded:
+    """All recorded files of a paper, each checked against its checksum and its key."""
+    folder, found = paper.beside("runs"), Recorded()
+    with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
+        store = Store(Path(scratch), [folder])
+        for path in sorted(folder.glob("*.parquet")):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                try:
+                    record = store.get(path.stem)
+                except ValueError as error:  # its name is no key
+                    found.faults.append(f"{path}: {error}")
+                    continue
+            if record is None:
+                found.faults += [str(warning.message) for warning in told]
+                continue
+            try:
+                config = run_config(**record.config)
+            except (ConfigError, TypeError):
+                config = None
+            if config is not None and config.key == record.key:
+                found.runs[record.key] = record, config
+            elif config is None and key_of({"computed": record.config}) == record.key:
+                found.tables[record.key] = record
+            else:
+                found.faults.append(f"{path} holds another configuration than its key stands for; restore it with git")
+    return found

@@ -1,0 +1,320 @@
+"""Sweeps: a paper's notebook executed at every point of a grid, on as many workers as there are.
+
+- The grid is `papers/<name>/sweep.yaml`; all of it is checked against the notebook's own parameters before anything
+  starts. Seeds are named by number: of a notebook that takes a count of them, the point of seed s stands on seeds 0 to
+  s, so that each point adds one seed to those before it and the last has them all.
+- Workers are dask's: processes of a cluster made for the sweep, or those of any scheduler by its address.
+- A point is finished when its executed notebook bears a mark: the hash of its parameters, of the library's code and of
+  the notebook. It appears whole or not at all, so whatever is killed, the next sweep goes on from there.
+- Points share training runs through the store: each is trained once, by whoever comes first.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swarmbook.errors import NotebookError, UsageError
+from swarmbook.records.keys import key_of
+from swarmbook.reproduction import execution, papers
+from swarmbook.reproduction.papers import Paper
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+OUTER = ("__main__.py", "cli.py", "provenance.py", "report.py", "sweep.py", "verify.py")  # no numbers depend on them
+FOUND = DONE, RESUMED, REPAIRED, OUTDATED, LEFT = "done", "resumed", "repaired", "outdated", "left"
+EXECUTED, HELD, FAILED = "executed", "held", "failed"
+
+
+# Points: where they are, and how far they have come
+
+
+@dataclass(frozen=True)
+class Point:
+    """One execution of a notebook; a folder of its own holds what comes of it."""
+
+    name: str
+    notebook: Path
+    parameters: dict[str, Any]
+    folder: Path
+    code: str  # a hash of the library that executes it
+    mark: str
+
+    @property
+    def executed(self) -> Path:
+        return self.folder / self.notebook.name
+
+
+def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | None = None) -> list[Point]:
+    """The points of a sweep in folders below `output`, by default `runs/sweeps/<paper>-<profile>` beside `papers/`."""
+    root = paper.notebook.parents[2] / "runs" / "sweeps" if output is None else Path(output).absolute()
+    notebook, code = _content(paper.notebook), version()
+    found = []
+    for values in parameters:
+        name = _name(values)
+        mark = key_of({"parameters": values, "notebook": notebook, "code": code})
+        folder = root / f"{paper.name}-{values['profile']}" / name
+        found.append(Point(name, paper.notebook, values, folder, code, mark))
+    return found
+
+
+def prepare(points: Sequence[Point]) -> None:
+    """Make the folder of a sweep; raises UsageError if nothing can be written there."""
+    folder = points[0].folder.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        raise UsageError(_unwritten(folder, error)) from error
+
+
+def _unwritten(folder: Path, error: OSError) -> str:
+    cure = "make room or make it writable, or choose another folder with --output; then start the sweep again"
+    return f"cannot write {folder}: {error.strerror or error}; {cure}"
+
+
+def _name(parameters: Mapping[str, Any]) -> str:
+    """A readable name of a folder; with a hash where it could stand for other parameters as well."""
+    exact = ",".join(f"{name}={value}" for name, value in parameters.items() if name != "profile")
+    name = re.sub(r"[^\w.=,+-]", "_", exact)[:80]
+    return name if name == exact else f"{name}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+@cache
+def version() -> str:
+    """A hash of the library's code, but for the modules that no notebook's numbers depend on."""
+    root = Path(__file__).parent
+    modules = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    return _hashed({name: path.read_bytes() for name, path in modules.items() if name not in OUTER})
+
+
+def _content(notebook: Path) -> str:
+    """A hash of a notebook's code and of the tables that lie beside it."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [
+        ["".join(cell["source"]), cell["metadata"].get("tags", [])] for cell in cells if cell["cell_type"] == "code"
+    ]
+    beside = [path for path in notebook.parent.iterdir() if path.suffix in (".csv", ".json")]
+    tables = [path for path in beside if not path.name.startswith("provenance.")]  # renewed with a record, read by none
+    return _hashed({"": json.dumps(code).encode(), **{path.name: path.read_bytes() for path in tables}})
+
+
+def _hashed(parts: Mapping[str, bytes]) -> str:
+    return key_of({name: hashlib.sha256(part).hexdigest() for name, part in parts.items()})
+
+
+def state(point: Point) -> str:
+    """One of FOUND: done; resumed, if begun; repaired, if damaged; outdated, if of other code; left."""
+    try:
+        stamp = execution.stamp_of(point.executed)
+    except FileNotFoundError:
+        return RESUMED if (point.folder / "begun").exists() else LEFT
+    except NotebookError:
+        return REPAIRED
+    return DONE if stamp and stamp.get("mark") == point.mark else OUTDATED
+
+
+# Execution
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a point: executed, done (found so), held (by another sweep) or failed."""
+
+    point: Point
+    state: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+_alone = threading.Lock()  # papermill changes the folder of the whole process
+
+
+def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome:
+    """Execute a point on this worker, unless it is done, or another sweep executes it now and we are not to wait."""
+    if not point.notebook.exists():
+        shared = "a sweep needs the clone and its runs in a file system that all workers share"
+        return Outcome(point, FAILED, error=f"the worker on {socket.gethostname()} has no {point.notebook}: {shared}")
+    if (ours := version()) != point.code:
+        return Outcome(
+            point,
+            FAILED,
+            error=f"the worker on {socket.gethostname()} has other code of swarmbook ({ours}, not {point.code}): "
+            "install the same version there, and restart it",
+        )
+    with _alone:
+        try:
+            return _executed(point, environment, wait)
+        except OSError as error:  # of a disk that is full, say; the point counts as begun
+            return Outcome(point, FAILED, error=_unwritten(point.folder, error))
+
+
+def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome:
+    from filelock import FileLock, Timeout
+
+    started = time.monotonic()
+    point.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(point.folder / ".lock", thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=wait, poll_interval=0.2)
+    except Timeout:
+        return Outcome(point, HELD)
+    try:
+        if state(point) == DONE:
+            return Outcome(point, DONE)
+        for leftover in point.folder.glob(".partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        begun = point.folder / "begun"
+        begun.touch()
+        stamp = {"mark": point.mark, "parameters": point.parameters, "code": point.code}
+        error = ""
+        try:
+            paper = papers.read(point.notebook)
+            execution.execute(paper, point.parameters, None, environment, folder=point.folder, stamp=stamp, page=False)
+        except NotebookError as failure:
+            error = str(failure)
+        begun.unlink()
+        return Outcome(point, FAILED if error else EXECUTED, time.monotonic() - started, error)
+    finally:
+        lock.release()
+
+
+def sweep(
+    points: Sequence[Point],
+    client: "Client",
+    environment: Mapping[str, str],
+    told: Callable[[Outcome | None, int], None],
+    keep_going: bool = True,
+) -> list[Outcome]:
+    """Execute points on a client's workers; `told` hears of each as it ends, or None, and how many are left.
+
+    Those that another sweep executes are looked at again after all others. Without `keep_going` the first failure ends
+    it. Raises ConnectionError if the scheduler is lost.
+    """
+    from distributed import CancelledError, wait
+
+    def submit(point: Point, patient: bool) -> "Future":
+        return client.submit(execute, point, dict(environment), patient, pure=False, priority=-patient)
+
+    waiting = {submit(point, False): point for point in points}
+    outcomes = []
+    try:
+        while waiting:
+            try:
+                finished = wait(list(waiting), timeout=1, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                finished = set()
+            except CancelledError as error:
+                where = client.scheduler.address
+                raise ConnectionError(f"lost the scheduler at {where}; start the sweep again to go on") from error
+            for future in finished:
+                point = waiting.pop(future)
+                outcome = _outcome(point, future)
+                if outcome.state == HELD:
+                    waiting[submit(point, True)] = point
+                    continue
+                outcomes.append(outcome)
+                told(outcome, len(waiting))
+                if outcome.state == FAILED and not keep_going:
+                    return outcomes
+            told(None, len(waiting))
+    finally:
+        if client.status == "running":
+            client.cancel(list(waiting))
+    return outcomes
+
+
+def _outcome(point: Point, future: "Future") -> Outcome:
+    from distributed import KilledWorker
+
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, KilledWorker):
+        why = "its worker was killed each time, perhaps for want of memory: use fewer workers, or a smaller profile"
+        return Outcome(point, FAILED, error=why)
+    return Outcome(point, FAILED, error=f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def cluster(address: str | None, workers: int) -> Iterator["Client"]:
+    """A client of the scheduler at an address, or of a cluster of so many processes here.
+
+    Raises UsageError if dask is missing, nothing answers at the address within 30 s, or no worker is there.
+    """
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"a sweep needs dask ({error}); install it with the extra `cluster`: pip install -e '.[cluster]'"
+        ) from error
+    if address is None:
+        quiet = {"distributed.scheduler.worker-ttl": None, "distributed.scheduler.allowed-failures": 10}
+        with (
+            tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch,
+            dask.config.set(quiet),
+            _deaf() as listening,
+            LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",  # any free port: nobody looks
+                silence_logs=50,
+                local_directory=scratch,
+            ) as here,
+            Client(here) as client,
+        ):
+            listening()
+            yield client
+        return
+    try:
+        client = Client(address, timeout=30)
+    except (OSError, ValueError, TypeError) as error:
+        example = "give the address that `dask scheduler` prints, such as tcp://10.0.0.1:8786"
+        raise UsageError(f"no scheduler answers at {address!r} ({error}): {example}") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=30)
+        except TimeoutError as error:
+            start = f"start some with `dask worker {address} --nthreads 1`"
+            raise UsageError(f"the scheduler at {address} has no workers: {start}") from error
+        yield client
+
+
+@contextmanager
+def _deaf() -> Iterator[Callable[[], None]]:
+    """Have processes that are started now ignore Ctrl-C: a terminal sends it to them as well, but it is for us."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set this
+        yield lambda: None
+        return
+    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield lambda: signal.signal(signal.SIGINT, ours)
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(workers: int) -> dict[str, str]:
+    """The environment that gives each of so many workers here its share of the processors, unless that is set."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // workers))}

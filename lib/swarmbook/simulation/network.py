@@ -1,0 +1,150 @@
+"""How long a message takes between two nodes.
+
+- `data/links.csv` holds the latency and bandwidth of every pair of locations, as the authors' released code has them
+- a `Network` puts nodes at locations; messages do not share links, so a message's time depends on its size alone
+- `latency` and `bandwidth` are [N, N] arrays for planners that look at all pairs at once
+"""
+
+import csv
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from swarmbook.errors import ConfigError, DataError, unknown
+from swarmbook.locations import data_folder
+
+_TWELVE = (
+    *("Australia", "Belgium", "Canada", "Germany", "Iowa", "Japan"),
+    *("LA", "NL", "Oregon", "Singapore", "Taiwan", "London"),
+)
+PLACES = {
+    # CheckFree's throughput experiment as released; the list that comes closest to the five places of its text, in
+    # the released code but unused; the twelve of SkipPipe, without the slip in one link, and in the order of the
+    # schedule that comes with the code; the eleven of its first version.
+    "seven": ("google", ("Australia", "Belgium", "Canada", "Germany", "Iowa", "NL", "London")),
+    "five clusters": ("google", ("LA", "NL", "Germany", "Singapore", "Oregon")),
+    "twelve": ("google with slip", _TWELVE),
+    "twelve repaired": ("google repaired", _TWELVE),
+    "twelve, shipped schedule": ("google with slip", (*_TWELVE[1:], "Australia")),
+    "eleven": (
+        "aws",
+        (
+            *("Sofia", "Singapore", "Ireland", "Sydney", "Frankfurt", "Seoul"),
+            *("Oregon", "Ohio", "Tokyo", "Amsterdam", "Virginia"),
+        ),
+    ),
+}
+# What SkipPipe's planner takes for a network, now and in its first version: `Network.over("twelve", 20, **SKIPPIPE)`.
+SKIPPIPE = {"default_ms": 1.0, "default_gib_per_s": 2.0, "overhead": 0.35, "threshold": 0.0}
+SKIPPIPE_FIRST = {"default_ms": 10.0, "default_gib_per_s": 0.8, "overhead": 0.35, "threshold": 0.0, "share": 0.5}
+GIB = 2**30
+
+
+@functools.cache
+def links(table: str = "google") -> dict[frozenset[str], tuple[float, float]]:
+    """Latency (ms) and bandwidth (GiB/s) of each pair of locations in one table of `data/links.csv`.
+
+    Raises `ConfigError` for a table that is not there and `DataError` if the file is missing or damaged.
+    """
+    path = data_folder() / "links.csv"
+    tables: dict[str, dict[frozenset[str], tuple[float, float]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                link = float(row["latency_ms"]), float(row["bandwidth_gib_per_s"])
+                tables.setdefault(row["table"], {})[frozenset((row["a"], row["b"]))] = link
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"cannot read the link table {path}: {error!r}; restore it with git checkout") from error
+    if table not in tables:
+        raise ConfigError(unknown("link table", table, tables))
+    return tables[table]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Nodes 0 to N - 1 at named locations.
+
+    locations: of each node. table: of `data/links.csv`. default_ms, default_gib_per_s: of two nodes in one place, and
+    of a pair of places that the table lacks. overhead: seconds added to every message. threshold: seconds; a message
+    that would take no longer takes no time. share: of every bandwidth, the default's too, that a message gets. The
+    defaults are those of CheckFree's released code, which subtracts 0.1 ms and does not wait for delays up to 0.2 s;
+    with `threshold=math.inf` the network costs nothing. SkipPipe's planner has those of `SKIPPIPE`, in its first
+    version of `SKIPPIPE_FIRST`, whose emulation has a share of a quarter.
+
+    Raises `ConfigError` for a location that is not in the table, or a value out of range.
+    """
+
+    locations: tuple[str, ...]
+    table: str = "google"
+    default_ms: float = 10.0
+    default_gib_per_s: float = 0.5
+    overhead: float = -0.0001
+    threshold: float = 0.2
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.locations:
+            raise ConfigError("a network needs at least one node: locations is empty")
+        known = sorted(frozenset().union(*links(self.table)))
+        for name in self.locations:
+            if name not in known:
+                raise ConfigError(unknown(f"location in link table {self.table!r}", name, known))
+        if not self.default_gib_per_s > 0 or not self.default_ms >= 0 or not self.threshold >= 0:
+            raise ConfigError(
+                f"default_gib_per_s must be positive, default_ms and threshold not negative, not "
+                f"{self.default_gib_per_s}, {self.default_ms} and {self.threshold}"
+            )
+        if not self.share > 0:
+            raise ConfigError(f"share must be positive, not {self.share}")
+
+    @classmethod
+    def over(cls, places: str | Sequence[str], nodes: int, **values: float | str) -> "Network":
+        """`nodes` nodes dealt over places in turn: node i is at place i mod P (CheckFree's released code).
+
+        places: a name in `PLACES`, or the locations themselves. values: other fields.
+        """
+        if isinstance(places, str):
+            if places not in PLACES:
+                raise ConfigError(unknown("list of places", places, PLACES))
+            table, places = PLACES[places]
+            values = {"table": table, **values}
+        if nodes < 1 or not places:
+            raise ConfigError(f"a network needs at least one node and one place, not {nodes} and {len(places)}")
+        return cls(tuple(places[i % len(places)] for i in range(nodes)), **values)
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+    @functools.cached_property
+    def latency(self) -> np.ndarray:
+        """Milliseconds [N, N], symmetric; 0 from a node to itself. Read-only."""
+        return self._matrix(0, self.default_ms, 0.0)
+
+    @functools.cached_property
+    def bandwidth(self) -> np.ndarray:
+        """GiB/s [N, N] of a message, symmetric; infinite from a node to itself. Read-only."""
+        return self._matrix(1, self.default_gib_per_s, np.inf, self.share)
+
+    def seconds(self, a: int | np.ndarray, b: int | np.ndarray, size: float | np.ndarray) -> float | np.ndarray:
+        """Time of a message of `size` bytes from node a to node b: latency + size / bandwidth.
+
+        Arrays are broadcast against each other. A message from a node to itself takes no time.
+        """
+        delay = self.latency[a, b] / 1000 + self.overhead + size / (self.bandwidth[a, b] * GIB)
+        delay = np.where((np.asarray(a) == b) | (delay <= self.threshold), 0.0, delay)
+        return delay if delay.ndim else float(delay)
+
+    def matrix(self, size: float) -> np.ndarray:
+        """Seconds [N, N] of a message of `size` bytes between all pairs."""
+        nodes = np.arange(len(self))
+        return self.seconds(nodes[:, None], nodes, size)
+
+    def _matrix(self, column: int, default: float, itself: float, scale: float = 1.0) -> np.ndarray:
+        table = links(self.table)
+        pairs = [[table.get(frozenset((a, b)), ())[column:] for b in self.locations] for a in self.locations]
+        values = scale * np.array([[pair[0] if pair else default for pair in row] for row in pairs])
+        np.fill_diagonal(values, itself)
+        values.flags.writeable = False
+        return values

@@ -1,0 +1,312 @@
+"""How long synchronising takes: when replicas that wait for each other reach an outer step, in seconds.
+
+The latency model of NoLoCo (section 5.3) at full scale, and what it leaves out:
+
+- times are log-normal (`Delay`); a message takes a random latency and, beyond the paper, bytes / bandwidth (`Link`)
+- `tree`, `ring` and `pair` draw how long one exchange takes (figure 5A has tree over pair); `expected_tree` computes
+  the mean without drawing
+- `barrier` and `gossip` say when each outer step ends if all wait for all, or each for its own group;
+  `blocking_overhead` is figure 5B, and the comparison at the intervals that the paper trains with
+- `wall_clock` puts both together for the methods in `EXCHANGES`; `seconds_at` and `seconds_to` turn a curve of loss
+  over steps into loss over time, and into the time to a loss
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import signal, special
+
+from swarmbook.errors import ConfigError, unknown
+from swarmbook.methods.gossip_groups import deal
+
+MEGABIT = 125_000.0  # bytes
+
+
+@dataclass(frozen=True)
+class Delay:
+    """A log-normal time: its mean in seconds, and its spread, the standard deviation over the mean.
+
+    Without spread it is constant. ConfigError unless both are at least 0 and finite.
+    """
+
+    mean: float = 1.0
+    spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "spread"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name}={value!r} is not one of a time: give a finite number of at least 0")
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the logarithm: sqrt(ln(1 + spread ** 2))."""
+        return math.sqrt(math.log1p(self.spread**2))
+
+    def draw(self, rng: np.random.Generator, shape: int | Sequence[int]) -> np.ndarray:
+        """Independent times of any shape."""
+        if not self.spread:
+            return np.full(shape, float(self.mean))
+        times = rng.standard_normal(shape)
+        times *= self.sigma
+        np.exp(times, out=times)
+        times *= self.mean * math.exp(-(self.sigma**2) / 2)
+        return times
+
+    def mean_of_later(self) -> float:
+        """Mean of the later of two: mean * (1 + erf(sigma / 2)) (NoLoCo, equation 7)."""
+        return self.mean * (1 + math.erf(self.sigma / 2))
+
+    def masses(self, seconds: np.ndarray) -> np.ndarray:
+        """Chance of a time nearest to each of equally spaced `seconds`, which start at 0."""
+        edges = seconds[1:] - (seconds[1] - seconds[0]) / 2
+        if not self.spread:
+            below = (edges > self.mean).astype(float)
+        else:
+            below = special.ndtr((np.log(edges / self.mean) + self.sigma**2 / 2) / self.sigma)
+        return np.diff(below, prepend=0.0, append=1.0)
+
+
+INNER_STEP = Delay(mean=math.exp(1.25), spread=math.sqrt(math.expm1(0.5)))  # mu = 1, sigma^2 = 0.5; section 5.3
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a message crosses: each has its own latency; bandwidth in bytes per second, shared with nobody.
+
+    The default is the paper's, which counts latency alone. ConfigError for a bandwidth that is not positive.
+    """
+
+    latency: Delay = Delay()
+    bandwidth: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.bandwidth > 0:
+            raise ConfigError(f"bandwidth={self.bandwidth!r} lets nothing through: give more than 0 bytes per second")
+
+    def draw(self, rng: np.random.Generator, shape: int | Sequence[int], size: float = 0.0) -> np.ndarray:
+        """Independent times of messages of `size` bytes: latency + size / bandwidth."""
+        return self.latency.draw(rng, shape) + size / self.bandwidth
+
+
+def tree(rng: np.random.Generator, trials: int, nodes: int, link: Link = Link(), size: float = 0.0) -> np.ndarray:
+    """Seconds [trials] of all-reducing `size` bytes over a binary tree with `nodes` leaves (NoLoCo, section 5.3).
+
+    Up, a parent goes on when the messages of both its children are there; down, each child when its own is. Messages
+    of different edges differ in time; no level waits for another as a whole. Constant times give
+    2 log2(nodes) messages (equation 5). ConfigError unless `nodes` is a power of 2.
+    """
+    levels = _levels(nodes)
+    at = np.zeros((trials, nodes))
+    for _ in range(levels):
+        at = (at + link.draw(rng, at.shape, size)).reshape(trials, -1, 2).max(-1)
+    for _ in range(levels):
+        at = at.repeat(2, axis=1)
+        at += link.draw(rng, at.shape, size)
+    return at.max(1)
+
+
+def expected_tree(levels: int, link: Link = Link(), size: float = 0.0, cells: int = 2**17) -> np.ndarray:
+    """Mean seconds [levels + 1] of `tree` over 1, 2, 4 ... 2 ** levels leaves, without drawing.
+
+    The time T of a node has the distribution of the later of two independent T' + t, T' of its child and t of the
+    message: one convolution and one square a level, on a grid of `cells`. Up and down have the same mean. The grid
+    puts it off by less than 0.01 % for a spread of up to 2.5.
+    """
+    delay, transfer = link.latency, size / link.bandwidth
+    if not delay.mean:
+        return 2 * transfer * np.arange(levels + 1)
+    # Beyond 6.5 standard deviations of the logarithm lies less than 1e-10 of a message; the mean is on the grid.
+    spacing = delay.mean / max(1, int(cells / (4 * levels + math.exp(6.5 * delay.sigma))))
+    seconds = spacing * np.arange(cells)
+    message = delay.masses(seconds)
+    means, at = [0.0], np.zeros(cells)
+    at[0] = 1.0
+    for level in range(1, levels + 1):
+        below = np.cumsum(signal.fftconvolve(at, message)[:cells]).clip(0, 1) ** 2
+        at = np.diff(below, prepend=0.0)
+        means.append(2 * (float((1 - below).sum()) * spacing + level * transfer))
+    return np.array(means)
+
+
+def ring(rng: np.random.Generator, trials: int, nodes: int, link: Link = Link(), size: float = 0.0) -> np.ndarray:
+    """Seconds [trials] of all-reducing `size` bytes around a ring, which the paper does not consider.
+
+    2 (nodes - 1) rounds of messages of size / nodes; a node sends the next when its neighbour's last has come. Draws
+    2 nodes ** 2 times a trial.
+    """
+    at = np.zeros((trials, nodes))
+    for _ in range(2 * (nodes - 1)):
+        at = np.maximum(at, np.roll(at, 1, axis=1) + link.draw(rng, at.shape, size / nodes))
+    return at.max(1)
+
+
+def pair(rng: np.random.Generator, trials: int, link: Link = Link(), size: float = 0.0, hops: int = 2) -> np.ndarray:
+    """Seconds [trials] until two have averaged: `hops` exchanges, each as long as the later of two messages.
+
+    The paper has two (equation 7, doubled), as a tree over two leaves; swapping weights takes one.
+    """
+    return link.draw(rng, (trials, hops, 2), size).max(-1).sum(-1)
+
+
+def barrier(work: np.ndarray, exchange: ArrayLike = 0.0) -> np.ndarray:
+    """When each outer step is over [steps], if all wait for the slowest and then for the exchange.
+
+    work: seconds [steps, nodes] from the end of an outer step to the next exchange. exchange: seconds, or [steps].
+    """
+    return np.cumsum(work.max(1) + exchange)
+
+
+def gossip(work: np.ndarray, groups: np.ndarray, exchange: ArrayLike = 0.0) -> np.ndarray:
+    """When each outer step is over on each node [steps, nodes], if each waits for its own group alone.
+
+    work: seconds [steps, nodes]. groups: who meets [steps, nodes / n, n]. exchange: seconds, or [steps, nodes / n].
+    """
+    exchange = np.broadcast_to(exchange, groups.shape[:2])
+    now, ends = np.zeros(work.shape[1]), np.empty(work.shape)
+    for step, group in enumerate(groups):
+        ready = (now + work[step])[group].max(1) + exchange[step]
+        now = ends[step]
+        now[group] = ready[:, None]
+    return ends
+
+
+def blocking_overhead(
+    rng: np.random.Generator,
+    nodes: int,
+    inner: Sequence[int],
+    outer: int = 500,
+    split: int | Sequence[int] = 1,
+    step: Delay = INNER_STEP,
+    matching: str = "random",
+) -> np.ndarray:
+    """Time of all-reduce over that of gossip [len(inner)], without the messages: waiting alone (NoLoCo, figure 5B).
+
+    Both take the same `outer` * m inner steps, m in `inner`, each of an independent time; then all-reduce, every m of
+    them, waits for the slowest of all, and gossip in pairs, `split` times as often, for its partner. Over is when the
+    last node is. The paper has split=1; with its own settings (section 4), where NoLoCo synchronises every 50 steps
+    and DiLoCo every 100, it is 2. Several at once, [len(split), len(inner)], see the same steps, which take most of the
+    time to draw. ConfigError for an `inner` that `split` does not divide.
+    """
+    inner, splits = list(inner), [split] if isinstance(split, int) else list(split)
+    for times in splits:
+        if times < 1 or any(m < 1 or m % times for m in inner):
+            raise ConfigError(f"inner={inner} cannot be split: give positive multiples of split={times}")
+    ends = [np.array([[m * part // times for part in range(1, times + 1)] for m in inner]) for times in splits]
+    works = [np.empty((len(inner), outer, times, nodes)) for times in splits]
+    for k in range(outer):  # one stream of steps for all m
+        done = np.cumsum(step.draw(rng, (max(inner), nodes)), axis=0)
+        for end, work in zip(ends, works, strict=True):
+            work[:, k] = np.diff(done[end - 1], axis=1, prepend=0.0)
+    ratios = []
+    for times, work in zip(splits, works, strict=True):
+        groups = deal(matching, nodes, outer * times, copy.deepcopy(rng))  # as if it were the only one
+        ratios.append([barrier(w.sum(1))[-1] / gossip(w.reshape(-1, nodes), groups)[-1].max() for w in work])
+    return np.array(ratios[0] if isinstance(split, int) else ratios)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What replicas do at an outer step with a model of M bytes.
+
+    draw: seconds [trials] from (rng, trials, nodes, link, bytes); hops: messages one after another, from nodes; sent:
+    models that a replica sends on average, from nodes; pairs: whether two wait for each other, or all for all.
+    """
+
+    draw: Callable[[np.random.Generator, int, int, Link, float], np.ndarray]
+    hops: Callable[[int], int]
+    sent: Callable[[int], float]
+    pairs: bool = True
+
+
+# A tree's inner nodes count as nodes of their own, as in the paper's model. What NoLoCo's partner needs is its slow
+# weights and its outer gradient. In the released code one of the two sends both and then gets both means; the paper
+# sends the slow weights during the inner steps, unseen by the clock; where gamma equals beta, as in the released code,
+# swapping fast weights would do.
+EXCHANGES = {
+    "ring all-reduce": Exchange(ring, lambda nodes: 2 * (nodes - 1), lambda nodes: 2 * (nodes - 1) / nodes, False),
+    "tree all-reduce": Exchange(tree, lambda nodes: 2 * _levels(nodes), lambda nodes: 4 * (nodes - 1) / nodes, False),
+    "pair, as released": Exchange(
+        lambda rng, trials, nodes, link, size: link.draw(rng, (trials, 2), 2 * size).sum(-1),
+        lambda nodes: 2,
+        lambda nodes: 2.0,
+    ),
+    "pair, slow weights ahead": Exchange(
+        lambda rng, trials, nodes, link, size: pair(rng, trials, link, size, 1), lambda nodes: 1, lambda nodes: 2.0
+    ),
+    "pair, fast weights": Exchange(
+        lambda rng, trials, nodes, link, size: pair(rng, trials, link, size, 1), lambda nodes: 1, lambda nodes: 1.0
+    ),
+}
+
+
+def wall_clock(
+    rng: np.random.Generator,
+    exchange: str,
+    nodes: int,
+    inner: int,
+    outer: int,
+    step: Delay = INNER_STEP,
+    link: Link = Link(),
+    size: float = 0.0,
+    matching: str = "random",
+) -> np.ndarray:
+    """Seconds [outer + 1] at which the last replica is done with 0, 1, ... `outer` outer steps.
+
+    exchange: of `EXCHANGES`; all-reducing gradients is "ring all-reduce" with inner=1. inner: inner steps between
+    exchanges, each of a time drawn from `step`. size: bytes of the model, or of a stage of it. matching: of
+    `MATCHINGS`, for pairs. ConfigError for an unknown name.
+    """
+    if exchange not in EXCHANGES:
+        raise ConfigError(unknown("exchange", exchange, EXCHANGES))
+    kind = EXCHANGES[exchange]
+    work = np.array([step.draw(rng, (inner, nodes)).sum(0) for _ in range(outer)]).reshape(outer, nodes)
+    if kind.pairs:
+        groups = deal(matching, nodes, outer, rng)
+        seconds = kind.draw(rng, outer * (nodes // 2), nodes, link, size)
+        ends = gossip(work, groups, seconds.reshape(groups.shape[:2])).max(1)
+    else:
+        ends = barrier(work, kind.draw(rng, outer, nodes, link, size))
+    return np.concatenate([[0.0], ends])
+
+
+def seconds_at(steps: ArrayLike, clock: np.ndarray, inner: int) -> np.ndarray:
+    """Seconds at which inner `steps` [n] are done: linear between the outer steps of a `wall_clock` [outer + 1].
+
+    ValueError for a step that the clock does not reach.
+    """
+    steps, last = np.asarray(steps, float), inner * (len(clock) - 1)
+    bad = steps[~((steps >= 0) & (steps <= last))]
+    if bad.size:
+        raise ValueError(f"steps={bad[0]:g} lies outside the clock, which has 0 to {last} inner steps: run it longer")
+    return np.interp(steps, inner * np.arange(len(clock)), clock)
+
+
+def seconds_to(target: float, losses: ArrayLike, seconds: ArrayLike) -> float:
+    """Seconds until a curve of losses [n] at ascending `seconds` [n] first reaches `target`; NaN if it never does.
+
+    Linear between measurements. For a perplexity give its logarithm.
+    """
+    losses, seconds = np.asarray(losses, float), np.asarray(seconds, float)
+    if losses.shape != seconds.shape or losses.ndim != 1:
+        raise ValueError(f"losses {losses.shape} and seconds {seconds.shape} differ: give one time for each loss")
+    if not (np.diff(seconds) > 0).all():
+        raise ValueError(f"seconds={seconds.tolist()} do not ascend: sort the measurements and drop repeated ones")
+    there = np.flatnonzero(losses <= target)
+    if not there.size:
+        return float("nan")
+    i = int(there[0])
+    if i == 0 or losses[i] == target:
+        return float(seconds[i])
+    part = (losses[i - 1] - target) / (losses[i - 1] - losses[i])
+    return float(seconds[i - 1] + part * (seconds[i] - seconds[i - 1]))
+
+
+def _levels(nodes: int) -> int:
+    if nodes < 1 or nodes & (nodes - 1):
+        raise ConfigError(f"nodes={nodes} do not fill a binary tree: give a power of 2")
+    return nodes.bit_length() - 1

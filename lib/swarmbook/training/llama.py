@@ -1,0 +1,193 @@
+"""The LLaMA of the papers, forward and backward, as pure functions over stacked weights.
+
+- every function works on C cells at once: weights [C, ...] against activations [C, n, D] in batched matmuls
+- RMSNorm before each half, rotary positions (half-split), SwiGLU, no biases, untied head
+- the backward pass is written out: it computes the cheap activations again, and hands out the factors of the
+  weight gradients, so that these can be multiplied straight into where they are stored
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+NORM_EPS = 1e-6
+ROPE_THETA = 1e4
+INIT_STD = 0.02
+
+
+def draw(weights: dict[str, Tensor], generator: torch.Generator) -> None:
+    """Fill weights in place as LLaMA starts: norms 1, all else N(0, 0.02), drawn on the CPU in this order."""
+    for name, tensor in weights.items():
+        if name.endswith("norm"):
+            tensor.fill_(1.0)
+        else:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * INIT_STD)
+
+
+def rotary(length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each [T, 1, head_width / 2], fp32."""
+    frequency = ROPE_THETA ** (-torch.arange(0, head_width, 2, device=device) / head_width)
+    angle = torch.arange(length, device=device)[:, None, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on x [..., T, heads, head_width], half-split; with -sin, their inverse."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm of x [C, n, D] with weight [C, D]."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * weight[:, None]
+
+
+def norm_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x [C, n, D] and weight [C, D]; and the norm itself, once more."""
+    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
+    unit = x * scale
+    g = dy * weight[:, None]
+    dx = scale * (g - unit * (g * unit).mean(-1, keepdim=True))
+    return dx, (dy * unit).sum(1), unit * weight[:, None]
+
+
+CUDNN, FLASH = 3, 1  # as torch numbers its attention kernels (SDPBackend)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal attention on [sequences, heads, T, head_width], and the logsumexp that its backward pass takes.
+
+    That is [sequences, heads, T] of flash attention, [sequences, heads, T, 1] of cuDNN's, and empty of other kernels,
+    whose forward pass the backward pass repeats.
+    """
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+    kernel = _kernel(q)
+    if kernel == CUDNN:
+        return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True)[:2]
+    if kernel == FLASH and q.shape[-1] % 8 == 0:  # torch pads others, and autograd cuts
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[:2]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True), q.new_empty(0)
+
+
+def _kernel(q: Tensor) -> int:
+    """The kernel that torch chooses for real tensors like this one, also where a compiler looks at none."""
+    with _disable_current_modes():
+        like = torch.empty(1, q.shape[2], 1, q.shape[3], dtype=q.dtype, device=q.device).transpose(1, 2)
+        return torch._fused_sdp_choice(like, like, like, None, 0.0, True)
+
+
+def attention_backward(do, q, k, v, o, logsumexp) -> tuple[Tensor, Tensor, Tensor]:
+    if q.device.type == "cpu":
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return backward(do, q, k, v, o, logsumexp, 0.0, True)
+    T, unused = q.shape[2], q.new_empty((), dtype=torch.int64)  # the seeds of a dropout
+    if logsumexp.dim() == 4:
+        backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
+        return backward(do, q, k, v, o, logsumexp, unused, unused, None, None, None, T, T, 0.0, True)
+    if logsumexp.dim() == 3:
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+        return backward(do, q, k, v, o, logsumexp, None, None, T, T, 0.0, True, unused, unused)
+    with torch.enable_grad():
+        q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return torch.autograd.grad(o, (q, k, v), do)
+
+
+def layer(x, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin) -> tuple[Tensor, ...]:
+    """One transformer layer: x [C, n, D] of n / T sequences -> x after it, and what the way back needs.
+
+    Matmuls run in the type of the matrices, the residual stream x and the norms in fp32.
+    """
+    C, n, D = x.shape
+    T, heads = len(cos), D // (2 * cos.shape[-1])
+    y = torch.bmm(norm(x, attention_norm).to(qkv.dtype), qkv)  # [C, n, 3D]
+    q, k, v = y.view(-1, T, 3, heads, D // heads).unbind(2)
+    q, k, v = (t.transpose(1, 2) for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+    o, logsumexp = attention(q, k, v)  # [C * n / T, heads, T, head_width]
+    middle = x + torch.bmm(o.transpose(1, 2).reshape(C, n, D), output)
+    both = torch.bmm(norm(middle, mlp_norm).to(qkv.dtype), gate_up)  # [C, n, 2H]
+    gate, up = both.chunk(2, -1)
+    return middle + torch.bmm(F.silu(gate) * up, down), x, q, k, v, o, logsumexp, middle, both
+
+
+def layer_backward(
+    dx, x, q, k, v, o, logsumexp, middle, both, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin
+) -> tuple[Tensor, ...]:
+    """Gradient after the layer -> gradient before it, gradients of the norms [C, D], factors of the others.
+
+    The gradient of a matrix [C, in, out] is the product of [C, n, in], transposed, and [C, n, out]; these two
+    follow for down, gate_up, output and qkv in turn.
+    """
+    C, n, D = x.shape
+    low = qkv.dtype
+    dy = dx.to(low)
+    gate, up = both.chunk(2, -1)
+    dh = torch.bmm(dy, down.mT)
+    silu = F.silu(gate)
+    h = silu * up
+    dboth = torch.cat([torch.ops.aten.silu_backward(dh * up, gate), dh * silu], -1)
+    through, dmlp_norm, normed = norm_backward(torch.bmm(dboth, gate_up.mT), middle, mlp_norm)
+    dmiddle = dx + through
+    do = dmiddle.to(low)
+    factors = [(h, dy), (normed.to(low), dboth), (o.transpose(1, 2).reshape(C, n, D), do)]
+    do = torch.bmm(do, output.mT).view(o.shape[0], o.shape[2], o.shape[1], o.shape[3]).transpose(1, 2)
+    dq, dk, dv = (t.transpose(1, 2) for t in attention_backward(do, q, k, v, o, logsumexp))
+    dqkv = torch.stack([rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv], 2).view(C, n, 3 * D)
+    through, dattention_norm, normed = norm_backward(torch.bmm(dqkv, qkv.mT), x, attention_norm)
+    factors.append((normed.to(low), dqkv))
+    return dmiddle + through, dattention_norm, dmlp_norm, *(t for pair in factors for t in pair)
+
+
+def logits(x: Tensor, final_norm: Tensor, head: Tensor) -> Tensor:
+    """x [R, n, D] -> [R, n, V]."""
+    return torch.bmm(norm(x, final_norm).to(head.dtype), head)
+
+
+def cross_entropy(x: Tensor, final_norm: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """x [R, n, D], targets [R, n] -> nats of each token [R, n]."""
+    z = logits(x, final_norm, head).float()
+    return F.cross_entropy(z.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def cross_entropy_backward(x, final_norm, head, targets, scale: float) -> tuple[Tensor, ...]:
+    """Nats summed over tokens [R]; and with a gradient of `scale` on each: dx, dnorm, factors of dhead."""
+    log_p = F.log_softmax(logits(x, final_norm, head).float(), -1)
+    hit = targets[..., None]
+    losses = -log_p.gather(-1, hit)
+    dz = log_p.exp_()  # of the nats, unscaled: what follows from it is smaller, and scaled there
+    dz = dz.scatter_(-1, hit, dz.gather(-1, hit) - 1.0).to(head.dtype)
+    dx, dnorm, normed = norm_backward(torch.bmm(dz, head.mT) * scale, x, final_norm)
+    return losses.sum((1, 2)), dx, dnorm, (normed * scale).to(head.dtype), dz
+
+
+class Compiled:
+    """A pure function over tensors, compiled anew for each combination of sizes that it meets.
+
+    Inductor without torch.compile's guards, which at the sizes of a laptop would cost a tenth of each step.
+    """
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.compiled: dict[tuple, Callable] = {}
+
+    def __call__(self, *arguments):
+        key = tuple((a.shape, a.stride()) if isinstance(a, Tensor) else a for a in arguments)
+        if key not in self.compiled:
+            self.compiled[key] = self._compile(arguments)
+        return self.compiled[key](*(a for a in arguments if isinstance(a, Tensor)))
+
+    def _compile(self, arguments):
+        import torch._inductor  # seconds to load, wanted only here
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def of_tensors(*tensors):
+            rest = iter(tensors)
+            return self.function(*(next(rest) if isinstance(a, Tensor) else a for a in arguments))
+
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        graph = make_fx(of_tensors, tracing_mode="fake")(*tensors)
+        return torch._inductor.compile(graph, tensors, options={"size_asserts": False})  # the key holds them

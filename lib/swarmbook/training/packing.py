@@ -1,0 +1,66 @@
+"""TODO"""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from swarmbook.config import RunConfig
+from swarmbook.data import tokenization
+from swarmbook.methods.model_size import Shape
+from swarmbook.methods.sync import SYNCS
+from swarmbook.training.device import device_of
+
+# What may differ within a pack:
+PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "moments", "lr_boost", "boost_half_life"}
+PACKED |= {"keep_every", "evaluate_on", "probes", "start", "common_start", "sync", "sync_every", "outer_lr"}
+PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
+PACKED |= {"absent", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
+PACKED |= {"data", "branch"}
+COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager training, which a compilation repays
+
+
+def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[RunConfig]]:
+    """Split runs into groups that can share a Fleet and fit into the device's memory together.
+
+    On CUDA they also have one route: where routes differ, each position has work of several sizes, which no compiled
+    kernel fits.
+    """
+    alike: dict[str, list[RunConfig]] = {}
+    free = PACKED - {"route"} if device_of(device).type == "cuda" else PACKED
+    for config in configs:
+        begins = config.start.steps if config.start else 0
+        alike.setdefault(f"{begins} {config.model_dump_json(exclude=free)}", []).append(config)
+    for group in alike.values():
+        size = max(1, int(_memory(device) // max(sum(_bytes(config)) for config in group)))
+        parts = -(-len(group) // size)
+        yield from (group[i::parts] for i in range(parts))
+
+
+def expected_flops(pack: Sequence[RunConfig], shape: Shape) -> float:
+    """Rule of thumb: 6 per parameter and token."""
+    return 6.0 * shape.parameters * pack[0].tokens_per_step * pack[0].steps * len(pack)
+
+
+def _bytes(config: RunConfig) -> tuple[float, float]:
+    """Memory one run takes: weights, gradients and moments; and what the forward pass keeps of all microbatches."""
+    vocabulary = tokenization.tokenizer(config.tokenizer).get_vocab_size()
+    shape = config.shape(vocabulary)
+    per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
+    outer = 12.0 if SYNCS[config.sync] else 0.0  # slow weights, buffer, and what is on its way
+    return (24.0 + outer) * config.replicas * shape.parameters, 4.0 * config.tokens_per_step * per_token
+
+
+def _fitting(pack: Sequence[RunConfig], device: str) -> tuple[int, bool]:
+    """Microbatches whose activations fit beside the pack's weights, and whether even one needs checkpointing."""
+    weights, activations = np.sum([_bytes(config) for config in pack], axis=0)
+    fitting = int((_memory(device) - weights) / activations * pack[0].microbatches)
+    return min(max(fitting, 1), pack[0].microbatches), fitting < 1
+
+
+def _memory(device: str) -> float:
+    """Bytes a pack may use."""
+    if device_of(device).type == "cuda":
+        return 0.8 * torch.cuda.mem_get_info(device_of(device))[0]
+    return 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,104 @@
+"""TODO"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from swarmbook.config import RunConfig
+from swarmbook.methods.costs import Ledger, bytes_of
+from swarmbook.methods.model_size import Shape, flops
+from swarmbook.methods.recovery import RULES, Lost, Strategy
+from swarmbook.methods.sync import SYNCS
+from swarmbook.training.adam import Adam
+
+
+def checkpoint_of(state: Mapping, ledger: Ledger, copy: Mapping, seconds: float) -> dict:
+    """What `Pack.save` keeps of a pack of one run, given its `Pack.state` and what its strategy keeps, if anything."""
+    whole = {name: state[name] for name in ("fleet", "adam", "norms", "rebuilt")}
+    position, ledgers = torch.tensor([state["position"]]), [dict(ledger)]
+    whole |= {"position": position, "outers": [state["outer"]], "ledgers": ledgers, "copies": {0: copy} if copy else {}}
+    return whole | {"diverged": {}, "seconds": seconds}
+
+
+def state_in(checkpoint: Mapping) -> dict:
+    """The `Pack.state` of the run of a pack of one, from its checkpoint."""
+    whole = {name: checkpoint[name] for name in ("fleet", "adam", "norms", "rebuilt")}
+    return whole | {"position": int(checkpoint["position"][0]), "outer": checkpoint["outers"][0]}
+
+
+def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[int, int]) -> dict | None:
+    """What a strategy keeps of a stage that is about to be lost; None if no copy survives.
+
+    kept: weights as of `Fleet.state_dict`, unless they are copied after every step. place: replica and stage in them.
+    """
+    if not strategy.survives(cell.stage, cell.fleet.shape.stages, cell.dead):
+        return None
+    if strategy.always:
+        return {name: weight.clone() for name, weight in cell.weights.items()}
+    row, column = place
+    if cell.stage == cell.fleet.shape.stages:
+        return {name: kept[f"ends.{name}"][row] for name in cell.weights}
+    return {name: kept[f"layers.{name}"][:, column, row] for name in cell.weights}
+
+
+def count_step(run: RunConfig, shape: Shape, visits: int, ledger: Ledger) -> None:
+    """Add a step's FLOPs, and the copies of a strategy that copies after every step.
+
+    visits: of stages by all microbatches.
+    """
+    strategy, share = RULES[run.recovery], visits / (run.replicas * run.microbatches * run.stages)
+    ledger.add("training FLOPs", 3 * flops(shape, run.tokens_per_step, run.sequence, share))
+    if strategy is None or not strategy.always or not strategy.holders:
+        return
+    held = shape.parameters if strategy.keeps == "stages" else shape.ends_parameters
+    ledger["stored"] = 4 * run.replicas * len(strategy.holders) * held
+    ledger.add("sent in training", ledger["stored"])
+    if strategy.forwards:
+        ledger.add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
+
+
+def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
+    """Bytes of what a strategy keeps, all its copies together: of weights alone, or of what `Pack.state` gives."""
+    if strategy.keeps != "run":
+        return bytes_of(copy["fleet"]) * max(1, len(strategy.holders))
+    moments = {name: moment for name, moment in copy["adam"].items() if name not in ("steps", "lr_scale")}
+    outer = copy["outer"] or {"phi": {}, "delta": {}}
+    return sum(map(bytes_of, (copy["fleet"], moments, outer["phi"], outer["delta"])))
+
+
+def why_diverged(run: RunConfig, step: int, losses: Sequence[int]) -> str:
+    """What to say of a run whose loss is not finite from a step on; losses: the steps at which it lost stages."""
+    recent = [lost for lost in losses if step - 20 <= lost <= step]
+    cause = (
+        f"a stage was rebuilt by {run.recovery!r} at step {max(recent)}"
+        if recent
+        else f"the learning rate {run.lr} is probably too high; try {run.lr / 3:.1g}, or a warm-up"
+    )
+    if SYNCS[run.sync] and not recent:
+        numbers = f"outer_lr={run.outer_lr}, outer_momentum={run.outer_momentum}, consensus={run.consensus}"
+        cause += f"; or {run.sync!r} does not converge with {numbers}"
+    return f"run {run.key}: the loss is not finite from step {step} on; {cause}"
+
+
+def boosted(rebuilt: np.ndarray, step: int, boost, half_life) -> np.ndarray:
+    """Learning rates in multiples of the run's own, of cells rebuilt at these steps, -1 for never."""
+    return np.where(rebuilt < 0, 1.0, 1 + (boost - 1) * 0.5 ** ((step - rebuilt) / half_life))
+
+
+def set_moments(
+    adam: Adam, place: tuple[int, int], cell: Lost, moments_of: Callable[[int], tuple[Mapping, int]]
+) -> None:
+    """Give a rebuilt cell the moments that its rule asks for.
+
+    place: of the cell in `adam`. moments_of: the moments of another stage of its replica, and its count of steps.
+    """
+    if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
+        adam.reset(*place)
+    elif cell.moments == "average":
+        sources = [moments_of(stage) for stage in cell.neighbours]
+        for name, pair in adam.moments(*place).items():
+            for k, moment in enumerate(pair):
+                moment.copy_(sum(source[name][k] for source, _ in sources) / len(sources))
+                cell.ledger.add("sent on failure", len(sources) * bytes_of({name: moment}))
+        adam.steps[place] = min(steps for _, steps in sources)
