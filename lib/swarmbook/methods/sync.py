@@ -47,6 +47,7 @@ class Exchange:
     ledger: Ledger = field(default_factory=Ledger)
     present: np.ndarray | None = None
     held: range | None = None
+    members: "Tensor | None" = None  # the groups, where they are on the tensors' device already
 
     def __iter__(self) -> "Iterator[tuple[Tensor, Tensor | None, Tensor | None]]":
         return iter(self.tensors)
@@ -71,9 +72,7 @@ class Exchange:
         """For every replica the mean over those of its group who are present, [N, ...]; its own if nobody is."""
         import torch  # here, so that configurations need no torch
 
-        from swarmbook.training.device import moved
-
-        groups = moved(self.groups, tensor.device)
+        groups = torch.as_tensor(self.groups, device=tensor.device) if self.members is None else self.members
         out = torch.empty_like(tensor)
         if self.present is None:
             out[groups] = tensor[groups].mean(1, keepdim=True).expand(-1, groups.shape[1], *tensor.shape[1:])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     Weights = dict[str, Tensor]  # by parameter, each [N, L, S, ...]; embedding, norm and head have L = S = 1
 
 from swarmbook.methods.sync import SYNCS, Exchange
+from swarmbook.training.device import moved
 
 
 class Outer:
@@ -91,7 +92,9 @@ class Outer:
         present = run.present_at(step)
         if present is not None and not present.any():
             return
-        x = self._meeting(tensors, run.groups_at(step), *numbers, late, ledger, present)
+        groups = run.groups_at(step)
+        x = self._meeting(tensors, groups, *numbers, late, ledger, present)
+        x.members = moved(groups, next(iter(theta.values())).device) if theta else None
         absent = x.absent
         for name in phi:
             theta[name][absent] = phi[name][absent]
