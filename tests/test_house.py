@@ -1,4 +1,4 @@
-"""The house: no circle of imports, few floors, imports that point one way, and long files that say why they are long."""
+"""The house: no circle of imports, few floors, imports that point one way, long files that say why."""
 
 import ast
 
