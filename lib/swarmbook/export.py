@@ -53,7 +53,7 @@ def export(
         say(plan(first))
     state = final_states([run], device)[run.key]["fleet"]
     coder = tokenization.tokenizer(run.tokenizer)
-    shape = run.shape(coder.get_vocab_size())
+    shape = run.shape(tokenization.vocabulary_of(coder))
     files = files_of(state, shape, 0 if replica is None else replica, run.sequence, coder)
     files["run.json"] = (run.model_dump_json(indent=2, exclude_defaults=True) + "\n").encode()
     files["README.md"] = card(run, open_store().get(run.key), replica).encode()

@@ -49,6 +49,11 @@ def tokenizer(name: str = "swarmbook") -> "Tokenizer":
     return _tokenizer(_tokenizer_bytes(name))
 
 
+def vocabulary_of(coder: "Tokenizer") -> int:
+    """One more than the largest id, which in a vocabulary with holes is more than the number of its tokens."""
+    return max(coder.get_vocab().values(), default=-1) + 1
+
+
 def end_of_text(coder: "Tokenizer") -> int:
     """The token that closes each document; raises DataError for a tokenizer that has none we know."""
     end = next((coder.token_to_id(token) for token in _END_OF_TEXT if coder.token_to_id(token) is not None), None)
@@ -72,7 +77,7 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
             raise DataError(f"{part!r} is too large to tokenize whole: pass limit=<number of tokens>")
     key = fingerprint(source, tokenizer, limit)
     coder = _tokenizer(_tokenizer_bytes(tokenizer))
-    vocabulary = coder.get_vocab_size()
+    vocabulary = vocabulary_of(coder)
     dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
     path = cache_folder() / "tokens" / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '-', source)[:80]}-{split}-{key}.ids"
 
@@ -94,7 +99,10 @@ def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = N
     if limit is not None and limit < source.count("+") + 1:
         raise DataError(f"limit={limit} leaves no token for some source of {source!r}; pass a larger one")
     digest = hashlib.blake2b(repr((FORMAT, limit)).encode(), digest_size=16)
-    digest.update(hashlib.sha256(_tokenizer_bytes(tokenizer)).digest())
+    content = _tokenizer_bytes(tokenizer)
+    digest.update(hashlib.sha256(content).digest())
+    if _cuts_or_pads(content):  # an earlier version cut and padded texts as the file says, and may have cached that
+        digest.update(b"whole texts")
     for part in source.split("+"):
         content = hub.content(hub.corpus(part)) if part.startswith("hub:") else _checked_file(part)[1]
         digest.update(hashlib.sha256(content.encode()).digest())
@@ -123,9 +131,30 @@ def _tokenizer_bytes(name: str) -> bytes:
 
 
 def _tokenizer(content: bytes) -> "Tokenizer":
+    """The tokenizer in a file's bytes, which neither cuts nor pads a text, whatever the file says."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(content.decode())
+    try:
+        coder = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(
+            f"the tokenizer file is damaged or of another kind ({_first_line(error)}): get it anew"
+        ) from error
+    coder.no_truncation()
+    coder.no_padding()
+    return coder
+
+
+def _cuts_or_pads(content: bytes) -> bool:
+    try:
+        settings = json.loads(content)
+        return any(settings.get(name) is not None for name in ("truncation", "padding"))
+    except (ValueError, AttributeError):  # told when it is loaded
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit: int | None) -> Iterator[np.ndarray]:
@@ -274,9 +303,24 @@ def _check(source: str, split: str) -> None:
 
 
 def _documents(source: str, split: str) -> Iterator[list[str]]:
+    """The documents of a source that are not blank, some at a time. DataError names a file that cannot be read."""
     if source.startswith("hub:"):
-        batches = (batch["text"] for batch in texts(source, split).iter(batch_size=_BATCH))
+        batches = _streamed(source, split)
     else:
         column = _table(source, split).column("text")  # without `datasets`, whose import costs a second
         batches = (column.slice(first, _BATCH).to_pylist() for first in range(0, len(column), _BATCH))
-    return ([text for text in batch if text and not text.isspace()] for batch in batches)
+    for batch in batches:
+        if strange := next((text for text in batch if not isinstance(text, str | None)), None):
+            raise DataError(f"{source!r} ({split}) holds {strange!r} in place of a text: name a column of texts")
+        yield [text for text in batch if text and not text.isspace()]
+
+
+def _streamed(source: str, split: str) -> Iterator[list[str]]:
+    try:
+        for batch in texts(source, split).iter(batch_size=_BATCH):
+            yield batch["text"]
+    except DataError:
+        raise
+    except Exception as error:  # the readers raise what they like: TypeError, ArrowInvalid, EOFError, ...
+        said = hub.unreadable(hub.corpus(source), split) or f"its files do not fit together: {_first_line(error)}"
+        raise DataError(f"{source!r} ({split}) cannot be read: {said}") from error

@@ -52,7 +52,7 @@ def training_flops(expert: RunConfig, vocabulary: int | None = None) -> int:
     """
     from swarmbook.methods.model_size import flops
 
-    vocabulary = vocabulary or tokenization.tokenizer(expert.tokenizer).get_vocab_size()
+    vocabulary = vocabulary or tokenization.vocabulary_of(tokenization.tokenizer(expert.tokenizer))
     total = 0
     while expert.parents:
         (parent,) = expert.parents

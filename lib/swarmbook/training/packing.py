@@ -45,7 +45,7 @@ def expected_flops(pack: Sequence[RunConfig], shape: Shape) -> float:
 
 def _bytes(config: RunConfig) -> tuple[float, float]:
     """Memory one run takes: weights, gradients and moments; and what the forward pass keeps of all microbatches."""
-    vocabulary = tokenization.tokenizer(config.tokenizer).get_vocab_size()
+    vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
     shape = config.shape(vocabulary)
     per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
     outer = 12.0 if SYNCS[config.sync] else 0.0  # slow weights, buffer, and what is on its way
