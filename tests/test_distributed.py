@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_parts import assert_alike
+from test_resharding import assert_alike
 
 from swarmbook import runs
 from swarmbook.config import run_config
