@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from swarmbook.config import run_config
 from swarmbook.data import tokenization
-from swarmbook.methods.costs import ENTRIES, Ledger, bytes_of
+from swarmbook.methods.costs import ENTRIES, Costs, bytes_of
 from swarmbook.methods.model_size import Shape, flops
 from swarmbook.methods.recovery import RULES
 from swarmbook.records.store import Store
@@ -157,11 +157,11 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_an_unknown_entry_is_refused():
-    ledger = Ledger()
-    ledger.add("rebuilt", 1)
-    with pytest.raises(KeyError, match="'sent' is no entry of a ledger: stored, sent in training"):
-        ledger.add("sent", 1)
-    assert dict(ledger) == {"rebuilt": 1}
+    costs = Costs()
+    costs.add("rebuilt", 1)
+    with pytest.raises(KeyError, match="'sent' is no entry of the costs: stored, sent in training"):
+        costs.add("sent", 1)
+    assert dict(costs) == {"rebuilt": 1}
 
 
 def test_every_strategy_with_copies_is_charged_for_them(entries):

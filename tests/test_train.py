@@ -82,7 +82,7 @@ def test_redundant_computation_cannot_restore_a_stage_that_dies_with_its_holder(
     below, above = weights(before, 0), weights(before, 3)
     for name, weight in weights(pack, 2).items():
         torch.testing.assert_close(weight, (below[name] + above[name]) / 2)
-    assert pack.ledgers[0]["rebuilt"] == 2 and pack.ledgers[0]["not recoverable"] == 1
+    assert pack.costs[0]["rebuilt"] == 2 and pack.costs[0]["not recoverable"] == 1
     assert pack.adam.lr_scale[0].tolist() == [1.0, 1.0, 1.1, 1.0, 1.0]
     assert pack.adam.steps[0].tolist() == [3, 3, 1, 3, 3]
 
@@ -108,8 +108,8 @@ def test_ends_come_back_from_the_first_and_last_stage_or_are_drawn_anew(new_pack
     after = weights(pack, S)
     assert same(before, after) == exact
     assert (after["norm"] == 1).all() and 0.015 < float(after["head"].std()) < 0.025
-    assert pack.ledgers[0]["not recoverable"] == gone
-    assert pack.ledgers[0]["rebuilt"] == len(lost)
+    assert pack.costs[0]["not recoverable"] == gone
+    assert pack.costs[0]["rebuilt"] == len(lost)
     if exact:
         assert pack.adam.lr_scale[0, S] == 1.0
 
@@ -312,7 +312,7 @@ def test_the_boost_decays_from_each_loss_on_and_reaches_the_weights(new_pack):
 @pytest.mark.parametrize("recovery", ["redundant computation", "CheckFree+"])
 def test_exact_copies_are_not_boosted(new_pack, recovery):
     pack = new_pack(recovery=recovery, losses=((2, 0), (4, 0)), steps=6)
-    assert (pack.adam.lr_scale == 1).all() and pack.ledgers[0]["rebuilt"] == 2
+    assert (pack.adam.lr_scale == 1).all() and pack.costs[0]["rebuilt"] == 2
 
 
 @pytest.mark.parametrize("moments", ["reset", "keep", "average"])

@@ -21,12 +21,12 @@ ENTRIES = (
 )
 
 
-class Ledger(Counter):
+class Costs(Counter):
     """Totals of one run by the names of `ENTRIES`."""
 
     def add(self, name: str, amount: float) -> None:
         if name not in ENTRIES:
-            raise KeyError(f"{name!r} is no entry of a ledger: {', '.join(ENTRIES)}")
+            raise KeyError(f"{name!r} is no entry of the costs: {', '.join(ENTRIES)}")
         self[name] += amount
 
 

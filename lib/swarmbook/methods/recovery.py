@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from swarmbook.methods.costs import Ledger, bytes_of
+from swarmbook.methods.costs import Costs, bytes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ class Lost:
     moments: Literal["reset", "keep", "average"] = "reset"
     boosted: bool = True
     rolled_back: bool = False
-    ledger: Ledger = field(default_factory=Ledger)
+    costs: Costs = field(default_factory=Costs)
 
     @property
     def weights(self) -> Weights:
@@ -74,19 +74,19 @@ class Lost:
         """Weights of a surviving stage of the same replica, sent over the network. KeyError for a dead one."""
         self._alive(stage)
         weights = self.fleet.stage(self.replica, stage)
-        self.ledger.add("sent on failure", bytes_of(weights))
+        self.costs.add("sent on failure", bytes_of(weights))
         return weights
 
     def norm(self, stage: int) -> float:
         """Gradient norm of a surviving stage in the last step, before clipping. KeyError for a dead one."""
         self._alive(stage)
-        self.ledger.add("sent on failure", 4)
+        self.costs.add("sent on failure", 4)
         return float(self.norms[self.replica, stage])
 
     def copy(self) -> Weights | None:
         """The copy of this stage that the strategy keeps on another node, sent back; None where none survived."""
         if self.kept is not None:
-            self.ledger.add("sent on failure", bytes_of(self.kept))
+            self.costs.add("sent on failure", bytes_of(self.kept))
         return self.kept
 
     def write(self, weights: Weights) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swarmbook.methods.costs import Ledger
+from swarmbook.methods.costs import Costs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class Exchange:
     consensus: float = 0.7
     density: float = 1.0
     late: bool = False
-    ledger: Ledger = field(default_factory=Ledger)
+    costs: Costs = field(default_factory=Costs)
     present: np.ndarray | None = None
     held: range | None = None
 
@@ -91,11 +91,11 @@ class Exchange:
 
         early: how many of the copies are known, and sent, before the step of the exchange.
         """
-        self.ledger.add("sent in training", round(self.replicas * copies * self.size))
+        self.costs.add("sent in training", round(self.replicas * copies * self.size))
         background = copies if self.late else early
         if background:
-            self.ledger.add("sent in background", round(self.replicas * background * self.size))
-        self.ledger.add("serial hops", hops)
+            self.costs.add("sent in background", round(self.replicas * background * self.size))
+        self.costs.add("serial hops", hops)
 
     def send_to_group(self, copies: float, early: float = 0) -> None:
         """Every replica sends these copies to each other member of its group, all at once."""
