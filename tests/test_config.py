@@ -13,7 +13,7 @@ from swarmbook.config import NUMERICS, RunConfig, choose, grid, run_config
 from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError
 from swarmbook.methods.gossip_groups import MATCHINGS
-from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import OURS, RULES, Strategy, norm_average
 from swarmbook.methods.routing import ROUTES
 from swarmbook.methods.sync import OURS as SYNC_OURS
@@ -276,7 +276,7 @@ def test_rules_made_by_our_functions_are_still_ones_own(monkeypatch):
     assert run_config(**BASE, recovery="CheckFree").key == shipped
 
 
-def test_editing_ones_own_route_or_probe_changes_the_key(monkeypatch):
+def test_editing_ones_own_route_or_measurement_changes_the_key(monkeypatch):
     def in_order(*sizes):
         return ROUTES["in order"](*sizes)
 
@@ -294,7 +294,7 @@ def test_editing_ones_own_route_or_probe_changes_the_key(monkeypatch):
         return run_config(**BASE, **fields).key
 
     routes = [key(ROUTES, part, {"route": "mine"}) for part in (in_order, swapped, in_order)]
-    probes = [key(PROBES, part, {"probes": ["mine"]}) for part in (nothing, one, nothing)]
+    probes = [key(MEASUREMENTS, part, {"probes": ["mine"]}) for part in (nothing, one, nothing)]
     for first, second, third in (routes, probes):
         assert first == third != second
     both = run_config(**BASE, probes=["mine", "loss jump"]).key
@@ -338,7 +338,7 @@ def test_editing_ones_own_sync_or_matching_changes_the_key(monkeypatch):
 
 SCRIPT = """
 from swarmbook.config import run_config
-from swarmbook.methods.measurements import probe
+from swarmbook.methods.measurements import measurement
 from swarmbook.methods.recovery import recovery
 
 class Thing:
@@ -352,7 +352,7 @@ def made(thing, names):
 
 recovery("mine", keeps="ends")(made(Thing(), {"x": {"some", "names"}}))
 
-@probe("mine")
+@measurement("mine")
 def measure(pack, asking, thing=Thing()):
     return [name for name in pack if name in {"a", "b", "c", "d"}]
 

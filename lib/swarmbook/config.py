@@ -19,7 +19,7 @@ from swarmbook.errors import ConfigError, unknown
 from swarmbook.methods import recovery, sync
 from swarmbook.methods.failures import trace
 from swarmbook.methods.gossip_groups import MATCHINGS
-from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.model_size import Shape
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.routing import ROUTES, fields_of
@@ -122,8 +122,8 @@ class RunConfig(BaseModel):
         if self.matching not in MATCHINGS:
             raise ValueError(unknown("matching", self.matching, MATCHINGS))
         for name in self.probes:
-            if name not in PROBES:
-                raise ValueError(unknown("probe", name, PROBES))
+            if name not in MEASUREMENTS:
+                raise ValueError(unknown("probe", name, MEASUREMENTS))
         if self.recovery == "none" and (self.failure_rate or self.losses):
             named = f"failure_rate={self.failure_rate}" if self.failure_rate else f"losses={self.losses}"
             raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
@@ -221,7 +221,7 @@ class RunConfig(BaseModel):
 
         strategy, method = RULES[self.recovery], sync.SYNCS[self.sync]
         named = {"route": ROUTES[self.route], "matching": MATCHINGS[self.matching]}
-        named |= {f"probe {name}": PROBES[name] for name in self.probes}
+        named |= {f"probe {name}": MEASUREMENTS[name] for name in self.probes}
         own = {name: code_of(part) for name, part in named.items() if not part.__module__.startswith("swarmbook.")}
         if strategy != recovery.OURS.get(self.recovery):
             own["recovery"] = code_of(strategy.rule)

@@ -44,7 +44,7 @@ class Runs:
         Metrics: "validation loss", "training loss" (mean since the last row), "gradient norm" (by stage),
         "replica spread" (root mean square, over the weights, of their standard deviation over the run's replicas, if
         there are several), "failure" (one row a lost stage, 0 for the ends), "domain loss" (by domain in `label`),
-        "ledger" (by entry in `label`), and those of the probes.
+        "ledger" (by entry in `label`), and those of `swarmbook.methods.measurements`.
         """
         axes = self.axes
         parts = []

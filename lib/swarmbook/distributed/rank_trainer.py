@@ -8,7 +8,7 @@
 - every rank has the same table of metrics as stacked training. Losses and norms for it are summed over all ranks, which
   the methods themselves do not need
 - rank 0 keeps checkpoints and final states as stacked training does (`swarmbook.distributed.resharding`), reads those that a run begins
-  with, and measures alone what probes ask for
+  with, and takes alone the measurements that runs ask for
 """
 
 import math
@@ -472,13 +472,13 @@ class Share:
         self._charge(self.peers.sum(self._own_costs_in_order()))
         self.rows += rows + [self._row("ledger", amount, label=name) for name, amount in self.costs.items()]
         if self.run.probes:
-            self._probe()
+            self._take_measurements()
 
-    def _probe(self) -> None:
-        """Rank 0 measures what probes do, in a Fleet of the whole run."""
+    def _take_measurements(self) -> None:
+        """Rank 0 takes the measurements that the run asks for, in a Fleet of the whole run."""
         self.save()
         if self.progress:
-            trainer.Pack([self.run], self.progress, str(self.peers.device)).probe()
+            trainer.Pack([self.run], self.progress, str(self.peers.device)).take_measurements()
             self.rows += self._stream()[self._streamed :]
 
     def _stream(self) -> list[dict]:

@@ -1,6 +1,6 @@
-"""What finished runs are asked: one small function a measurement, named in `PROBES`.
+"""What finished runs are asked: one small function a measurement, named in `MEASUREMENTS`.
 
-- a probe gets a pack and the indices of the runs that asked for it, and yields rows of their record
+- a measurement gets a pack and the indices of the runs that asked for it, and yields rows of their record
 - it loses, rebuilds and skips stages of all runs at once, and goes through those after a loss only: what enters the
   lost stage is the same whatever replaces it
 - whatever it changed is back, bit for bit, before it yields or fails
@@ -21,7 +21,7 @@ from swarmbook.methods.sync import Exchange
 if TYPE_CHECKING:
     from torch import Tensor
 
-Row = tuple[int, str, int, str, float]  # run, metric, stage from 1 (0: of none), label, value
+MeasuredRow = tuple[int, str, int, str, float]  # run, metric, stage from 1 (0: of none), label, value
 
 
 class Model(Protocol):
@@ -58,36 +58,36 @@ class Trained(Protocol):
     def rebuild(self, i: int, row: int, stage: int, dead: frozenset[int], rule: str) -> None: ...
 
 
-Probe = Callable[[Trained, list[int]], Iterator[Row]]
-PROBES: dict[str, Probe] = {}
+Measurement = Callable[[Trained, list[int]], Iterator[MeasuredRow]]
+MEASUREMENTS: dict[str, Measurement] = {}
 
 JUMP_RULES = ("random", "copy previous", "uniform average", "CheckFree", "identity")
 SEQUENCES = 16  # of the held-out ones, where a sample will do
 SUBSETS = 12  # of the stages of a model, at most, for each number of stages that are left out
 
 
-def probe(name: str) -> Callable[[Probe], Probe]:
+def measurement(name: str) -> Callable[[Measurement], Measurement]:
     """Register a measurement (pack, asking) under a name.
 
     pack: a `Trained`; asking: indices of the runs that list the name in their `probes`. Yields, for each of them,
     rows (run, metric, stage from 1 or 0 for none, label, value), and leaves the pack as it found it.
     """
 
-    def register(measure: Probe) -> Probe:
-        PROBES[name] = measure
+    def register(measure: Measurement) -> Measurement:
+        MEASUREMENTS[name] = measure
         return measure
 
     return register
 
 
-@probe("loss jump")
-def loss_jump(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("loss jump")
+def loss_jump(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """Rise of the validation loss, in nats, when one stage is lost and rebuilt by the rule in `label`."""
     yield from _jumps(pack, asking, "loss jump", 1, pack.held_out)
 
 
-@probe("pair jump")
-def pair_jump(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("pair jump")
+def pair_jump(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """Rise of the loss, in nats, when stages s and s + 1 are lost at once, which CheckFree leaves open (section 6).
 
     Each is rebuilt from the nearest survivors by the rule in `label`; on the first `SEQUENCES` held-out sequences.
@@ -95,8 +95,8 @@ def pair_jump(pack: Trained, asking: list[int]) -> Iterator[Row]:
     yield from _jumps(pack, asking, "pair jump", 2, pack.held_out[:, :SEQUENCES])
 
 
-@probe("missing stages")
-def missing_stages(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("missing stages")
+def missing_stages(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """Validation loss, in nats, when 1, 2 or 3 (`label`) stages from s on are passed by and not replaced.
 
     Embedding and head stay, and so does at least one stage.
@@ -110,8 +110,8 @@ def missing_stages(pack: Trained, asking: list[int]) -> Iterator[Row]:
         x = fleet.apply(s, x)
 
 
-@probe("partial model")
-def partial_model(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("partial model")
+def partial_model(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """Inference with any share of the stages: metrics "partial loss" and "partial perplexity".
 
     For each number of stages that can be left out, from none to all but the first: all choices of them, or `SUBSETS`
@@ -149,8 +149,8 @@ def subsets(stages: int) -> list[tuple[int, ...]]:
     return sets
 
 
-@probe("similarity")
-def similarity(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("similarity")
+def similarity(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """Cosines of the neighbouring stages s and s + 1, between -1 and 1.
 
     "weights": of all their matrices, laid end to end. The gains of the norms are left out: they start at 1 and stay
@@ -170,8 +170,8 @@ def similarity(pack: Trained, asking: list[int]) -> Iterator[Row]:
         x = y
 
 
-@probe("re-initialisation error")
-def reinitialisation_error(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("re-initialisation error")
+def reinitialisation_error(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """What a failure costs in CheckFree's bound (section 4.4, Eq. 1), in parts of the lost stage's own update.
 
     sum |g(x) - f_s(x)|^2 / sum |f_s(x)|^2 over tokens of the first `SEQUENCES` held-out sequences; f_s: residual
@@ -204,8 +204,8 @@ def reinitialisation_error(pack: Trained, asking: list[int]) -> Iterator[Row]:
         x = y
 
 
-@probe("mean weights")
-def mean_weights(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("mean weights")
+def mean_weights(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """Metric "mean-weight loss": validation loss, in nats, of the one model whose weights are the replicas' mean."""
     fleet, rows = pack.fleet, [row for i in asking for row in pack.replicas(i)]
     kept = fleet.state_dict(rows)
@@ -219,8 +219,8 @@ def mean_weights(pack: Trained, asking: list[int]) -> Iterator[Row]:
     yield from ((i, "mean-weight loss", 0, "", losses[pack.replicas(i)[0]]) for i in asking)
 
 
-@probe("averaging rounds")
-def averaging_rounds(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("averaging rounds")
+def averaging_rounds(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """What further rounds of averaging weights in pairs, without training, would make of the replicas.
 
     Metrics "averaged loss", in nats, mean over replicas, and "averaged spread", as "replica spread"; label: the
@@ -250,8 +250,8 @@ def averaging_rounds(pack: Trained, asking: list[int]) -> Iterator[Row]:
     yield from found
 
 
-@probe("replicas")
-def replicas(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("replicas")
+def replicas(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """Metric "replica loss": validation loss, in nats, of each replica (`label`, from 1)."""
     losses = pack.fleet.loss(pack.held_out).tolist()
     for i in asking:
@@ -259,8 +259,8 @@ def replicas(pack: Trained, asking: list[int]) -> Iterator[Row]:
             yield i, "replica loss", 0, str(r + 1), losses[row]
 
 
-@probe("own shard")
-def own_shard(pack: Trained, asking: list[int]) -> Iterator[Row]:
+@measurement("own shard")
+def own_shard(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
     """Metric "own-shard loss": mean over replicas r of their losses on the held-out sequences r, r + R, ...
 
     In nats; what NoLoCo's perplexities are made of (released code). R: replicas of the run.
@@ -272,7 +272,7 @@ def own_shard(pack: Trained, asking: list[int]) -> Iterator[Row]:
         yield i, "own-shard loss", 0, "", sum(shards) / len(shards)
 
 
-def _jumps(pack: Trained, asking: list[int], metric: str, width: int, tokens) -> Iterator[Row]:
+def _jumps(pack: Trained, asking: list[int], metric: str, width: int, tokens) -> Iterator[MeasuredRow]:
     """Rise of the loss on `tokens` when `width` consecutive stages are lost at once, for all of them and each rule."""
     fleet, places = pack.fleet, range(pack.fleet.shape.stages - width + 1)
     x = fleet.embed(tokens[..., :-1])
@@ -339,7 +339,9 @@ def _square(x: "Tensor") -> "Tensor":
     return x.square().sum((1, 2, 3))
 
 
-def _rows(pack: Trained, asking: list[int], metric: str, stage: int, label: str, values: "Tensor") -> Iterator[Row]:
+def _rows(
+    pack: Trained, asking: list[int], metric: str, stage: int, label: str, values: "Tensor"
+) -> Iterator[MeasuredRow]:
     """Rows of the runs that ask, each the mean of values [R] over its replicas; stage from 0."""
     values = values.tolist()
     for i in asking:

@@ -1,6 +1,6 @@
 """Training: one pack of runs in one Fleet, step by step, from nothing or from where it was killed.
 
-Runs that differ only in seed, route, sync, recovery, failure rate or probes share a Fleet: each keeps its own weights,
+Runs that differ only in seed, route, sync, recovery, failure rate or measurements share a Fleet: each keeps its own weights,
 batches, failures and learning rates, and its numbers are those it would have alone, to rounding. Within a step, in
 the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches, one
 clip per (replica, stage), one Adam step; at last replicas exchange what is due.
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from swarmbook.config import RunConfig
 from swarmbook.data import tokenization as data
 from swarmbook.methods.costs import Costs
-from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES, Lost
 from swarmbook.methods.routing import side_by_side, stage_visits
 from swarmbook.methods.sync import SYNCS
@@ -193,14 +193,14 @@ class Pack:
         for i in self.healthy:
             for name, amount in self.costs[i].items():
                 self._row(i, "ledger", amount, label=name)
-        self.probe()
+        self.take_measurements()
 
-    def probe(self) -> None:
-        """What the probes measure that runs ask for."""
+    def take_measurements(self) -> None:
+        """The measurements that runs ask for, by the functions of `swarmbook.methods.measurements`."""
         for name in dict.fromkeys(name for run in self.runs for name in run.probes):
             asking = [i for i in self.healthy if name in self.runs[i].probes]
             if asking:
-                for i, metric, stage, label, value in PROBES[name](self, asking):
+                for i, metric, stage, label, value in MEASUREMENTS[name](self, asking):
                     self._row(i, metric, value, stage, label)
 
     def replicas(self, i: int) -> range:
@@ -228,7 +228,7 @@ class Pack:
         return lost
 
     def rebuild(self, i: int, row: int, stage: int, dead: frozenset[int], rule: str) -> None:
-        """Write the weights of a lost stage by a rule that keeps no copies, and nothing else: for probes."""
+        """Write the weights of a lost stage by a rule that keeps no copies, and nothing else: for measurements."""
         lost = self.lost(i, row, stage, dead)
         lost.costs = Costs()
         RULES[rule].rule(lost)
