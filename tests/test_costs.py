@@ -40,9 +40,9 @@ def entries(tmp_path):
     return read
 
 
-INSIDE = {"losses": ((4, 2), (9, 3))}
-EDGE = {"losses": ((4, 1),)}
-OF_ENDS = {"losses": ((4, 0),)}
+INSIDE = {"lost_stages": ((4, 2), (9, 3))}
+EDGE = {"lost_stages": ((4, 1),)}
+OF_ENDS = {"lost_stages": ((4, 0),)}
 TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
 
 
@@ -54,7 +54,7 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ("CheckFree", INSIDE, {"sent on failure": 2 * (2 * STAGE + 2 * 4), "rebuilt": 2}),  # two stages, two norms
         ("CheckFree", EDGE, {"sent on failure": STAGE + 4, "rebuilt": 1}),
         ("CheckFree", OF_ENDS, {"rebuilt": 1}),
-        ("CheckFree", {"losses": ((4, 2), (4, 3))}, {"sent on failure": 2 * (2 * STAGE + 2 * 4), "rebuilt": 2}),
+        ("CheckFree", {"lost_stages": ((4, 2), (4, 3))}, {"sent on failure": 2 * (2 * STAGE + 2 * 4), "rebuilt": 2}),
         ("uniform average", INSIDE, {"sent on failure": 2 * 2 * STAGE, "rebuilt": 2}),
         ("copy previous", INSIDE, {"sent on failure": 2 * STAGE, "rebuilt": 2}),
         ("random", INSIDE, {"rebuilt": 2}),
@@ -67,7 +67,7 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ("CheckFree+", {}, {"stored": ENDS, "sent in training": STEPS * ENDS}),
         (
             "CheckFree+",
-            {"losses": ((4, 2), (9, 0))},
+            {"lost_stages": ((4, 2), (9, 0))},
             {
                 "stored": ENDS,
                 "sent in training": STEPS * ENDS,
@@ -77,7 +77,7 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ),
         (
             "CheckFree+",
-            {"losses": ((4, 0), (4, 1))},
+            {"lost_stages": ((4, 0), (4, 1))},
             {
                 "stored": ENDS,
                 "sent in training": STEPS * ENDS,
@@ -93,12 +93,12 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ),
         (
             "neighbour snapshot",
-            {"losses": ((9, 1), (9, 2), (9, 3)), "keep_every": 100},
+            {"lost_stages": ((9, 1), (9, 2), (9, 3)), "keep_every": 100},
             {"stored": 2 * ALL, "sent on failure": 3 * STAGE, "rebuilt": 3, "not recoverable": 1},  # stage 4 instead
         ),
         (
             "redundant computation",
-            {"losses": ((4, 2), (9, 0))},
+            {"lost_stages": ((4, 2), (9, 0))},
             {
                 "stored": ALL,
                 "sent in training": STEPS * ALL,
@@ -111,7 +111,7 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ("rollback", {}, {"stored": 3 * ALL}),  # weights and two moments; the first copy follows from the seed
         (
             "rollback",  # of 20 steps, 4 + 3 are repeated: copies after 5 and 10 steps of progress
-            {"losses": ((4, 2), (4, 3), (12, 1)), "keep_every": 5},
+            {"lost_stages": ((4, 2), (4, 3), (12, 1)), "keep_every": 5},
             {
                 "stored": 3 * ALL,
                 "sent in training": 2 * 3 * ALL,
@@ -128,7 +128,7 @@ def test_entries_follow_from_shapes_and_losses(entries, recovery, fields, expect
 @pytest.mark.parametrize("recovery", ["CheckFree+", "neighbour snapshot", "redundant computation", "rollback"])
 def test_two_replicas_cost_twice_as_much(entries, recovery):
     one, two = (
-        entries(recovery=recovery, losses=((4, 2), (9, 0)), keep_every=5, replicas=replicas) for replicas in (1, 2)
+        entries(recovery=recovery, lost_stages=((4, 2), (9, 0)), keep_every=5, replicas=replicas) for replicas in (1, 2)
     )
     alike = {"steps repeated"}
     if recovery == "rollback":  # both replicas go back together

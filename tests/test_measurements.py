@@ -302,7 +302,7 @@ def test_from_configuration_to_record(tmp_path):
         "data": "stories_toy", "stages": 4, "width": 16, "heads": 2, "hidden": 32, "sequence": 16, "steps": 10,
         "log_every": 5, "evaluate_every": 10, "held_out": 4,
     }  # fmt: skip
-    asking = run_config(**tiny, probes=NAMES)
+    asking = run_config(**tiny, measurements=NAMES)
     silent = run_config(**tiny, seed=1)
     runs = run([silent, asking], show=False, store=Store(tmp_path / "store"))
     for name in NAMES:

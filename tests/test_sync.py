@@ -625,7 +625,7 @@ def rounded(tensor):
         {"sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
         {"sync": "gossip", "absent": 0.3},
         {"sync": "all-reduce"},
-        {"recovery": "CheckFree", "losses": [(3, 2), (12, 3)], "sync": "NoLoCo", "absent": 0.3},
+        {"recovery": "CheckFree", "lost_stages": [(3, 2), (12, 3)], "sync": "NoLoCo", "absent": 0.3},
     ],
 )
 def test_all_that_is_stored_in_bf16_is_rounded(new_pack, fields):
@@ -667,7 +667,7 @@ def everything():
         {"fragments": 2, "mixing": 0.5, "seed": 1},
         {"delay": 4, "outer_lr": 0.5},
         {"matching": "hypercube", "density": 0.2},
-        {"recovery": "rollback", "keep_every": 4, "losses": [(7, 2), (14, 1)], "delay": 2},
+        {"recovery": "rollback", "keep_every": 4, "lost_stages": [(7, 2), (14, 1)], "delay": 2},
         {"fragments": 3, "delay": 2, "sync_every": 10, "route": "swapped ends", "common_start": False},
     ]
     base = {**TINY, "data": "stories_toy+fiction_austen"}
@@ -746,7 +746,7 @@ def test_another_method_begins_at_the_weights_it_finds(tmp_path, new_pack):
 
 def test_a_rollback_takes_slow_weights_back_too(new_pack):
     fields = {"sync": "NoLoCo", "sync_every": 3, "delay": 1, "fragments": 2}
-    config = run_config(**{**TINY, **fields}, recovery="rollback", keep_every=4, losses=[(6, 1)])
+    config = run_config(**{**TINY, **fields}, recovery="rollback", keep_every=4, lost_stages=[(6, 1)])
     rolled, plain = new_pack(config, steps=9), new_pack(**fields, steps=7)  # 6 steps, back to 4, and 3 more
     a, b = rolled.state(0), plain.state(0)
     assert a["position"] == b["position"] == 7
@@ -798,9 +798,10 @@ def test_a_rebuilt_stage_is_pulled_back_to_its_slow_weights(new_pack):
     fields = {"sync": "DiLoCo", "lr": 1e-30, "outer_lr": 0.7}
     before = new_pack(**fields).fleet.stage(0, 1)["qkv"]
     rebuilt, after = (
-        new_pack(**fields, recovery="random", losses=[(2, 2)], steps=steps).fleet.stage(0, 1)["qkv"] for steps in (4, 5)
+        new_pack(**fields, recovery="random", lost_stages=[(2, 2)], steps=steps).fleet.stage(0, 1)["qkv"]
+        for steps in (4, 5)
     )
-    packs = new_pack(**fields, recovery="random", losses=[(2, 2)], steps=4).fleet
+    packs = new_pack(**fields, recovery="random", lost_stages=[(2, 2)], steps=4).fleet
     mean = sum(packs.stage(r, 1)["qkv"] for r in range(N)) / N  # each replica lost its own
     assert not torch.allclose(rebuilt, before, atol=1e-2)
     torch.testing.assert_close(after, before + 0.7 * (mean - before), rtol=0, atol=1e-6)

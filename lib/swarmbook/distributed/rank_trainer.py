@@ -471,7 +471,7 @@ class Share:
         rows = [self._row("domain loss", self.loss(domain), label=domain) for domain in domains]
         self._charge(self.peers.sum(self._own_costs_in_order()))
         self.rows += rows + [self._row("ledger", amount, label=name) for name, amount in self.costs.items()]
-        if self.run.probes:
+        if self.run.measurements:
             self._take_measurements()
 
     def _take_measurements(self) -> None:

@@ -17,9 +17,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import logsumexp, softmax
 
-from swarmbook.config import ARCHITECTURE, Count, RunConfig
+from swarmbook.config import Count, RunConfig
 from swarmbook.data import batches, tokenization
 from swarmbook.errors import ConfigError
+from swarmbook.methods.consistency import ARCHITECTURE
 from swarmbook.records.computed import computed
 from swarmbook.records.keys import code_of
 from swarmbook.runs import final_states

@@ -14,7 +14,16 @@ from swarmbook.config import RunConfig, run_config
 from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError
 
-OWN = {"data", "start", "branch", "steps", "schedule_steps", "evaluate_on", "probes", "losses"}  # not its parent's
+OWN = {
+    "data",
+    "start",
+    "branch",
+    "steps",
+    "schedule_steps",
+    "evaluate_on",
+    "measurements",
+    "lost_stages",
+}  # not its parent's
 
 
 def trained(parent: RunConfig, domain: str, steps: int, through: Sequence[int] = (), **fields) -> RunConfig:

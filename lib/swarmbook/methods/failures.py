@@ -34,11 +34,11 @@ def trace(
     stages: int,
     rate: float,
     failing: Literal["interior", "stages", "all"],
-    losses: Sequence[tuple[int, int]],
+    lost_stages: Sequence[tuple[int, int]],
 ) -> np.ndarray:
     """Bool [steps, R, S + 1]: which cells die at the start of a step; the last column is the embedding and head.
 
-    rate: chance of each cell in each step. failing, losses: as in `swarmbook.config.RunConfig`. The stages draw from
+    rate: chance of each cell in each step. failing, lost_stages: as in `swarmbook.config.RunConfig`. The stages draw from
     `rng` and the embedding and head from `rng_of_ends`, so that the same stages die whether or not the ends may.
     """
     dying = np.zeros((steps, replicas, stages + 1), dtype=bool)
@@ -47,7 +47,7 @@ def trace(
         dying[..., [0, -2]] = False
     if failing == "all":
         dying[..., -1:] = failures(rng_of_ends, steps, replicas, 1, rate)
-    for step, stage in losses:
+    for step, stage in lost_stages:
         dying[step, :, stage - 1] = True  # stage 0, the embedding and head, is the last column
     return dying
 

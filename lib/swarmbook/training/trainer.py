@@ -1,7 +1,7 @@
 """Training: one pack of runs in one Fleet, step by step, from nothing or from where it was killed.
 
-Runs that differ only in seed, route, sync, recovery, failure rate or measurements share a Fleet: each keeps its own weights,
-batches, failures and learning rates, and its numbers are those it would have alone, to rounding. Within a step, in
+Runs that differ only in seed, route, sync, recovery, failure rate or measurements share a Fleet: each keeps its own
+weights, batches, failures and learning rates, and its numbers are those it would have alone, to rounding. Within a step, in
 the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches, one
 clip per (replica, stage), one Adam step; at last replicas exchange what is due.
 """
@@ -185,7 +185,7 @@ class Pack:
             self._record("gradient norm", norms.tolist(), stage=s + 1)
 
     def finish(self) -> None:
-        """What is measured at the end: losses on further domains, the costs, and the measurements that runs ask for."""
+        """What is measured at the end: losses on further domains, costs, and the measurements that were asked for."""
         for domain, tokens in self.further.items():
             losses = self.validation_loss(tokens=tokens)
             asked = [loss if domain in run.evaluate_on else None for run, loss in zip(self.runs, losses, strict=True)]
@@ -197,8 +197,8 @@ class Pack:
 
     def take_measurements(self) -> None:
         """The measurements that runs ask for, by the functions of `swarmbook.methods.measurements`."""
-        for name in dict.fromkeys(name for run in self.runs for name in run.probes):
-            asking = [i for i in self.healthy if name in self.runs[i].probes]
+        for name in dict.fromkeys(name for run in self.runs for name in run.measurements):
+            asking = [i for i in self.healthy if name in self.runs[i].measurements]
             if asking:
                 for i, metric, stage, label, value in MEASUREMENTS[name](self, asking):
                     self._row(i, metric, value, stage, label)
