@@ -46,6 +46,7 @@ def check(run: Any) -> None:
 
 
 def _check_failures(run: Any) -> None:
+    """Failures need a recovery, and are within the run."""
     if run.recovery == "none" and (run.failure_rate or run.lost_stages):
         named = f"failure_rate={run.failure_rate}" if run.failure_rate else f"lost_stages={run.lost_stages}"
         raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
@@ -58,6 +59,7 @@ def _check_failures(run: Any) -> None:
 
 
 def _check_route(run: Any) -> None:
+    """A field that only some routes use is set for these alone, and the route can be drawn."""
     known = type(run).model_fields
     taken = fields_of(ROUTES[run.route], known)
     for name in ROUTE_FIELDS:
@@ -69,6 +71,7 @@ def _check_route(run: Any) -> None:
 
 
 def _check_sync(run: Any) -> None:
+    """The replicas can be dealt into groups, and the exchange fits the method, the fragments and the interval."""
     run.groups_at(0)
     if SYNCS[run.sync].alike and run.replicas > 1 and not run.common_start and not run.parents:
         raise ValueError(
@@ -93,6 +96,7 @@ def _check_sync(run: Any) -> None:
 
 
 def _check_shape(run: Any, parent: Any, same: set[str]) -> None:
+    """The fields `same` are equal in a run and in the one that it starts from."""
     ours, theirs = (config.model_dump(include=same) for config in (run, parent))
     if ours != theirs:
         name = next(name for name in ours if ours[name] != theirs[name])
@@ -100,6 +104,7 @@ def _check_shape(run: Any, parent: Any, same: set[str]) -> None:
 
 
 def _check_branch(run: Any) -> None:
+    """The final weights of the run `branch` fit."""
     if run.start is not None:
         raise ValueError("start and branch exclude each other: a run goes on with another, or begins with its weights")
     _check_shape(run, run.branch, ARCHITECTURE - {"replicas"})
@@ -111,6 +116,7 @@ def _check_branch(run: Any) -> None:
 
 
 def _check_start(run: Any) -> None:
+    """The run `start` can be continued: it has the same model, is shorter, and lost what this one lost until then."""
     start = run.start
     _check_shape(run, start, ARCHITECTURE)
     if start.steps >= run.steps:
