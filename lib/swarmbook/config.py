@@ -247,6 +247,7 @@ class RunConfig(BaseModel):
 
     @property
     def tokens_per_step(self) -> int:
+        """The tokens that all replicas together predict in a step."""
         return self.replicas * self.microbatches * self.batch * self.sequence
 
     def shape(self, vocabulary: int) -> Shape:
