@@ -1,7 +1,6 @@
 """What a user's rule does, told in the same way by every process: an edit of whatever it uses changes it."""
 
 import functools
-import os
 import subprocess
 import sys
 import threading
