@@ -25,7 +25,7 @@ def swarmbook(*arguments: str) -> subprocess.CompletedProcess:
 
 def committed(path: Path) -> Path:
     """Give the toy notebook the outputs of an execution."""
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     return path
 
@@ -214,7 +214,7 @@ def test_record_keeps_the_runs_that_were_noted_and_the_notebook_as_a_reader_gets
     assert cli.main(["run", "--record"]) == 0
     assert [file.name for file in (path.parent / "runs").iterdir()] == [f"{key}.parquet"]
     assert nbformat.read(path, 4).cells[-1].outputs[0].text == "from the record\n"
-    assert papers.read(path).runs == 1
+    assert papers.read_paper(path).runs == 1
 
 
 TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)

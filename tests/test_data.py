@@ -316,7 +316,8 @@ def test_fingerprint_follows_content_only(corpora, made, tmp_path, monkeypatch):
 
 
 def test_import_is_light():
-    script = "import sys, swarmbook.data.tokenization; print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
+    script = "import sys, swarmbook.data.tokenization\n"
+    script += "print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(LIBRARY)}, capture_output=True
     )
@@ -470,9 +471,7 @@ def test_hub_corpus_with_splits_from_local_files(corpora, tmp_path, monkeypatch,
     for name, split in zip(files, ("train", "validation"), strict=True):
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", [story("hub", split, i) for i in range(20)], column)
     for split in ("train", "validation"):
-        assert [row["text"] for row in tokenization.texts(source, split)] == [
-            story("hub", split, i) for i in range(20)
-        ]
+        assert [row["text"] for row in tokenization.texts(source, split)] == [story("hub", split, i) for i in range(20)]
     tokens = tokenization.tokens(source, "train", limit=100)
     assert len(tokens.ids) == 100
     assert tokenization.tokenizer().decode(tokens.ids.tolist()).startswith(story("hub", "train", 0))
@@ -499,9 +498,7 @@ def test_hub_corpus_without_splits_is_carved(corpora, tmp_path, monkeypatch, sou
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", part, column)
     if source == "hub:redpajama":
         write_text(tmp_path, monkeypatch, f"{repository}/{names[0].replace('en_', 'de_')}", ["nein"], column)
-    found = {
-        split: [row["text"] for row in tokenization.texts(source, split)] for split in corpora_module.SPLITS
-    }
+    found = {split: [row["text"] for row in tokenization.texts(source, split)] for split in corpora_module.SPLITS}
     assert found["validation"] == documents[0::100] and found["test"] == documents[50::100]
     assert found["train"] == [text for i, text in enumerate(documents) if i % 100 not in (0, 50)]
     assert list(next(iter(tokenization.texts(source, "train")))) == ["text"]

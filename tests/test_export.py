@@ -16,7 +16,7 @@ from swarmbook.config import run_config
 from swarmbook.data import tokenization
 from swarmbook.data import tokenization as corpora
 from swarmbook.errors import ConfigError, StoreError
-from swarmbook.export import export, files_of, plain, plan, read, untrained, write
+from swarmbook.export import export, files_of, plain, plan, run_named, untrained, write
 from swarmbook.methods.model_size import Shape
 from swarmbook.records.store import open_store
 from swarmbook.runs import final_states
@@ -189,7 +189,7 @@ def test_the_card_and_the_configuration_lead_back_to_the_run(tmp_path):
     assert "- stories_toy: template stories, own work" in card
     assert f"| torch | {torch.__version__} |" in card
     assert json.loads(card.split("```json\n")[1].split("```")[0]) == json.loads((folder / "run.json").read_text())
-    assert read(str(folder / "run.json")) == GOSSIP and read(GOSSIP.key) == GOSSIP
+    assert run_named(str(folder / "run.json")) == GOSSIP and run_named(GOSSIP.key) == GOSSIP
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md", "config.json", "generation_config.json", "model.safetensors", "run.json", "tokenizer.json",
         "tokenizer_config.json",
@@ -256,13 +256,13 @@ def test_folders_that_cannot_be_written_are_refused_before_anything_is_trained(t
 
 def test_runs_that_are_not_known(tmp_path):
     with pytest.raises(ConfigError, match="'0123456789abcdef0123' is neither a JSON file nor the key"):
-        read("0123456789abcdef0123")
+        run_named("0123456789abcdef0123")
     quiet(ALONE, tmp_path / "model")
     key = ALONE.key
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("swarmbook.config.NUMERICS", 0)
         with pytest.raises(ConfigError, match=f"run {key} was trained on other data or by other code"):
-            read(key)
+            run_named(key)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

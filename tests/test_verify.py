@@ -42,7 +42,7 @@ def recorded(toy, tmp_path, one_thread) -> Path:
     computed([PLAN], lambda wanted: [pd.DataFrame({"seconds": [3.0], "makespan": [1.0]})], store=store)
     runs = path.parent / "runs"
     store.publish([*(config.key for config in configs), TABLE], runs)
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     return runs
 
@@ -68,7 +68,7 @@ def records(toy, tmp_path, one_thread) -> dict[str, papers.Paper]:
     store = Store(tmp_path / "store")
     run([run_config(**TINY, seed=seed) for seed in range(2)], store=store, device="cpu", show=False)
     computed([ensemble], lambda wanted: [pd.DataFrame({"value": [1.0]})], store=store)
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     store.publish(keys, paper.beside("runs"))
     store.publish([keys[0], table], papers.at(paper, "smoke").beside("runs"))
     publishing.commit(paper, execution.execute(paper).notebook)
@@ -174,7 +174,7 @@ def test_bytes_and_outputs_that_were_tampered_with_are_named(recorded, capsys):
     assert "'notes' is no key of a run" in said
     assert "drawn with --seed 3" in said
 
-    paper = papers.read(recorded.parent / "toy.ipynb")
+    paper = papers.read_paper(recorded.parent / "toy.ipynb")
     assert verify.shown(paper).faults == []
     paper.notebook.write_text(paper.notebook.read_text().replace("step 3\\n", "step 4\\n"))
     assert verify.shown(paper).faults == [
@@ -298,7 +298,7 @@ def test_a_notebook_that_needs_what_is_not_recorded_is_told(toy):
             "table 1",
         ),
     )
-    fault = verify.shown(papers.read(path)).faults[0]
+    fault = verify.shown(papers.read_paper(path)).faults[0]
     assert fault == f"toy needs runs that are not recorded beside it: {key_of({'computed': {'plan': 2}})}"
 
 
@@ -350,6 +350,6 @@ def test_claims_that_were_tampered_with_are_seen():
 
 def test_notebook_errors_are_deviations(toy):
     path = toy("toy", ("1 / 0", "table 1"))
-    (fault,) = verify.shown(papers.read(path)).faults
+    (fault,) = verify.shown(papers.read_paper(path)).faults
     assert fault.split(":")[0] == "toy, code cell 2 of 2 (table 1)"
     assert nbformat.read(path, 4).cells[-1].outputs == []

@@ -246,7 +246,7 @@ def _commit(record: Paper, executed: Path, keys: Sequence[str]) -> None:
     if keys:
         folder = record.beside("runs")
         open_store([folder]).publish(keys, folder, exclusive=True)
-    lineage.keep([papers.read(record.notebook)])
+    lineage.keep([papers.read_paper(record.notebook)])
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -299,7 +299,9 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
         print(f"failed    {outcome.point.name}: {outcome.error}", file=sys.stderr)
     if done:
         collected = sweep_summary.collect(paper, points, environment)
-        merged = sweep_summary.read(paper.name, [point.name for point in points], collected.notebook.parent).claims()
+        merged = sweep_summary.read_points(
+            paper.name, [point.name for point in points], collected.notebook.parent
+        ).claims()
         print(claims_table(merged, shutil.get_terminal_size((110, 24)).columns))
         print(f"notebook  {_short(collected.notebook)}\nHTML      {_short(collected.html)}")
     left = len(points) - done - len(failures)
@@ -349,7 +351,7 @@ def _report(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from swarmbook import export
 
-    run = export.read(options.run)
+    run = export.run_named(options.run)
     say = functools.partial(print, flush=True)
     replica = export.MEAN if options.mean else options.replica
     print(f"exported  {_short(export.export(run, options.folder, replica, say=say))}")

@@ -61,7 +61,7 @@ def export(
     return folder
 
 
-def read(name: str) -> RunConfig:
+def run_named(name: str) -> RunConfig:
     """The configuration in a JSON file, or that of the recorded or finished run of this key.
 
     Raises ConfigError for a name that is neither, and for a run that this version would train otherwise.

@@ -17,7 +17,7 @@ from swarmbook.records.atomic_files import replace, save_tensors, writes
 from swarmbook.records.keys import canonical, key_of
 
 
-class Progress:
+class WorkInProgress:
     """What a pack has reached: a checkpoint, and a stream of metrics that is cut back to it on resuming.
 
     Files: `pack.json` (which runs), `metrics.jsonl`, `checkpoint.json` (step, how much of the stream belongs

@@ -49,7 +49,7 @@ from filelock import FileLock, Timeout
 from swarmbook.errors import StoreError
 from swarmbook.locations import store_folder
 from swarmbook.records.atomic_files import replace, save_tensors, whole, writes
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import canonical, key_of
 
 FORMAT = 1
@@ -215,7 +215,7 @@ class Store:
             time.sleep(max(POLL, 9 * (time.monotonic() - looked)))  # whoever trains needs the processor more
             looked = time.monotonic()
 
-    def progress(self, keys: Sequence[str]) -> Progress:
+    def progress(self, keys: Sequence[str]) -> WorkInProgress:
         """The work in progress of runs that are trained together; claim them first."""
         keys = sorted(keys)
         folder = self.root / self._partial / key_of({"pack": keys})
@@ -225,7 +225,7 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 replace(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
-        return Progress(folder)
+        return WorkInProgress(folder)
 
     def packs(self, held: Sequence[str] | None = None) -> list[list[str]]:
         """Packs with unfinished runs whose training was begun: all of them, or those to resume under a claim.

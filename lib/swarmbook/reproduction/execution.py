@@ -17,7 +17,7 @@ from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_o
 from swarmbook.reproduction.publishing import KERNELSPEC, html
 
 # called with: code cells done, code cells in all, figure or table, last line printed
-Progress = Callable[[int, int, str, str], None]
+OnProgress = Callable[[int, int, str, str], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def execute(
     parameters: Mapping[str, Any] | None = None,
     output: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     folder: Path | None = None,
     stamp: Mapping[str, Any] | None = None,
     page: bool = True,
@@ -103,7 +103,7 @@ def _run(
     parameters: Mapping[str, Any],
     target: Path,
     environment: Mapping[str, str],
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> Any:
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -181,7 +181,7 @@ def kernel_of_this_python(environment: Mapping[str, str], log: Path) -> type:
 class _Watch:
     """Follows an execution: which code cell runs, and the last line that it printed."""
 
-    def __init__(self, paper: Paper, progress: Progress | None):
+    def __init__(self, paper: Paper, progress: OnProgress | None):
         cells = json.loads(paper.notebook.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
         self.sources = ["".join(cell["source"]) for cell in code]

@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import swarmbook
 from swarmbook.errors import NotebookError, UsageError
 from swarmbook.records.keys import key_of
 from swarmbook.reproduction import execution, papers
@@ -34,7 +35,7 @@ from swarmbook.reproduction.papers import Paper
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-OUTER = ("__main__.py", "cli.py", "provenance.py", "report.py", "sweep.py", "verify.py")  # no numbers depend on them
+OUTER = ("reproduction/", "cli.py", "__main__.py")  # of the library, what no notebook's numbers depend on
 FOUND = DONE, RESUMED, REPAIRED, OUTDATED, LEFT = "done", "resumed", "repaired", "outdated", "left"
 EXECUTED, HELD, FAILED = "executed", "held", "failed"
 
@@ -97,9 +98,9 @@ def _name(parameters: Mapping[str, Any]) -> str:
 @cache
 def version() -> str:
     """A hash of the library's code, but for the modules that no notebook's numbers depend on."""
-    root = Path(__file__).parent
+    root = Path(swarmbook.__file__).parent
     modules = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
-    return _hashed({name: path.read_bytes() for name, path in modules.items() if name not in OUTER})
+    return _hashed({name: path.read_bytes() for name, path in modules.items() if not name.startswith(OUTER)})
 
 
 def _content(notebook: Path) -> str:
@@ -183,7 +184,7 @@ def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outco
         stamp = {"mark": point.mark, "parameters": point.parameters, "code": point.code}
         error = ""
         try:
-            paper = papers.read(point.notebook)
+            paper = papers.read_paper(point.notebook)
             execution.execute(paper, point.parameters, None, environment, folder=point.folder, stamp=stamp, page=False)
         except NotebookError as failure:
             error = str(failure)

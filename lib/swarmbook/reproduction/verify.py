@@ -85,7 +85,7 @@ def _apart(paper: Paper, without: Collection[str], place: Path) -> Paper:
     for path in (*home.iterdir(), *runs.glob("*.parquet")):
         if path.is_file() and path.stem not in without:
             (copy / path.relative_to(home)).symlink_to(path)
-    return papers.read(copy / paper.notebook.name)
+    return papers.read_paper(copy / paper.notebook.name)
 
 
 def _changes(paper: Paper, stored: Any, executed: Any) -> Iterator[str]:
