@@ -117,8 +117,9 @@ def test_no_papers(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SWARMBOOK_PAPERS", str(tmp_path))
     assert cli.main(["run"]) == 2
     assert "pip install -e ." in capsys.readouterr().err
-    assert cli.main(["list"]) == 0
-    assert cli.main(["list", "--json"]) == 0
+    assert cli.main(["list"]) == 2
+    assert "pip install -e ." in capsys.readouterr().err
+    assert cli.main(["list", "--json"]) == 2
     assert '"papers": []' in capsys.readouterr().out
 
 

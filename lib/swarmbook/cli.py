@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="parameters",
         help="set a parameter of the notebook, as YAML; may be repeated",
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/ in the clone")
+    command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/ in the clone, or here if there is none")
     command.add_argument(
         "--record",
         action="store_true",
@@ -163,6 +163,8 @@ def _run(options: argparse.Namespace) -> int:
     values = _values(options.parameters, options.profile)
     if options.record and (options.parameters or options.fresh):
         raise UsageError("--record takes what the notebook says at a profile: leave out -p and --fresh")
+    if options.record:
+        _of_clone("run --record")
     # all of them before anything is executed
     parameters = {paper.name: papers.checked(paper, values) for paper in chosen}
 
@@ -180,11 +182,24 @@ def _run(options: argparse.Namespace) -> int:
 
 def _chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
     if not known:
-        raise UsageError(
-            f"no papers in {locations.papers_folder()}; install with `pip install -e .` in a clone, "
-            "or set SWARMBOOK_PAPERS to its folder papers"
-        )
+        raise _no_papers()
     return papers.chosen(names, known)
+
+
+def _no_papers() -> UsageError:
+    return UsageError(
+        f"no papers in {locations.papers_folder()}; install with `pip install -e .` in a clone, "
+        "or set SWARMBOOK_PAPERS to its folder papers"
+    )
+
+
+def _of_clone(what: str) -> None:
+    """Refuse what needs recorded runs, which a wheel does not carry."""
+    if locations.papers_folder().parent == locations.SHARE:
+        raise UsageError(
+            f"{what} needs the recorded runs, which are in the repository and not in the installed package; install "
+            "with `pip install -e .` in a clone, or set SWARMBOOK_PAPERS to its folder papers"
+        )
 
 
 def _values(pairs: Sequence[tuple[str, str]], profile: str | None) -> dict[str, Any]:
@@ -332,6 +347,7 @@ def _teller(progress: "_Progress", points: int, workers: int):
 def _verify(options: argparse.Namespace) -> int:
     from swarmbook.reproduction import verify
 
+    _of_clone("verify")
     chosen = _chosen(options.papers, papers.records())
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     say = functools.partial(print, flush=True)
@@ -343,7 +359,7 @@ def _report(options: argparse.Namespace) -> int:
     from swarmbook.reproduction import report
 
     chosen = _chosen(options.papers, papers.records())
-    output = options.output or locations.papers_folder().parent / "runs" / "report"
+    output = options.output or locations.runs_folder() / "report"
     print(f"report    {_short(report.build(chosen, output.absolute()))}")
     return 0
 
@@ -416,14 +432,13 @@ def _list(options: argparse.Namespace) -> int:
     known = papers.records().values()
     if options.json:
         print(json.dumps({"papers": [_as_json(paper) for paper in known]}, indent=2, ensure_ascii=False))
-        return 0
     width = shutil.get_terminal_size((110, 24)).columns
-    for paper in known:
+    for paper in known if not options.json else ():
         print(f"{paper.name}: {paper.title}")
         print(f"{', '.join(paper.figures + paper.tables) or 'no figures yet'}; {paper.runs} recorded runs")
         print(f"{claims_table(paper.claims, width)}\n")
     if not known:
-        print(f"no papers in {locations.papers_folder()}")
+        raise _no_papers()
     return 0
 
 

@@ -5,14 +5,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from swarmbook.errors import DataError, unknown
 
-if TYPE_CHECKING:
-    pass
-
-from swarmbook.locations import data_folder
+from swarmbook.locations import SHARE, data_folder
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("train", "seed", "evaluation", "toy")
@@ -58,7 +54,10 @@ def _checked_file(name: str) -> tuple[Path, str]:
     path = data_folder() / f"{name}.parquet"
     expected = card(name)["sha256"]
     if not path.is_file():
-        raise DataError(f"{path} is missing although card.json lists {name!r}; restore it with git")
+        cure = "restore it with git"
+        if path.parent.parent == SHARE:
+            cure = "the installed package carries some corpora only: set SWARMBOOK_DATA to the folder data of a clone"
+        raise DataError(f"{path} is missing although card.json lists {name!r}; {cure}")
     status = path.stat()
     found = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
     if found != expected:

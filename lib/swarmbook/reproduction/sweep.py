@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import swarmbook
 from swarmbook.errors import NotebookError, UsageError
+from swarmbook.locations import runs_folder
 from swarmbook.records.keys import key_of
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
@@ -60,8 +61,8 @@ class Point:
 
 
 def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | None = None) -> list[Point]:
-    """The points of a sweep in folders below `output`, by default `runs/sweeps/<paper>-<profile>` beside `papers/`."""
-    root = paper.notebook.parents[2] / "runs" / "sweeps" if output is None else Path(output).absolute()
+    """The points of a sweep in folders `<paper>-<profile>/<point>` below `output`, by default `runs/sweeps`."""
+    root = runs_folder(paper.notebook.parents[1]) / "sweeps" if output is None else Path(output).absolute()
     notebook, code = _content(paper.notebook), version()
     found = []
     for values in parameters:
