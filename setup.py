@@ -11,15 +11,13 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# the toy corpus, a corpus of prose, and what the examples of the documentation use beside them
-CORPORA = ("stories_toy", "essay_cfi", "scripture_web", "fiction_austen", "code_go", "children_alice")
-DATA = ("LICENCES.md", "card.json", "tokenizer.json", "links.csv", "wan_delays.csv")
+DATA = ("LICENCES.md", "*.json", "*.csv", "*.parquet")
 BESIDE = ("published.csv", "sweep.yaml", "released.json")  # beside each notebook, where it has them
 
 
 def shared() -> list[Path]:
-    """The files that a wheel carries, relative to the repository; no recorded runs, which are in the clone alone."""
-    files = [ROOT / "data" / name for name in (*DATA, *(f"{name}.parquet" for name in CORPORA))]
+    """The files that a wheel carries, relative to the repository. Recorded runs stay in the clone: they are many."""
+    files = [path for pattern in DATA for path in sorted((ROOT / "data").glob(pattern))]
     for folder in sorted((ROOT / "papers").iterdir()):
         files += [folder / name for name in (f"{folder.name}.ipynb", *BESIDE) if (folder / name).exists()]
     return [path.relative_to(ROOT) for path in files]

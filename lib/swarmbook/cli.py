@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         dest="parameters",
         help="set a parameter of the notebook, as YAML; may be repeated",
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/ in the clone, or here if there is none")
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: runs/ in the clone, or here if there is none"
+    )
     command.add_argument(
         "--record",
         action="store_true",

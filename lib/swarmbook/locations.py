@@ -1,7 +1,7 @@
 """Where things lie: papers, corpora, results and caches. A variable of the environment moves each of them.
 
 What is only read lies in the clone if the library is used from one (an editable installation), else in the package
-itself: a wheel carries the notebooks and some corpora in `swarmbook/share`. What is written goes to `runs/` in the
+itself: a wheel carries notebooks and corpora in `swarmbook/share`. What is written goes to `runs/` in the
 clone, else in the current directory.
 
 Serves: every command and notebook.

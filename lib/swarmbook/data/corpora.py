@@ -8,7 +8,7 @@ from pathlib import Path
 
 from swarmbook.errors import DataError, unknown
 
-from swarmbook.locations import SHARE, data_folder
+from swarmbook.locations import data_folder
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("train", "seed", "evaluation", "toy")
@@ -54,9 +54,7 @@ def _checked_file(name: str) -> tuple[Path, str]:
     path = data_folder() / f"{name}.parquet"
     expected = card(name)["sha256"]
     if not path.is_file():
-        cure = "restore it with git"
-        if path.parent.parent == SHARE:
-            cure = "the installed package carries some corpora only: set SWARMBOOK_DATA to the folder data of a clone"
+        cure = "restore it with git, or set SWARMBOOK_DATA to the folder data of a clone"
         raise DataError(f"{path} is missing although card.json lists {name!r}; {cure}")
     status = path.stat()
     found = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
