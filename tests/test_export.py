@@ -16,8 +16,9 @@ from swarmbook.config import run_config
 from swarmbook.data import tokenization
 from swarmbook.data import tokenization as corpora
 from swarmbook.errors import ConfigError, StoreError
-from swarmbook.export import export, files_of, plain, plan, run_named, untrained, write
+from swarmbook.export import export, files_of, plain, plan, run_named, untrained
 from swarmbook.methods.model_size import Shape
+from swarmbook.records.atomic_files import write_folder
 from swarmbook.records.store import open_store
 from swarmbook.runs import final_states
 from swarmbook.training import trainer as training
@@ -91,7 +92,7 @@ def test_any_replica_of_any_shape_is_the_fleets(tmp_path_factory, shape, replica
         weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
     replica = more.draw(st.integers(0, replicas - 1))
     folder = tmp_path_factory.mktemp("any") / "model"
-    write(folder, files_of(fleet.state_dict(), shape, replica, 32, words(shape.vocabulary)))
+    write_folder(folder, files_of(fleet.state_dict(), shape, replica, 32, words(shape.vocabulary)))
     assert_same_logits(loaded(folder)[0], fleet, replica)
 
 
@@ -140,7 +141,7 @@ def coders(request, tmp_path_factory):
     coder = tokenization.tokenizer(request.param)
     shape = Shape(1, 1, 4, 1, 4, coder.get_vocab_size())
     folder = tmp_path_factory.mktemp("coder") / "model"
-    write(folder, files_of(Fleet(shape, [0], device="cpu", compile=False).state_dict(), shape, 0, 64, coder))
+    write_folder(folder, files_of(Fleet(shape, [0], device="cpu", compile=False).state_dict(), shape, 0, 64, coder))
     return coder, loaded(folder)[1]
 
 

@@ -10,7 +10,8 @@ import pytest
 from swarmbook.config import run_config
 from swarmbook.errors import NotebookError
 from swarmbook.records.computed import computed
-from swarmbook.records.store import Store, key_of
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Store
 from swarmbook.reproduction import execution, lineage, papers, publishing, recorded_runs
 from swarmbook.runs import run
 

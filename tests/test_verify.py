@@ -11,7 +11,8 @@ import pytest
 from swarmbook import cli
 from swarmbook.config import run_config
 from swarmbook.records.computed import computed
-from swarmbook.records.store import Record, Store, key_of
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Record, Store
 from swarmbook.reproduction import execution, papers, publishing, recorded_runs, training_time, verify
 from swarmbook.runs import run
 

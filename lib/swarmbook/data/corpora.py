@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swarmbook.errors import DataError, unknown
-
 from swarmbook.locations import data_folder
 
 SPLITS = ("train", "validation", "test")

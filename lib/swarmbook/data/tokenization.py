@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import warnings
 import zlib
@@ -27,6 +26,7 @@ from swarmbook.data.batches import Tokens
 from swarmbook.data.corpora import SPLITS, _checked_file, _known, _table, card
 from swarmbook.errors import DataError
 from swarmbook.locations import cache_folder, data_folder
+from swarmbook.records.atomic_files import clean, whole_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -165,6 +165,7 @@ def _cached(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.ndarra
         ids = _opened(path, dtype)
         if ids is not None:
             return ids
+        clean(path)
         if path.exists():
             warnings.warn(f"token cache {path} is damaged; making it again", stacklevel=3)
         _write(path, dtype, chunks())
@@ -172,32 +173,21 @@ def _cached(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.ndarra
 
 
 def _write(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
-    half = path.with_suffix(".half")
-    chunks = iter(chunks)
-    try:
-        with _cache_errors(path):
-            file = half.open("wb")
-        with file:
-            length = 0
-            # an OSError of the corpus must not pass for one of the cache folder
-            for chunk in itertools.chain([np.zeros(_HEADER_BYTES, np.uint8)], chunks):
-                with _cache_errors(path):
-                    file.write(chunk.tobytes())
-                length += len(chunk)
-            if length == _HEADER_BYTES:
-                source, split = path.stem.rsplit("-", 2)[:2]
-                raise DataError(f"{source} has no text in its {split} split; choose another source or split")
+    with whole_file(path, lambda: _cache_errors(path)) as file:
+        length = 0
+        # an OSError of the corpus must not pass for one of the cache folder
+        for chunk in itertools.chain([np.zeros(_HEADER_BYTES, np.uint8)], chunks):
             with _cache_errors(path):
-                file.flush()
-                header = _header(np.memmap(half, dtype, "r", offset=_HEADER_BYTES))
-                file.seek(0)
-                file.write(header)
-                file.flush()
-                os.fsync(file.fileno())
+                file.write(chunk.tobytes())
+            length += len(chunk)
+        if length == _HEADER_BYTES:
+            source, split = path.stem.rsplit("-", 2)[:2]
+            raise DataError(f"{source} has no text in its {split} split; choose another source or split")
         with _cache_errors(path):
-            os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
+            file.flush()
+            header = _header(np.memmap(file, dtype, "r", offset=_HEADER_BYTES))
+            file.seek(0)
+            file.write(header)
 
 
 def _opened(path: Path, dtype: np.dtype) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from swarmbook.errors import StoreError
-from swarmbook.records.atomic_files import replace, save_tensors, writes
+from swarmbook.records.atomic_files import save_tensors, write, writes
 from swarmbook.records.keys import canonical, key_of
 
 
@@ -92,7 +92,7 @@ class WorkInProgress:
                     os.fsync(stream.fileno())
                     size = stream.tell()
                 mark = {"step": step, "bytes": size, "stream": self._digest.hexdigest()}
-                replace(self._mark, _seal({**mark, "file": name, "weights": weights}))
+                write(self._mark, _seal({**mark, "file": name, "weights": weights}))
             except OSError:
                 (self.folder / name).unlink(missing_ok=True)
                 raise

@@ -48,7 +48,7 @@ from filelock import FileLock, Timeout
 
 from swarmbook.errors import StoreError
 from swarmbook.locations import store_folder
-from swarmbook.records.atomic_files import replace, save_tensors, whole, writes
+from swarmbook.records.atomic_files import save_tensors, whole_file, write, writes
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import canonical, key_of
 
@@ -122,7 +122,7 @@ class Store:
         except AssertionError as error:
             raise ValueError(f"the metrics of run {key} would not read back as they are: {error}") from error
         with writes(path), self._lock(f"{key}.write", blocking=True):
-            replace(path, data)
+            write(path, data)
         return record
 
     def state(self, key: str) -> dict[str, Any] | None:
@@ -169,7 +169,7 @@ class Store:
         header = canonical({"format": FORMAT, "key": key, "token": self.token}).encode() + b"\n"
         with writes(path), self._lock(f"{key}.write", blocking=True):
             path.parent.mkdir(exist_ok=True)
-            with whole(path) as file:
+            with whole_file(path) as file:
                 file.write(BLANK + header)
                 save_tensors(state, file)
                 import torch
@@ -224,7 +224,7 @@ class Store:
             if found is None or (self.token is not None and found[1] != self.token):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                replace(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
+                write(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
         return WorkInProgress(folder)
 
     def packs(self, held: Sequence[str] | None = None) -> list[list[str]]:
@@ -254,13 +254,13 @@ class Store:
             raise StoreError(f"cannot publish {', '.join(missing)}: not in {self.root}; run them first")
         with writes(folder), self._lock("publish.write", blocking=True):
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob("*.parquet.tmp"):
+            for leftover in folder.glob("*.parquet*.tmp"):
                 leftover.unlink()
             for key, record in records.items():
                 if record.path.parent.resolve() != folder.resolve():
                     data = record.path.read_bytes()
                     _unpack(data, key, record.path)
-                    replace(folder / record.path.name, data)
+                    write(folder / record.path.name, data)
             if exclusive:
                 for path in folder.glob("*.parquet"):
                     if path.stem not in records:
@@ -298,7 +298,7 @@ class Store:
 
     def _clean(self) -> None:
         """Remove what killed processes left: half-written files, packs that are finished, locks."""
-        for path in (*self.root.glob("*.parquet.tmp"), *self.root.glob("states/*.pt.tmp")):
+        for path in (*self.root.glob("*.parquet*.tmp"), *self.root.glob("states/*.pt*.tmp")):
             with self._lock(f"{path.name.split('.')[0]}.write") as dead:
                 if dead:
                     path.unlink(missing_ok=True)

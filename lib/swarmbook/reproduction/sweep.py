@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import swarmbook
 from swarmbook.errors import NotebookError, UsageError
 from swarmbook.locations import runs_folder
+from swarmbook.records.atomic_files import clean
 from swarmbook.records.keys import key_of
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
@@ -180,6 +181,7 @@ def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outco
             return Outcome(point, DONE)
         for leftover in point.folder.glob(".partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        clean(point.executed)
         begun = point.folder / "begun"
         begun.touch()
         stamp = {"mark": point.mark, "parameters": point.parameters, "code": point.code}
