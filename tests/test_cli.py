@@ -13,7 +13,7 @@ import yaml
 
 from swarmbook import cli
 from swarmbook.analysis.claims import Claim
-from swarmbook.reproduction import execution, lineage, papers, publishing, verify
+from swarmbook.reproduction import execution, lineage, papers, publishing, terminal, verify
 
 WORKFLOWS = Path(__file__).parents[1] / ".github" / "workflows"
 
@@ -386,7 +386,7 @@ def test_the_claims_table_wraps_and_loses_nothing(width):
         ),
         Claim("C8", "short", "", "", "holds"),
     ]
-    lines = cli.claims_table(claims, width).splitlines()
+    lines = terminal.claims_table(claims, width).splitlines()
     assert max(map(len, lines)) <= max(width, 92)
     words = " ".join(lines).split()
     for claim in claims:

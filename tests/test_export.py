@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import given, settings
@@ -186,7 +187,9 @@ def test_generation_ends_with_the_text(tmp_path):
 def test_the_card_and_the_configuration_lead_back_to_the_run(tmp_path):
     folder = quiet(GOSSIP, tmp_path / "deep" / "model", replica=2)
     card = (folder / "README.md").read_text()
-    assert f"# Run {GOSSIP.key}, replica 2 of 4\n" in card
+    about = huggingface_hub.ModelCard(card)
+    assert (about.data.library_name, about.data.pipeline_tag) == ("transformers", "text-generation")
+    assert about.content == card and about.text.startswith(f"# Run {GOSSIP.key}, replica 2 of 4\n")
     assert "- stories_toy: template stories, own work" in card
     assert f"| torch | {torch.__version__} |" in card
     assert json.loads(card.split("```json\n")[1].split("```")[0]) == json.loads((folder / "run.json").read_text())

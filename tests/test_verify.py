@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -347,6 +349,22 @@ def test_claims_that_were_tampered_with_are_seen():
     assert "'holds'" in before and "'does not hold'" in after
     assert list(verify._differences(["a"], ["a"])) == []
     assert list(verify._differences(["a"], ["a", "b"])) == [("", "b")]
+
+
+def test_nbval_replaces_just_what_verification_does():
+    """Both read one file, each in its own way."""
+    nbval = pytest.importorskip("nbval.plugin")
+    root = Path(__file__).parents[1]
+    options = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["pytest"]["addopts"]
+    (given,) = [option.partition("=")[2] for option in options if option.startswith("--nbval-sanitize-with=")]
+    patterns = nbval.get_sanitize_patterns((root / given).read_text())
+    assert patterns == verify.volatile() and len(patterns) == 3
+    shown = "took 3.5 s at 0x7f00aa11bb in /home/me/clone/papers/noloco/runs"
+    text = shown
+    for pattern, name in patterns:
+        text = re.sub(pattern, name, text)
+    assert text == "took TIME at ADDRESS in papers/noloco/runs"
+    assert verify._shown({"outputs": [{"text": shown}]}) == [text]
 
 
 def test_notebook_errors_are_deviations(toy):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -202,11 +203,10 @@ def card(run: RunConfig, record: Record, replica: int | str | None) -> str:
     losses = record.metrics[record.metrics["metric"] == "validation loss"]["value"]
     texts = [f"- {name}: {_origin(name)}" for name in run.data.split("+")]
     provenance = [f"| {name} | {value} |" for name, value in record.provenance.items()]
+    about = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["swarmbook"])
     lines = [
         "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [swarmbook]",
+        about.to_yaml(),
         "---",
         f"# Run {run.key}, {of}",
         "",
@@ -245,7 +245,7 @@ def card(run: RunConfig, record: Record, replica: int | str | None) -> str:
         f"| key | {run.key} |",
         *provenance,
     ]
-    return "\n".join(lines) + "\n"
+    return str(ModelCard("\n".join(lines) + "\n"))
 
 
 def _check_replica(replica: int | str | None, replicas: int) -> None:
