@@ -15,7 +15,6 @@ from tokenizers import Tokenizer, models, processors
 
 from swarmbook.config import run_config
 from swarmbook.data import tokenization
-from swarmbook.data import tokenization as corpora
 from swarmbook.errors import ConfigError, StoreError
 from swarmbook.export import export, files_of, plain, plan, run_named, untrained
 from swarmbook.methods.model_size import Shape
@@ -100,7 +99,7 @@ def test_any_replica_of_any_shape_is_the_fleets(tmp_path_factory, shape, replica
 def test_a_run_gives_transformers_the_validation_loss_that_was_recorded(tmp_path):
     """Text in, loss out, without anything of ours but the texts."""
     model, tokenizer = loaded(quiet(ALONE, tmp_path / "model"))
-    documents = corpora.texts(ALONE.data, "validation")["text"]
+    documents = tokenization.texts(ALONE.data, "validation")["text"]
     stream = [i for text in documents for i in (*tokenizer(text).input_ids, tokenizer.eos_token_id)]
     T, count = ALONE.sequence, ALONE.held_out
     windows = (len(stream) - 1) // T
