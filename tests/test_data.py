@@ -286,11 +286,14 @@ def test_interrupted_writer_leaves_nothing_behind(corpora, tmp_path, monkeypatch
         patch.setattr(tokenization, "_encoded", stopped)
         with pytest.raises(KeyboardInterrupt):
             tokenization.tokens("fables", "train")
-    assert not list(tmp_path.glob("cache/tokens/*.ids")) and not list(tmp_path.glob("cache/tokens/*.half"))
-    (tmp_path / "cache/tokens/leftover.half").write_bytes(b"half")
+    assert not list(tmp_path.glob("cache/tokens/*.ids")) and not list(tmp_path.glob("cache/tokens/*.tmp"))
+    (lock,) = tmp_path.glob("cache/tokens/*.lock")
+    leftover = lock.with_name(lock.name.replace(".lock", ".0123abcd.tmp"))
+    leftover.write_bytes(b"half")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(tokenization.tokens("fables", "train").ids) > 5
+    assert not leftover.exists()
 
 
 def test_unusable_cache_folder_names_the_variable(corpora, tmp_path, monkeypatch):
@@ -304,10 +307,10 @@ def test_full_disk_names_the_variable(corpora, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokenization.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="cache/tokens.*No space left.*SWARMBOOK_CACHE"):
         tokenization.tokens("fables", "train")
-    assert not list(tmp_path.glob("cache/tokens/*.half"))
+    assert not list(tmp_path.glob("cache/tokens/*.tmp"))
 
 
 def test_two_processes_make_one_file(corpora, tmp_path):
@@ -354,7 +357,8 @@ def test_fingerprint_follows_content_only(corpora, made, tmp_path, monkeypatch):
 
 
 def test_import_is_light():
-    script = "import sys, swarmbook.data.tokenization; print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
+    script = "import sys, swarmbook.data.tokenization\n"
+    script += "print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(LIBRARY)}, capture_output=True
     )

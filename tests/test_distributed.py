@@ -333,7 +333,7 @@ import json, os, signal, sys
 import swarmbook.training.trainer
 from swarmbook.distributed.pipeline_executor import Passage
 from swarmbook.distributed.communicator import LostRank
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.distributed.remote_stages import Row
 from swarmbook.distributed.rank_trainer import Share
 swarmbook.training.trainer.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
@@ -394,7 +394,7 @@ for place in places:
         (  # while a checkpoint is gathered, and while it is written, of a run that goes on from another
             0,
             {"recovery": "CheckFree+", "route": "swapped ends", "start": run_config(**{**TINY, **ROW, "steps": 4})},
-            [("Share", "state", 7, 2, "die"), ("Progress", "save", 16, 0, "die")],
+            [("Share", "state", 7, 2, "die"), ("WorkInProgress", "save", 16, 0, "die")],
             ((7, 3), (16, 1), (16, 0)),
         ),
     ],

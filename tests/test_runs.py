@@ -16,7 +16,8 @@ from swarmbook.config import NUMERICS, grid, run_config
 from swarmbook.errors import ConfigError, TrainingError
 from swarmbook.methods.recovery import RULES, Strategy
 from swarmbook.records.computed import computed
-from swarmbook.records.store import Store, key_of
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Store
 from swarmbook.results import Runs, arms
 from swarmbook.runs import run
 from swarmbook.training import packing, trainer

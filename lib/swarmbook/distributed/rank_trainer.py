@@ -36,7 +36,7 @@ from swarmbook.methods.costs import ENTRIES, Costs
 from swarmbook.methods.recovery import RULES, Lost
 from swarmbook.methods.routing import in_order, stage_visits
 from swarmbook.methods.sync import SYNCS
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.training import packing, rebuilding, setup, trainer
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import moved
@@ -54,7 +54,7 @@ class Share:
 
     LOSE, LEARN, MEASURE = range(3)
 
-    def __init__(self, run: RunConfig, grid: Grid, peers: Peers, progress: Progress | None = None):
+    def __init__(self, run: RunConfig, grid: Grid, peers: Peers, progress: WorkInProgress | None = None):
         self.run, self.grid, self.peers, self.progress = run, grid, peers, progress
         self.started, self.seconds = time.monotonic(), 0.0
         self.begin = self.step = self.position = run.start.steps if run.start else 0

@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swarmbook import errors
 from swarmbook.analysis.claims import MIMETYPE, VERDICTS, Claim
-from swarmbook.errors import NotebookError, UsageError
+from swarmbook.errors import NotebookError, UsageError, unknown
 from swarmbook.locations import papers_folder
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
@@ -88,14 +87,14 @@ def discover(folder: Path | None = None) -> dict[str, Paper]:
     """All papers below `folder` by name; raises NotebookError if one of the notebooks cannot be read."""
     folder = papers_folder() if folder is None else Path(folder).absolute()
     notebooks = (path for path in sorted(folder.glob("*/*.ipynb")) if path.stem == path.parent.name)
-    return {path.stem: read(path) for path in notebooks}
+    return {path.stem: read_paper(path) for path in notebooks}
 
 
 def records(folder: Path | None = None) -> dict[str, Paper]:
     """All papers by name as of `discover`, each followed by its records at other profiles."""
     found = {}
     for name, paper in discover(folder).items():
-        others = map(read, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
+        others = map(read_paper, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
         found |= {name: paper} | {other.name: other for other in others}
     return found
 
@@ -113,12 +112,12 @@ def chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
     picked = {}
     for name in names or known:
         if name not in known:
-            raise unknown("paper", name, list(known))
+            raise UsageError(unknown("paper", name, known))
         picked |= {paper.name: paper for paper in known.values() if name in (paper.name, paper.notebook.parent.name)}
     return list(picked.values())
 
 
-def read(notebook: Path) -> Paper:
+def read_paper(notebook: Path) -> Paper:
     """What the notebook says about itself, without executing anything."""
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
@@ -178,11 +177,6 @@ def _literal(source: str) -> Any:
         return source
 
 
-def unknown(kind: str, name: str, valid: list[str]) -> UsageError:
-    """An error that names the valid names, and the nearest of them."""
-    return UsageError(errors.unknown(kind, name, valid))
-
-
 def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` for the paper's parameters; raises UsageError where a name, a choice or a type is wrong.
 
@@ -192,10 +186,10 @@ def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
     result = {}
     for name, value in values.items():
         if name not in parameters:
-            raise unknown(f"parameter of {paper.name}", name, list(parameters))
+            raise UsageError(unknown(f"parameter of {paper.name}", name, parameters))
         parameter = parameters[name]
         if isinstance(value, str) and parameter.choices and value not in parameter.choices:
-            raise unknown(f"{name} of {paper.name}", value, list(parameter.choices))
+            raise UsageError(unknown(f"{name} of {paper.name}", value, parameter.choices))
         try:
             result[name] = _fitted(value, parameter.default)
         except TypeError as error:

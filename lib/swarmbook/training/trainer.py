@@ -22,7 +22,7 @@ from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES, Lost
 from swarmbook.methods.routing import side_by_side, stage_visits
 from swarmbook.methods.sync import SYNCS
-from swarmbook.records.store import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import device_of
 from swarmbook.training.fleet import Fleet
@@ -36,7 +36,7 @@ CHECKPOINT_SECONDS = 60.0
 
 def train(
     pack: Sequence[RunConfig],
-    progress: Progress,
+    progress: WorkInProgress,
     device: str = "auto",
     show: bool = True,
     starts: Mapping[str, dict] | None = None,
@@ -83,7 +83,7 @@ class Pack:
     def __init__(
         self,
         pack: Sequence[RunConfig],
-        progress: Progress,
+        progress: WorkInProgress,
         device: str = "auto",
         starts: Mapping[str, dict] | None = None,
     ):
