@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import numpy as np
@@ -288,6 +289,31 @@ def test_editing_ones_own_rule_changes_the_key(monkeypatch):
     assert own_key(monkeypatch, half) == own_key(monkeypatch, half_again)
     assert own_key(monkeypatch, closing(0.5)) == own_key(monkeypatch, closing(0.5))
     assert own_key(monkeypatch, half) != own_key(monkeypatch, half, name="by another name")
+
+
+SHARE = 1.0
+
+
+def scaled(weight):
+    return SHARE * weight
+
+
+def test_editing_what_ones_own_rule_reads_or_calls_changes_the_key(monkeypatch):
+    def rule(lost):
+        return scaled(lost)
+
+    first = own_key(monkeypatch, rule)
+    monkeypatch.setitem(globals(), "SHARE", 0.0)
+    second = own_key(monkeypatch, rule)
+    monkeypatch.setitem(globals(), "scaled", lambda weight: weight)
+    third = own_key(monkeypatch, rule)
+    assert len({first, second, third}) == 3
+
+
+def test_a_rule_that_holds_what_cannot_be_compared_is_refused_by_name(monkeypatch):
+    lock = threading.Lock()
+    with pytest.raises(ConfigError, match="'lock' in recovery 'mine' is a lock"):
+        own_key(monkeypatch, lambda lost: lock)
 
 
 def test_what_ones_own_rule_keeps_changes_the_key(monkeypatch):

@@ -35,7 +35,9 @@ def test_every_room_is_in_the_contract():
     assert [room for room in sorted(rooms - {"__init__"}) if f"swarmbook.{room}" not in contract] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "lib").rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "lib").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT / "lib"))
+)
 def test_every_module_says_what_it_holds(path):
     assert (ast.get_docstring(ast.parse(path.read_text())) or "TODO") != "TODO"
 

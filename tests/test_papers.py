@@ -284,3 +284,15 @@ def test_claims_and_the_library_agree():
     claims = pytest.importorskip("swarmbook.analysis.claims")
     assert claims.MIMETYPE == MIMETYPE
     assert (claims.HOLDS, claims.FAILS, claims.UNDECIDED) == papers.VERDICTS
+
+
+def test_values_reach_the_notebook_as_they_are_or_are_refused(toy):
+    """papermill writes a tuple as text, and NaN as what is no JSON."""
+    paper = papers.read_paper(toy("toy", ("betas = None\n", "")))
+    tuples = {"seeds": (2, 3)}
+    assert papers.checked(paper, tuples) == {"seeds": [2, 3]}
+    for value in (float("nan"), float("inf"), "nan"):
+        with pytest.raises(UsageError, match="rate of toy is 0.1 by default.*cannot hold it"):
+            papers.checked(paper, {"rate": value})
+    with pytest.raises(UsageError, match="seeds of toy"):
+        papers.checked(paper, {"seeds": {1, 2}})

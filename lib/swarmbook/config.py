@@ -26,7 +26,8 @@ from swarmbook.methods.model_size import Shape
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.routing import ROUTES, fields_of
 from swarmbook.methods.sync import SYNCS
-from swarmbook.records.keys import code_of, key_of
+from swarmbook.records.fingerprint import fingerprint_of
+from swarmbook.records.keys import key_of
 
 NUMERICS = 1
 
@@ -209,18 +210,23 @@ class RunConfig(BaseModel):
     def key(self) -> str:
         """The name of the result: a hash of configuration, data, `NUMERICS`, and the code of a user's own rules.
 
-        Of a user's own route, sync, matching, recovery or measurement the code of the function itself counts, not that
-        of the functions that it calls.
+        A user's own route, sync, matching, recovery or measurement counts with the helpers that it calls, the globals
+        that it reads and the state of objects; `swarmbook.records.fingerprint` says how. ConfigError names what cannot
+        be compared with that of another process, such as an open file.
         """
         strategy, method = RULES[self.recovery], SYNCS[self.sync]
         named = {"route": ROUTES[self.route], "matching": MATCHINGS[self.matching]}
         named |= {f"probe {name}": MEASUREMENTS[name] for name in self.measurements}  # "probe" is in old keys
-        own = {name: code_of(part) for name, part in named.items() if not part.__module__.startswith("swarmbook.")}
+        own = {
+            name: fingerprint_of(part, name)
+            for name, part in named.items()
+            if not part.__module__.startswith("swarmbook.")
+        }
         if strategy != recovery.OURS.get(self.recovery):
-            own["recovery"] = code_of(strategy.rule)
+            own["recovery"] = fingerprint_of(strategy.rule, f"recovery {self.recovery!r}")
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
         if method != sync.OURS.get(self.sync):
-            own["sync"] = code_of(method.rule)
+            own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(

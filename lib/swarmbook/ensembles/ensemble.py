@@ -24,7 +24,7 @@ from swarmbook.data import batches, tokenization
 from swarmbook.errors import ConfigError
 from swarmbook.methods.consistency import ARCHITECTURE
 from swarmbook.records.computed import computed
-from swarmbook.records.keys import code_of
+from swarmbook.records.fingerprint import fingerprint_of
 from swarmbook.runs import final_states
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ class Ensemble(BaseModel):
         """Everything that its numbers depend on, in the form that `swarmbook.records.computed.computed` takes."""
         tokenizer = self.experts[0].tokenizer
         rules = {**PRIORS, **AVERAGES}
-        own = {name: code_of(rule) for name, rule in rules.items() if not rule.__module__.startswith("swarmbook.")}
+        own = {
+            name: fingerprint_of(rule, name)
+            for name, rule in rules.items()
+            if not rule.__module__.startswith("swarmbook.")
+        }
         return {
             "ensemble": self.model_dump(mode="json", exclude={"experts"}),
             "experts": [expert.key for expert in self.experts],
@@ -101,7 +105,10 @@ def posterior(log_p: np.ndarray, prior: np.ndarray) -> np.ndarray:
 
     log_p: their log-probabilities of the targets [k, N, T]. prior: their weights [k] at the start of a sequence.
     """
-    past = np.cumsum(log_p, -1) - log_p
+    total = np.cumsum(log_p, -1)
+    before = np.concatenate([np.zeros_like(total[..., :1]), total[..., :-1]], -1)
+    with np.errstate(invalid="ignore"):  # where a target is impossible, infinity less infinity is no number
+        past = np.where(np.isneginf(log_p), before, total - log_p)
     with np.errstate(divide="ignore"):  # an expert without prior stays without weight
         return softmax(np.log(prior)[:, None, None] + past, axis=0)
 
