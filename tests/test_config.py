@@ -462,3 +462,24 @@ def test_choose_names_the_profiles():
 def test_reading_recorded_runs_needs_no_torch():
     code = "import sys, swarmbook.runs, swarmbook.analysis.claims; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"steps": 20, "warmup": 30}, "warmup=30 must be at most the 20 steps"),
+        ({"steps": 20, "warmup": 15, "schedule_steps": 10}, "warmup=15 must be at most the 10 steps"),
+        ({"lr": float("inf")}, "lr=inf: .*finite"),
+        ({"lr_boost": float("inf")}, "lr_boost=inf: .*finite"),
+        ({"clip": float("inf")}, "clip=inf: .*finite"),
+        ({"outer_momentum": float("nan")}, "outer_momentum=nan"),
+        ({"sync": "NoLoCo", "replicas": 2, "group": 1, "matching": "hypercube"}, "in groups of 1: give a larger size"),
+        (
+            {"schedule": "cosine", "lr_floor": 0.0, "schedule_steps": 1, "recovery": "rollback", "failure_rate": 0.1},
+            "lr_floor=0 with schedule_steps=1 leaves no learning rate from step 1 on",
+        ),
+    ],
+)
+def test_what_would_fail_or_wait_for_ever_is_refused_at_once(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        run_config(**{**BASE, **fields})

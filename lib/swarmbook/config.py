@@ -53,7 +53,9 @@ class RunConfig(BaseModel):
     the default of a new field changes no number.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True, allow_inf_nan=False
+    )
 
     # Data
     data: str

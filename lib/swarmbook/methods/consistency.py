@@ -25,6 +25,7 @@ def check(run: Any) -> None:
     for rule, known in (("route", ROUTES), ("recovery", RULES), ("sync", SYNCS), ("matching", MATCHINGS)):
         if getattr(run, rule) not in known:
             raise ValueError(unknown(rule, getattr(run, rule), known))
+    _check_schedule(run)
     _check_failures(run)
     if run.start is not None:
         _check_start(run)
@@ -43,6 +44,20 @@ def check(run: Any) -> None:
         )
     if "own shard" in run.measurements and run.held_out < run.replicas:
         raise ValueError(f"held_out={run.held_out} must be at least replicas={run.replicas} for 'own shard'")
+
+
+def _check_schedule(run: Any) -> None:
+    """The warm-up ends within the run, and the learning rate stays above 0 where a rollback compares two of them."""
+    length = run.schedule_steps or run.steps
+    if run.warmup > length:
+        raise ValueError(f"warmup={run.warmup} must be at most the {length} steps of the schedule")
+    strategy = RULES[run.recovery]
+    ends = run.schedule == "cosine" and run.lr_floor == 0 and length < run.steps
+    if ends and strategy is not None and strategy.keeps == "run":
+        raise ValueError(
+            f"lr_floor=0 with schedule_steps={length} leaves no learning rate from step {length} on, where recovery "
+            f"{run.recovery!r} may put the run back: give lr_floor above 0 or a longer schedule"
+        )
 
 
 def _check_failures(run: Any) -> None:

@@ -46,6 +46,8 @@ def hypercube(replicas: int, step: int, rng: np.random.Generator, size: int = 2)
     Plain averaging reaches the exact mean in log(R) / log(size) steps. ConfigError unless R is a power of `size`.
     """
     _divisible("hypercube", replicas, size)
+    if size == 1 < replicas:
+        raise ConfigError(f"matching 'hypercube' cannot place {replicas} replicas in groups of 1: give a larger size")
     digits = 1
     while size**digits < replicas:
         digits += 1
