@@ -1,4 +1,7 @@
-"""TODO"""
+"""Keys: what decides the numbers of a run or table, in one spelling, and the hash of that.
+
+Serves: the names of all recorded runs and tables.
+"""
 
 import hashlib
 import json
@@ -9,7 +12,12 @@ from typing import Any
 
 
 def code_of(part: object, within: tuple = ()) -> list | str:
-    """What a function does, with its defaults and the values it closes over, without where it stands."""
+    """What a function does, as text and lists of it: its code, its defaults, and the values that it closes over.
+
+    Where it stands (file, line) does not count, nor does the code of functions that it calls.
+    part: a function, or what one consists of. within: the functions that are being described, which may refer to
+    themselves.
+    """
     if isinstance(part, FunctionType) and part not in within:
         held = [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
         held += [cell.cell_contents for cell in part.__closure__ or ()]
@@ -31,8 +39,7 @@ def code_of(part: object, within: tuple = ()) -> list | str:
 def canonical(value: Any, name: str = "payload") -> str:
     """JSON with one spelling for each value: sorted keys, no spaces, ASCII.
 
-    Raises ValueError for NaN and infinities and TypeError for what JSON does not have; the message calls the
-    value `name`.
+    Raises ValueError for NaN and infinities, and TypeError for what JSON does not have. Messages call the value `name`.
     """
 
     def check(part: Any, where: str) -> None:
