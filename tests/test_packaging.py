@@ -1,9 +1,12 @@
 """What a newcomer meets before the first line of code: dependencies, README, the CI script."""
 
 import ast
+import importlib
 import importlib.metadata
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -105,6 +108,131 @@ def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert PROJECT["version"] == swarmbook.__version__ == str(citation["version"])
     assert PROJECT["license"] == citation["license"] == "MIT"
+
+
+def test_the_citation_has_what_its_format_requires():
+    """The keys that the schema of CFF 1.2.0 requires, and of a software and its authors no others than it knows."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    for entry in (citation, *citation["references"]):
+        assert entry["title"] and entry["authors"]
+        assert all(author.keys() & {"name", "family-names"} for author in entry["authors"])
+    assert citation["message"] and all(entry["type"] == "article" for entry in citation["references"])
+    known = {"cff-version", "message", "type", "title", "version", "license", "authors", "keywords", "references"}
+    assert citation.keys() == known
+
+
+def test_urls_are_those_of_the_papers():
+    cited = {entry["url"] for entry in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]}
+    linked = {url for url in re.findall(r"https://arxiv\.org/abs/[\d.]+", README) if url}
+    assert set(PROJECT["urls"].values()) == cited == linked
+
+
+# The package outside its clone
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder of site-packages with nothing in it but swarmbook, built as a wheel without network and installed."""
+    place = tmp_path_factory.mktemp("wheel")
+    source, site = place / "source", place / "site"
+    for name, aside in {"lib": "*.egg-info", "data": "", "papers": "runs*"}.items():
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", aside))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", place, source]
+    subprocess.run(build, check=True, capture_output=True, text=True)
+    (wheel,) = place.glob("*.whl")
+    assert wheel.stat().st_size < 20e6, "a wheel of this size is slow to install: leave something in the clone"
+    install = [*pip, "install", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(install, check=True, capture_output=True, text=True)
+    return site
+
+
+def outside(installed: Path, place: Path, *command: str, **more: str) -> subprocess.CompletedProcess:
+    """Run Python in a folder that is no clone, with the installed package and no place set by the environment."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SWARMBOOK_")}
+    environment |= {"PYTHONPATH": str(installed), "SWARMBOOK_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], cwd=place, env=environment | more, capture_output=True, text=True)
+
+
+def test_a_wheel_carries_what_its_readers_need(installed):
+    share, committed = installed / "swarmbook" / "share", {path.name for path in (ROOT / "data").glob("*.parquet")}
+    assert {path.name for path in (share / "data").glob("*.parquet")} == committed
+    for name in ("data/tokenizer.json", "data/card.json", "data/LICENCES.md", "data/links.csv", "data/wan_delays.csv"):
+        assert (share / name).read_bytes() == (ROOT / name).read_bytes()
+    for paper in (ROOT / "papers").iterdir():
+        for name in (f"{paper.name}.ipynb", "published.csv", "sweep.yaml"):
+            assert (share / "papers" / paper.name / name).read_bytes() == (paper / name).read_bytes()
+    assert not list(share.rglob("runs")) and not list(share.rglob("*.py"))
+    assert (installed / "swarmbook" / "py.typed").exists()
+
+
+def test_an_installed_package_lists_its_papers_and_keeps_its_runs_here(installed, tmp_path):
+    listed = outside(installed, tmp_path, "-m", "swarmbook", "list", "--json")
+    papers = json.loads(listed.stdout)["papers"]
+    assert listed.returncode == 0 and {paper["name"] for paper in papers} == {
+        p.name for p in (ROOT / "papers").iterdir()
+    }
+    assert all(paper["runs"] == 0 and paper["claims"] for paper in papers)
+    own_method = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].replace('"steps": 100', '"steps": 2')
+    code = (
+        own_method
+        + """
+import swarmbook
+from swarmbook import RunConfig, grid, run
+base = {"data": "essay_cfi", "width": 8, "heads": 2, "sequence": 16, "steps": 2, "stages": 2, "microbatches": 1}
+assert len(run([RunConfig(**base)], show=False).final()) == 1
+print(swarmbook.__file__)
+"""
+    )
+    trained = outside(installed, tmp_path, "-c", code)
+    assert trained.stdout.endswith(f"{installed / 'swarmbook' / '__init__.py'}\n"), trained.stderr
+    assert re.search(r"^median of three +\d", trained.stdout, re.MULTILINE)
+    assert list((tmp_path / "runs" / "store").glob("*.parquet"))
+
+
+def test_an_installed_notebook_finds_the_store_where_the_command_was_given(installed, tmp_path):
+    """Its kernel runs in the folder of the notebook, which may be read-only."""
+    code = """
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+from swarmbook import locations
+from swarmbook.reproduction import execution, papers
+path = locations.papers_folder() / "toy" / "toy.ipynb"
+path.parent.mkdir()
+shown = "from swarmbook.locations import store_folder; print(store_folder())"
+cells = [new_code_cell('profile = "cpu"', metadata={"tags": ["parameters"]}), new_code_cell(shown)]
+nbformat.write(new_notebook(cells=cells), path)
+done = execution.execute(papers.read_paper(path), page=False)
+print(done.notebook, nbformat.read(done.notebook, 4).cells[-1].outputs[0].text)
+"""
+    done = outside(installed, tmp_path, "-c", code)
+    shutil.rmtree(installed / "swarmbook" / "share" / "papers" / "toy")
+    assert done.stdout.split() == [str(tmp_path / "runs/toy/toy.ipynb"), str(tmp_path / "runs/store")], done.stderr
+
+
+@pytest.mark.parametrize("command", [["verify"], ["run", "--record", "syncpcn"]])
+def test_an_installed_package_says_what_needs_a_clone(installed, tmp_path, command):
+    refused = outside(installed, tmp_path, "-m", "swarmbook", *command)
+    assert refused.returncode == 2 and "pip install -e ." in refused.stderr
+    nowhere = outside(installed, tmp_path, "-m", "swarmbook", "list", SWARMBOOK_PAPERS=str(tmp_path / "none"))
+    assert nowhere.returncode == 2 and f"no papers in {tmp_path / 'none'}" in nowhere.stderr
+
+
+def test_public_names_load_when_they_are_asked_for():
+    assert {"RunConfig", "grid", "run"} <= set(swarmbook.__all__) <= set(dir(swarmbook))
+    assert swarmbook.grid is importlib.import_module("swarmbook.config").grid
+    assert all(getattr(swarmbook, name) for name in swarmbook.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'runn'"):
+        _ = swarmbook.runn
+
+
+def test_importing_the_package_takes_no_time():
+    code = "import time; before = time.process_time(); import swarmbook; print(time.process_time() - before)"
+    seconds = [float(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout) for _ in range(5)]
+    assert min(seconds) <= 0.05
 
 
 # Rooms that compute with torch. Loading it takes longer than all else that a notebook loads whose runs are recorded.

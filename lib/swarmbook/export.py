@@ -8,12 +8,11 @@
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -23,13 +22,14 @@ from swarmbook.data import corpora, tokenization
 from swarmbook.errors import ConfigError, StoreError
 from swarmbook.locations import papers_folder
 from swarmbook.methods.model_size import Shape
-from swarmbook.records.atomic_files import replace
+from swarmbook.records.atomic_files import write_folder, writes
 from swarmbook.records.store import Record, Store, open_store
 from swarmbook.reproduction.training_time import duration
 from swarmbook.runs import config_of, final_states
 from swarmbook.training.llama import INIT_STD, NORM_EPS, ROPE_THETA
 
 MEAN = "mean"
+CURE = "Make room or make it writable, or name another folder; the weights are kept, and nothing is trained again."
 
 
 def export(
@@ -53,15 +53,16 @@ def export(
         say(plan(first))
     state = final_states([run], device)[run.key]["fleet"]
     coder = tokenization.tokenizer(run.tokenizer)
-    shape = run.shape(coder.get_vocab_size())
+    shape = run.shape(tokenization.vocabulary_of(coder))
     files = files_of(state, shape, 0 if replica is None else replica, run.sequence, coder)
     files["run.json"] = (run.model_dump_json(indent=2, exclude_defaults=True) + "\n").encode()
     files["README.md"] = card(run, open_store().get(run.key), replica).encode()
-    write(folder, files)
+    with writes(folder, CURE):
+        write_folder(folder, files)
     return folder
 
 
-def read(name: str) -> RunConfig:
+def run_named(name: str) -> RunConfig:
     """The configuration in a JSON file, or that of the recorded or finished run of this key.
 
     Raises ConfigError for a name that is neither, and for a run that this version would train otherwise.
@@ -202,11 +203,10 @@ def card(run: RunConfig, record: Record, replica: int | str | None) -> str:
     losses = record.metrics[record.metrics["metric"] == "validation loss"]["value"]
     texts = [f"- {name}: {_origin(name)}" for name in run.data.split("+")]
     provenance = [f"| {name} | {value} |" for name, value in record.provenance.items()]
+    about = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["swarmbook"])
     lines = [
         "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [swarmbook]",
+        about.to_yaml(),
         "---",
         f"# Run {run.key}, {of}",
         "",
@@ -245,19 +245,7 @@ def card(run: RunConfig, record: Record, replica: int | str | None) -> str:
         f"| key | {run.key} |",
         *provenance,
     ]
-    return "\n".join(lines) + "\n"
-
-
-def write(folder: Path, files: dict[str, bytes]) -> None:
-    """Make a folder of these files, whole or not at all."""
-    with _writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:
-            whole = Path(scratch) / folder.name
-            whole.mkdir()
-            for name, content in files.items():
-                replace(whole / name, content)
-            os.replace(whole, folder)
+    return str(ModelCard("\n".join(lines) + "\n"))
 
 
 def _check_replica(replica: int | str | None, replicas: int) -> None:
@@ -270,7 +258,7 @@ def _check_replica(replica: int | str | None, replicas: int) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    with _writing(folder):
+    with writes(folder, CURE):
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise ConfigError(f"{folder} is there already and no empty folder: name another")
         near = next(parent for parent in folder.parents if parent.exists())
@@ -278,17 +266,6 @@ def _check_folder(folder: Path) -> None:
             raise ConfigError(f"{folder} cannot be made: {near} is no folder")
         if not os.access(near, os.W_OK):
             raise StoreError(f"cannot write {folder}: make {near} writable, or name another folder")
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {folder}: {error.strerror or error}. Make room or make it writable, or name another folder; "
-            "the weights are kept, and nothing is trained again."
-        ) from error
 
 
 def _origin(source: str) -> str:

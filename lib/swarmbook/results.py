@@ -1,11 +1,14 @@
-"""TODO"""
+"""Finished runs, and the tables that are read from their records.
+
+Serves: every figure and table that is drawn from trained runs, in CheckFree, NoLoCo, SkipPipe and HDEE.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from swarmbook.config import RunConfig
+from swarmbook.config import RunConfig, by_name
 from swarmbook.errors import ConfigError
 from swarmbook.records.store import Record
 
@@ -26,14 +29,15 @@ class Runs:
 
     @property
     def axes(self) -> list[str]:
-        """The seed, and the configuration fields in which the runs differ."""
-        fields = [dict(config) for config in self.configs]
+        """The seed, and the configuration fields in which the runs differ, by their names in records."""
+        fields = [config.recorded for config in self.configs]
         return [name for name in fields[0] if name == "seed" or any(f[name] != fields[0][name] for f in fields)]
 
     def where(self, **fields) -> "Runs":
         """The runs whose configuration has these values."""
         pairs = zip(self.configs, self.records, strict=True)
-        chosen = [(c, r) for c, r in pairs if all(getattr(c, name) == value for name, value in fields.items())]
+        wanted = by_name(fields)
+        chosen = [(c, r) for c, r in pairs if all(getattr(c, name) == value for name, value in wanted.items())]
         if not chosen:
             raise ConfigError(f"no run has {fields}; there are {self.provenance()[self.axes].drop_duplicates()}")
         return Runs(*zip(*chosen, strict=True))
@@ -44,14 +48,14 @@ class Runs:
         Metrics: "validation loss", "training loss" (mean since the last row), "gradient norm" (by stage),
         "replica spread" (root mean square, over the weights, of their standard deviation over the run's replicas, if
         there are several), "failure" (one row a lost stage, 0 for the ends), "domain loss" (by domain in `label`),
-        "ledger" (by entry in `label`), and those of the probes.
+        "ledger" (by entry in `label`), and those of `swarmbook.methods.measurements`.
         """
         axes = self.axes
         parts = []
         for config, record in zip(self.configs, self.records, strict=True):
             part = record.metrics[record.metrics["metric"] == metric].drop(columns="metric")
             if len(part):
-                parts.append(part.assign(**{name: [getattr(config, name)] * len(part) for name in axes}))
+                parts.append(part.assign(**{name: [config.recorded[name]] * len(part) for name in axes}))
         columns = [*axes, "step", "stage", "label", "value"]
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -70,7 +74,7 @@ class Runs:
     def provenance(self) -> pd.DataFrame:
         """Where every run's numbers come from: key, fields in which the runs differ, versions, device, time."""
         rows = [
-            {"key": r.key, **{name: getattr(c, name) for name in self.axes}, **r.provenance}
+            {"key": r.key, **{name: c.recorded[name] for name in self.axes}, **r.provenance}
             for c, r in zip(self.configs, self.records, strict=True)
         ]
         return pd.DataFrame(rows)

@@ -35,7 +35,7 @@ class Meeting(Exchange):
         if super().size:
             super().send(copies, hops, early)
         else:
-            self.ledger.add("serial hops", hops)
+            self.costs.add("serial hops", hops)
 
 
 class SharedOuter(Outer):

@@ -3,12 +3,12 @@
 - a stage that the run's trace kills loses its weights, and its rank rebuilds it from what other ranks send to it. A
   rank whose process is killed can come back as a new one that has lost all its cells; the others repeat the step from
   the weights before it, which they still have: no weight is written until all ranks have their gradients
-- copies that a recovery relies on are kept where the stage is, and what sending them would cost is in the ledger; only
+- copies that a recovery relies on are kept where the stage is, and what sending them would cost is in its costs; only
   where processes can be replaced those of the ends, on which CheckFree+ relies, do lie with another one
 - every rank has the same table of metrics as stacked training. Losses and norms for it are summed over all ranks, which
   the methods themselves do not need
 - rank 0 keeps checkpoints and final states as stacked training does (`swarmbook.distributed.resharding`), reads those that a run begins
-  with, and measures alone what probes ask for
+  with, and takes alone the measurements that runs ask for
 """
 
 import math
@@ -32,11 +32,11 @@ from swarmbook.distributed.remote_stages import Row
 from swarmbook.distributed.schedule_1f1b import Work, works_of
 from swarmbook.distributed.stage_shard import Block
 from swarmbook.errors import TrainingError
-from swarmbook.methods.costs import ENTRIES, Ledger
+from swarmbook.methods.costs import ENTRIES, Costs
 from swarmbook.methods.recovery import RULES, Lost
 from swarmbook.methods.routing import in_order, stage_visits
 from swarmbook.methods.sync import SYNCS
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.training import packing, rebuilding, setup, trainer
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import moved
@@ -54,7 +54,7 @@ class Share:
 
     LOSE, LEARN, MEASURE = range(3)
 
-    def __init__(self, run: RunConfig, grid: Grid, peers: Peers, progress: Progress | None = None):
+    def __init__(self, run: RunConfig, grid: Grid, peers: Peers, progress: WorkInProgress | None = None):
         self.run, self.grid, self.peers, self.progress = run, grid, peers, progress
         self.started, self.seconds = time.monotonic(), 0.0
         self.begin = self.step = self.position = run.start.steps if run.start else 0
@@ -80,8 +80,8 @@ class Share:
         self.row = Row(self.block, self.adam, grid, peers)
         self.norms = torch.ones(run.replicas, run.stages + 1)  # of all cells with a recovery, else of this rank's
         self.rebuilt = np.full(self.adam.steps.shape, -1)  # [r, s + 1], the step that raised a cell's learning rate
-        self.ledger = Ledger()  # of this rank
-        self.costs = Ledger()  # of all ranks together
+        self.own_costs = Costs()  # of this rank
+        self.costs = Costs()  # of all ranks together
         self.losses: list[Tensor] = []  # of every step since the last row, summed over replicas: of all with a
         # recovery, else this rank's part
         self.rows: list[dict] = []
@@ -111,7 +111,7 @@ class Share:
             self._take_over(resharding.scatter(whole, self.grid, self.peers))
         if news:
             self.step, self.rows, costs, self.seconds = news
-            self.costs, self._first = Ledger(costs), 3 * self.step
+            self.costs, self._first = Costs(costs), 3 * self.step
             self.peers.say(f"goes on from its checkpoint at step {self.step}")
         else:
             self._take_copy()
@@ -155,7 +155,7 @@ class Share:
         loss = Passage(self.block, tokens, back=True).through(self._works[1], self.peers)
         norms = self.block.clip(run.clip)
         if self.outer:
-            self.outer.average_gradients(self.position, self.ledger)
+            self.outer.average_gradients(self.position, self.own_costs)
         if self.strategy:
             loss, norms = self._agree(loss, norms)
         self.losses.append(loss)
@@ -216,7 +216,7 @@ class Share:
         all_norms[rows, columns] = norms[:, :-1].double()
         if 0 in block.columns:
             all_norms[rows, -1] = norms[:, -1].double()
-        told = torch.cat([loss.double().view(1), self._own_costs(), all_norms.flatten()])
+        told = torch.cat([loss.double().view(1), self._own_costs_in_order(), all_norms.flatten()])
         loss, costs, norms = self.peers.sum(told).split([1, len(ENTRIES), all_norms.numel()])
         self._charge(costs)
         return loss[0], norms.view_as(all_norms).float()
@@ -234,7 +234,7 @@ class Share:
         self.step += 1
         self.position += 1
         if self.outer:
-            self.outer.step(self.position, self.ledger)
+            self.outer.step(self.position, self.own_costs)
         rebuilding.count_step(run, self.shape, stage_visits(self._cells, run.stages), self.costs)
         self._take_copy()
 
@@ -307,7 +307,7 @@ class Share:
 
         new: ranks that have lost all of theirs with their process.
         """
-        stages, costs = self.run.stages, Ledger()
+        stages, costs = self.run.stages, Costs()
         cells = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)]
         rows = [self._row("failure", 1.0, stage=(stage + 1) % (stages + 1)) for _, stage in cells]
         mine = {cell: self._lost(*cell, dying, costs) for cell in cells if self.row.holds(*cell)}
@@ -336,12 +336,12 @@ class Share:
             self.costs.add("sent on failure", self.kept["bytes"])
             self.costs.add("steps repeated", before - self.position)
 
-    def _lost(self, replica: int, stage: int, dying: np.ndarray, costs: Ledger) -> Lost:
+    def _lost(self, replica: int, stage: int, dying: np.ndarray, costs: Costs) -> Lost:
         """A lost cell that this rank holds, as its rule sees it."""
         run = self.run
         dead = frozenset(np.flatnonzero(dying[replica]).tolist())
         rng = run.rng("recovery", self.step, replica, stage)
-        lost = Lost(self.row, replica, stage, dead, self.norms, rng, run.clip, moments=run.moments, ledger=costs)
+        lost = Lost(self.row, replica, stage, dead, self.norms, rng, run.clip, moments=run.moments, costs=costs)
         kept, place = self.kept.get("fleet", {}), self.block.place(replica, stage)
         lost.kept = rebuilding.surviving_copy(self.strategy, lost, kept, place)
         return lost
@@ -353,9 +353,9 @@ class Share:
         if lost.rolled_back:
             return
         if self.peers.rank == self.grid.holders(lost.replica, lost.stage)[0]:
-            lost.ledger.add("rebuilt", 1)
+            lost.costs.add("rebuilt", 1)
             if self.strategy.covers(lost.stage, stages) and lost.kept is None:
-                lost.ledger.add("not recoverable", 1)
+                lost.costs.add("not recoverable", 1)
         if lost.boosted:
             self.rebuilt[place] = self.step
         rebuilding.set_moments(self.adam, place, lost, partial(self.row.moments, lost.replica))
@@ -378,7 +378,7 @@ class Share:
         news = self.rows, self.losses, self.norms, self.costs, self.position
         news = self.peers.tell(news, places.index(ahead))
         self.rows, self.losses, self.norms, self.costs, self.position = news
-        self.ledger = Ledger()
+        self.own_costs = Costs()
         self.step = (ahead + 1) // 3
         if new:
             self.peers.say(f"step {self.step}: rank {', '.join(map(str, new))} was lost and is replaced")
@@ -393,18 +393,18 @@ class Share:
             ahead += losing
         self.place = ahead
 
-    def _own_costs(self) -> Tensor:
+    def _own_costs_in_order(self) -> Tensor:
         """This rank's part of each of `ENTRIES`: what one row of ranks sends is counted for all replicas."""
         first = self.peers.rank < self.grid.columns
-        own = [self.ledger[name] * (first if name.startswith("sent") else self.peers.rank == 0) for name in ENTRIES]
+        own = [self.own_costs[name] * (first if name.startswith("sent") else self.peers.rank == 0) for name in ENTRIES]
         return torch.tensor(own, dtype=torch.float64, device=self.block.device)
 
     def _charge(self, entries: Tensor) -> None:
-        """Move what is in this rank's ledger, summed over all ranks in `entries`, to the costs of all."""
+        """Move what is in this rank's costs, summed over all ranks in `entries`, to the costs of all."""
         for name, amount in zip(ENTRIES, entries.tolist(), strict=True):
-            if amount or name in self.ledger:
+            if amount or name in self.own_costs:
                 self.costs.add(name, amount)
-        self.ledger = Ledger()
+        self.own_costs = Costs()
 
     def _agree_to_save(self) -> bool:
         """Whether a checkpoint is due by the clock of rank 0."""
@@ -413,7 +413,7 @@ class Share:
 
     def save(self) -> None:
         """Keep a checkpoint from which stacked training could go on as well; rank 0 writes it."""
-        self._charge(self.peers.sum(self._own_costs()))
+        self._charge(self.peers.sum(self._own_costs_in_order()))
         whole = resharding.gather(self.state(), self.grid, self.peers)
         kept = resharding.gather(self.kept, self.grid, self.peers) if self.kept else {}
         if whole:
@@ -466,19 +466,19 @@ class Share:
         return math.sqrt(float(self.peers.sum(total)) / self.shape.parameters)
 
     def finish(self) -> None:
-        """Losses on further domains, and the ledger."""
+        """Losses on further domains, and the costs of the run."""
         domains = dict.fromkeys(self.run.evaluate_on)
         rows = [self._row("domain loss", self.loss(domain), label=domain) for domain in domains]
-        self._charge(self.peers.sum(self._own_costs()))
+        self._charge(self.peers.sum(self._own_costs_in_order()))
         self.rows += rows + [self._row("ledger", amount, label=name) for name, amount in self.costs.items()]
-        if self.run.probes:
-            self._probe()
+        if self.run.measurements:
+            self._take_measurements()
 
-    def _probe(self) -> None:
-        """Rank 0 measures what probes do, in a Fleet of the whole run."""
+    def _take_measurements(self) -> None:
+        """Rank 0 takes the measurements that the run asks for, in a Fleet of the whole run."""
         self.save()
         if self.progress:
-            trainer.Pack([self.run], self.progress, str(self.peers.device)).probe()
+            trainer.Pack([self.run], self.progress, str(self.peers.device)).take_measurements()
             self.rows += self._stream()[self._streamed :]
 
     def _stream(self) -> list[dict]:

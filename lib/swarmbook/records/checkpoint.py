@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 from swarmbook.errors import StoreError
-from swarmbook.records.atomic_files import replace, save_tensors, writes
+from swarmbook.records.atomic_files import save_tensors, write, writes
 from swarmbook.records.keys import canonical, key_of
 
 
-class Progress:
+class WorkInProgress:
     """What a pack has reached: a checkpoint, and a stream of metrics that is cut back to it on resuming.
 
     Files: `pack.json` (which runs), `metrics.jsonl`, `checkpoint.json` (step, how much of the stream belongs
@@ -92,7 +92,7 @@ class Progress:
                     os.fsync(stream.fileno())
                     size = stream.tell()
                 mark = {"step": step, "bytes": size, "stream": self._digest.hexdigest()}
-                replace(self._mark, _seal({**mark, "file": name, "weights": weights}))
+                write(self._mark, _seal({**mark, "file": name, "weights": weights}))
             except OSError:
                 (self.folder / name).unlink(missing_ok=True)
                 raise

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 import swarmbook
-from swarmbook.records.store import Store, key_of, open_store
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Store, open_store
 
 
 def computed(

@@ -24,8 +24,6 @@ A training loop reads like this:
             store.wait(missing)
 """
 
-import hashlib
-import io
 import json
 import os
 import re
@@ -35,38 +33,22 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from swarmbook.errors import StoreError
 from swarmbook.locations import store_folder
-from swarmbook.records.atomic_files import replace, save_tensors, whole, writes
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.atomic_files import whole_file, write, writes
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import canonical, key_of
+from swarmbook.records.run_files import Record, decode_record, encode_record, open_state, write_state
 
-FORMAT = 1
 POLL = 0.2  # seconds between two looks at a lock that another process holds
-SEAL = b"swarmbook-sha256:"
-BLANK = b"0" * 64
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """A finished run: its metrics (one row a measurement) and where they come from."""
-
-    key: str
-    config: dict[str, Any]
-    metrics: pd.DataFrame
-    provenance: dict[str, Any]
-    path: Path
 
 
 class Store:
@@ -91,7 +73,7 @@ class Store:
         for folder in (*self.recorded, self.root):
             path = _file(folder, key)
             try:
-                record, token = _unpack(path.read_bytes(), key, path)
+                record, token = decode_record(path.read_bytes(), key, path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except PermissionError as error:
@@ -115,14 +97,14 @@ class Store:
         read back equal, to the dtype, raises ValueError. A folder that cannot be written raises StoreError.
         """
         path = _file(self.root, key)
-        data = _pack(key, config, metrics, provenance, self.token)
-        record, _ = _unpack(data, key, path)
+        data = encode_record(key, config, metrics, provenance, self.token)
+        record, _ = decode_record(data, key, path)
         try:
             pd.testing.assert_frame_equal(record.metrics, metrics, check_exact=True)
         except AssertionError as error:
             raise ValueError(f"the metrics of run {key} would not read back as they are: {error}") from error
         with writes(path), self._lock(f"{key}.write", blocking=True):
-            replace(path, data)
+            write(path, data)
         return record
 
     def state(self, key: str) -> dict[str, Any] | None:
@@ -134,13 +116,8 @@ class Store:
         path = _file(self.root / "states", key, ".pt")
         try:
             with path.open("rb") as file:
-                seal = file.read(len(BLANK))
-                if _digest(file).encode() != seal:
-                    raise ValueError(f"its {file.tell()} bytes do not match their checksum")
-                file.seek(len(BLANK))
-                header = json.loads(file.readline())
-                _check(header, key)
-                if self.token is not None and header["token"] != self.token:
+                token = open_state(file, key)
+                if self.token is not None and token != self.token:
                     return None
                 import torch
 
@@ -166,24 +143,10 @@ class Store:
         A folder that cannot be written raises StoreError.
         """
         path = _file(self.root / "states", key, ".pt")
-        header = canonical({"format": FORMAT, "key": key, "token": self.token}).encode() + b"\n"
         with writes(path), self._lock(f"{key}.write", blocking=True):
             path.parent.mkdir(exist_ok=True)
-            with whole(path) as file:
-                file.write(BLANK + header)
-                save_tensors(state, file)
-                import torch
-
-                file.seek(len(BLANK + header))
-                try:
-                    torch.load(file, map_location="meta", weights_only=True)
-                except Exception as error:
-                    what = "tensors, numbers, text, and dicts and lists of them"
-                    raise ValueError(f"torch would not read the state of run {key} back; expected {what}") from error
-                file.seek(len(BLANK))
-                seal = _digest(file)
-                file.seek(0)
-                file.write(seal.encode())
+            with whole_file(path) as file:
+                write_state(file, key, state, self.token)
 
     @contextmanager
     def claim(self, keys: Iterable[str]) -> Iterator[list[str]]:
@@ -215,7 +178,7 @@ class Store:
             time.sleep(max(POLL, 9 * (time.monotonic() - looked)))  # whoever trains needs the processor more
             looked = time.monotonic()
 
-    def progress(self, keys: Sequence[str]) -> Progress:
+    def progress(self, keys: Sequence[str]) -> WorkInProgress:
         """The work in progress of runs that are trained together; claim them first."""
         keys = sorted(keys)
         folder = self.root / self._partial / key_of({"pack": keys})
@@ -224,8 +187,8 @@ class Store:
             if found is None or (self.token is not None and found[1] != self.token):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                replace(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
-        return Progress(folder)
+                write(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
+        return WorkInProgress(folder)
 
     def packs(self, held: Sequence[str] | None = None) -> list[list[str]]:
         """Packs with unfinished runs whose training was begun: all of them, or those to resume under a claim.
@@ -254,13 +217,13 @@ class Store:
             raise StoreError(f"cannot publish {', '.join(missing)}: not in {self.root}; run them first")
         with writes(folder), self._lock("publish.write", blocking=True):
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob("*.parquet.tmp"):
+            for leftover in folder.glob("*.parquet*.tmp"):
                 leftover.unlink()
             for key, record in records.items():
                 if record.path.parent.resolve() != folder.resolve():
                     data = record.path.read_bytes()
-                    _unpack(data, key, record.path)
-                    replace(folder / record.path.name, data)
+                    decode_record(data, key, record.path)
+                    write(folder / record.path.name, data)
             if exclusive:
                 for path in folder.glob("*.parquet"):
                     if path.stem not in records:
@@ -298,7 +261,7 @@ class Store:
 
     def _clean(self) -> None:
         """Remove what killed processes left: half-written files, packs that are finished, locks."""
-        for path in (*self.root.glob("*.parquet.tmp"), *self.root.glob("states/*.pt.tmp")):
+        for path in (*self.root.glob("*.parquet*.tmp"), *self.root.glob("states/*.pt*.tmp")):
             with self._lock(f"{path.name.split('.')[0]}.write") as dead:
                 if dead:
                     path.unlink(missing_ok=True)
@@ -337,66 +300,6 @@ def _file(folder: Path, key: str, suffix: str = ".parquet") -> Path:
     if not re.fullmatch("[0-9a-f]{8,64}", key):
         raise ValueError(f"{key!r} is no key of a run; expected 8 to 64 hex digits, as key_of gives them")
     return folder / f"{key}{suffix}"
-
-
-def _pack(key: str, config: dict, metrics: pd.DataFrame, provenance: dict, token: str | None) -> bytes:
-    categories = {
-        name: {"of": list(dtype.categories), "ordered": bool(dtype.ordered)}
-        for name, dtype in metrics.dtypes.items()
-        if isinstance(dtype, pd.CategoricalDtype)
-    }
-    header = {
-        "config": json.loads(canonical(config, "config")),
-        "provenance": json.loads(canonical(provenance, "provenance")),
-        "categories": categories,
-        "format": FORMAT,
-        "key": key,
-        "token": token,
-    }
-    # Categories are stored as text: parquet has no type for them, and its own dictionaries keep that small.
-    frame = metrics.astype({name: "str" for name in categories})
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    text = [field.name for field in table.schema if pa.types.is_large_string(field.type)]
-    file = io.BytesIO()
-    options = {"use_dictionary": text, "write_statistics": False, "store_schema": False}
-    with pq.ParquetWriter(file, table.schema, compression="zstd", **options) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"swarmbook": canonical(header), "seal": SEAL + BLANK})
-    data = file.getvalue()
-    if data.count(SEAL) != 1:
-        raise ValueError(f"run {key}: config, provenance and metrics must not contain {SEAL.decode()!r}")
-    return data.replace(SEAL + BLANK, SEAL + hashlib.sha256(data).hexdigest().encode())
-
-
-def _unpack(data: bytes, key: str, path: Path) -> tuple[Record, str | None]:
-    """The record in a file's bytes, and the token it was put under; ValueError says what is wrong with it."""
-    start = data.rfind(SEAL) + len(SEAL)
-    seal = data[start : start + len(BLANK)]
-    if hashlib.sha256(data[:start] + BLANK + data[start + len(BLANK) :]).hexdigest().encode() != seal:
-        raise ValueError(f"its {len(data)} bytes do not match their checksum")
-    table = pq.ParquetFile(pa.BufferReader(data))
-    header = json.loads(table.metadata.metadata[b"swarmbook"])
-    _check(header, key)
-    frame = table.read(use_threads=False).to_pandas()
-    for name, dtype in header["categories"].items():
-        names = pd.Index(dtype["of"], dtype="str")
-        frame[name] = frame[name].astype(pd.CategoricalDtype(names, dtype["ordered"]))
-    return Record(key, header["config"], frame, header["provenance"], path), header["token"]
-
-
-def _check(header: dict, key: str) -> None:
-    if header["format"] != FORMAT:
-        raise ValueError(f"it has format {header['format']}, this version reads {FORMAT}")
-    if header["key"] != key:
-        raise ValueError(f"it holds run {header['key']} under another name")
-
-
-def _digest(file: BinaryIO) -> str:
-    """SHA-256 of the rest of a file, from where it stands."""
-    seen = hashlib.sha256()  # not hashlib.file_digest, which need not begin where a buffered file stands
-    while block := file.read(1 << 20):
-        seen.update(block)
-    return seen.hexdigest()
 
 
 def _keys_and_token(folder: Path) -> tuple[list[str], str | None] | None:

@@ -12,12 +12,13 @@ from typing import Any
 
 from swarmbook.analysis.claims import Claim
 from swarmbook.errors import NotebookError
+from swarmbook.locations import runs_folder, store_folder
 from swarmbook.records.atomic_files import write
 from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
 from swarmbook.reproduction.publishing import KERNELSPEC, html
 
 # called with: code cells done, code cells in all, figure or table, last line printed
-Progress = Callable[[int, int, str, str], None]
+OnProgress = Callable[[int, int, str, str], None]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Execution:
 
 
 def results_folder(paper: Paper, parameters: Mapping[str, Any], output: Path | None = None) -> Path:
-    """Where results go: `runs/<name>` beside the papers folder, with `-<profile>` if not the default one."""
-    output = paper.notebook.parents[2] / "runs" if output is None else Path(output).absolute()
+    """Where results go: `<name>` in `output` or the `runs_folder`, with `-<profile>` if not the default one."""
+    output = runs_folder(paper.notebook.parents[1]) if output is None else Path(output).absolute()
     profile = at(paper, parameters.get("profile")).profile
     return output / f"{paper.name}{profile and f'-{profile}'}"
 
@@ -41,7 +42,7 @@ def execute(
     parameters: Mapping[str, Any] | None = None,
     output: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     folder: Path | None = None,
     stamp: Mapping[str, Any] | None = None,
     page: bool = True,
@@ -53,13 +54,15 @@ def execute(
     fails or the kernel dies; what was executed until then is kept beside the results.
     """
     parameters = checked(paper, parameters or {})
+    # the kernel runs in the notebook's folder, where the default would be another
+    environment = {"SWARMBOOK_STORE": str(store_folder()), **(environment or {})}
     folder = folder or results_folder(paper, parameters, output)
     folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{paper.name}.failed.ipynb"
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
         partial = Path(scratch) / paper.notebook.name
         try:
-            content = _run(paper, parameters, partial, environment or {}, progress)
+            content = _run(paper, parameters, partial, environment, progress)
         except NotebookError as error:
             write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
@@ -103,7 +106,7 @@ def _run(
     parameters: Mapping[str, Any],
     target: Path,
     environment: Mapping[str, str],
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> Any:
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -181,7 +184,7 @@ def kernel_of_this_python(environment: Mapping[str, str], log: Path) -> type:
 class _Watch:
     """Follows an execution: which code cell runs, and the last line that it printed."""
 
-    def __init__(self, paper: Paper, progress: Progress | None):
+    def __init__(self, paper: Paper, progress: OnProgress | None):
         cells = json.loads(paper.notebook.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
         self.sources = ["".join(cell["source"]) for cell in code]

@@ -8,18 +8,18 @@
 - beside `<name>.ipynb` as executed at its default profile lies what was recorded at others: `<name>.<profile>.ipynb`
 """
 
-import ast
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swarmbook import errors
 from swarmbook.analysis.claims import MIMETYPE, VERDICTS, Claim
-from swarmbook.errors import NotebookError, UsageError
+from swarmbook.errors import NotebookError, UsageError, unknown
 from swarmbook.locations import papers_folder
+from swarmbook.reproduction.parameters_cell import parameters_of
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 
@@ -75,27 +75,28 @@ class Paper:
         return f"swarmbook run {self.notebook.parent.name}{self.profile and f' --profile {self.profile}'}"
 
     def parameters(self) -> dict[str, Parameter]:
-        """The parameters cell as papermill reads it; a default that is no literal stays source text."""
-        from papermill.translators import PythonTranslator
-
+        """The parameters cell; a default that is no literal stays source text. NotebookError where it is no Python."""
         cells = json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]
         tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-        found = [p for cell in tagged[:1] for p in PythonTranslator.inspect({"source": "".join(cell["source"])})]
-        return {p.name: Parameter(p.name, _literal(p.default), p.help) for p in found}
+        try:
+            found = [p for cell in tagged[:1] for p in parameters_of("".join(cell["source"]))]
+        except SyntaxError as error:
+            raise NotebookError(f"{self.notebook}: the parameters cell is no Python: {error}") from error
+        return {p.name: Parameter(*p) for p in found}
 
 
 def discover(folder: Path | None = None) -> dict[str, Paper]:
     """All papers below `folder` by name; raises NotebookError if one of the notebooks cannot be read."""
     folder = papers_folder() if folder is None else Path(folder).absolute()
     notebooks = (path for path in sorted(folder.glob("*/*.ipynb")) if path.stem == path.parent.name)
-    return {path.stem: read(path) for path in notebooks}
+    return {path.stem: read_paper(path) for path in notebooks}
 
 
 def records(folder: Path | None = None) -> dict[str, Paper]:
     """All papers by name as of `discover`, each followed by its records at other profiles."""
     found = {}
     for name, paper in discover(folder).items():
-        others = map(read, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
+        others = map(read_paper, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
         found |= {name: paper} | {other.name: other for other in others}
     return found
 
@@ -113,12 +114,12 @@ def chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
     picked = {}
     for name in names or known:
         if name not in known:
-            raise unknown("paper", name, list(known))
+            raise UsageError(unknown("paper", name, known))
         picked |= {paper.name: paper for paper in known.values() if name in (paper.name, paper.notebook.parent.name)}
     return list(picked.values())
 
 
-def read(notebook: Path) -> Paper:
+def read_paper(notebook: Path) -> Paper:
     """What the notebook says about itself, without executing anything."""
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
@@ -171,18 +172,6 @@ def label_of(cell: Mapping[str, Any]) -> str:
     return ", ".join(_labels(cell))
 
 
-def _literal(source: str) -> Any:
-    try:
-        return ast.literal_eval(source)
-    except (ValueError, SyntaxError):
-        return source
-
-
-def unknown(kind: str, name: str, valid: list[str]) -> UsageError:
-    """An error that names the valid names, and the nearest of them."""
-    return UsageError(errors.unknown(kind, name, valid))
-
-
 def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` for the paper's parameters; raises UsageError where a name, a choice or a type is wrong.
 
@@ -192,12 +181,12 @@ def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
     result = {}
     for name, value in values.items():
         if name not in parameters:
-            raise unknown(f"parameter of {paper.name}", name, list(parameters))
+            raise UsageError(unknown(f"parameter of {paper.name}", name, parameters))
         parameter = parameters[name]
         if isinstance(value, str) and parameter.choices and value not in parameter.choices:
-            raise unknown(f"{name} of {paper.name}", value, list(parameter.choices))
+            raise UsageError(unknown(f"{name} of {paper.name}", value, parameter.choices))
         try:
-            result[name] = _fitted(value, parameter.default)
+            result[name] = _fitted(_storable(value), parameter.default)
         except TypeError as error:
             raise UsageError(
                 f"parameter {name} of {paper.name} is {parameter.default!r} by default, so it takes "
@@ -206,13 +195,26 @@ def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _storable(value: Any) -> Any:
+    """The value as a notebook can hold it: tuples as lists. TypeError says what JSON and papermill do not have."""
+    if isinstance(value, (list, tuple)):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _storable(item) for name, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError("; a notebook cannot hold it")
+    if not isinstance(value, (str, int, float, type(None))):
+        raise TypeError("; give text, numbers, true or false, lists or mappings of them")
+    return value
+
+
 def _fitted(value: Any, default: Any) -> Any:
     if default is None:
         return value
     if isinstance(default, float):
         if isinstance(value, str):  # YAML 1.1 takes 1e-3 for text
             try:
-                return float(value)
+                return _storable(float(value))
             except ValueError:
                 raise TypeError from None
         if isinstance(value, int) and not isinstance(value, bool):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from swarmbook.config import RunConfig, run_config
 from swarmbook.errors import ConfigError
-from swarmbook.records.store import Record, Store, key_of
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Record, Store
 from swarmbook.reproduction.papers import Paper
 
 if TYPE_CHECKING:

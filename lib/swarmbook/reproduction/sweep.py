@@ -26,7 +26,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import swarmbook
 from swarmbook.errors import NotebookError, UsageError
+from swarmbook.locations import runs_folder
+from swarmbook.records.atomic_files import clean
 from swarmbook.records.keys import key_of
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
@@ -34,7 +37,7 @@ from swarmbook.reproduction.papers import Paper
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-OUTER = ("__main__.py", "cli.py", "provenance.py", "report.py", "sweep.py", "verify.py")  # no numbers depend on them
+OUTER = ("reproduction/", "cli.py", "__main__.py")  # of the library, what no notebook's numbers depend on
 FOUND = DONE, RESUMED, REPAIRED, OUTDATED, LEFT = "done", "resumed", "repaired", "outdated", "left"
 EXECUTED, HELD, FAILED = "executed", "held", "failed"
 
@@ -59,8 +62,8 @@ class Point:
 
 
 def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | None = None) -> list[Point]:
-    """The points of a sweep in folders below `output`, by default `runs/sweeps/<paper>-<profile>` beside `papers/`."""
-    root = paper.notebook.parents[2] / "runs" / "sweeps" if output is None else Path(output).absolute()
+    """The points of a sweep in folders `<paper>-<profile>/<point>` below `output`, by default `runs/sweeps`."""
+    root = runs_folder(paper.notebook.parents[1]) / "sweeps" if output is None else Path(output).absolute()
     notebook, code = _content(paper.notebook), version()
     found = []
     for values in parameters:
@@ -97,9 +100,9 @@ def _name(parameters: Mapping[str, Any]) -> str:
 @cache
 def version() -> str:
     """A hash of the library's code, but for the modules that no notebook's numbers depend on."""
-    root = Path(__file__).parent
+    root = Path(swarmbook.__file__).parent
     modules = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
-    return _hashed({name: path.read_bytes() for name, path in modules.items() if name not in OUTER})
+    return _hashed({name: path.read_bytes() for name, path in modules.items() if not name.startswith(OUTER)})
 
 
 def _content(notebook: Path) -> str:
@@ -178,12 +181,13 @@ def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outco
             return Outcome(point, DONE)
         for leftover in point.folder.glob(".partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        clean(point.executed)
         begun = point.folder / "begun"
         begun.touch()
         stamp = {"mark": point.mark, "parameters": point.parameters, "code": point.code}
         error = ""
         try:
-            paper = papers.read(point.notebook)
+            paper = papers.read_paper(point.notebook)
             execution.execute(paper, point.parameters, None, environment, folder=point.folder, stamp=stamp, page=False)
         except NotebookError as failure:
             error = str(failure)

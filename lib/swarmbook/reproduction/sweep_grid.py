@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarmbook.errors import UsageError
+from swarmbook.errors import UsageError, unknown
 from swarmbook.records.keys import canonical
 from swarmbook.reproduction import papers
-from swarmbook.reproduction.papers import Paper, unknown
+from swarmbook.reproduction.papers import Paper
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -88,7 +88,7 @@ def _seeded(paper: Paper, seeds: Sequence[int]) -> list[dict[str, Any]]:
     if "seed" in parameters:
         return [papers.checked(paper, {"seed": seed}) for seed in seeds]
     if "seeds" not in parameters:
-        raise unknown(f"parameter of {paper.name}", "seeds", list(parameters))
+        raise UsageError(unknown(f"parameter of {paper.name}", "seeds", parameters))
     counts = isinstance(parameters["seeds"].default, int)
     return [papers.checked(paper, {"seeds": seed + 1 if counts else [seed]}) for seed in seeds]
 
@@ -96,7 +96,7 @@ def _seeded(paper: Paper, seeds: Sequence[int]) -> list[dict[str, Any]]:
 def _default_profile(paper: Paper) -> str:
     parameters = paper.parameters()
     if "profile" not in parameters:
-        raise unknown(f"parameter of {paper.name}", "profile", list(parameters))
+        raise UsageError(unknown(f"parameter of {paper.name}", "profile", parameters))
     return parameters["profile"].default
 
 
@@ -178,7 +178,7 @@ class Sheet:
         if name == "profile":
             raise self._wrong(node, "the profile is chosen with --profile; what differs at one goes under profiles")
         if name not in self.parameters:
-            raise self._wrong(node, str(unknown(f"parameter of {self.paper.name}", name, list(self.parameters))))
+            raise self._wrong(node, unknown(f"parameter of {self.paper.name}", name, self.parameters))
         whole = _plain(node)
         if type(self.parameters[name].default) is int and (bounds := RANGE.fullmatch(str(whole))):
             values = list(range(int(bounds[1]), int(bounds[2]) + 1))
@@ -216,9 +216,9 @@ class Sheet:
             if name in entries:
                 raise self._wrong(key, f"{name} is there twice in {what}; keep one of them")
             if valid and name not in valid:
-                raise self._wrong(key, str(unknown(f"entry of {what}", name, list(valid))))
+                raise self._wrong(key, unknown(f"entry of {what}", name, valid))
             if not valid and name not in self.parameters:
-                raise self._wrong(key, str(unknown(f"parameter of {self.paper.name}", name, list(self.parameters))))
+                raise self._wrong(key, unknown(f"parameter of {self.paper.name}", name, self.parameters))
             entries[name] = value
         return entries
 

@@ -38,8 +38,9 @@ def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str
             "its folder here has the same name. A point of several seeds shows their spread in its own numbers."
         ),
         new_code_cell(
-            "import pandas as pd\n\nfrom swarmbook.reproduction import sweep\n\npd.set_option('display.max_colwidth', None)\n"
-            f"points = sweep.read({paper.name!r}, [\n{names}])\npoints.table()"
+            "import pandas as pd\n\nfrom swarmbook.reproduction import sweep_summary\n\n"
+            "pd.set_option('display.max_colwidth', None)\n"
+            f"points = sweep_summary.read_points({paper.name!r}, [\n{names}])\npoints.table()"
         ),
         new_markdown_cell("**The claims**: from the least to the greatest number over all points, and their verdicts."),
         new_code_cell("points.summary()", metadata={"tags": ["claims"]}),
@@ -51,7 +52,7 @@ def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str
     try:
         with FileLock(folder / ".collect.lock", fallback_to_soft=False):
             atomic_files.write(folder / "sweep.ipynb", nbformat.writes(new_notebook(cells=cells)).encode())
-            return execution.execute(papers.read(folder / "sweep.ipynb"), {}, None, environment, folder=folder)
+            return execution.execute(papers.read_paper(folder / "sweep.ipynb"), {}, None, environment, folder=folder)
     except OSError as error:
         raise NotebookError(_unwritten(folder, error)) from error
 
@@ -111,7 +112,7 @@ class Collected:
         return found
 
 
-def read(paper: str, names: Sequence[str], folder: Path | str = ".") -> Collected:
+def read_points(paper: str, names: Sequence[str], folder: Path | str = ".") -> Collected:
     """The points of a sweep by the names of their folders."""
     found: dict[str, tuple[dict[str, Any], tuple[Claim, ...]] | None] = {}
     for name in names:
@@ -120,7 +121,7 @@ def read(paper: str, names: Sequence[str], folder: Path | str = ".") -> Collecte
             found[name] = None
             continue
         stamp = execution.stamp_of(executed) or {}
-        found[name] = stamp.get("parameters", {}), papers.read(executed).claims
+        found[name] = stamp.get("parameters", {}), papers.read_paper(executed).claims
     return Collected(found)
 
 

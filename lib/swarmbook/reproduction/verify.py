@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,6 @@ COUNTED = ("failure", "ledger")  # metrics that follow from the configuration: t
 CLOCKED = ["seconds"]  # columns of tables that say how long a search took
 BAR = "%|"  # in the lines of a progress bar, which there are only where something is made again
 ALIKE = ("device", "torch", "threads", "compiled", "packed")  # provenance that decides how numbers are rounded
-VOLATILE = {  # in what notebooks show
-    re.compile(r"\btook \d+(\.\d+)? (ms|s|min|h)\b"): "took TIME",
-    re.compile(r"\b0x[0-9a-f]{6,}\b"): "ADDRESS",
-    re.compile(r"(/[^\s'\"<>:/]+)+/papers/"): "papers/",
-}
 
 
 @dataclass
@@ -85,7 +81,7 @@ def _apart(paper: Paper, without: Collection[str], place: Path) -> Paper:
     for path in (*home.iterdir(), *runs.glob("*.parquet")):
         if path.is_file() and path.stem not in without:
             (copy / path.relative_to(home)).symlink_to(path)
-    return papers.read(copy / paper.notebook.name)
+    return papers.read_paper(copy / paper.notebook.name)
 
 
 def _changes(paper: Paper, stored: Any, executed: Any) -> Iterator[str]:
@@ -111,9 +107,16 @@ def _shown(cell: Mapping[str, Any]) -> list[str]:
         shown += [str(sorted(claim.items())) for claim in data.get(MIMETYPE, [])]
         shown.append(output.get("ename", ""))
         lines += "\n".join(shown).splitlines()
-    for pattern, name in VOLATILE.items():
-        lines = [pattern.sub(name, line) for line in lines]
+    for pattern, name in volatile():
+        lines = [re.sub(pattern, name, line) for line in lines]
     return [line for line in lines if line.strip() and BAR not in line]
+
+
+@cache
+def volatile() -> list[tuple[str, str]]:
+    """What varies between executions, as a regular expression, and what stands for it: from nbval's file."""
+    text = Path(__file__).with_name("sanitize.cfg").read_text(encoding="utf-8")
+    return re.findall(r"^regex: (.*)\nreplace: (.*)$", text, re.MULTILINE)
 
 
 def _differences(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from swarmbook.methods.costs import Ledger
+from swarmbook.methods.costs import Costs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +34,12 @@ class Outer:
         self.delta = {name: w.new_zeros(w.shape) for name, w in kept.items()}
         self.arriving: dict[int, dict] = {}  # fragment -> when, and its new fast weights
 
-    def average_gradients(self, step: int, ledger: Ledger) -> None:
+    def average_gradients(self, step: int, costs: Costs) -> None:
         """Exchange the gradients of step `step`, counted from 0, if that is what the method does."""
         if self.method.gradients:
-            self._exchange(self.gradients, {}, {}, step, ledger)
+            self._exchange(self.gradients, {}, {}, step, costs)
 
-    def step(self, position: int, ledger: Ledger) -> None:
+    def step(self, position: int, costs: Costs) -> None:
         """After `position` steps of progress: exchange what is due, and mix in what arrives."""
         run = self.run
         if self.method.gradients:
@@ -48,7 +48,7 @@ class Outer:
             if (position - f * run.sync_every // run.fragments) % run.sync_every == 0:
                 theta = {name: w.clone() for name, w in self._fragment(self.theta, f).items()}
                 slow = self._fragment(self.phi, f), self._fragment(self.delta, f)
-                self._exchange(theta, *slow, (position - 1) // run.sync_every, ledger)
+                self._exchange(theta, *slow, (position - 1) // run.sync_every, costs)
                 self.arriving[f] = {"at": position + run.delay, "theta": theta}
         for f in [f for f, message in self.arriving.items() if message["at"] == position]:
             theta = self.arriving.pop(f)["theta"]
@@ -82,7 +82,7 @@ class Outer:
                 theta = {name: w.to(self.theta[name].device) for name, w in message["theta"].items()}
                 self.arriving[f] = {"at": message["at"], "theta": theta}
 
-    def _exchange(self, theta: "Weights", phi: "Weights", delta: "Weights", step: int, ledger: Ledger) -> None:
+    def _exchange(self, theta: "Weights", phi: "Weights", delta: "Weights", step: int, costs: Costs) -> None:
         run = self.run
         consensus = run.outer_lr if run.consensus is None else run.consensus
         tensors = [(w, phi.get(name), delta.get(name)) for name, w in theta.items()]
@@ -91,7 +91,7 @@ class Outer:
         present = run.present_at(step)
         if present is not None and not present.any():
             return
-        x = self._meeting(tensors, run.groups_at(step), *numbers, late, ledger, present)
+        x = self._meeting(tensors, run.groups_at(step), *numbers, late, costs, present)
         absent = x.absent
         for name in phi:
             theta[name][absent] = phi[name][absent]

@@ -6,17 +6,17 @@ import numpy as np
 import torch
 
 from swarmbook.config import RunConfig
-from swarmbook.methods.costs import Ledger, bytes_of
+from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.model_size import Shape, flops
 from swarmbook.methods.recovery import RULES, Lost, Strategy
 from swarmbook.methods.sync import SYNCS
 from swarmbook.training.adam import Adam
 
 
-def checkpoint_of(state: Mapping, ledger: Ledger, copy: Mapping, seconds: float) -> dict:
+def checkpoint_of(state: Mapping, costs: Costs, copy: Mapping, seconds: float) -> dict:
     """What `Pack.save` keeps of a pack of one run, given its `Pack.state` and what its strategy keeps, if anything."""
     whole = {name: state[name] for name in ("fleet", "adam", "norms", "rebuilt")}
-    position, ledgers = torch.tensor([state["position"]]), [dict(ledger)]
+    position, ledgers = torch.tensor([state["position"]]), [dict(costs)]
     whole |= {"position": position, "outers": [state["outer"]], "ledgers": ledgers, "copies": {0: copy} if copy else {}}
     return whole | {"diverged": {}, "seconds": seconds}
 
@@ -42,20 +42,20 @@ def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[i
     return {name: kept[f"layers.{name}"][:, column, row] for name in cell.weights}
 
 
-def count_step(run: RunConfig, shape: Shape, visits: int, ledger: Ledger) -> None:
+def count_step(run: RunConfig, shape: Shape, visits: int, costs: Costs) -> None:
     """Add a step's FLOPs, and the copies of a strategy that copies after every step.
 
     visits: of stages by all microbatches.
     """
     strategy, share = RULES[run.recovery], visits / (run.replicas * run.microbatches * run.stages)
-    ledger.add("training FLOPs", 3 * flops(shape, run.tokens_per_step, run.sequence, share))
+    costs.add("training FLOPs", 3 * flops(shape, run.tokens_per_step, run.sequence, share))
     if strategy is None or not strategy.always or not strategy.holders:
         return
     held = shape.parameters if strategy.keeps == "stages" else shape.ends_parameters
-    ledger["stored"] = 4 * run.replicas * len(strategy.holders) * held
-    ledger.add("sent in training", ledger["stored"])
+    costs["stored"] = 4 * run.replicas * len(strategy.holders) * held
+    costs.add("sent in training", costs["stored"])
     if strategy.forwards:
-        ledger.add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
+        costs.add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
 
 
 def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
@@ -100,5 +100,5 @@ def set_moments(
         for name, pair in adam.moments(*place).items():
             for k, moment in enumerate(pair):
                 moment.copy_(sum(source[name][k] for source, _ in sources) / len(sources))
-                cell.ledger.add("sent on failure", len(sources) * bytes_of({name: moment}))
+                cell.costs.add("sent on failure", len(sources) * bytes_of({name: moment}))
         adam.steps[place] = min(steps for _, steps in sources)

@@ -1,7 +1,7 @@
 """Training: one pack of runs in one Fleet, step by step, from nothing or from where it was killed.
 
-Runs that differ only in seed, route, sync, recovery, failure rate or probes share a Fleet: each keeps its own weights,
-batches, failures and learning rates, and its numbers are those it would have alone, to rounding. Within a step, in
+Runs that differ only in seed, route, sync, recovery, failure rate or measurements share a Fleet: each keeps its own
+weights, batches, failures and learning rates, and its numbers are those it would have alone, to rounding. Within a step, in
 the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches, one
 clip per (replica, stage), one Adam step; at last replicas exchange what is due.
 """
@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from swarmbook.config import RunConfig
 from swarmbook.data import tokenization as data
-from swarmbook.methods.costs import Ledger
-from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.costs import Costs
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES, Lost
 from swarmbook.methods.routing import side_by_side, stage_visits
 from swarmbook.methods.sync import SYNCS
-from swarmbook.records.store import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import device_of
 from swarmbook.training.fleet import Fleet
@@ -36,7 +36,7 @@ CHECKPOINT_SECONDS = 60.0
 
 def train(
     pack: Sequence[RunConfig],
-    progress: Progress,
+    progress: WorkInProgress,
     device: str = "auto",
     show: bool = True,
     starts: Mapping[str, dict] | None = None,
@@ -83,7 +83,7 @@ class Pack:
     def __init__(
         self,
         pack: Sequence[RunConfig],
-        progress: Progress,
+        progress: WorkInProgress,
         device: str = "auto",
         starts: Mapping[str, dict] | None = None,
     ):
@@ -115,7 +115,7 @@ class Pack:
         self.outers = [
             Outer(run, self.fleet, self.replicas(i)) if SYNCS[run.sync] else None for i, run in enumerate(pack)
         ]
-        self.ledgers = [Ledger() for _ in pack]
+        self.costs = [Costs() for _ in pack]
         self.copies: dict[int, dict] = {}  # run -> what its strategy keeps, taken every `keep_every` steps
         self.losses: list[torch.Tensor] = []
         self.diverged: dict[int, str] = {}
@@ -145,7 +145,7 @@ class Pack:
         self.losses.append(self.fleet.gradients(np.concatenate(tokens), self._cells(), self.at_once))
         self.norms = self.fleet.clip(self.runs[0].clip)
         for i, outer in self._outers():
-            outer.average_gradients(int(self.position[i]), self.ledgers[i])
+            outer.average_gradients(int(self.position[i]), self.costs[i])
         rate = self.rate(self.step)
         self.adam.lr_scale[:] = self._lr_scale(rate)
         self.adam.step(rate)
@@ -154,9 +154,9 @@ class Pack:
         self.position += 1
         self.trained += self.tokens_per_step
         for i, outer in self._outers():
-            outer.step(int(self.position[i]), self.ledgers[i])
+            outer.step(int(self.position[i]), self.costs[i])
         for i in range(len(self.runs)):
-            count_step(self.runs[i], self.fleet.shape, self.visits[i], self.ledgers[i])
+            count_step(self.runs[i], self.fleet.shape, self.visits[i], self.costs[i])
             self._keep_copies(i)
 
     def log(self) -> None:
@@ -185,22 +185,22 @@ class Pack:
             self._record("gradient norm", norms.tolist(), stage=s + 1)
 
     def finish(self) -> None:
-        """What is measured at the end: losses on further domains, the ledger, and the probes that runs ask for."""
+        """What is measured at the end: losses on further domains, costs, and the measurements that were asked for."""
         for domain, tokens in self.further.items():
             losses = self.validation_loss(tokens=tokens)
             asked = [loss if domain in run.evaluate_on else None for run, loss in zip(self.runs, losses, strict=True)]
             self._record("domain loss", asked, label=domain)
         for i in self.healthy:
-            for name, amount in self.ledgers[i].items():
+            for name, amount in self.costs[i].items():
                 self._row(i, "ledger", amount, label=name)
-        self.probe()
+        self.take_measurements()
 
-    def probe(self) -> None:
-        """What the probes measure that runs ask for."""
-        for name in dict.fromkeys(name for run in self.runs for name in run.probes):
-            asking = [i for i in self.healthy if name in self.runs[i].probes]
+    def take_measurements(self) -> None:
+        """The measurements that runs ask for, by the functions of `swarmbook.methods.measurements`."""
+        for name in dict.fromkeys(name for run in self.runs for name in run.measurements):
+            asking = [i for i in self.healthy if name in self.runs[i].measurements]
             if asking:
-                for i, metric, stage, label, value in PROBES[name](self, asking):
+                for i, metric, stage, label, value in MEASUREMENTS[name](self, asking):
                     self._row(i, metric, value, stage, label)
 
     def replicas(self, i: int) -> range:
@@ -224,13 +224,13 @@ class Pack:
         run, replica = self.runs[i], row - self.replicas(i)[0]
         rng = run.rng("recovery", self.step, replica, stage)
         lost = Lost(self.fleet, row, stage, dead or frozenset({stage}), self.norms, rng, run.clip)
-        lost.moments, lost.ledger = run.moments, self.ledgers[i]
+        lost.moments, lost.costs = run.moments, self.costs[i]
         return lost
 
     def rebuild(self, i: int, row: int, stage: int, dead: frozenset[int], rule: str) -> None:
-        """Write the weights of a lost stage by a rule that keeps no copies, and nothing else: for probes."""
+        """Write the weights of a lost stage by a rule that keeps no copies, and nothing else: for measurements."""
         lost = self.lost(i, row, stage, dead)
-        lost.ledger = Ledger()
+        lost.costs = Costs()
         RULES[rule].rule(lost)
 
     def state(self, i: int) -> dict:
@@ -253,7 +253,7 @@ class Pack:
             "rebuilt": torch.from_numpy(self.rebuilt),
             "position": torch.from_numpy(self.position),
             "outers": [outer.state_dict() if outer else None for outer in self.outers],
-            "ledgers": [dict(ledger) for ledger in self.ledgers],
+            "ledgers": [dict(costs) for costs in self.costs],
             "copies": self.copies,
             "diverged": self.diverged,
             "seconds": self.seconds + time.monotonic() - self.started,
@@ -290,9 +290,9 @@ class Pack:
             if cell.rolled_back:
                 self._roll_back(i)
                 return
-            cell.ledger.add("rebuilt", 1)
+            cell.costs.add("rebuilt", 1)
             if strategy.covers(cell.stage, stages) and cell.kept is None:
-                cell.ledger.add("not recoverable", 1)
+                cell.costs.add("not recoverable", 1)
             if cell.boosted:
                 self.rebuilt[cell.replica, cell.stage] = self.step
             set_moments(self.adam, (cell.replica, cell.stage), cell, partial(self._moments, cell.replica))
@@ -311,16 +311,16 @@ class Pack:
         copy = self.state(i) if strategy.keeps == "run" else {"fleet": self.fleet.state_dict(list(self.replicas(i)))}
         size = copied_bytes(copy, strategy)
         self.copies[i] = copy | {"bytes": size}
-        self.ledgers[i]["stored"] = max(self.ledgers[i]["stored"], size)
+        self.costs[i]["stored"] = max(self.costs[i]["stored"], size)
         if self.step > self.begin:  # initial weights follow from a seed
-            self.ledgers[i].add("sent in training", size)
+            self.costs[i].add("sent in training", size)
 
     def _roll_back(self, i: int) -> None:
         """Put run i back to its last copy: weights, moments, and place in the data."""
         before = int(self.position[i])
         self._take_over(i, self.copies[i])
-        self.ledgers[i].add("sent on failure", self.copies[i]["bytes"])
-        self.ledgers[i].add("steps repeated", before - int(self.position[i]))
+        self.costs[i].add("sent on failure", self.copies[i]["bytes"])
+        self.costs[i].add("steps repeated", before - int(self.position[i]))
 
     def _take_over(self, i: int, state: dict) -> None:
         rows = list(self.replicas(i))
@@ -391,7 +391,7 @@ class Pack:
         self.adam.load_state_dict(state["adam"])
         self.norms, self.diverged = state["norms"], state["diverged"]
         self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
-        self.ledgers, self.copies = [Ledger(entries) for entries in state["ledgers"]], state["copies"]
+        self.costs, self.copies = [Costs(entries) for entries in state["ledgers"]], state["copies"]
         self.seconds, self.step = state["seconds"], step
         for i, outer in self._outers():
             outer.load_state_dict(state["outers"][i])
