@@ -18,10 +18,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import swarmbook
+from swarmbook.analysis import claims
+from swarmbook.reproduction import papers
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")] if path.parent.name != "runs")
 
 
 def by_name(requirements: list[str]) -> dict[str, Requirement]:
@@ -310,44 +313,87 @@ def test_ci_takes_its_commands_from_the_readme(name):
     assert (done.returncode, done.stdout) == (0, command(name))
 
 
-def anchor(heading: str) -> str:
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(
-    "page", sorted(p.relative_to(ROOT) for p in [*ROOT.glob("*.md"), *ROOT.glob("data/*.md")]), ids=str
-)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_no_dead_links(page):
     """Links within the clone; those that lead elsewhere are not followed."""
-    text = (ROOT / page).read_text()
-    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL))
     dead = []
     for link in links:
         if re.match(r"[a-z]+:", link):
             continue
-        target, _, fragment = link.partition("#")
-        if target and not (ROOT / page).parent.joinpath(target).exists():
-            dead.append(link)
-        if not target and fragment not in anchors:
+        name, _, fragment = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        if not target.exists() or (fragment and fragment not in anchors(target)):
             dead.append(link)
     assert not dead
 
 
-def test_the_readmes_own_methods_run_as_they_stand(tmp_path):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-    environment = {**os.environ, "SWARMBOOK_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
+BLOCKS = {page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL) for page in PAGES}
+SHOWN = {  # by page what its blocks print, among other lines
+    "README.md": [r"CheckFree +\d", r"median of three +\d"],
+    "lib/README.md": [r"DiLoCo +\d", r"signs +\d", r"code_go +\d", r"[\d.]+ [\d.]+ [\d.]+$", r"\['Refunded'"],
+    "data/README.md": [],
+}
+
+
+def test_every_page_with_blocks_of_python_is_run():
+    assert {str(page) for page, blocks in BLOCKS.items() if blocks} == set(SHOWN)
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_the_blocks_of_a_page_run_as_they_stand(page, tmp_path):
+    code = "\n".join(BLOCKS[Path(page)])
+    for long, short in {'"steps": 100': '"steps": 10', "steps=100": "steps=10", "200_000": "2_000"}.items():
+        code = code.replace(long, short)
+    environment = os.environ | {"SWARMBOOK_STORE": str(tmp_path / "store"), "HF_HOME": str(tmp_path / "hub")}
+    place = ROOT if page == "data/README.md" else tmp_path  # that page names files of the clone
     done = subprocess.run(
-        [sys.executable, "-c", code.replace('"steps": 100', '"steps": 10')],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        cwd=place, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name in ("CheckFree", "median of three", "DiLoCo", "signs"):
-        assert re.search(rf"^{name} +\d", done.stdout, re.MULTILINE), name
+    for line in SHOWN[page]:
+        assert re.search(f"^{line}", done.stdout, re.MULTILINE), line
 
 
-def test_nothing_is_left_to_do_in_the_readme():
-    assert "TODO" not in README
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_nothing_is_left_to_do_in_a_page(page):
+    assert "TODO" not in (ROOT / page).read_text()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_readme_counts_the_claims_of_the_committed_notebooks():
+    said, counted = {}, {}
+    row = r"\(papers/(\w+)/\w+\.ipynb\) \| (\d+) of (\d+) \((\d+) do not, (\d+) undecided\)"
+    for name, *numbers in re.findall(row, README):
+        said[name] = [int(number) for number in numbers]
+    for paper in papers.records(ROOT / "papers").values():
+        if not paper.profile:
+            verdicts = [claim.verdict for claim in paper.claims]
+            holds, fails, undecided = (verdicts.count(verdict) for verdict in claims.VERDICTS)
+            counted[paper.name] = [holds, len(verdicts), fails, undecided]
+    assert said == counted
+    holds, every, fails, undecided = (sum(numbers) for numbers in zip(*counted.values(), strict=True))
+    assert f"judge {every} claims, the papers' and our own: {holds} hold, {fails} do not hold, and {undecided} are" in README
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("findings/*.sh")), ids=lambda path: path.name)
+def test_a_finding_keeps_the_form(script):
+    """It is listed, pins what it installs, cleans up, and knows nothing of swarmbook. None is executed here."""
+    text = script.read_text()
+    assert os.access(script, os.X_OK) and subprocess.run(["bash", "-n", script]).returncode == 0
+    assert f"({script.name})" in (ROOT / "findings" / "README.md").read_text()
+    installed = re.findall(r"pip install -q ([^#\n]+)", text)
+    assert installed and all("==" in package for line in installed for package in line.split())
+    assert "mktemp -d" in text and "trap 'rm -rf \"$place\"' EXIT" in text and "swarmbook" not in text
 
 
 def test_the_readme_names_every_paper_that_there_is():
