@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swarmbook.methods.model_size import Shape
 from swarmbook.training import llama
-from swarmbook.training.cuda_graph import Replay
+from swarmbook.training.cuda_graph import GraphedCall
 from swarmbook.training.device import compilable, device_of, keep_freed_memory, moved, precision_of
 from swarmbook.training.execution_plan import Group, plan
 
@@ -67,7 +67,7 @@ class Fleet:
         self._plans: OrderedDict[tuple, list[Group]] = OrderedDict()
         self._views: dict[tuple, dict[str, Tensor]] = {}
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
-        self._replay = Replay(self.device)
+        self._graphed = GraphedCall(self.device)
         steps = (llama.layer, llama.layer_backward, llama.cross_entropy_backward)
         self._layer, self._layer_backward, self._cross_entropy_backward = (
             map(llama.Compiled, steps) if self.compiled else steps
@@ -141,7 +141,7 @@ class Fleet:
         if 6 * self.shape.parameters * self.replicas * M * B * T > _GRAPH[self.device.type]:
             return pass_over(tokens)
         key = tokens.shape, at_once, None if cells is None else np.asarray(cells).tobytes()
-        return self._replay(key, pass_over, tokens, self._plans.values())
+        return self._graphed(key, pass_over, tokens, self._plans.values())
 
     def _accumulate(self, tokens, cells, count, first):
         """Write (the first time) or add the gradients of some microbatches; their share of the mean over `count`."""

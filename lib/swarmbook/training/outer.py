@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 from swarmbook.methods.sync import SYNCS, Exchange
 
 
-class Outer:
+class OuterOptimizer:
     """The outer optimizer of one run: its slow weights and buffers, and what is on its way between its replicas.
 
     rows: where the run's replicas are in the fleet. Fragment f of F holds the stages f, f + F, ... and the last one

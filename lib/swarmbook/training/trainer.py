@@ -26,7 +26,7 @@ from swarmbook.records.store import Progress
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import device_of
 from swarmbook.training.fleet import Fleet
-from swarmbook.training.outer import Outer
+from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.packing import COMPILE_FLOPS, _fitting, expected_flops
 from swarmbook.training.rebuilding import boosted, copied_bytes, count_step, set_moments, surviving_copy, why_diverged
 from swarmbook.training.setup import batches_of, held_out_of, rate_of, versions, weight_seeds
@@ -113,7 +113,7 @@ class Pack:
         self.visits = [run.replicas * run.microbatches * run.stages for run in pack]  # of stages, in a step
         self.position = np.full(len(pack), self.step)  # steps of progress; behind `step` after a rollback
         self.outers = [
-            Outer(run, self.fleet, self.replicas(i)) if SYNCS[run.sync] else None for i, run in enumerate(pack)
+            OuterOptimizer(run, self.fleet, self.replicas(i)) if SYNCS[run.sync] else None for i, run in enumerate(pack)
         ]
         self.ledgers = [Ledger() for _ in pack]
         self.copies: dict[int, dict] = {}  # run -> what its strategy keeps, taken every `keep_every` steps
@@ -341,7 +341,7 @@ class Pack:
         self.fleet.load_state_dict(weights, rows)
         self._round()
         if self.outers[i]:
-            self.outers[i] = Outer(self.runs[i], self.fleet, self.replicas(i))
+            self.outers[i] = OuterOptimizer(self.runs[i], self.fleet, self.replicas(i))
 
     def _round(self) -> None:
         """Round the weights and moments of runs that store them in bfloat16."""
@@ -369,7 +369,7 @@ class Pack:
         self.visits = [stage_visits(cells, stages) for cells in routes]
         return side_by_side(routes, stages)
 
-    def _outers(self) -> Iterator[tuple[int, Outer]]:
+    def _outers(self) -> Iterator[tuple[int, OuterOptimizer]]:
         """The runs whose replicas exchange anything."""
         return ((i, outer) for i, outer in enumerate(self.outers) if outer)
 
