@@ -16,8 +16,6 @@ from torch import Tensor
 from swarmbook.distributed.communicator import Communicator
 from swarmbook.distributed.schedule_1f1b import PipelineTask, perform
 from swarmbook.distributed.stage_shard import StageShard
-from swarmbook.training import fleet, llama
-from swarmbook.training.execution_plan import Visit
 
 
 class PipelineExecutor:
@@ -45,9 +43,7 @@ class PipelineExecutor:
         perform(tasks, lambda task, given: getattr(self, task.kind)(task, given), like, comm)
         for r, parts in self._entered.items():
             tokens, dx = (torch.cat(part) for part in zip(*parts, strict=True))
-            vocabulary = self.shard.shape.vocabulary
-            table = torch.ops.aten.embedding_dense_backward(dx, tokens, vocabulary, -1, False)
-            self.shard.outer_gradients["embedding"][r].copy_(table)
+            self.shard.embedding_backward(slice(r, r + 1), tokens[None], dx, first=True)
         return self.loss_here
 
     def embed(self, task: PipelineTask, _: None) -> Tensor:
@@ -56,47 +52,42 @@ class PipelineExecutor:
         return torch.nn.functional.embedding(self._inputs(task), self.shard.outer["embedding"][r])[None]
 
     def forward(self, task: PipelineTask, x: Tensor) -> Tensor:
-        shard, visit = self.shard, self._visit(task)
-        layer = shard._layer if self.back else llama.layer
-        for j in range(shard.shape.layers_per_stage):
-            x, *activations = layer(x, *shard._weights(j, visit.cells), *shard._rotary(self.length))
-            if self.back:
-                self._kept[task.path].append(activations)
-        return x
+        """One stage forward, x [1, B * T, D]; its output."""
+        kept = self._kept[task.path] if self.back else None
+        return self.shard.stage_forward(self._cell(task), x, self.length, kept, compiled=self.back)
 
     def loss(self, task: PipelineTask, x: Tensor) -> Tensor:
-        """Adds to the loss and to the gradients of norm and head; the gradient of x."""
-        r, _ = self._own(task)
-        loss, dx = self.shard._head_backward(slice(r, r + 1), x, self._targets(task), self.count, False)
+        """The loss and the gradients of norm and head, added to what is there; the gradient of x."""
+        targets = self._targets(task)
+        loss, dx = self.shard.head_backward(self._replica(task), x, targets, self.count, first=False)
         self.loss_here += loss[0]
         return dx
 
     def backward(self, task: PipelineTask, dx: Tensor) -> Tensor:
-        shard, visit = self.shard, self._visit(task)
-        for j in reversed(range(shard.shape.layers_per_stage)):
-            activations = self._kept[task.path].pop()
-            weights = shard._weights(j, visit.cells)
-            dx, *found = shard._layer_backward(dx, *activations, *weights, *shard._rotary(self.length))
-            shard._store(j, visit, found, False)
-        return dx
+        """One stage backward; the gradient of its input."""
+        return self.shard.stage_backward(self._cell(task), dx, self.length, self._kept[task.path], first=False)
 
     def unembed(self, task: PipelineTask, dx: Tensor) -> None:
+        """Keep the gradient of the embedded tokens, for one backward pass of the embedding at the end."""
         self._entered[self._own(task)[0]].append((self._inputs(task), dx[0]))
 
     def measure(self, task: PipelineTask, x: Tensor) -> None:
-        norm, head = self.shard._outer(slice(self._own(task)[0], self._own(task)[0] + 1))
-        step = max(1, fleet._BLOCK[self.shard.device.type] // self.shard.shape.vocabulary)
-        for part, targets in zip(x.split(step, 1), self._targets(task).split(step, 1), strict=True):
-            self.loss_here += llama.cross_entropy(part, norm, head, targets).sum()
+        """The loss alone, in nats, added to what is there."""
+        self.loss_here += self.shard.head_nats(self._replica(task), x, self._targets(task)).sum()
 
     def _own(self, task: PipelineTask) -> tuple[int, int]:
         """The cell as the shard counts."""
         return task.cell[0] - self.shard.rows.start, task.cell[1] - self.shard.columns.start
 
-    def _visit(self, task: PipelineTask) -> Visit:
+    def _replica(self, task: PipelineTask) -> slice:
+        r, _ = self._own(task)
+        return slice(r, r + 1)
+
+    def _cell(self, task: PipelineTask) -> slice:
+        """The flat number of the cell in the shard, as a slice."""
         r, s = self._own(task)
         cell = s * self.shard.replicas + r
-        return Visit(1, 1, slice(cell, cell + 1, 1), first=False)
+        return slice(cell, cell + 1, 1)
 
     def _inputs(self, task: PipelineTask) -> Tensor:
         return self.tokens[task.path][..., :-1].flatten()

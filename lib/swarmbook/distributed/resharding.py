@@ -7,27 +7,17 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from swarmbook.distributed.communicator import Communicator
 from swarmbook.distributed.mesh import Mesh
+from swarmbook.training.state_layout import MOMENTS, REPLICA_FIRST, WEIGHTS, Layout
 
 State = dict[str, Any]
 PIECE = 1 << 28  # bytes of a message
-
-
-class Axes(NamedTuple):
-    """Where tensors have their replicas and stages, and those of the ends, which have no stages, their replicas."""
-
-    replicas: int
-    stages: int
-    ends: int
-
-
-FLEET, ADAM, OUTER = Axes(2, 1, 0), Axes(3, 2, 1), Axes(0, 2, 0)
 
 
 def cut(state: State, mesh: Mesh, rank: int) -> State:
@@ -35,16 +25,16 @@ def cut(state: State, mesh: Mesh, rank: int) -> State:
 
     Weights of one replica are those of every replica.
     """
-    part = {**state, "fleet": _cut(state["fleet"], FLEET, mesh, rank)}
+    part = {**state, "fleet": _cut(state["fleet"], WEIGHTS, mesh, rank)}
     if "adam" in state:
-        part["adam"] = _cut(state["adam"], ADAM, mesh, rank)
+        part["adam"] = _cut(state["adam"], MOMENTS, mesh, rank)
         part["rebuilt"] = table(state["rebuilt"], mesh, rank)
     if outer := state.get("outer"):
-        slow = {name: _cut(outer[name], OUTER, mesh, rank) for name in ("phi", "delta")}
+        slow = {name: _cut(outer[name], REPLICA_FIRST, mesh, rank) for name in ("phi", "delta")}
         arriving = {}
         for f, message in outer["arriving"].items():
             stages = range(f, mesh.stages, outer["fragments"])
-            arriving[f] = {**message, "theta": _cut(message["theta"], OUTER, mesh, rank, stages)}
+            arriving[f] = {**message, "theta": _cut(message["theta"], REPLICA_FIRST, mesh, rank, stages)}
         part["outer"] = {**outer, **slow, "arriving": arriving}
     return part
 
@@ -58,17 +48,17 @@ def table(values: Tensor, mesh: Mesh, rank: int) -> Tensor:
 def joined(parts: Sequence[State], mesh: Mesh) -> State:
     """The state of a run from the parts of all ranks; of norms each has its own part or all of them."""
     first = parts[0]
-    state = {**first, "fleet": _joined([part["fleet"] for part in parts], FLEET, mesh)}
+    state = {**first, "fleet": _joined([part["fleet"] for part in parts], WEIGHTS, mesh)}
     if "adam" in first:
-        state["adam"] = _joined([part["adam"] for part in parts], ADAM, mesh)
+        state["adam"] = _joined([part["adam"] for part in parts], MOMENTS, mesh)
         state["rebuilt"] = _tables([part["rebuilt"] for part in parts], mesh)
         if first["norms"].shape != (mesh.replicas, mesh.stages + 1):
             state["norms"] = _tables([part["norms"] for part in parts], mesh)
     if outer := first.get("outer"):
         outers = [part["outer"] for part in parts]
-        slow = {name: _joined([each[name] for each in outers], OUTER, mesh) for name in ("phi", "delta")}
+        slow = {name: _joined([each[name] for each in outers], REPLICA_FIRST, mesh) for name in ("phi", "delta")}
         arriving = {
-            f: {**message, "theta": _joined([each["arriving"][f]["theta"] for each in outers], OUTER, mesh)}
+            f: {**message, "theta": _joined([each["arriving"][f]["theta"] for each in outers], REPLICA_FIRST, mesh)}
             for f, message in outer["arriving"].items()
         }
         state["outer"] = {**outer, **slow, "arriving": arriving}
@@ -94,7 +84,7 @@ def scatter(state: State | None, mesh: Mesh, comm: Communicator) -> State:
 
 
 def _cut(
-    tensors: Mapping[str, Tensor], axes: Axes, mesh: Mesh, rank: int, stages: Iterable[int] | None = None
+    tensors: Mapping[str, Tensor], layout: Layout, mesh: Mesh, rank: int, stages: Iterable[int] | None = None
 ) -> dict[str, Tensor]:
     """stages: those that the tensors have, in this order; None: all."""
     rows, columns = mesh.cells(rank)
@@ -103,9 +93,9 @@ def _cut(
     for name, tensor in tensors.items():
         kind, _, parameter = name.rpartition(".")
         if kind == "layers":
-            tensor = _narrowed(tensor, axes.replicas, rows).narrow(axes.stages, held[0] if held else 0, len(held))
+            tensor = _narrowed(tensor, layout.replicas, rows).narrow(layout.stages, held[0] if held else 0, len(held))
         elif kind == "ends" and parameter in mesh.ends(rank):
-            tensor = _narrowed(tensor, axes.ends, rows)
+            tensor = _narrowed(tensor, layout.ends, rows)
         elif kind == "ends":
             continue
         else:
@@ -119,15 +109,15 @@ def _narrowed(tensor: Tensor, axis: int, rows: range) -> Tensor:
     return tensor.repeat_interleave(len(rows), axis) if one else tensor.narrow(axis, rows.start, len(rows))
 
 
-def _joined(parts: Sequence[Mapping[str, Tensor]], axes: Axes, mesh: Mesh) -> dict[str, Tensor]:
+def _joined(parts: Sequence[Mapping[str, Tensor]], layout: Layout, mesh: Mesh) -> dict[str, Tensor]:
     whole = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         kind = name.rpartition(".")[0]
         if kind == "layers":
-            rows = [torch.cat([part[name] for part in row], axes.stages) for row in _rows(parts, mesh)]
-            whole[name] = torch.cat(rows, axes.replicas)
+            rows = [torch.cat([part[name] for part in row], layout.stages) for row in _rows(parts, mesh)]
+            whole[name] = torch.cat(rows, layout.replicas)
         elif kind == "ends":
-            whole[name] = torch.cat([part[name] for part in parts if name in part], axes.ends)
+            whole[name] = torch.cat([part[name] for part in parts if name in part], layout.ends)
         else:
             whole[name] = _tables([part[name] for part in parts], mesh)
     return whole

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     Weights = dict[str, Tensor]  # by parameter, each [N, L, S, ...]; embedding, norm and head have L = S = 1
 
 from swarmbook.methods.sync import SYNCS, Exchange
+from swarmbook.training.state_layout import REPLICA_FIRST, of_layers
 
 
 class OuterOptimizer:
@@ -112,7 +113,5 @@ class OuterOptimizer:
         ends = f == F - 1
         stages = slice((f - self.first) % F, None, F)
         return {
-            name: w[:, :, stages] if name.startswith("layers.") else w
-            for name, w in weights.items()
-            if ends or name.startswith("layers.")
+            name: w[REPLICA_FIRST.index(name, stages=stages)] for name, w in weights.items() if ends or of_layers(name)
         }

@@ -30,6 +30,7 @@ from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.packing import COMPILE_FLOPS, _fitting, expected_flops
 from swarmbook.training.rebuilding import boosted, copied_bytes, count_step, set_moments, surviving_copy, why_diverged
 from swarmbook.training.setup import batches_of, held_out_of, rate_of, versions, weight_seeds
+from swarmbook.training.state_layout import WEIGHTS
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -336,8 +337,7 @@ class Pack:
         """Begin run i with the final weights of another, of as many replicas or of one."""
         rows = list(self.replicas(i))
         if self.runs[i].branch.replicas == 1:
-            dim = {name: 2 if name.startswith("layers.") else 0 for name in weights}
-            weights = {name: w.repeat_interleave(len(rows), dim[name]) for name, w in weights.items()}
+            weights = {n: w.repeat_interleave(len(rows), WEIGHTS.replica_axis(n)) for n, w in weights.items()}
         self.fleet.load_state_dict(weights, rows)
         self._round()
         if self.outers[i]:
