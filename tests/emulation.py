@@ -7,7 +7,7 @@ from a simulation but its input.
 - a `Score` lists the tasks of one iteration, who hears of each how long after it, and in what order a node takes them
 - `score_of_plan` makes one of a SkipPipe plan, `score_of_iteration` of a CheckFree iteration
 - `rehearse` performs one on all processes together; node n is on rank n mod ranks
-- `seconds_of_works` says how long `swarmbook.distributed.__main__` takes over `swarmbook.distributed.emulated_links`
+- `seconds_of_tasks` says how long `swarmbook.distributed` takes over `swarmbook.distributed.emulated_links`
 """
 
 import heapq
@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from swarmbook.distributed.communicator import Peers
-from swarmbook.distributed.emulated_links import Links
+from swarmbook.distributed.communicator import Communicator
+from swarmbook.distributed.emulated_links import EmulatedLinks
 from swarmbook.errors import ConfigError
 from swarmbook.planning.pipeline import Pipeline, Plan
 from swarmbook.simulation.iteration_time import SCHEMES, Scheme, Workload, path
 from swarmbook.simulation.network import Network
 
 if TYPE_CHECKING:
-    from swarmbook.distributed.schedule_1f1b import Work
+    from swarmbook.distributed.schedule_1f1b import PipelineTask
 
 AHEAD = 0.2  # seconds from the word to begin until all do
 
@@ -163,12 +163,12 @@ class _Node:
     busy: bool = False
 
 
-def rehearse(score: Score, peers: Peers, pace: float = 1.0) -> np.ndarray:
+def rehearse(score: Score, comm: Communicator, pace: float = 1.0) -> np.ndarray:
     """Perform a score on all processes; start and end of each task [tasks, 2], in seconds of the score.
 
     pace: real seconds for one of the score. The clocks of all processes must be the same one: one machine.
     """
-    rank, ranks = peers.rank, peers.size
+    rank, ranks = comm.rank, comm.size
     owner = [task.node % ranks for task in score.tasks]
     inbox: queue.SimpleQueue = queue.SimpleQueue()
     coming = Counter(
@@ -177,7 +177,7 @@ def rehearse(score: Score, peers: Peers, pace: float = 1.0) -> np.ndarray:
 
     def listen(source: int, count: int) -> None:
         for _ in range(count):
-            inbox.put(peers.receive(torch.empty(2, dtype=torch.float64), source).read().tolist())
+            inbox.put(comm.receive(torch.empty(2, dtype=torch.float64), source).read().tolist())
 
     listeners = [threading.Thread(target=listen, args=item, daemon=True) for item in coming.items()]
     nodes = {
@@ -220,21 +220,21 @@ def rehearse(score: Score, peers: Peers, pace: float = 1.0) -> np.ndarray:
             if owner[then] == rank:
                 at(due, "hear", then)
             else:
-                peers.send(torch.tensor([then, due], dtype=torch.float64), owner[then])
+                comm.send(torch.tensor([then, due], dtype=torch.float64), owner[then])
         if this.opens and state.queue:
             at(now, "hear", state.queue.popleft())
         if this.alone:
             state.held += min(0, this.holds)
             at(now + pace * this.pause, "free", this.node)
 
-    begin = peers.tell(time.monotonic() + AHEAD if rank == 0 else None, 0)
+    begin = comm.broadcast(time.monotonic() + AHEAD if rank == 0 else None, 0)
     for listener in listeners:
         listener.start()
     for task, seconds in score.begin:
         if owner[task] == rank:
             at(begin + pace * seconds, "hear", task)
     while left:
-        wait = events[0][0] - time.monotonic() if events else peers.timeout
+        wait = events[0][0] - time.monotonic() if events else comm.timeout
         if wait > 0:
             try:
                 task, due = inbox.get(timeout=wait)
@@ -261,8 +261,8 @@ def rehearse(score: Score, peers: Peers, pace: float = 1.0) -> np.ndarray:
                 at(now + pace * score.tasks[which].seconds, "end", which)
     for listener in listeners:
         listener.join()
-    peers.flush()
-    peers.sum(times)
+    comm.flush()
+    comm.all_reduce(times)
     return (times.numpy() - begin) / pace
 
 
@@ -271,16 +271,18 @@ def seconds_of(score: Score, times: np.ndarray) -> float:
     return float(times[list(score.last), 1].max())
 
 
-def seconds_of_works(works: Sequence["Work"], seconds: Mapping[str, float], links: Links, size: int) -> float:
+def seconds_of_tasks(
+    tasks: Sequence["PipelineTask"], seconds: Mapping[str, float], links: EmulatedLinks, size: int
+) -> float:
     """How long one passage of a run on many processes takes, in real seconds, by its own order.
 
-    seconds: that a kind of work takes. size: bytes of each message.
+    seconds: that a kind of task takes. size: bytes of each message.
     """
     free: dict[int, float] = defaultdict(float)  # by rank
     done: dict[tuple, float] = {}
-    for work in works:  # nothing comes before what it needs
-        ready = done.get((work.path, work.place - 1), 0.0)
-        if work.source not in (None, work.rank):
-            ready += links.seconds(work.source, work.rank, size)
-        free[work.rank] = done[work.path, work.place] = max(free[work.rank], ready) + seconds[work.kind]
+    for task in tasks:  # nothing comes before what it needs
+        ready = done.get((task.path, task.place - 1), 0.0)
+        if task.source not in (None, task.rank):
+            ready += links.seconds(task.source, task.rank, size)
+        free[task.rank] = done[task.path, task.place] = max(free[task.rank], ready) + seconds[task.kind]
     return max(free.values())

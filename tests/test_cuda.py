@@ -119,11 +119,11 @@ def test_heads_too_narrow_for_flash_attention_train_as_well():
 def test_a_step_replayed_from_a_graph_is_the_step(precision, cells):
     fleet, eager = (fleet_of(precision=precision) for _ in range(2))
     for seed in range(AFTER + 3):
-        eager._replay._key = None  # never seen before
+        eager._graphed._key = None  # never seen before
         a, b = (f.gradients(batch(seed), cells) for f in (fleet, eager))
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
         assert apart(fleet, eager) < 1e-6
-        assert (fleet._replay._graph is not None) == (seed >= AFTER) and eager._replay._graph is None
+        assert (fleet._graphed._graph is not None) == (seed >= AFTER) and eager._graphed._graph is None
         for f in (fleet, eager):
             f.initialise(1, 2, seed)  # weights are written in place, and read anew
 

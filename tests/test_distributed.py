@@ -25,11 +25,11 @@ from test_resharding import assert_alike
 from swarmbook import runs
 from swarmbook.config import run_config
 from swarmbook.distributed import __main__
-from swarmbook.distributed.emulated_links import Links
-from swarmbook.distributed.mesh import Grid, grid_of, grids
-from swarmbook.distributed.schedule_1f1b import perform, works_of
-from swarmbook.distributed.stage_shard import Block
-from swarmbook.distributed.supervisor import keep_up
+from swarmbook.distributed.emulated_links import EmulatedLinks
+from swarmbook.distributed.mesh import Mesh, mesh_of, meshes
+from swarmbook.distributed.schedule_1f1b import perform, tasks_of
+from swarmbook.distributed.stage_shard import StageShard
+from swarmbook.distributed.supervisor import supervise
 from swarmbook.errors import ConfigError
 from swarmbook.methods.model_size import Shape
 from swarmbook.methods.routing import in_order
@@ -121,7 +121,7 @@ def launch(processes, arguments):
         "--master-addr=127.0.0.1",
         f"--master-port={free_port()}",
         "-m",
-        "swarmbook.distributed.__main__",
+        "swarmbook.distributed",
         *arguments,
     ]
 
@@ -186,11 +186,11 @@ def test_groups_of_cells_share_a_process(tmp_path):
     """Two processes with a stage of both replicas each, far apart; a run that diverges leaves nothing in the store."""
     config, wild = CONFIGS["shuffled"], run_config(**{**TINY, **SQUARE, "lr": 1e30})
     places = ["--places", "seven", "--pace", "0.02", "--weight", "1e4"]
-    done = torchrun(2, ["--grid", "1x2", *places, *written(tmp_path, config, wild)], tmp_path / "store")
+    done = torchrun(2, ["--mesh", "1x2", *places, *written(tmp_path, config, wild)], tmp_path / "store")
     store = Store(tmp_path / "store")
     assert done.returncode == 1 and "the loss is not finite from step 1 on" in done.stderr
     assert store.get(wild.key) is None
-    links = Links(Network.over("seven", 2), pace=0.02, weight=1e4)
+    links = EmulatedLinks(Network.over("seven", 2), pace=0.02, weight=1e4)
     size = 4 * config.batch * config.sequence * config.width
     assert links.seconds(0, 1, size) == 0.02 * links.network.seconds(0, 1, 1e4 * size) > 0.005
     assert store.get(config.key).provenance["seconds"] > 2 * config.steps * links.seconds(0, 1, size)  # there and back
@@ -228,7 +228,7 @@ def test_one_process_is_enough_and_no_run_is_trained_twice(alone, tmp_path, caps
 )
 def test_what_cannot_be_is_refused_before_anything_starts(alone, monkeypatch, tmp_path, capsys, ranks, arguments, said):
     monkeypatch.setenv("WORLD_SIZE", ranks)
-    monkeypatch.setattr(__main__, "Peers", None)  # would be called
+    monkeypatch.setattr(__main__, "Communicator", None)  # would be called
     assert __main__.main([*arguments, *written(tmp_path, CONFIGS["in order"])]) == 2
     assert said in capsys.readouterr().err
 
@@ -331,11 +331,11 @@ def test_a_killed_process_is_replaced_and_its_stages_rebuilt_while_training_goes
 FAULTS = """\
 import json, os, signal, sys
 import swarmbook.training.trainer
-from swarmbook.distributed.pipeline_executor import Passage
+from swarmbook.distributed.pipeline_executor import PipelineExecutor
 from swarmbook.distributed.communicator import LostRank
 from swarmbook.records.checkpoint import WorkInProgress
-from swarmbook.distributed.remote_stages import Row
-from swarmbook.distributed.rank_trainer import Share
+from swarmbook.distributed.remote_stages import RemoteStages
+from swarmbook.distributed.rank_trainer import RankTrainer
 swarmbook.training.trainer.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
 
 def first(fault):
@@ -348,7 +348,7 @@ def before(cls, name, step, where, fault):
     cls = globals()[cls]
     method = getattr(cls, name)
     def faulty(self, *args):
-        if now and now.peers.rank == where and now.step == step and first(f"{name} {step}"):
+        if now and now.comm.rank == where and now.step == step and first(f"{name} {step}"):
             globals()[fault]()
         return method(self, *args)
     setattr(cls, name, faulty)
@@ -359,12 +359,12 @@ def die():
 def cut():
     raise LostRank("said by the test")
 
-now, advance = None, Share.advance
+now, advance = None, RankTrainer.advance
 def noted(self):
     global now
     now = self
     advance(self)
-Share.advance = noted
+RankTrainer.advance = noted
 folder, places = sys.argv.pop(1), json.loads(sys.argv.pop(1))
 for place in places:
     before(*place)
@@ -378,23 +378,23 @@ for place in places:
             60,
             {"recovery": "CheckFree", "lost_stages": ((20, 2),)},
             [
-                ("Passage", "through", 4, 2, "die"),  # before it has its gradients
-                ("Share", "_charge", 11, 1, "cut"),  # it has them, but does not see that all have
-                ("Share", "_update", 11, 3, "die"),
-                ("Row", "dismiss", 20, 1, "die"),  # it has rebuilt what the trace killed, but not said so
+                ("PipelineExecutor", "run", 4, 2, "die"),  # before it has its gradients
+                ("RankTrainer", "_charge", 11, 1, "cut"),  # it has them, but does not see that all have
+                ("RankTrainer", "_update", 11, 3, "die"),
+                ("RemoteStages", "dismiss", 20, 1, "die"),  # it has rebuilt what the trace killed, but not said so
             ],
             ((4, 3), (12, 4), (12, 0)),  # the last process has norm and head as well
         ),
         (  # of the ends, what was lost comes back from the rank beside it
             60,
             {"recovery": "CheckFree+", "route": "swapped ends"},
-            [("Passage", "through", 6, 3, "die"), ("Passage", "through", 15, 0, "die")],
+            [("PipelineExecutor", "run", 6, 3, "die"), ("PipelineExecutor", "run", 15, 0, "die")],
             ((6, 4), (6, 0), (15, 1), (15, 0)),
         ),
         (  # while a checkpoint is gathered, and while it is written, of a run that goes on from another
             0,
             {"recovery": "CheckFree+", "route": "swapped ends", "start": run_config(**{**TINY, **ROW, "steps": 4})},
-            [("Share", "state", 7, 2, "die"), ("WorkInProgress", "save", 16, 0, "die")],
+            [("RankTrainer", "state", 7, 2, "die"), ("Progress", "save", 16, 0, "die")],
             ((7, 3), (16, 1), (16, 0)),
         ),
     ],
@@ -420,15 +420,15 @@ def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(
 CUT = """\
 import os, sys
 import swarmbook.training.trainer
-from swarmbook.distributed.rank_trainer import Share
+from swarmbook.distributed.rank_trainer import RankTrainer
 swarmbook.training.trainer.CHECKPOINT_SECONDS = 0
 first, last = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-advance = Share.advance
+advance = RankTrainer.advance
 def cut(share):
     if share.place < 3 * first or share.step == last:
         os._exit(9)
     advance(share)
-Share.advance = cut
+RankTrainer.advance = cut
 """
 
 
@@ -497,7 +497,7 @@ def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path,
 
 FORKS = """\
 import os, sys
-from swarmbook.distributed.__main__ import __main__
+from swarmbook.distributed import __main__ as distributed
 lost, folder, *arguments = sys.argv[1:]
 ranks = []
 for rank in range(4):
@@ -591,9 +591,9 @@ def test_a_process_is_replaced_as_often_as_allowed_and_only_if_it_did_not_end_by
 
         return work
 
-    assert keep_up(ends(-signal.SIGKILL, 3), 1, timeout=60) == 3
+    assert supervise(ends(-signal.SIGKILL, 3), 1, timeout=60) == 3
     assert "was ended by signal 9; 1 more may follow it" in capfd.readouterr().err
-    assert keep_up(ends(-signal.SIGSTOP, -signal.SIGTERM, 3), 1, timeout=2) == 1
+    assert supervise(ends(-signal.SIGSTOP, -signal.SIGTERM, 3), 1, timeout=2) == 1
     assert len((tmp_path / "lives").read_text()) == 2
 
 
@@ -606,35 +606,35 @@ def test_ranks_that_do_not_come_are_named(alone, monkeypatch, tmp_path, capsys):
 
 @given(st.integers(1, 6), st.integers(1, 6))
 def test_grids_are_equal_rectangles(replicas, stages):
-    for grid in grids(replicas, stages):
-        cells = {rank: grid.cells(rank) for rank in range(grid.ranks)}
+    for mesh in meshes(replicas, stages):
+        cells = {rank: mesh.cells(rank) for rank in range(mesh.ranks)}
         assert len({(len(rows), len(columns)) for rows, columns in cells.values()}) == 1
         held = Counter((r, s) for rows, columns in cells.values() for r in rows for s in columns)
         assert set(held.values()) == {1} and len(held) == replicas * stages
         for r, s in held:
-            rows, columns = cells[grid.rank(r, s)]
+            rows, columns = cells[mesh.rank(r, s)]
             assert r in rows and s in columns
-            mates = {grid.rank(other, s) for other in range(replicas)}
-            assert sorted(mates) == grid.column(grid.rank(r, s))
-    assert {grid.ranks for grid in grids(replicas, stages)} >= {1, replicas, stages, replicas * stages}
+            mates = {mesh.rank(other, s) for other in range(replicas)}
+            assert sorted(mates) == mesh.column(mesh.rank(r, s))
+    assert {mesh.ranks for mesh in meshes(replicas, stages)} >= {1, replicas, stages, replicas * stages}
 
 
 def test_as_few_stages_as_may_be_lie_apart():
     config = CONFIGS["in order"]
-    assert grid_of(config, 2) == Grid(2, 2, rows=2, columns=1)
-    assert grid_of(config, 2, wanted=(1, 2)) == Grid(2, 2, rows=1, columns=2)
+    assert mesh_of(config, 2) == Mesh(2, 2, rows=2, columns=1)
+    assert mesh_of(config, 2, wanted=(1, 2)) == Mesh(2, 2, rows=1, columns=2)
     with pytest.raises(ConfigError, match="3 processes"):
-        grid_of(config, 3)
+        mesh_of(config, 3)
 
 
 class Post:
     """Messages between threads: each reads the k-th message of another as the k-th that it asked for."""
 
-    def __init__(self, grid):
-        self.boxes = {(a, b): [] for a in range(grid.ranks) for b in range(grid.ranks)}
+    def __init__(self, mesh):
+        self.boxes = {(a, b): [] for a in range(mesh.ranks) for b in range(mesh.ranks)}
         self.news = threading.Condition()
 
-    def peers(self, rank):
+    def comm(self, rank):
         asked = Counter()
 
         def send(message, to):
@@ -660,55 +660,55 @@ class Post:
 @given(st.data())
 def test_whatever_the_route_no_rank_waits_in_a_circle_and_messages_are_not_mixed_up(data):
     R, S, M, P = (data.draw(st.integers(1, most)) for most in (3, 4, 4, 5))
-    grid = data.draw(st.sampled_from(grids(R, S)))
+    mesh = data.draw(st.sampled_from(meshes(R, S)))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     cells = np.stack([rng.integers(R, size=(P, R, M)), rng.integers(-1, S, size=(P, R, M))], -1)
     if data.draw(st.booleans()):
         cells[-1, ..., 1] = S
-    works = works_of(cells, grid, back=data.draw(st.booleans()))
-    post, done, wrong = Post(grid), [], []
+    tasks = tasks_of(cells, mesh, back=data.draw(st.booleans()))
+    post, done, wrong = Post(mesh), [], []
 
-    def do(work, given):
-        if given != ((work.path, work.place - 1) if work.place else None):
-            wrong.append((work, given))
-        done.append(work)
-        return work.path, work.place
+    def do(task, given):
+        if given != ((task.path, task.place - 1) if task.place else None):
+            wrong.append((task, given))
+        done.append(task)
+        return task.path, task.place
 
-    threads = [threading.Thread(target=perform, args=(works, do, None, post.peers(r))) for r in range(grid.ranks)]
+    threads = [threading.Thread(target=perform, args=(tasks, do, None, post.comm(r))) for r in range(mesh.ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and sorted(done, key=works.index) == works
+    assert not wrong and sorted(done, key=tasks.index) == tasks
     visits = int(((cells[..., 1] >= 0) & (cells[..., 1] < S)).sum())
-    assert Counter(work.kind for work in works)["forward"] == visits
+    assert Counter(task.kind for task in tasks)["forward"] == visits
 
 
 def test_a_stage_holds_activations_of_no_more_microbatches_than_stages_follow():
     S, M = 4, 9
-    works = works_of(in_order(1, S, M, np.random.default_rng(0)), Grid(1, S, 1, S))
+    tasks = tasks_of(in_order(1, S, M, np.random.default_rng(0)), Mesh(1, S, 1, S))
     for s in range(S):
-        steps = [{"forward": 1, "backward": -1}.get(work.kind, 0) for work in works if work.rank == s]
+        steps = [{"forward": 1, "backward": -1}.get(task.kind, 0) for task in tasks if task.rank == s]
         assert max(np.cumsum(steps)) == min(M, S - s) and sum(steps) == 0
 
 
-@pytest.mark.parametrize("grid", [grid for grid in grids(2, 4) if grid.ranks > 1])
-def test_a_rank_has_the_fleets_weights_of_its_own_cells_and_no_others(grid):
+@pytest.mark.parametrize("mesh", [mesh for mesh in meshes(2, 4) if mesh.ranks > 1])
+def test_a_rank_has_the_fleets_weights_of_its_own_cells_and_no_others(mesh):
     config = run_config(**{**TINY, "replicas": 2, "stages": 4})
     shape = Shape(stages=4, layers_per_stage=1, width=16, heads=2, hidden=32, vocabulary=50)
     seeds = [int(config.seeds("weights", r).generate_state(1)[0]) for r in range(2)]
     whole, held = Fleet(shape, seeds, "cpu", compile=False), 0
-    for rank in range(grid.ranks):
-        peers = SimpleNamespace(rank=rank, device=torch.device("cpu"))
-        block = Block(config, shape, grid, peers, compile=False)
-        rows, columns = grid.cells(rank)
+    for rank in range(mesh.ranks):
+        comm = SimpleNamespace(rank=rank, device=torch.device("cpu"))
+        shard = StageShard(config, shape, mesh, comm, compile=False)
+        rows, columns = mesh.cells(rank)
         for r in rows:
-            for name, weight in block.ends(r - rows.start).items():
+            for name, weight in shard.ends(r - rows.start).items():
                 assert torch.equal(weight, whole.ends(r)[name])
             for s in columns:
-                for name, weight in block.stage(r - rows.start, s - columns.start).items():
+                for name, weight in shard.stage(r - rows.start, s - columns.start).items():
                     assert torch.equal(weight, whole.stage(r, s)[name])
-        held += sum(weight.numel() for weight in (*block.layers.values(), *block.outer.values()))
+        held += sum(weight.numel() for weight in (*shard.layers.values(), *shard.outer.values()))
     assert held == 2 * shape.parameters
 
 

@@ -373,7 +373,7 @@ def test_loss_is_chunked_and_shared(monkeypatch):
     fleet = disturbed(fleet_of())
     tokens = batch(microbatches=5).reshape(R, 5 * B, T + 1)
     whole = fleet.loss(tokens, per_sequence=True)  # [R, N]
-    monkeypatch.setattr("swarmbook.training.fleet._BLOCK", {"cpu": 3 * T * SHAPE.vocabulary})
+    monkeypatch.setattr("swarmbook.training.stacked_stages._BLOCK", {"cpu": 3 * T * SHAPE.vocabulary})
     torch.testing.assert_close(fleet.loss(tokens, per_sequence=True), whole, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(fleet.loss(tokens), whole.mean(1), rtol=1e-6, atol=1e-6)
     shared = fleet.loss(tokens[:1], per_sequence=True)
@@ -385,7 +385,7 @@ def test_stage_by_stage_is_the_whole_model(monkeypatch):
     fleet, tokens = disturbed(fleet_of()), batch()[:, 0]  # [R, B, T + 1]
     for size in (1 << 20, 1):  # all at once; one replica and sequence at a time
         monkeypatch.setattr("swarmbook.training.fleet._GROUP", {"cpu": size})
-        monkeypatch.setattr("swarmbook.training.fleet._BLOCK", {"cpu": size})
+        monkeypatch.setattr("swarmbook.training.stacked_stages._BLOCK", {"cpu": size})
         x = fleet.embed(tokens[..., :-1])
         entered = []
         for s in range(S):
@@ -398,7 +398,7 @@ def test_stage_by_stage_is_the_whole_model(monkeypatch):
         skipped = fleet.apply(3, fleet.apply(1, entered[1]))
         route = in_order()[:, :, :1]
         route[2, ..., 1] = -1
-        wanted = fleet.loss(tokens, routing)
+        wanted = fleet.loss(tokens, route)
         torch.testing.assert_close(fleet.head_loss(skipped, tokens[..., 1:]), wanted, rtol=1e-6, atol=1e-6)
     cos, sin = llama.rotary(T, SHAPE.head_width, torch.device("cpu"))
     for r in range(R):

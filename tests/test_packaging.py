@@ -24,7 +24,9 @@ from swarmbook.reproduction import papers
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
-PAGES = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")] if path.parent.name != "runs")
+PAGES = sorted(
+    path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")] if path.parent.name != "runs"
+)
 
 
 def by_name(requirements: list[str]) -> dict[str, Requirement]:
@@ -382,7 +384,10 @@ def test_the_readme_counts_the_claims_of_the_committed_notebooks():
             counted[paper.name] = [holds, len(verdicts), fails, undecided]
     assert said == counted
     holds, every, fails, undecided = (sum(numbers) for numbers in zip(*counted.values(), strict=True))
-    assert f"judge {every} claims, the papers' and our own: {holds} hold, {fails} do not hold, and {undecided} are" in README
+    assert (
+        f"judge {every} claims, the papers' and our own: {holds} hold, {fails} do not hold, and {undecided} are"
+        in README
+    )
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("findings/*.sh")), ids=lambda path: path.name)

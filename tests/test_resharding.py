@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swarmbook.config import run_config
-from swarmbook.distributed.mesh import grids
+from swarmbook.distributed.mesh import meshes
 from swarmbook.distributed.resharding import cut, joined, table
 from swarmbook.records.store import Store
 from swarmbook.runs import run
@@ -43,20 +43,20 @@ def assert_alike(one, other, atol=0.0):
 
 
 @pytest.mark.parametrize("apart", [False, True])  # a rank that has the norms of its own cells only
-@pytest.mark.parametrize("grid", grids(4, 4))
-def test_parts_joined_are_the_whole(state, grid, apart):
+@pytest.mark.parametrize("mesh", meshes(4, 4))
+def test_parts_joined_are_the_whole(state, mesh, apart):
     assert len(state["outer"]["arriving"]) == 2
-    parts = [cut(state, grid, rank) for rank in range(grid.ranks)]
+    parts = [cut(state, mesh, rank) for rank in range(mesh.ranks)]
     if apart:
-        parts = [{**part, "norms": table(part["norms"], grid, rank)} for rank, part in enumerate(parts)]
-    assert_alike(joined(parts, grid), state)
+        parts = [{**part, "norms": table(part["norms"], mesh, rank)} for rank, part in enumerate(parts)]
+    assert_alike(joined(parts, mesh), state)
     sizes = [sum(weight.numel() for weight in part["fleet"].values()) for part in parts]
     assert sum(sizes) == sum(weight.numel() for weight in state["fleet"].values())
 
 
-@pytest.mark.parametrize("grid", grids(4, 4))
-def test_weights_of_one_replica_are_those_of_all(state, grid):
+@pytest.mark.parametrize("mesh", meshes(4, 4))
+def test_weights_of_one_replica_are_those_of_all(state, mesh):
     one = {"fleet": {name: w[:, :, :1] if "layers" in name else w[:1] for name, w in state["fleet"].items()}}
-    whole = joined([cut(one, grid, rank) for rank in range(grid.ranks)], grid)["fleet"]
+    whole = joined([cut(one, mesh, rank) for rank in range(mesh.ranks)], mesh)["fleet"]
     for name, weight in whole.items():
         torch.testing.assert_close(weight, one["fleet"][name].expand_as(state["fleet"][name]), rtol=0, atol=0)

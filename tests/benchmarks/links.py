@@ -23,13 +23,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from emulation import rehearse, score_of_iteration, score_of_plan, seconds_of, seconds_of_works  # noqa: E402
+from emulation import rehearse, score_of_iteration, score_of_plan, seconds_of, seconds_of_tasks  # noqa: E402
 from skippipe import instance  # noqa: E402
 
-from swarmbook.distributed.communicator import Peers  # noqa: E402
-from swarmbook.distributed.emulated_links import Links  # noqa: E402
-from swarmbook.distributed.mesh import Grid  # noqa: E402
-from swarmbook.distributed.schedule_1f1b import perform, works_of  # noqa: E402
+from swarmbook.distributed.communicator import Communicator  # noqa: E402
+from swarmbook.distributed.emulated_links import EmulatedLinks  # noqa: E402
+from swarmbook.distributed.mesh import Mesh  # noqa: E402
+from swarmbook.distributed.schedule_1f1b import perform, tasks_of  # noqa: E402
 from swarmbook.methods.routing import in_order  # noqa: E402
 from swarmbook.planning.pipeline import Plan
 from swarmbook.planning.planners import PLANNERS  # noqa: E402
@@ -42,7 +42,7 @@ SMALL = Workload(stages=4, replicas=1)  # as many stages as CheckFree's small mo
 Case = tuple[str, float, float, Callable[[], float]]  # name, pace, simulated seconds, one measurement of them
 
 
-def cases(peers: Peers, quick: bool) -> Iterator[Case]:
+def cases(comm: Communicator, quick: bool) -> Iterator[Case]:
     workloads = {"CheckFree, 4 stages": (SMALL, "CheckFree")}
     plans = {"SkipPipe, case S": "S"}
     if not quick:
@@ -52,52 +52,52 @@ def cases(peers: Peers, quick: bool) -> Iterator[Case]:
     for name, (workload, scheme) in workloads.items():
         network = Network.over("seven", workload.nodes)
         score = score_of_iteration(workload, network, scheme)
-        yield name, pace, simulate(workload, network, scheme).seconds, player(score, peers, pace)
+        yield name, pace, simulate(workload, network, scheme).seconds, player(score, comm, pace)
     for name, case in plans.items():
         pipeline = instance(case)
         plan = Plan(PLANNERS["shortest"](pipeline, np.random.default_rng(0)).paths)
-        yield name, pace, replay(pipeline, plan).makespan, player(score_of_plan(pipeline, plan), peers, pace)
-    yield training(peers, pace)
+        yield name, pace, replay(pipeline, plan).makespan, player(score_of_plan(pipeline, plan), comm, pace)
+    yield training(comm, pace)
 
 
-def player(score, peers: Peers, pace: float) -> Callable[[], float]:
-    return lambda: seconds_of(score, rehearse(score, peers, pace))
+def player(score, comm: Communicator, pace: float) -> Callable[[], float]:
+    return lambda: seconds_of(score, rehearse(score, comm, pace))
 
 
-def training(peers: Peers, pace: float) -> Case:
+def training(comm: Communicator, pace: float) -> Case:
     """Four stages, one a rank, and a microbatch of CheckFree's throughput experiment for each message."""
     like = torch.zeros(1, 64, 64)
     weight = Workload().activation_bytes / (like.numel() * like.element_size())
-    peers.links = links = Links(Network.over("seven", peers.size), pace, weight)
-    works = works_of(in_order(1, peers.size, 6, np.random.default_rng(0)), Grid(1, peers.size, 1, peers.size))
+    comm.links = links = EmulatedLinks(Network.over("seven", comm.size), pace, weight)
+    tasks = tasks_of(in_order(1, comm.size, 6, np.random.default_rng(0)), Mesh(1, comm.size, 1, comm.size))
     seconds = {"embed": 0.0, "forward": 0.38 * pace, "loss": 0.56 * pace, "backward": 0.76 * pace, "unembed": 0.0}
     size = like.numel() * like.element_size()
 
-    def do(work, _) -> torch.Tensor:
-        time.sleep(seconds[work.kind])
+    def do(task, _) -> torch.Tensor:
+        time.sleep(seconds[task.kind])
         return like
 
     def measure() -> float:
-        begin = peers.tell(time.monotonic() + 0.2 if peers.rank == 0 else None, 0)
+        begin = comm.broadcast(time.monotonic() + 0.2 if comm.rank == 0 else None, 0)
         time.sleep(max(0.0, begin - time.monotonic()))
-        perform(works, do, like, peers)
-        ends = torch.zeros(peers.size, dtype=torch.float64)
-        ends[peers.rank] = time.monotonic() - begin
-        return float(peers.sum(ends).max()) / pace
+        perform(tasks, do, like, comm)
+        ends = torch.zeros(comm.size, dtype=torch.float64)
+        ends[comm.rank] = time.monotonic() - begin
+        return float(comm.all_reduce(ends).max()) / pace
 
-    return "training, 4 stages", pace, seconds_of_works(works, seconds, links, size) / pace, measure
+    return "training, 4 stages", pace, seconds_of_tasks(tasks, seconds, links, size) / pace, measure
 
 
 def measure(rank: int, quick: bool) -> None:
     """What each of the four processes does."""
     os.environ["RANK"] = str(rank)
-    with Peers(torch.device("cpu"), timeout=60.0) as peers:
-        if peers.rank == 0:
+    with Communicator(torch.device("cpu"), timeout=60.0) as comm:
+        if comm.rank == 0:
             print(f"{'iteration':24} {'pace':>5} {'simulated':>10} {'measured':>9} {'least':>8} {'most':>8} {'off':>9}")
-        for name, pace, simulated, once in cases(peers, quick):
+        for name, pace, simulated, once in cases(comm, quick):
             found = sorted(once() for _ in range(3 if quick else 5))
             median = statistics.median(found)
-            if peers.rank == 0:
+            if comm.rank == 0:
                 print(
                     f"{name:24} {pace:5} {simulated:8.2f} s {median:7.2f} s {found[0]:6.2f} s {found[-1]:6.2f} s "
                     f"{100 * (median / simulated - 1):+7.2f} %",

@@ -1,7 +1,7 @@
-"""One run on many processes: `torchrun --nproc-per-node=N -m swarmbook.distributed.__main__ RUN.json`.
+"""One run on many processes: `torchrun --nproc-per-node=N -m swarmbook.distributed RUN.json`.
 
-- a `Grid` says which rank holds which cells, a `Passage` takes microbatches through them, a `Share` is one rank's part
-  in the training, a `Meeting` is what replicas exchange
+- a `Mesh` says which rank holds which cells, a `PipelineExecutor` takes microbatches through them, a `RankTrainer` is one rank's part
+  in the training, a `RankExchange` is what replicas exchange
 - everything that is drawn (weights, batches, routes, matchings) follows from the run's seed, so that all ranks draw the
   same without a message, and losses are those of the stacked Fleet to rounding
 - rank 0 has the store: it puts the finished run there, and from what it keeps of unfinished ones any number of
@@ -19,11 +19,11 @@ import torch
 
 from swarmbook.config import RunConfig
 from swarmbook.distributed import resharding
-from swarmbook.distributed.communicator import Peers, world
-from swarmbook.distributed.emulated_links import Links
-from swarmbook.distributed.mesh import Grid, grid_of
-from swarmbook.distributed.rank_trainer import Share
-from swarmbook.distributed.supervisor import keep_up
+from swarmbook.distributed.communicator import Communicator, world
+from swarmbook.distributed.emulated_links import EmulatedLinks
+from swarmbook.distributed.mesh import Mesh, mesh_of
+from swarmbook.distributed.rank_trainer import RankTrainer
+from swarmbook.distributed.supervisor import supervise
 from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.sync import SYNCS
@@ -33,54 +33,54 @@ from swarmbook.simulation.network import PLACES, Network
 from swarmbook.training.device import device_of
 
 
-def train(run: RunConfig, grid: Grid, peers: Peers, keep: bool = False) -> None:
+def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) -> None:
     """Train a run across all processes, unless it is in the store; rank 0 puts it there.
 
     keep: with the state in which it ends. What it begins with is trained before it, if that is not there.
     """
-    store = open_store() if peers.rank == 0 else None
+    store = open_store() if comm.rank == 0 else None
     store = store.keeping() if store and keep else store
-    begun = any(place is not None for place in peers.places)  # by the others; this process is new
+    begun = any(place is not None for place in comm.places)  # by the others; this process is new
     TRAIN, FINISHED, HELD = range(3)
     with store.claim([run.key]) if store else nullcontext([]) as mine:
         state = TRAIN if mine or not store else FINISHED if store.get(run.key) else HELD
-        state = state if begun else int(peers.sum(torch.tensor([state], device=peers.device)))
+        state = state if begun else int(comm.all_reduce(torch.tensor([state], device=comm.device)))
         if state == HELD:
             raise TrainingError(f"run {run.key} is being trained by another process: wait until it has finished")
         if state == FINISHED:
-            peers.say(f"run {run.key} is finished already; SWARMBOOK_FRESH=1 trains it anew")
+            comm.print_once(f"run {run.key} is finished already; SWARMBOOK_FRESH=1 trains it anew")
             return
         if not begun:
-            peers.say(f"run {run.key} over {peers.backend}: {grid}")
-        parent = None if begun else _final_state(run, store, peers)
+            comm.print_once(f"run {run.key} over {comm.backend}: {mesh}")
+        parent = None if begun else _final_state(run, store, comm)
         progress = store.progress([run.key]) if store else None
-        share = Share(run, grid, peers, progress)
-        share.resume(parent, joins=begun)
-        share.train()
-        final = resharding.gather(share.state(), grid, peers) if keep else None
+        trainer = RankTrainer(run, mesh, comm, progress)
+        trainer.resume(parent, joins=begun)
+        trainer.train()
+        final = resharding.gather(trainer.state(), mesh, comm) if keep else None
         if store:
             if final:
                 store.put_state(run.key, final)
-            record = store.put(run.key, run.model_dump(mode="json"), share.table(), share.provenance())
+            record = store.put(run.key, run.model_dump(mode="json"), trainer.table(), trainer.provenance())
             progress.discard()
-            peers.say(f"written to {record.path}")
+            comm.print_once(f"written to {record.path}")
 
 
-def _final_state(run: RunConfig, store: Store | None, peers: Peers) -> resharding.State | None:
+def _final_state(run: RunConfig, store: Store | None, comm: Communicator) -> resharding.State | None:
     """On rank 0 the state that a run begins with, if it does; it is trained first if it is not in the store."""
     if not run.parents:
         return None
     (parent,) = run.parents
     keeping = store and store.keeping()
-    if not peers.tell(keeping and keeping.get(parent.key) is not None, 0):
+    if not comm.broadcast(keeping and keeping.get(parent.key) is not None, 0):
         begins = f"run {run.key} begins with the final state of run {parent.key}, which is not in the store"
-        if peers.replaceable:
+        if comm.replaceable:
             raise ConfigError(f"{begins}: train that with --keep first, without --replace")
         try:
-            grid = grid_of(parent, peers.size)
+            mesh = mesh_of(parent, comm.size)
         except ConfigError as error:
             raise ConfigError(f"{begins}, and {error}, with --keep") from error
-        train(parent, grid, peers, keep=True)
+        train(parent, mesh, comm, keep=True)
     return keeping and keeping.state(parent.key)
 
 
@@ -115,36 +115,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, ranks = world()
     try:
         runs = [config_of(name) for name in options.runs]
-        plans = [grid_of(run, ranks, options.grid) for run in runs]
+        plans = [mesh_of(run, ranks, options.mesh) for run in runs]
         if options.replace:
             check_replaceable(runs)
-        links = Links(Network.over(options.places, ranks), options.pace, options.weight) if options.places else None
+        links = (
+            EmulatedLinks(Network.over(options.places, ranks), options.pace, options.weight) if options.places else None
+        )
     except (ConfigError, StoreError) as error:
-        print(f"swarmbook.distributed.__main__: {error}", file=sys.stderr, flush=True)
+        print(f"swarmbook.distributed: {error}", file=sys.stderr, flush=True)
         return 2
     work = partial(_work, runs, plans, options.timeout, options.replace > 0, links, options.keep)
-    return keep_up(work, options.replace, options.timeout) if options.replace else work()
+    return supervise(work, options.replace, options.timeout) if options.replace else work()
 
 
 def _work(
-    runs: Sequence[RunConfig], plans: Sequence[Grid], timeout: float, replaceable: bool, links: Links | None, keep: bool
+    runs: Sequence[RunConfig],
+    plans: Sequence[Mesh],
+    timeout: float,
+    replaceable: bool,
+    links: EmulatedLinks | None,
+    keep: bool,
 ) -> int:
-    """Train all runs in this process and its peers; the exit status."""
+    """Train all runs in this process and its comm; the exit status."""
     device, (rank, _) = device_of("auto"), world()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         if replaceable:  # by default NCCL ends the survivors of a lost rank too
             print(
-                "swarmbook.distributed.__main__: --replace works over gloo only: hide all GPUs",
+                "swarmbook.distributed: --replace works over gloo only: hide all GPUs",
                 file=sys.stderr,
                 flush=True,
             )
             return 2
     try:
-        with Peers(device, timeout, replaceable, links) as peers:
-            for run, grid in zip(runs, plans, strict=True):
-                train(run, grid, peers, keep)
+        with Communicator(device, timeout, replaceable, links) as comm:
+            for run, mesh in zip(runs, plans, strict=True):
+                train(run, mesh, comm, keep)
     except (ConfigError, TrainingError, DataError, StoreError) as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
         return 1
@@ -153,16 +160,18 @@ def _work(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="torchrun --nproc-per-node=N -m swarmbook.distributed.__main__",
+        prog="torchrun --nproc-per-node=N -m swarmbook.distributed",
         description="Train runs on N processes: cells (replica, stage) are shared out in equal rectangles.",
         epilog="Exit status: 0 all runs are in the store, 1 training could not go on, 2 wrong usage.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a RunConfig as JSON file, or the key of a run")
     parser.add_argument(
-        "--grid",
-        type=_grid,
+        "--mesh",
+        "--grid",  # its older name
+        type=_mesh,
+        dest="mesh",
         metavar="2x2",
-        help="ranks along the replicas and along the stages; default: as many as fit along the replicas",
+        help="ranks along the replicas (dp) and along the stages (pp); default: as many as fit along the replicas",
     )
     parser.add_argument(
         "--replace",
@@ -197,10 +206,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _grid(text: str) -> tuple[int, int]:
+def _mesh(text: str) -> tuple[int, int]:
     rows, _, columns = text.partition("x")
     if not (rows.isdecimal() and columns.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no grid such as 2x2")
+        raise argparse.ArgumentTypeError(f"{text!r} is no mesh such as 2x2")
     return int(rows), int(columns)
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from swarmbook.distributed.emulated_links import Links
+from swarmbook.distributed.emulated_links import EmulatedLinks
 from swarmbook.errors import TrainingError
 
 BEAT = 1.0  # seconds between two signs of life
@@ -32,7 +32,7 @@ POLL = 0.05  # seconds between two looks at who has come
 
 
 class LostRank(TrainingError):
-    """A rank was lost, or a connection to one, and a new process may take its place: `Peers.meet` waits for it."""
+    """A rank was lost, or a connection to one, and a new process may take its place: `Communicator.rendezvous` waits for it."""
 
 
 def world() -> tuple[int, int]:
@@ -41,22 +41,22 @@ def world() -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Letter:
+class PendingMessage:
     """A message on its way here: `read` waits for it."""
 
-    peers: "Peers"
+    comm: "Communicator"
     source: int
     work: "dist.Work"
     tensor: Tensor
     like: Tensor
 
     def read(self) -> Tensor:
-        with self.peers.blaming(self.source):
+        with self.comm.blaming(self.source):
             self.work.wait()
-        return self.peers.unsealed(self.tensor, self.like, self.source)
+        return self.comm.unsealed(self.tensor, self.like, self.source)
 
 
-class Peers:
+class Communicator:
     """All processes that torchrun started together, this one among them.
 
     timeout: seconds after which a rank that gives no sign of life counts as lost. replaceable: whether a new process
@@ -65,7 +65,9 @@ class Peers:
     they are. Also a context: left without an error, it waits until all leave it.
     """
 
-    def __init__(self, device: torch.device, timeout: float, replaceable: bool = False, links: Links | None = None):
+    def __init__(
+        self, device: torch.device, timeout: float, replaceable: bool = False, links: EmulatedLinks | None = None
+    ):
         self.rank, self.size = world()
         self.device, self.timeout, self.replaceable, self.links = device, timeout, replaceable, links
         self.backend = "nccl" if device.type == "cuda" else "gloo"
@@ -76,17 +78,17 @@ class Peers:
         self._done = threading.Event()
         self._all = self._connect()  # the store of all meetings
         self._all.set_timeout(timedelta(seconds=timeout))
-        self.meet(None)
+        self.rendezvous(None)
 
-    def meet(self, place: int | None) -> None:
+    def rendezvous(self, place: int | None) -> None:
         """Connect all ranks, after a loss anew. `places`: what each gives as its place in the run, None of a new one.
 
         All tensors that are on their way are given up. TrainingError as for the first meeting.
         """
-        self._part()
+        self._disconnect()
         limit = time.monotonic() + JOIN
         try:
-            while not self._met(place, limit):
+            while not self._try_rendezvous(place, limit):
                 time.sleep(POLL)
         except RuntimeError as error:
             raise TrainingError(self._lost(None)) from error
@@ -100,20 +102,20 @@ class Peers:
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> "Peers":
+    def __enter__(self) -> "Communicator":
         return self
 
     def __exit__(self, kind, *_) -> None:
         if kind is None:
             self.flush()
-            self.sum(torch.zeros(1, device=self.device))  # all have finished
+            self.all_reduce(torch.zeros(1, device=self.device))  # all have finished
             self._done.set()
             for thread in self._threads:
                 thread.join()
-            self.sum(torch.zeros(1, device=self.device))  # nobody watches any more
+            self.all_reduce(torch.zeros(1, device=self.device))  # nobody watches any more
             dist.destroy_process_group()
 
-    def say(self, text: str) -> None:
+    def print_once(self, text: str) -> None:
         """Print it, once."""
         if self.rank == 0:
             print(text, flush=True)
@@ -124,12 +126,14 @@ class Peers:
         with self.blaming(to):
             self._sent.append((to, dist.isend(tensor, to, group=self._ways[to < self.rank]), tensor))
 
-    def receive(self, like: Tensor, source: int) -> Letter:
+    def receive(self, like: Tensor, source: int) -> PendingMessage:
         """The next message from a rank, as large as `like`; to be asked for in the order in which it sends."""
         tensor = torch.empty_like(like, memory_format=torch.contiguous_format)
         tensor = self._sealed(tensor)
         with self.blaming(source):
-            return Letter(self, source, dist.irecv(tensor, source, group=self._ways[self.rank < source]), tensor, like)
+            return PendingMessage(
+                self, source, dist.irecv(tensor, source, group=self._ways[self.rank < source]), tensor, like
+            )
 
     def unsealed(self, tensor: Tensor, like: Tensor, source: int) -> Tensor:
         """What came from a rank, no earlier than its link lets it come."""
@@ -153,7 +157,7 @@ class Peers:
                 work.wait()
         self._sent = []
 
-    def sum(self, tensor: Tensor, ranks: Sequence[int] | None = None) -> Tensor:
+    def all_reduce(self, tensor: Tensor, ranks: Sequence[int] | None = None) -> Tensor:
         """The sum over all processes, or over these ranks, which all ask for it: an all-reduce, in place."""
         ranks = tuple(range(self.size) if ranks is None else ranks)
         if len(ranks) > 1 and tensor.numel():
@@ -163,7 +167,7 @@ class Peers:
                 dist.all_reduce(tensor, group=self._groups[ranks])
         return tensor
 
-    def tell(self, news: object, source: int) -> object:
+    def broadcast(self, news: object, source: int) -> object:
         """What rank `source` has for all others, which give nothing: a broadcast."""
         box = [news]
         with self.blaming(None):
@@ -200,7 +204,7 @@ class Peers:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore("/".join(("swarmbook", *launch)), store)
 
-    def _met(self, place: int | None, limit: float) -> bool:
+    def _try_rendezvous(self, place: int | None, limit: float) -> bool:
         """Take part in the next meeting; False if it came to nothing, as somebody was lost meanwhile."""
         number = self._all.add("meeting", 0)
         self._store = dist.PrefixStore(str(number), self._all)
@@ -232,11 +236,11 @@ class Peers:
         except RuntimeError as error:
             if not self.replaceable:
                 raise TrainingError(f"rank {self.rank} could not reach all others: {error}") from error
-            self._part()
+            self._disconnect()
             return False
         return True
 
-    def _part(self) -> None:
+    def _disconnect(self) -> None:
         """Close all connections, so that others need not wait for this rank."""
         self._done.set()
         self._sent, self._ways = [], []

@@ -1,4 +1,4 @@
-"""Links between processes that are as slow as those between the places they stand for.
+"""EmulatedLinks between processes that are as slow as those between the places they stand for.
 
 - a message is held back on arrival until latency + size / bandwidth after it was sent, as the simulations have it:
   messages share no links, so each takes its own time, however many are on their way
@@ -13,7 +13,7 @@ from swarmbook.simulation.network import Network
 
 
 @dataclass(frozen=True)
-class Links:
+class EmulatedLinks:
     """Rank r stands at node r of a network.
 
     pace: real seconds for one of the network's. weight: bytes that one sent byte stands for, so that a small model's

@@ -12,7 +12,7 @@ from swarmbook.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Grid:
+class Mesh:
     """R x S cells on rows x columns ranks: each rank holds R / rows replicas of S / columns stages."""
 
     replicas: int
@@ -70,27 +70,27 @@ class Grid:
         return "\n".join(lines)
 
 
-def grids(replicas: int, stages: int) -> list[Grid]:
+def meshes(replicas: int, stages: int) -> list[Mesh]:
     """All ways to share out R x S cells, by the number of ranks, those with most rows first."""
     found = [
-        Grid(replicas, stages, rows, columns)
+        Mesh(replicas, stages, rows, columns)
         for rows in range(1, replicas + 1)
         for columns in range(1, stages + 1)
         if replicas % rows == 0 and stages % columns == 0
     ]
-    return sorted(found, key=lambda grid: (grid.ranks, -grid.rows))
+    return sorted(found, key=lambda mesh: (mesh.ranks, -mesh.rows))
 
 
-def grid_of(run: RunConfig, ranks: int, wanted: tuple[int, int] | None = None) -> Grid:
+def mesh_of(run: RunConfig, ranks: int, wanted: tuple[int, int] | None = None) -> Mesh:
     """How a run is shared out: `wanted` (rows, columns), or as few stages apart as may be, which sends the least.
 
     ConfigError that names what is possible if it cannot be.
     """
-    known = grids(run.replicas, run.stages)
-    fitting = [grid for grid in known if grid.ranks == ranks and wanted in (None, (grid.rows, grid.columns))]
+    known = meshes(run.replicas, run.stages)
+    fitting = [mesh for mesh in known if mesh.ranks == ranks and wanted in (None, (mesh.rows, mesh.columns))]
     if not fitting:
         asked = f" as {wanted[0]}x{wanted[1]}" if wanted else ""
-        valid = ", ".join(f"{grid.ranks} ({grid.rows}x{grid.columns})" for grid in known)
+        valid = ", ".join(f"{mesh.ranks} ({mesh.rows}x{mesh.columns})" for mesh in known)
         raise ConfigError(
             f"{ranks} processes{asked} cannot hold replicas={run.replicas} x stages={run.stages} in equal rectangles: "
             f"start one of {valid} (replicas x stages)"

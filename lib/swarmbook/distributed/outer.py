@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from swarmbook.config import RunConfig
-from swarmbook.distributed.communicator import Letter, Peers
-from swarmbook.distributed.mesh import Grid
-from swarmbook.distributed.stage_shard import Block
+from swarmbook.distributed.communicator import Communicator, PendingMessage
+from swarmbook.distributed.mesh import Mesh
+from swarmbook.distributed.stage_shard import StageShard
 from swarmbook.methods.sync import Exchange
-from swarmbook.training.outer import Outer
+from swarmbook.training.outer import OuterOptimizer
 
 
 @dataclass
-class Meeting(Exchange):
+class RankExchange(Exchange):
     """An exchange of replicas on several ranks: `tensors` are those of one, `average` asks the others for theirs."""
 
-    average: Callable[["Meeting", Tensor], Tensor] | None = None
+    average: Callable[["RankExchange", Tensor], Tensor] | None = None
 
     @property
     def size(self) -> int:
@@ -38,48 +38,48 @@ class Meeting(Exchange):
             self.costs.add("serial hops", hops)
 
 
-class SharedOuter(Outer):
+class RankOuter(OuterOptimizer):
     """The outer optimizer of a run for the cells of one rank."""
 
-    def __init__(self, run: RunConfig, block: Block, grid: Grid, peers: Peers):
-        super().__init__(run, block, range(block.replicas))
-        self.first, self.block, self.grid, self.peers = block.columns.start, block, grid, peers
-        self._column = grid.column(peers.rank)
+    def __init__(self, run: RunConfig, shard: StageShard, mesh: Mesh, comm: Communicator):
+        super().__init__(run, shard, range(shard.replicas))
+        self.first, self.shard, self.mesh, self.comm = shard.columns.start, shard, mesh, comm
+        self._column = mesh.column(comm.rank)
 
-    def _meeting(self, *arguments) -> Meeting:
+    def _meeting(self, *arguments) -> RankExchange:
         average = self._of_group if self.method.groups else self._of_all
-        return Meeting(*arguments, held=self.block.rows, average=average)
+        return RankExchange(*arguments, held=self.shard.rows, average=average)
 
-    def _of_all(self, meeting: Meeting, tensor: Tensor) -> Tensor:
+    def _of_all(self, meeting: RankExchange, tensor: Tensor) -> Tensor:
         """The mean over all replicas that are present, for each of ours [n, ...]: an all-reduce."""
         if absent := meeting.absent:
             ours = tensor[[i for i in range(len(tensor)) if i not in absent]].sum(0)
         else:
             ours = tensor.sum(0)
-        total = self.peers.sum(ours, self._column)
+        total = self.comm.all_reduce(ours, self._column)
         return (total / meeting.replicas).expand_as(tensor).clone()
 
-    def _of_group(self, meeting: Meeting, tensor: Tensor) -> Tensor:
+    def _of_group(self, meeting: RankExchange, tensor: Tensor) -> Tensor:
         """The mean over the group of each of our replicas [n, ...]: rank to rank, and nobody else takes part."""
         if not tensor.numel():
             return tensor.clone()
-        me, first = self.peers.rank, self.block.rows.start
+        me, first = self.comm.rank, self.shard.rows.start
         means = tensor.clone()  # whoever is absent keeps its own
         present = np.ones(self.run.replicas, dtype=bool) if meeting.present is None else meeting.present
         for members in meeting.groups:
             group = members[present[members]].tolist()
-            ranks = [self.grid.rank(r, self.block.columns.start) for r in group]
+            ranks = [self.mesh.rank(r, self.shard.columns.start) for r in group]
             if me not in ranks:
                 continue
-            parts: list[Tensor | Letter] = []
+            parts: list[Tensor | PendingMessage] = []
             for r, rank in zip(group, ranks, strict=True):
                 if rank != me:
-                    parts.append(self.peers.receive(tensor[0], rank))
+                    parts.append(self.comm.receive(tensor[0], rank))
                     continue
                 parts.append(tensor[r - first])
                 for to in sorted(set(ranks) - {me}):
-                    self.peers.send(tensor[r - first], to)
-            parts = [part.read() if isinstance(part, Letter) else part for part in parts]
+                    self.comm.send(tensor[r - first], to)
+            parts = [part.read() if isinstance(part, PendingMessage) else part for part in parts]
             means[[r - first for r, rank in zip(group, ranks, strict=True) if rank == me]] = torch.stack(parts).mean(0)
-        self.peers.flush()
+        self.comm.flush()
         return means

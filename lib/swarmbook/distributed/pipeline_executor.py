@@ -1,10 +1,10 @@
 """Microbatches on their way through the processes of a run, and back.
 
-- a route is cut into pieces of `Work`; every rank does its own in the order of the whole list, that of 1F1B
+- a route is cut into pieces of `PipelineTask`; every rank does its own in the order of the whole list, that of 1F1B
   (PipeDream-Flush, arXiv 2006.09503), so that none waits for another in a circle
 - activations and their gradients go from rank to rank along the route, one microbatch at a time, while the next are
   computed
-- a `Block` is a Fleet of one rank's cells, a `Passage` what it does with one step's microbatches
+- a `StageShard` is a Fleet of one rank's cells, a `PipelineExecutor` what it does with one step's microbatches
 """
 
 from collections import defaultdict
@@ -13,93 +13,84 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from swarmbook.distributed.communicator import Peers
-from swarmbook.distributed.schedule_1f1b import Work, perform
-from swarmbook.distributed.stage_shard import Block
-from swarmbook.training import fleet, llama
-from swarmbook.training.execution_plan import Visit
+from swarmbook.distributed.communicator import Communicator
+from swarmbook.distributed.schedule_1f1b import PipelineTask, perform
+from swarmbook.distributed.stage_shard import StageShard
 
 
-class Passage:
-    """What this rank does in one passage of a run's microbatches, one method for each kind of `Work`.
+class PipelineExecutor:
+    """What this rank does in one passage of a run's microbatches, one method for each kind of `PipelineTask`.
 
     tokens: int64 [R, M, B, T + 1] of the whole run. `loss_here`: nats summed over the targets that the heads of this
     rank took; with a way back, over `count`, so that the sum over ranks is that of the replicas' mean losses.
     """
 
-    def __init__(self, block: Block, tokens: Tensor, back: bool):
-        self.block, self.tokens, self.back = block, tokens, back
+    def __init__(self, shard: StageShard, tokens: Tensor, back: bool):
+        self.shard, self.tokens, self.back = shard, tokens, back
         _, M, B, T = tokens[..., 1:].shape
         self.count, self.length = M * B * T, T
-        self.loss_here = torch.zeros((), device=block.device)
+        self.loss_here = torch.zeros((), device=shard.device)
         self._kept: dict[tuple, list] = defaultdict(list)  # by path, visit after visit: activations of each layer
         self._entered: dict[int, list] = defaultdict(list)  # by replica: tokens and gradient of what they entered as
-        block.round_matrices()
-        for gradient in (*block.layer_gradients.values(), *block.outer_gradients.values()) if back else ():
+        shard.round_matrices()
+        for gradient in (*shard.layer_gradients.values(), *shard.outer_gradients.values()) if back else ():
             gradient.zero_()
 
     @torch.no_grad()
-    def through(self, works: Sequence[Work], peers: Peers) -> Tensor:
-        """Take all microbatches through this rank's works; `loss_here`."""
-        like = torch.empty(1, self.tokens.shape[2] * self.length, self.block.shape.width, device=self.block.device)
-        perform(works, lambda work, given: getattr(self, work.kind)(work, given), like, peers)
+    def run(self, tasks: Sequence[PipelineTask], comm: Communicator) -> Tensor:
+        """Take all microbatches through this rank's tasks; `loss_here`."""
+        like = torch.empty(1, self.tokens.shape[2] * self.length, self.shard.shape.width, device=self.shard.device)
+        perform(tasks, lambda task, given: getattr(self, task.kind)(task, given), like, comm)
         for r, parts in self._entered.items():
             tokens, dx = (torch.cat(part) for part in zip(*parts, strict=True))
-            vocabulary = self.block.shape.vocabulary
-            table = torch.ops.aten.embedding_dense_backward(dx, tokens, vocabulary, -1, False)
-            self.block.outer_gradients["embedding"][r].copy_(table)
+            self.shard.embedding_backward(slice(r, r + 1), tokens[None], dx, first=True)
         return self.loss_here
 
-    def embed(self, work: Work, _: None) -> Tensor:
+    def embed(self, task: PipelineTask, _: None) -> Tensor:
         """[1, B * T, D]"""
-        r, _ = self._own(work)
-        return torch.nn.functional.embedding(self._inputs(work), self.block.outer["embedding"][r])[None]
+        r, _ = self._own(task)
+        return torch.nn.functional.embedding(self._inputs(task), self.shard.outer["embedding"][r])[None]
 
-    def forward(self, work: Work, x: Tensor) -> Tensor:
-        block, visit = self.block, self._visit(work)
-        run = block._layer if self.back else llama.layer
-        for j in range(block.shape.layers_per_stage):
-            x, *activations = run(x, *block._weights(j, visit.cells), *block._rotary(self.length))
-            if self.back:
-                self._kept[work.path].append(activations)
-        return x
+    def forward(self, task: PipelineTask, x: Tensor) -> Tensor:
+        """One stage forward, x [1, B * T, D]; its output."""
+        kept = self._kept[task.path] if self.back else None
+        return self.shard.stage_forward(self._cell(task), x, self.length, kept, compiled=self.back)
 
-    def loss(self, work: Work, x: Tensor) -> Tensor:
-        """Adds to the loss and to the gradients of norm and head; the gradient of x."""
-        r, _ = self._own(work)
-        loss, dx = self.block._head_backward(slice(r, r + 1), x, self._targets(work), self.count, False)
+    def loss(self, task: PipelineTask, x: Tensor) -> Tensor:
+        """The loss and the gradients of norm and head, added to what is there; the gradient of x."""
+        targets = self._targets(task)
+        loss, dx = self.shard.head_backward(self._replica(task), x, targets, self.count, first=False)
         self.loss_here += loss[0]
         return dx
 
-    def backward(self, work: Work, dx: Tensor) -> Tensor:
-        block, visit = self.block, self._visit(work)
-        for j in reversed(range(block.shape.layers_per_stage)):
-            activations = self._kept[work.path].pop()
-            weights = block._weights(j, visit.cells)
-            dx, *found = block._layer_backward(dx, *activations, *weights, *block._rotary(self.length))
-            block._store(j, visit, found, False)
-        return dx
+    def backward(self, task: PipelineTask, dx: Tensor) -> Tensor:
+        """One stage backward; the gradient of its input."""
+        return self.shard.stage_backward(self._cell(task), dx, self.length, self._kept[task.path], first=False)
 
-    def unembed(self, work: Work, dx: Tensor) -> None:
-        self._entered[self._own(work)[0]].append((self._inputs(work), dx[0]))
+    def unembed(self, task: PipelineTask, dx: Tensor) -> None:
+        """Keep the gradient of the embedded tokens, for one backward pass of the embedding at the end."""
+        self._entered[self._own(task)[0]].append((self._inputs(task), dx[0]))
 
-    def measure(self, work: Work, x: Tensor) -> None:
-        norm, head = self.block._outer(slice(self._own(work)[0], self._own(work)[0] + 1))
-        step = max(1, fleet._BLOCK[self.block.device.type] // self.block.shape.vocabulary)
-        for part, targets in zip(x.split(step, 1), self._targets(work).split(step, 1), strict=True):
-            self.loss_here += llama.cross_entropy(part, norm, head, targets).sum()
+    def measure(self, task: PipelineTask, x: Tensor) -> None:
+        """The loss alone, in nats, added to what is there."""
+        self.loss_here += self.shard.head_nats(self._replica(task), x, self._targets(task)).sum()
 
-    def _own(self, work: Work) -> tuple[int, int]:
-        """The cell as the block counts."""
-        return work.cell[0] - self.block.rows.start, work.cell[1] - self.block.columns.start
+    def _own(self, task: PipelineTask) -> tuple[int, int]:
+        """The cell as the shard counts."""
+        return task.cell[0] - self.shard.rows.start, task.cell[1] - self.shard.columns.start
 
-    def _visit(self, work: Work) -> Visit:
-        r, s = self._own(work)
-        cell = s * self.block.replicas + r
-        return Visit(1, 1, slice(cell, cell + 1, 1), first=False)
+    def _replica(self, task: PipelineTask) -> slice:
+        r, _ = self._own(task)
+        return slice(r, r + 1)
 
-    def _inputs(self, work: Work) -> Tensor:
-        return self.tokens[work.path][..., :-1].flatten()
+    def _cell(self, task: PipelineTask) -> slice:
+        """The flat number of the cell in the shard, as a slice."""
+        r, s = self._own(task)
+        cell = s * self.shard.replicas + r
+        return slice(cell, cell + 1, 1)
 
-    def _targets(self, work: Work) -> Tensor:
-        return self.tokens[work.path][..., 1:].reshape(1, -1)
+    def _inputs(self, task: PipelineTask) -> Tensor:
+        return self.tokens[task.path][..., :-1].flatten()
+
+    def _targets(self, task: PipelineTask) -> Tensor:
+        return self.tokens[task.path][..., 1:].reshape(1, -1)

@@ -24,13 +24,13 @@ from torch import Tensor
 from swarmbook.config import RunConfig
 from swarmbook.data import tokenization as data
 from swarmbook.distributed import resharding
-from swarmbook.distributed.communicator import Letter, LostRank, Peers
-from swarmbook.distributed.mesh import Grid
-from swarmbook.distributed.outer import SharedOuter
-from swarmbook.distributed.pipeline_executor import Passage
-from swarmbook.distributed.remote_stages import Row
-from swarmbook.distributed.schedule_1f1b import Work, works_of
-from swarmbook.distributed.stage_shard import Block
+from swarmbook.distributed.communicator import Communicator, LostRank, PendingMessage
+from swarmbook.distributed.mesh import Mesh
+from swarmbook.distributed.outer import RankOuter
+from swarmbook.distributed.pipeline_executor import PipelineExecutor
+from swarmbook.distributed.remote_stages import RemoteStages
+from swarmbook.distributed.schedule_1f1b import PipelineTask, tasks_of
+from swarmbook.distributed.stage_shard import StageShard
 from swarmbook.errors import TrainingError
 from swarmbook.methods.costs import ENTRIES, Costs
 from swarmbook.methods.recovery import RULES, Lost
@@ -42,7 +42,7 @@ from swarmbook.training.adam import Adam
 from swarmbook.training.device import moved
 
 
-class Share:
+class RankTrainer:
     """One rank's share of a run in training; `rows` are the metrics, as stacked training has them.
 
     A step t is three phases: stages that die are rebuilt, all is trained, and it is measured what is due. Of a run with
@@ -54,8 +54,8 @@ class Share:
 
     LOSE, LEARN, MEASURE = range(3)
 
-    def __init__(self, run: RunConfig, grid: Grid, peers: Peers, progress: WorkInProgress | None = None):
-        self.run, self.grid, self.peers, self.progress = run, grid, peers, progress
+    def __init__(self, run: RunConfig, mesh: Mesh, comm: Communicator, progress: WorkInProgress | None = None):
+        self.run, self.mesh, self.comm, self.progress = run, mesh, comm, progress
         self.started, self.seconds = time.monotonic(), 0.0
         self.begin = self.step = self.position = run.start.steps if run.start else 0
         self.place: int | None = None  # until this process has all that belongs to it
@@ -65,19 +65,19 @@ class Share:
         domains = run.data, *run.evaluate_on
         self.held_out = {domain: setup.held_out_of(run, domain) for domain in domains}  # now: text may be too short
         self.shape = run.shape(tokens.vocabulary)
-        costly = packing.expected_flops([run], self.shape) > packing.COMPILE_FLOPS[peers.device.type] * grid.ranks
-        self.block = Block(run, self.shape, grid, peers, "auto" if costly else False)
-        self.adam = Adam(self.block, run.lr)
+        costly = packing.expected_flops([run], self.shape) > packing.COMPILE_FLOPS[comm.device.type] * mesh.ranks
+        self.fleet = StageShard(run, self.shape, mesh, comm, "auto" if costly else False)
+        self.adam = Adam(self.fleet, run.lr)
         self._round()
         self.rate = setup.rate_of(run)
-        self.outer = SharedOuter(run, self.block, grid, peers) if SYNCS[run.sync] else None
+        self.outer = RankOuter(run, self.fleet, mesh, comm) if SYNCS[run.sync] else None
         self.strategy = RULES[run.recovery]
         # Whether copies of the ends lie with other processes, which is of use only if one can be replaced.
-        self.keeps = self.strategy is not None and self.strategy.keeps == "ends" and peers.replaceable
+        self.keeps = self.strategy is not None and self.strategy.keeps == "ends" and comm.replaceable
         self.copies: dict[int, list[dict[str, Tensor]]] = {}  # by whose they are; of each replica of this row
         self.kept: resharding.State = {}  # this rank's part of what a strategy keeps, taken every `keep_every` steps
         self.trace = run.failures()
-        self.row = Row(self.block, self.adam, grid, peers)
+        self.remote = RemoteStages(self.fleet, self.adam, mesh, comm)
         self.norms = torch.ones(run.replicas, run.stages + 1)  # of all cells with a recovery, else of this rank's
         self.rebuilt = np.full(self.adam.steps.shape, -1)  # [r, s + 1], the step that raised a cell's learning rate
         self.own_costs = Costs()  # of this rank
@@ -85,7 +85,7 @@ class Share:
         self.losses: list[Tensor] = []  # of every step since the last row, summed over replicas: of all with a
         # recovery, else this rank's part
         self.rows: list[dict] = []
-        self._works: tuple[bytes, list[Work]] = (b"", [])  # of the last route
+        self._tasks: tuple[bytes, list[PipelineTask]] = (b"", [])  # of the last route
         self._saved = time.monotonic()
         self._streamed = 0  # rows that are in `progress`
 
@@ -106,17 +106,17 @@ class Share:
             news = step, rows, checkpoint["ledgers"][0], checkpoint["seconds"]
         elif parent and self.run.branch:
             whole = {"fleet": parent["fleet"]}
-        given, copied, news = self.peers.tell((whole is not None, kept is not None, news), 0)
+        given, copied, news = self.comm.broadcast((whole is not None, kept is not None, news), 0)
         if given:
-            self._take_over(resharding.scatter(whole, self.grid, self.peers))
+            self._take_over(resharding.scatter(whole, self.mesh, self.comm))
         if news:
             self.step, self.rows, costs, self.seconds = news
             self.costs, self._first = Costs(costs), 3 * self.step
-            self.peers.say(f"goes on from its checkpoint at step {self.step}")
+            self.comm.print_once(f"goes on from its checkpoint at step {self.step}")
         else:
             self._take_copy()
         if copied:
-            self.kept = resharding.scatter(kept, self.grid, self.peers)
+            self.kept = resharding.scatter(kept, self.mesh, self.comm)
 
     def train(self) -> None:
         """All steps; TrainingError if the loss is not finite any more."""
@@ -124,7 +124,7 @@ class Share:
         while True:
             try:
                 if broken:
-                    self.peers.meet(self.place)
+                    self.comm.rendezvous(self.place)
                     broken = False
                 self._take_in()
                 self._phases()
@@ -148,12 +148,12 @@ class Share:
     def advance(self) -> None:
         """One step of training; no weight is written before all ranks have their gradients."""
         run = self.run
-        tokens = moved(self.batches[self.position], self.block.device)
+        tokens = moved(self.batches[self.position], self.fleet.device)
         self._cells = run.route_at(self.step)
-        if self._works[0] != self._cells.tobytes():
-            self._works = self._cells.tobytes(), works_of(self._cells, self.grid)
-        loss = Passage(self.block, tokens, back=True).through(self._works[1], self.peers)
-        norms = self.block.clip(run.clip)
+        if self._tasks[0] != self._cells.tobytes():
+            self._tasks = self._cells.tobytes(), tasks_of(self._cells, self.mesh)
+        loss = PipelineExecutor(self.fleet, tokens, back=True).run(self._tasks[1], self.comm)
+        norms = self.fleet.clip(run.clip)
         if self.outer:
             self.outer.average_gradients(self.position, self.own_costs)
         if self.strategy:
@@ -176,7 +176,7 @@ class Share:
             due = self._agree_to_save()
         self.rows += rows
         if logs:
-            self.peers.say(f"step {self.step}: loss {rows[0]['value']:.3f}")
+            self.comm.print_once(f"step {self.step}: loss {rows[0]['value']:.3f}")
             self.losses = []
             if due:
                 self.save()
@@ -184,7 +184,7 @@ class Share:
     def log(self) -> float:
         """The training loss since the last row."""
         losses = torch.stack(self.losses).double()  # [steps]
-        losses = (losses if self.strategy else self.peers.sum(losses)) / self.run.replicas
+        losses = (losses if self.strategy else self.comm.all_reduce(losses)) / self.run.replicas
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
             failures = [row["step"] for row in self.rows if row["metric"] == "failure"]
@@ -200,24 +200,24 @@ class Share:
             rows.append(self._row("replica spread", self.spread()))
         if self.step == self.begin:
             return rows
-        norms = torch.zeros(run.stages, dtype=torch.float64, device=self.block.device)
+        norms = torch.zeros(run.stages, dtype=torch.float64, device=self.fleet.device)
         if self.strategy:
             norms += self.norms[:, :-1].double().sum(0)
         else:
-            norms[list(self.block.columns)] = self.norms[:, :-1].double().sum(0)
-            self.peers.sum(norms)
+            norms[list(self.fleet.columns)] = self.norms[:, :-1].double().sum(0)
+            self.comm.all_reduce(norms)
         return rows + [self._row("gradient norm", float(n), stage=s) for s, n in enumerate(norms / run.replicas, 1)]
 
     def _agree(self, loss: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and norms [R, S + 1] of all cells, once all ranks have theirs; what it cost them goes to all too."""
-        run, block = self.run, self.block
+        run, block = self.run, self.fleet
         all_norms = torch.zeros(run.replicas, run.stages + 1, dtype=torch.float64, device=block.device)
         rows, columns = (slice(cells.start, cells.stop) for cells in (block.rows, block.columns))
         all_norms[rows, columns] = norms[:, :-1].double()
         if 0 in block.columns:
             all_norms[rows, -1] = norms[:, -1].double()
         told = torch.cat([loss.double().view(1), self._own_costs_in_order(), all_norms.flatten()])
-        loss, costs, norms = self.peers.sum(told).split([1, len(ENTRIES), all_norms.numel()])
+        loss, costs, norms = self.comm.all_reduce(told).split([1, len(ENTRIES), all_norms.numel()])
         self._charge(costs)
         return loss[0], norms.view_as(all_norms).float()
 
@@ -227,7 +227,7 @@ class Share:
         if self.strategy:
             half_life = run.boost_half_life or np.inf
             self.adam.lr_scale[:] = rebuilding.boosted(self.rebuilt, self.step, run.lr_boost, half_life)
-            if not self.block.outer:  # ends that are elsewhere must not have a rate to themselves
+            if not self.fleet.outer:  # ends that are elsewhere must not have a rate to themselves
                 self.adam.lr_scale[:, -1] = self.adam.lr_scale[:, -2]
         self.adam.step(rate)
         self._round()
@@ -245,62 +245,62 @@ class Share:
             return
         if not begins and self.position % run.keep_every:
             return
-        self.kept = self.state() if strategy.keeps == "run" else {"fleet": self.block.state_dict()}
+        self.kept = self.state() if strategy.keeps == "run" else {"fleet": self.fleet.state_dict()}
         own = torch.tensor(
-            [rebuilding.copied_bytes(self.kept, strategy)], dtype=torch.float64, device=self.block.device
+            [rebuilding.copied_bytes(self.kept, strategy)], dtype=torch.float64, device=self.fleet.device
         )
-        self.kept["bytes"] = int(self.peers.sum(own))
+        self.kept["bytes"] = int(self.comm.all_reduce(own))
         self.costs["stored"] = max(self.costs["stored"], self.kept["bytes"])
         if not begins:
             self.costs.add("sent in training", self.kept["bytes"])
 
     def _keep_copies(self) -> None:
         """Send this rank's part of the ends to its keeper, and take those that it keeps."""
-        me, coming = self.peers.rank, {}
-        for rank in self.grid.holders(self.block.rows[0], self.run.stages):
-            keeper = self.grid.keeper(rank)
+        me, coming = self.comm.rank, {}
+        for rank in self.mesh.holders(self.fleet.rows[0], self.run.stages):
+            keeper = self.mesh.keeper(rank)
             if rank == me and keeper is not None:
-                self._send_ends([self.block.ends(r) for r in range(self.block.replicas)], keeper)
+                self._send_ends([self.fleet.ends(r) for r in range(self.fleet.replicas)], keeper)
             elif keeper == me:
-                coming[rank] = [self._receive_ends(rank, rank) for _ in self.block.rows]
+                coming[rank] = [self._receive_ends(rank, rank) for _ in self.fleet.rows]
         self.copies = {
-            rank: [{name: letter.read() for name, letter in letters.items()} for letters in each]
+            rank: [{name: message.read() for name, message in messages.items()} for messages in each]
             for rank, each in coming.items()
         }
-        self.peers.flush()
+        self.comm.flush()
 
     def _send_ends(self, parts: Sequence[dict[str, Tensor]], to: int) -> None:
         for part in parts:
             for tensor in part.values():
-                self.peers.send(tensor, to)
+                self.comm.send(tensor, to)
 
-    def _receive_ends(self, owner: int, source: int) -> dict[str, Letter]:
+    def _receive_ends(self, owner: int, source: int) -> dict[str, PendingMessage]:
         """The part of a replica's ends that belongs to `owner`, on its way from `source`."""
         likes = {
-            name: torch.empty(self.shape.ends_shapes[name], device=self.peers.device) for name in self.grid.ends(owner)
+            name: torch.empty(self.shape.ends_shapes[name], device=self.comm.device) for name in self.mesh.ends(owner)
         }
-        return {name: self.peers.receive(like, source) for name, like in likes.items()}
+        return {name: self.comm.receive(like, source) for name, like in likes.items()}
 
     def _return_copies(self, new: Sequence[int], lost: Mapping[tuple[int, int], Lost]) -> None:
         """Send new ranks what is left of their ends, for the rule; what the other rank of a row has is still there."""
-        me, keeper = self.peers.rank, self.grid.keeper(self.peers.rank)
+        me, keeper = self.comm.rank, self.mesh.keeper(self.comm.rank)
         for rank in new:
-            if self.grid.keeper(rank) == me and me not in new:
-                self.peers.send(torch.tensor([len(self.copies.get(rank, []))], device=self.peers.device), rank)
+            if self.mesh.keeper(rank) == me and me not in new:
+                self.comm.send(torch.tensor([len(self.copies.get(rank, []))], device=self.comm.device), rank)
                 self._send_ends(self.copies.get(rank, []), rank)
-        returned: list[dict[str, Letter]] = []
+        returned: list[dict[str, PendingMessage]] = []
         if me in new and keeper is not None and keeper not in new:
-            like = torch.zeros(1, dtype=torch.int64, device=self.peers.device)
-            count = int(self.peers.receive(like, keeper).read())
+            like = torch.zeros(1, dtype=torch.int64, device=self.comm.device)
+            count = int(self.comm.receive(like, keeper).read())
             returned = [self._receive_ends(me, keeper) for _ in range(count)]
-        for replica in self.block.rows:
+        for replica in self.fleet.rows:
             ends = lost.get((replica, self.run.stages))
             if ends is not None and me in new:
-                letters = returned[replica - self.block.rows.start] if returned else {}
-                ends.kept = {name: letter.read() for name, letter in letters.items()} or None
-            elif ends is not None and set(self.grid.row(replica)) & set(new):
+                messages = returned[replica - self.fleet.rows.start] if returned else {}
+                ends.kept = {name: message.read() for name, message in messages.items()} or None
+            elif ends is not None and set(self.mesh.row(replica)) & set(new):
                 ends.kept = {name: weight.clone() for name, weight in ends.weights.items()}
-        self.peers.flush()
+        self.comm.flush()
 
     def _rebuild(self, dying: np.ndarray, new: Sequence[int] = ()) -> None:
         """Lose the cells of `dying` [R, S + 1], and let the run's rule rebuild them, each where it lies.
@@ -310,22 +310,22 @@ class Share:
         stages, costs = self.run.stages, Costs()
         cells = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)]
         rows = [self._row("failure", 1.0, stage=(stage + 1) % (stages + 1)) for _, stage in cells]
-        mine = {cell: self._lost(*cell, dying, costs) for cell in cells if self.row.holds(*cell)}
+        mine = {cell: self._lost(*cell, dying, costs) for cell in cells if self.remote.holds(*cell)}
         if self.keeps and new:
             self._return_copies(new, mine)
         for lost in mine.values():  # from here on nothing of a dead stage can be read
             for weight in lost.weights.values():
                 weight.fill_(float("nan"))
         for cell in cells:
-            for rank in self.grid.holders(*cell):
-                if rank == self.peers.rank:
+            for rank in self.mesh.holders(*cell):
+                if rank == self.comm.rank:
                     self._apply(mine[cell])
-                    self.row.dismiss(cell[0])
+                    self.remote.dismiss(cell[0])
                 else:
-                    self.row.serve(cell[0], rank)
+                    self.remote.serve(cell[0], rank)
         spent = [float(costs[name]) for name in ENTRIES] + [float(any(lost.rolled_back for lost in mine.values()))]
-        spent = torch.tensor(spent, dtype=torch.float64, device=self.peers.device)
-        *spent, back = self.peers.sum(spent).tolist()
+        spent = torch.tensor(spent, dtype=torch.float64, device=self.comm.device)
+        *spent, back = self.comm.all_reduce(spent).tolist()
         for name, amount in zip(ENTRIES, spent, strict=True):
             if amount:
                 self.costs.add(name, amount)
@@ -341,24 +341,24 @@ class Share:
         run = self.run
         dead = frozenset(np.flatnonzero(dying[replica]).tolist())
         rng = run.rng("recovery", self.step, replica, stage)
-        lost = Lost(self.row, replica, stage, dead, self.norms, rng, run.clip, moments=run.moments, costs=costs)
-        kept, place = self.kept.get("fleet", {}), self.block.place(replica, stage)
+        lost = Lost(self.remote, replica, stage, dead, self.norms, rng, run.clip, moments=run.moments, costs=costs)
+        kept, place = self.kept.get("fleet", {}), self.fleet.place(replica, stage)
         lost.kept = rebuilding.surviving_copy(self.strategy, lost, kept, place)
         return lost
 
     def _apply(self, lost: Lost) -> None:
         """Rebuild a cell, or the part of the ends that is here."""
-        stages, place = self.run.stages, self.block.place(lost.replica, lost.stage)
+        stages, place = self.run.stages, self.fleet.place(lost.replica, lost.stage)
         self.strategy.rule(lost)
         if lost.rolled_back:
             return
-        if self.peers.rank == self.grid.holders(lost.replica, lost.stage)[0]:
+        if self.comm.rank == self.mesh.holders(lost.replica, lost.stage)[0]:
             lost.costs.add("rebuilt", 1)
             if self.strategy.covers(lost.stage, stages) and lost.kept is None:
                 lost.costs.add("not recoverable", 1)
         if lost.boosted:
             self.rebuilt[place] = self.step
-        rebuilding.set_moments(self.adam, place, lost, partial(self.row.moments, lost.replica))
+        rebuilding.set_moments(self.adam, place, lost, partial(self.remote.moments, lost.replica))
 
     def _take_in(self) -> None:
         """After a meeting: bring all ranks to the same place, and rebuild what new ones should hold.
@@ -366,7 +366,7 @@ class Share:
         Who has had the last exchange of a phase is at most this one ahead. The others have their gradients as well
         then: they finish the phase. Else all begin it anew. Rows and losses come from who is ahead.
         """
-        places = self.peers.places
+        places = self.comm.places
         known = [place for place in places if place is not None]
         if not known:
             self.place = self._first
@@ -376,15 +376,15 @@ class Share:
             self._update()
             self.place += 1
         news = self.rows, self.losses, self.norms, self.costs, self.position
-        news = self.peers.tell(news, places.index(ahead))
+        news = self.comm.broadcast(news, places.index(ahead))
         self.rows, self.losses, self.norms, self.costs, self.position = news
         self.own_costs = Costs()
         self.step = (ahead + 1) // 3
         if new:
-            self.peers.say(f"step {self.step}: rank {', '.join(map(str, new))} was lost and is replaced")
+            self.comm.print_once(f"step {self.step}: rank {', '.join(map(str, new))} was lost and is replaced")
             dying = np.zeros(self.trace.shape[1:], dtype=bool)
             for rank in new:
-                rows, columns = self.grid.cells(rank)
+                rows, columns = self.mesh.cells(rank)
                 dying[rows.start : rows.stop, columns.start : columns.stop] = True
                 if {0, self.run.stages - 1} & set(columns):
                     dying[rows.start : rows.stop, -1] = True  # embedding, norm and head are one cell
@@ -395,9 +395,9 @@ class Share:
 
     def _own_costs_in_order(self) -> Tensor:
         """This rank's part of each of `ENTRIES`: what one row of ranks sends is counted for all replicas."""
-        first = self.peers.rank < self.grid.columns
-        own = [self.own_costs[name] * (first if name.startswith("sent") else self.peers.rank == 0) for name in ENTRIES]
-        return torch.tensor(own, dtype=torch.float64, device=self.block.device)
+        first = self.comm.rank < self.mesh.columns
+        own = [self.own_costs[name] * (first if name.startswith("sent") else self.comm.rank == 0) for name in ENTRIES]
+        return torch.tensor(own, dtype=torch.float64, device=self.fleet.device)
 
     def _charge(self, entries: Tensor) -> None:
         """Move what is in this rank's costs, summed over all ranks in `entries`, to the costs of all."""
@@ -408,14 +408,14 @@ class Share:
 
     def _agree_to_save(self) -> bool:
         """Whether a checkpoint is due by the clock of rank 0."""
-        due = self.peers.rank == 0 and time.monotonic() - self._saved > trainer.CHECKPOINT_SECONDS
-        return bool(self.peers.sum(torch.tensor([float(due)], device=self.peers.device)))
+        due = self.comm.rank == 0 and time.monotonic() - self._saved > trainer.CHECKPOINT_SECONDS
+        return bool(self.comm.all_reduce(torch.tensor([float(due)], device=self.comm.device)))
 
     def save(self) -> None:
         """Keep a checkpoint from which stacked training could go on as well; rank 0 writes it."""
-        self._charge(self.peers.sum(self._own_costs_in_order()))
-        whole = resharding.gather(self.state(), self.grid, self.peers)
-        kept = resharding.gather(self.kept, self.grid, self.peers) if self.kept else {}
+        self._charge(self.comm.all_reduce(self._own_costs_in_order()))
+        whole = resharding.gather(self.state(), self.mesh, self.comm)
+        kept = resharding.gather(self.kept, self.mesh, self.comm) if self.kept else {}
         if whole:
             self.progress.append({"run": 0, **row} for row in self.rows[self._streamed :])
             self._streamed = len(self.rows)
@@ -425,7 +425,7 @@ class Share:
     def state(self) -> resharding.State:
         """This rank's part of what `Pack.state` gives; with a recovery it has the norms of all cells."""
         return {
-            "fleet": self.block.state_dict(),
+            "fleet": self.fleet.state_dict(),
             "adam": self.adam.state_dict(),
             "norms": self.norms.clone(),
             "rebuilt": torch.from_numpy(self.rebuilt.copy()),
@@ -435,11 +435,11 @@ class Share:
 
     def _take_over(self, state: resharding.State) -> None:
         """Go on from this rank's part of a state; from weights alone as if the run had been initialised with them."""
-        self.block.load_state_dict(state["fleet"])
+        self.fleet.load_state_dict(state["fleet"])
         if "adam" in state:
             self.adam.load_state_dict(state["adam"])
-            norms = state["norms"] if self.strategy else resharding.table(state["norms"], self.grid, self.peers.rank)
-            self.norms, self.rebuilt = norms.to(self.block.device), state["rebuilt"].numpy().copy()
+            norms = state["norms"] if self.strategy else resharding.table(state["norms"], self.mesh, self.comm.rank)
+            self.norms, self.rebuilt = norms.to(self.fleet.device), state["rebuilt"].numpy().copy()
             self.position = state["position"]
         else:
             self._round()
@@ -450,26 +450,26 @@ class Share:
         """Mean loss of all replicas on the held-out sequences of a domain."""
         run, held_out = self.run, self.held_out[domain]  # [1, N, T + 1]
         M = math.gcd(run.microbatches, held_out.shape[1])
-        tokens = torch.as_tensor(held_out, device=self.block.device).unflatten(1, (M, -1))
+        tokens = torch.as_tensor(held_out, device=self.fleet.device).unflatten(1, (M, -1))
         tokens = tokens.expand(run.replicas, *tokens.shape[1:])  # [R, M, B, T + 1]
-        works = works_of(in_order(run.replicas, run.stages, M, run.rng("route")), self.grid, back=False)
-        passage = Passage(self.block, tokens, back=False)
-        nats = self.peers.sum(passage.through(works, self.peers).double())
-        return float(nats) / (run.replicas * passage.count)
+        tasks = tasks_of(in_order(run.replicas, run.stages, M, run.rng("route")), self.mesh, back=False)
+        executor = PipelineExecutor(self.fleet, tokens, back=False)
+        nats = self.comm.all_reduce(executor.run(tasks, self.comm).double())
+        return float(nats) / (run.replicas * executor.count)
 
     def spread(self) -> float:
         """As `Pack.spread`."""
-        total = torch.zeros(1, dtype=torch.float64, device=self.block.device)
-        for w in self.block.replica_views(range(self.block.replicas)).values():
-            mean = self.peers.sum(w.sum(0), self.grid.column(self.peers.rank)) / self.run.replicas
+        total = torch.zeros(1, dtype=torch.float64, device=self.fleet.device)
+        for w in self.fleet.replica_views(range(self.fleet.replicas)).values():
+            mean = self.comm.all_reduce(w.sum(0), self.mesh.column(self.comm.rank)) / self.run.replicas
             total += (w - mean).square().sum(dtype=torch.float64) / self.run.replicas
-        return math.sqrt(float(self.peers.sum(total)) / self.shape.parameters)
+        return math.sqrt(float(self.comm.all_reduce(total)) / self.shape.parameters)
 
     def finish(self) -> None:
         """Losses on further domains, and the costs of the run."""
         domains = dict.fromkeys(self.run.evaluate_on)
         rows = [self._row("domain loss", self.loss(domain), label=domain) for domain in domains]
-        self._charge(self.peers.sum(self._own_costs_in_order()))
+        self._charge(self.comm.all_reduce(self._own_costs_in_order()))
         self.rows += rows + [self._row("ledger", amount, label=name) for name, amount in self.costs.items()]
         if self.run.measurements:
             self._take_measurements()
@@ -478,7 +478,7 @@ class Share:
         """Rank 0 takes the measurements that the run asks for, in a Fleet of the whole run."""
         self.save()
         if self.progress:
-            trainer.Pack([self.run], self.progress, str(self.peers.device)).take_measurements()
+            trainer.Pack([self.run], self.progress, str(self.comm.device)).take_measurements()
             self.rows += self._stream()[self._streamed :]
 
     def _stream(self) -> list[dict]:
@@ -493,11 +493,11 @@ class Share:
     def provenance(self) -> dict:
         run, seconds = self.run, self._elapsed()
         return {
-            **setup.versions(self.block),
+            **setup.versions(self.fleet.device, bool(self.fleet.compiled)),
             "packed": 1,
-            "processes": self.grid.ranks,
-            "grid": f"{self.grid.rows}x{self.grid.columns}",
-            "backend": self.peers.backend,
+            "processes": self.mesh.ranks,
+            "grid": f"{self.mesh.rows}x{self.mesh.columns}",
+            "backend": self.comm.backend,
             "seconds": round(seconds, 1),
             "tokens_per_second": round((run.steps - self.begin) * run.tokens_per_step / seconds),
         }
@@ -511,4 +511,4 @@ class Share:
 
     def _round(self) -> None:
         if self.run.storage == "bf16":
-            self.adam.round_to_bf16(range(self.block.replicas))
+            self.adam.round_to_bf16(range(self.fleet.replicas))

@@ -5,41 +5,41 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from swarmbook.distributed.communicator import Peers
+from swarmbook.distributed.communicator import Communicator
 
 if TYPE_CHECKING:
-    from swarmbook.distributed.mesh import Grid
-    from swarmbook.distributed.stage_shard import Block
+    from swarmbook.distributed.mesh import Mesh
+    from swarmbook.distributed.stage_shard import StageShard
     from swarmbook.training.adam import Adam
 
 
 DONE, WEIGHTS, MOMENTS = range(3)  # of requests
 
 
-class Row:
+class RemoteStages:
     """One rank's view of a run's cells, for recovery rules: its own at hand, those of other ranks on request.
 
     Replicas and stages count as in the whole run, stage S is the ends; `shape` is that of the run. What `swarmbook.
     recovery.Lost` needs of a Fleet.
     """
 
-    def __init__(self, block: "Block", adam: "Adam", grid: "Grid", peers: Peers):
-        self.block, self.adam, self.grid, self.peers = block, adam, grid, peers
-        self.shape = block.whole
+    def __init__(self, shard: "StageShard", adam: "Adam", mesh: "Mesh", comm: Communicator):
+        self.shard, self.adam, self.mesh, self.comm = shard, adam, mesh, comm
+        self.shape = shard.whole
 
     def holds(self, replica: int, stage: int) -> bool:
-        return self.peers.rank in self.grid.holders(replica, stage)
+        return self.comm.rank in self.mesh.holders(replica, stage)
 
     def stage(self, replica: int, stage: int) -> dict[str, Tensor]:
         """Weights of a cell: views of all or, of the ends, of the part that is here; else copies, sent here."""
         if self.holds(replica, stage):
-            return self.block.stage(*self.block.place(replica, stage))
+            return self.shard.stage(*self.shard.place(replica, stage))
         return dict(zip(self._names(replica, stage), self._asked(WEIGHTS, replica, stage), strict=True))
 
     def moments(self, replica: int, stage: int) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
         """Adam's moments of a cell by parameter, here or sent here, and its count of steps."""
         if self.holds(replica, stage):
-            place = self.block.place(replica, stage)
+            place = self.shard.place(replica, stage)
             return self.adam.moments(*place), int(self.adam.steps[place])
         *both, steps = self._asked(MOMENTS, replica, stage)
         pairs = zip(both[::2], both[1::2], strict=True)
@@ -47,42 +47,42 @@ class Row:
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
         """Draw fresh weights of a cell, as much of it as is here."""
-        self.block.initialise(*self.block.place(replica, stage), seed)
+        self.shard.initialise(*self.shard.place(replica, stage), seed)
 
     def dismiss(self, replica: int) -> None:
         """Tell the ranks that `serve` this replica's rules that one of them needs nothing more."""
         for rank in self._others(replica):
-            self.peers.send(torch.tensor([DONE, 0], device=self.peers.device), rank)
-        self.peers.flush()
+            self.comm.send(torch.tensor([DONE, 0], device=self.comm.device), rank)
+        self.comm.flush()
 
     def serve(self, replica: int, rank: int) -> None:
         """Send a rank what its rule asks for, until it is done. For all other ranks of the replica's row."""
-        if rank == self.peers.rank or self.peers.rank not in self.grid.row(replica):
+        if rank == self.comm.rank or self.comm.rank not in self.mesh.row(replica):
             return
-        like = torch.zeros(2, dtype=torch.int64, device=self.peers.device)
+        like = torch.zeros(2, dtype=torch.int64, device=self.comm.device)
         while True:
-            what, stage = self.peers.receive(like, rank).read().tolist()
+            what, stage = self.comm.receive(like, rank).read().tolist()
             if what == DONE:
                 return
             if what == WEIGHTS:
                 answer = list(self.stage(replica, stage).values())
             else:
                 moments, steps = self.moments(replica, stage)
-                steps = torch.tensor(float(steps), device=self.peers.device)
+                steps = torch.tensor(float(steps), device=self.comm.device)
                 answer = [moment for pair in moments.values() for moment in pair] + [steps]
             for tensor in answer:
-                self.peers.send(tensor, rank)
-            self.peers.flush()
+                self.comm.send(tensor, rank)
+            self.comm.flush()
 
     def _asked(self, what: int, replica: int, stage: int) -> list[Tensor]:
-        likes = [torch.empty(size, device=self.peers.device) for size in self._names(replica, stage).values()]
+        likes = [torch.empty(size, device=self.comm.device) for size in self._names(replica, stage).values()]
         if what == MOMENTS:
-            likes = [like for like in likes for _ in range(2)] + [torch.zeros((), device=self.peers.device)]
-        (rank,) = self.grid.holders(replica, stage)
-        self.peers.send(torch.tensor([what, stage], device=self.peers.device), rank)
-        letters = [self.peers.receive(like, rank) for like in likes]
-        answer = [letter.read() for letter in letters]
-        self.peers.flush()
+            likes = [like for like in likes for _ in range(2)] + [torch.zeros((), device=self.comm.device)]
+        (rank,) = self.mesh.holders(replica, stage)
+        self.comm.send(torch.tensor([what, stage], device=self.comm.device), rank)
+        messages = [self.comm.receive(like, rank) for like in likes]
+        answer = [message.read() for message in messages]
+        self.comm.flush()
         return answer
 
     def _names(self, replica: int, stage: int) -> dict[str, tuple[int, ...]]:
@@ -92,4 +92,4 @@ class Row:
         return {name: (self.shape.layers_per_stage, *size) for name, size in self.shape.layer_shapes.items()}
 
     def _others(self, replica: int) -> list[int]:
-        return [rank for rank in self.grid.row(replica) if rank != self.peers.rank]
+        return [rank for rank in self.mesh.row(replica) if rank != self.comm.rank]

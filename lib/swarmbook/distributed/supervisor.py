@@ -1,8 +1,8 @@
 """What stands in for a lost process: a new one, and what it asks of those that are left.
 
-- `keep_up` runs a rank's work in a process of its own; killed or hung, it is replaced by a new one, while the other
+- `supervise` runs a rank's work in a process of its own; killed or hung, it is replaced by a new one, while the other
   ranks wait in memory (`swarmbook.distributed.communicator`)
-- a recovery rule sees the stages of other ranks through a `Row`: what it fetches is sent to it point to point, and
+- a recovery rule sees the stages of other ranks through a `RemoteStages`: what it fetches is sent to it point to point, and
   nothing else is; meanwhile these ranks `serve` it
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     pass
 
 
-def keep_up(work: Callable[[], int], times: int, timeout: float) -> int:
+def supervise(work: Callable[[], int], times: int, timeout: float) -> int:
     """Do `work` in a process of its own, and anew in another one if that is killed or hangs; the exit status.
 
     At most `times` anew. It hangs when it has given no sign of life for `timeout` seconds. A work that ends with an
@@ -46,7 +46,7 @@ def keep_up(work: Callable[[], int], times: int, timeout: float) -> int:
 
 
 def _live(work: Callable[[], int], sign, parent: int) -> None:
-    """Work, and show that it goes on, as long as there is somebody to see it."""
+    """PipelineTask, and show that it goes on, as long as there is somebody to see it."""
 
     def show() -> None:
         while os.getppid() == parent:

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swarmbook.training import torch_private
 from swarmbook.training.device import moved
-from swarmbook.training.fleet import Fleet
+from swarmbook.training.stacked_weights import StackedWeights
+from swarmbook.training.state_layout import WEIGHTS
 
 
 class Adam:
@@ -22,7 +24,7 @@ class Adam:
     the learning rate of each (replica, stage); its last column, like stage S in the methods, is the ends.
     """
 
-    def __init__(self, fleet: Fleet, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+    def __init__(self, fleet: StackedWeights, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         self.fleet = fleet
         self.lr = lr
         self.betas = betas
@@ -30,14 +32,11 @@ class Adam:
         cells = (fleet.replicas, fleet.shape.stages + 1)
         self.lr_scale = np.ones(cells)  # [R, S + 1]
         self.steps = np.zeros(cells, dtype=np.int64)  # [R, S + 1]
-        self._layers = {
-            name: (w, fleet.layer_gradients[name], torch.zeros_like(w), torch.zeros_like(w))
-            for name, w in fleet.layers.items()
-        }  # weights, gradients, first and second moments, each [layers per stage, S, R, ...]
-        self._ends = {
-            name: (w, fleet.outer_gradients[name], torch.zeros_like(w), torch.zeros_like(w))
-            for name, w in fleet.outer.items()
-        }  # the same, each [R, ...]
+        gradients = fleet.named_gradients()
+        self._tensors = {
+            name: (w, gradients[name], torch.zeros_like(w), torch.zeros_like(w))
+            for name, w in fleet.named_weights().items()
+        }  # weights, gradients, first and second moments, laid out as `state_layout.WEIGHTS`
         self._found: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}  # views take time to make
 
     @torch.no_grad()
@@ -47,7 +46,7 @@ class Adam:
         self.steps += 1
         counts = moved(self.steps.astype(np.float32), self.fleet.device)  # [R, S + 1]
         if (self.lr_scale == self.lr_scale[0, 0]).all() and (self.steps == self.steps[0, 0]).all():
-            buffers = [*self._layers.values(), *self._ends.values()]
+            buffers = list(self._tensors.values())
             self._update(buffers, [counts[0, 0]] * len(buffers), lr * float(self.lr_scale[0, 0]))
             return
         for scale in np.unique(self.lr_scale):
@@ -58,12 +57,10 @@ class Adam:
     def round_to_bf16(self, replicas: Sequence[int]) -> None:
         """Round the weights and moments of these replicas to bfloat16, as if they were stored so."""
         rows = slice(replicas[0], replicas[-1] + 1)
-        for w, _, *moments in self._layers.values():
+        for name, (w, _, *moments) in self._tensors.items():
+            index = WEIGHTS.index(name, rows)
             for tensor in (w, *moments):
-                tensor[:, :, rows] = tensor[:, :, rows].bfloat16().to(tensor.dtype)
-        for w, _, *moments in self._ends.values():
-            for tensor in (w, *moments):
-                tensor[rows] = tensor[rows].bfloat16().to(tensor.dtype)
+                tensor[index] = tensor[index].bfloat16().to(tensor.dtype)
 
     def reset(self, replica: int, stage: int) -> None:
         """Zero the moments and the step count of one cell."""
@@ -74,9 +71,8 @@ class Adam:
 
     def moments(self, replica: int, stage: int) -> dict[str, tuple[Tensor, Tensor]]:
         """First and second moments of one cell by parameter name, views laid out like `Fleet.stage`."""
-        if stage == self.fleet.shape.stages:
-            return {name: (m[replica], v[replica]) for name, (_, _, m, v) in self._ends.items()}
-        return {name: (m[:, stage, replica], v[:, stage, replica]) for name, (_, _, m, v) in self._layers.items()}
+        _, _, m, v = self._cell(replica, stage)
+        return {name: (m[name], v[name]) for name in m}
 
     def state_dict(self, replicas: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Copies of moments, step counts and learning-rate scales, of all replicas or of the given ones."""
@@ -85,10 +81,8 @@ class Adam:
             "steps": torch.from_numpy(self.steps[chosen].copy()),
             "lr_scale": torch.from_numpy(self.lr_scale[chosen].copy()),
         }
-        for name, (_, _, *moments) in self._layers.items():
-            state[f"layers.{name}"] = torch.stack([moment[:, :, chosen] for moment in moments])
-        for name, (_, _, *moments) in self._ends.items():
-            state[f"ends.{name}"] = torch.stack([moment[chosen] for moment in moments])
+        for name, (_, _, *moments) in self._tensors.items():
+            state[name] = torch.stack([moment[WEIGHTS.index(name, chosen)] for moment in moments])
         return state
 
     def load_state_dict(self, state: dict[str, Tensor], replicas: Sequence[int] | None = None) -> None:
@@ -100,43 +94,29 @@ class Adam:
                 f"this optimiser {list(self.steps[chosen].shape)}: "
                 "load it for a fleet of the same shape and as many replicas"
             )
-        for name, (_, _, *moments) in self._layers.items():
-            for moment, saved in zip(moments, state[f"layers.{name}"], strict=True):
-                moment[:, :, chosen] = saved.to(moment.device)
-        for name, (_, _, *moments) in self._ends.items():
-            for moment, saved in zip(moments, state[f"ends.{name}"], strict=True):
-                moment[chosen] = saved.to(moment.device)
+        for name, (_, _, *moments) in self._tensors.items():
+            for moment, saved in zip(moments, state[name], strict=True):
+                moment[WEIGHTS.index(name, chosen)] = saved.to(moment.device)
         self.steps[chosen] = state["steps"].numpy()
         self.lr_scale[chosen] = state["lr_scale"].numpy()
 
     def _rows(self, replica, stage):
         """(weights, gradients, first moments, second moments) of each row of one cell."""
         if (replica, stage) not in self._found:
-            if stage == self.fleet.shape.stages:
-                rows = [tuple(t[replica] for t in tensors) for tensors in self._ends.values()]
-            else:
-                layers = range(self.fleet.shape.layers_per_stage)
-                rows = [tuple(t[j, stage, replica] for t in ts) for ts in self._layers.values() for j in layers]
-            self._found[replica, stage] = rows
+            cell = list(zip(*(tensors.values() for tensors in self._cell(replica, stage)), strict=True))
+            if stage < self.fleet.shape.stages:  # a row for each layer, so that all are contiguous
+                cell = [layer for tensors in cell for layer in zip(*tensors, strict=True)]
+            self._found[replica, stage] = cell
         return self._found[replica, stage]
 
+    def _cell(self, replica, stage):
+        """Weights, gradients, first and second moments of one cell, each by parameter name."""
+        each = ({name: tensors[k] for name, tensors in self._tensors.items()} for k in range(4))
+        where = replica, None if stage == self.fleet.shape.stages else stage
+        return [WEIGHTS.cell(tensors, *where) for tensors in each]
+
     def _update(self, rows, steps, lr):
-        weights, gradients, m, v = map(list, zip(*rows, strict=True))
-        torch._fused_adam_(
-            weights,
-            gradients,
-            m,
-            v,
-            [],
-            steps,
-            lr=lr,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            weight_decay=0.0,
-            eps=self.eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        torch_private.adam_step(*map(list, zip(*rows, strict=True)), steps, lr, self.betas, self.eps)
 
 
 def schedule(kind: str, base: float, warmup: int, steps: int, final: float = 0.1) -> Callable[[int], float]:

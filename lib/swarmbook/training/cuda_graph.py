@@ -8,7 +8,7 @@ from torch import Tensor
 AFTER = 3  # calls alike, in which whatever is compiled, planned or allocated once comes to be
 
 
-class Replay:
+class GraphedCall:
     """Calls a function of tokens; after some calls with one key it records the kernels in a graph and repeats that."""
 
     def __init__(self, device: torch.device):

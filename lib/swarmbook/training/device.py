@@ -6,6 +6,8 @@ import shutil
 
 import torch
 
+from swarmbook.training.torch_private import has_triton
+
 
 def device_of(name: str) -> torch.device:
     """The device that "auto", "cpu", "cuda" or "cuda:1" names here; ValueError or RuntimeError if there is none."""
@@ -38,8 +40,6 @@ def compilable(wanted: bool | str, device: torch.device) -> bool:
     if wanted not in (True, False, "auto"):
         raise ValueError(f"compile={wanted!r} is unknown: give True, False or 'auto'")
     if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
         found = has_triton()
     else:
         found = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))

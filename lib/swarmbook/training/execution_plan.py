@@ -39,6 +39,26 @@ class Group:
     idle: Tensor | None  # cells whose gradients must be zero before the way back
 
 
+def checked_route(cells: np.ndarray, R: int, S: int, M: int) -> None:
+    """Raise ValueError, with what to give instead, unless cells [P, R, M, 2] is a route for `Fleet.gradients`."""
+    if cells.ndim != 4 or cells.shape[1:] != (R, M, 2):
+        raise ValueError(f"the route has shape {list(cells.shape)}: give [positions, R={R}, M={M}, 2]")
+    replica, stage = cells[..., 0], cells[..., 1]
+    wrong = (stage > S) | (stage < -1) | ((stage >= 0) & ((replica < 0) | (replica >= R)))
+    wrong[:-1] |= stage[:-1] == S
+    if wrong.any():
+        raise ValueError(
+            f"the route visits (replica, stage) {tuple(cells[wrong][0].tolist())}: replicas are 0..{R - 1}, "
+            f"stages 0..{S - 1}, or -1 to skip, or at the last position {S} for the head"
+        )
+    heads = stage[-1:] == S
+    if heads.any() and not (heads.all() and (np.sort(replica[-1], 0) == np.arange(R)[:, None]).all()):
+        raise ValueError(
+            f"the route ends at (replica, stage) {cells[-1].tolist()}: give each head of replicas 0..{R - 1} "
+            f"one first microbatch, one second and so on, or leave stage {S} out"
+        )
+
+
 def plan(cells: np.ndarray, stages: int, at_once: int, device: torch.device) -> list[Group]:
     """Split the replicas of a route [P, R, M, 2] into groups of `at_once`, or more where it connects them.
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+
+from swarmbook.training import torch_private
 
 NORM_EPS = 1e-6
 ROPE_THETA = 1e4
@@ -54,9 +55,6 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     return dx, (dy * unit).sum(1), unit * weight[:, None]
 
 
-CUDNN, FLASH = 3, 1  # as torch numbers its attention kernels (SDPBackend)
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Causal attention on [sequences, heads, T, head_width], and the logsumexp that its backward pass takes.
 
@@ -64,33 +62,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     whose forward pass the backward pass repeats.
     """
     if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
-    kernel = _kernel(q)
-    if kernel == CUDNN:
-        return torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True)[:2]
-    if kernel == FLASH and q.shape[-1] % 8 == 0:  # torch pads others, and autograd cuts
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[:2]
+        return torch_private.cpu_attention(q, k, v)
+    kernel = torch_private.attention_kernel(q)
+    if kernel == torch_private.CUDNN:
+        return torch_private.cudnn_attention(q, k, v)
+    if kernel == torch_private.FLASH and q.shape[-1] % 8 == 0:  # torch pads others, and autograd cuts
+        return torch_private.flash_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True), q.new_empty(0)
 
 
-def _kernel(q: Tensor) -> int:
-    """The kernel that torch chooses for real tensors like this one, also where a compiler looks at none."""
-    with _disable_current_modes():
-        like = torch.empty(1, q.shape[2], 1, q.shape[3], dtype=q.dtype, device=q.device).transpose(1, 2)
-        return torch._fused_sdp_choice(like, like, like, None, 0.0, True)
-
-
 def attention_backward(do, q, k, v, o, logsumexp) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, given that of the output o; o and logsumexp are those of `attention`."""
     if q.device.type == "cpu":
-        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return backward(do, q, k, v, o, logsumexp, 0.0, True)
-    T, unused = q.shape[2], q.new_empty((), dtype=torch.int64)  # the seeds of a dropout
+        return torch_private.cpu_attention_backward(do, q, k, v, o, logsumexp)
     if logsumexp.dim() == 4:
-        backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
-        return backward(do, q, k, v, o, logsumexp, unused, unused, None, None, None, T, T, 0.0, True)
+        return torch_private.cudnn_attention_backward(do, q, k, v, o, logsumexp)
     if logsumexp.dim() == 3:
-        backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
-        return backward(do, q, k, v, o, logsumexp, None, None, T, T, 0.0, True, unused, unused)
+        return torch_private.flash_attention_backward(do, q, k, v, o, logsumexp)
     with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -129,7 +117,7 @@ def layer_backward(
     dh = torch.bmm(dy, down.mT)
     silu = F.silu(gate)
     h = silu * up
-    dboth = torch.cat([torch.ops.aten.silu_backward(dh * up, gate), dh * silu], -1)
+    dboth = torch.cat([torch_private.silu_backward(dh * up, gate), dh * silu], -1)
     through, dmlp_norm, normed = norm_backward(torch.bmm(dboth, gate_up.mT), middle, mlp_norm)
     dmiddle = dx + through
     do = dmiddle.to(low)
@@ -181,13 +169,9 @@ class Compiled:
         return self.compiled[key](*(a for a in arguments if isinstance(a, Tensor)))
 
     def _compile(self, arguments):
-        import torch._inductor  # seconds to load, wanted only here
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         def of_tensors(*tensors):
             rest = iter(tensors)
             return self.function(*(next(rest) if isinstance(a, Tensor) else a for a in arguments))
 
         tensors = [a for a in arguments if isinstance(a, Tensor)]
-        graph = make_fx(of_tensors, tracing_mode="fake")(*tensors)
-        return torch._inductor.compile(graph, tensors, options={"size_asserts": False})  # the key holds them
+        return torch_private.compiled(of_tensors, tensors)  # the key holds their shapes and strides

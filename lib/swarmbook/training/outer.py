@@ -8,14 +8,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from swarmbook.config import RunConfig
-    from swarmbook.training.fleet import Fleet
+    from swarmbook.training.stacked_weights import StackedWeights
 
     Weights = dict[str, Tensor]  # by parameter, each [N, L, S, ...]; embedding, norm and head have L = S = 1
 
 from swarmbook.methods.sync import SYNCS, Exchange
+from swarmbook.training.state_layout import REPLICA_FIRST, of_layers
 
 
-class Outer:
+class OuterOptimizer:
     """The outer optimizer of one run: its slow weights and buffers, and what is on its way between its replicas.
 
     rows: where the run's replicas are in the fleet. Fragment f of F holds the stages f, f + F, ... and the last one
@@ -25,7 +26,7 @@ class Outer:
     the same ones it gets from the others. Gossip has no slow weights: there it only misses the averaging.
     """
 
-    def __init__(self, run: "RunConfig", fleet: "Fleet", rows: range):
+    def __init__(self, run: "RunConfig", fleet: "StackedWeights", rows: range):
         self.run, self.method = run, SYNCS[run.sync]
         self.first = 0  # the stage of the run that the fleet begins with
         self.theta, self.gradients = fleet.replica_views(rows), fleet.replica_views(rows, gradients=True)
@@ -112,7 +113,5 @@ class Outer:
         ends = f == F - 1
         stages = slice((f - self.first) % F, None, F)
         return {
-            name: w[:, :, stages] if name.startswith("layers.") else w
-            for name, w in weights.items()
-            if ends or name.startswith("layers.")
+            name: w[REPLICA_FIRST.index(name, stages=stages)] for name, w in weights.items() if ends or of_layers(name)
         }

@@ -11,6 +11,7 @@ from swarmbook.methods.model_size import Shape, flops
 from swarmbook.methods.recovery import RULES, Lost, Strategy
 from swarmbook.methods.sync import SYNCS
 from swarmbook.training.adam import Adam
+from swarmbook.training.state_layout import WEIGHTS
 
 
 def checkpoint_of(state: Mapping, costs: Costs, copy: Mapping, seconds: float) -> dict:
@@ -36,10 +37,8 @@ def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[i
         return None
     if strategy.always:
         return {name: weight.clone() for name, weight in cell.weights.items()}
-    row, column = place
-    if cell.stage == cell.fleet.shape.stages:
-        return {name: kept[f"ends.{name}"][row] for name in cell.weights}
-    return {name: kept[f"layers.{name}"][:, column, row] for name in cell.weights}
+    replica, stage = place
+    return WEIGHTS.cell(kept, replica, None if cell.stage == cell.fleet.shape.stages else stage)
 
 
 def count_step(run: RunConfig, shape: Shape, visits: int, costs: Costs) -> None:

@@ -11,7 +11,6 @@ from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.data import batches, tokenization
 from swarmbook.data import batches as batches_module
 from swarmbook.training.adam import schedule
-from swarmbook.training.fleet import Fleet
 
 
 def batches_of(run: RunConfig, tokens: batches_module.Tokens) -> batches.Batches | batches.Shards:
@@ -43,7 +42,7 @@ def rate_of(run: RunConfig) -> Callable[[int], float]:
     return schedule(run.schedule, run.lr, run.warmup, run.schedule_steps or run.steps, run.lr_floor)
 
 
-def versions(fleet: Fleet) -> dict:
+def versions(device: torch.device, compiled: bool) -> dict:
     """Of what computes, and on what: the part of the provenance that does not depend on how a run is shared out."""
     return {
         "swarmbook": swarmbook.__version__,
@@ -51,9 +50,9 @@ def versions(fleet: Fleet) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "device": _device_name(fleet.device),
+        "device": _device_name(device),
         "threads": torch.get_num_threads(),
-        "compiled": bool(fleet.compiled),
+        "compiled": compiled,
     }
 
 

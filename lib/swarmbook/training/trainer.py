@@ -26,10 +26,11 @@ from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import device_of
 from swarmbook.training.fleet import Fleet
-from swarmbook.training.outer import Outer
+from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.packing import COMPILE_FLOPS, _fitting, expected_flops
 from swarmbook.training.rebuilding import boosted, copied_bytes, count_step, set_moments, surviving_copy, why_diverged
 from swarmbook.training.setup import batches_of, held_out_of, rate_of, versions, weight_seeds
+from swarmbook.training.state_layout import WEIGHTS
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -113,7 +114,7 @@ class Pack:
         self.visits = [run.replicas * run.microbatches * run.stages for run in pack]  # of stages, in a step
         self.position = np.full(len(pack), self.step)  # steps of progress; behind `step` after a rollback
         self.outers = [
-            Outer(run, self.fleet, self.replicas(i)) if SYNCS[run.sync] else None for i, run in enumerate(pack)
+            OuterOptimizer(run, self.fleet, self.replicas(i)) if SYNCS[run.sync] else None for i, run in enumerate(pack)
         ]
         self.costs = [Costs() for _ in pack]
         self.copies: dict[int, dict] = {}  # run -> what its strategy keeps, taken every `keep_every` steps
@@ -264,7 +265,7 @@ class Pack:
         """How the numbers came about; everything here may differ between two runs of one key."""
         seconds = time.monotonic() - self.started
         return {
-            **versions(self.fleet),
+            **versions(self.fleet.device, bool(self.fleet.compiled)),
             "packed": len(self.runs),
             "seconds": round(self.seconds + seconds, 1),
             "tokens_per_second": round(self.trained / seconds),
@@ -336,12 +337,11 @@ class Pack:
         """Begin run i with the final weights of another, of as many replicas or of one."""
         rows = list(self.replicas(i))
         if self.runs[i].branch.replicas == 1:
-            dim = {name: 2 if name.startswith("layers.") else 0 for name in weights}
-            weights = {name: w.repeat_interleave(len(rows), dim[name]) for name, w in weights.items()}
+            weights = {n: w.repeat_interleave(len(rows), WEIGHTS.replica_axis(n)) for n, w in weights.items()}
         self.fleet.load_state_dict(weights, rows)
         self._round()
         if self.outers[i]:
-            self.outers[i] = Outer(self.runs[i], self.fleet, self.replicas(i))
+            self.outers[i] = OuterOptimizer(self.runs[i], self.fleet, self.replicas(i))
 
     def _round(self) -> None:
         """Round the weights and moments of runs that store them in bfloat16."""
@@ -369,7 +369,7 @@ class Pack:
         self.visits = [stage_visits(cells, stages) for cells in routes]
         return side_by_side(routes, stages)
 
-    def _outers(self) -> Iterator[tuple[int, Outer]]:
+    def _outers(self) -> Iterator[tuple[int, OuterOptimizer]]:
         """The runs whose replicas exchange anything."""
         return ((i, outer) for i, outer in enumerate(self.outers) if outer)
 
