@@ -85,7 +85,7 @@ def score_of_plan(pipeline: Pipeline, plan: Plan) -> Score:
     follows = {a: b for chain in pipeline.chains for a, b in itertools.pairwise(chain)}
     tasks = []
     for j, relays in enumerate(plan.paths):
-        way = pipeline.way(j, relays)
+        way = pipeline.itinerary(j, relays)
         for k, node in enumerate(way):
             then = [(j * W + k + 1, float(pipeline.hops[node, way[k + 1]]))] if k + 1 < W else []
             if k + 1 == W and j in follows:

@@ -10,18 +10,18 @@ import numpy as np
 from swarmbook.errors import PlanError
 from swarmbook.planning import jobshop
 from swarmbook.planning.encoding import (
-    Search,
-    _longest_rest,
-    _makespan,
-    _of_plan,
-    _paths,
-    _plan,
-    _shop,
-    _spare,
-    _state,
-    no_room,
+    SearchResult,
+    longest_rest_priorities,
+    makespan_of,
+    no_room_message,
+    paths_of,
+    plan_of,
+    relays_with_room,
+    shop_of,
+    state_of_paths,
+    state_of_plan,
 )
-from swarmbook.planning.pipeline import TICK, Path, Pipeline, Plan, Rules
+from swarmbook.planning.pipeline import TICK, Path, PathRules, Pipeline, Plan
 
 HOT, COLD = 0.03, 0.0005  # first and last temperature of a round, in parts of the makespan that it starts with
 WEIGHT = 0.3  # of the mean end of the slots beside the makespan: an order that only helps the others still helps
@@ -47,13 +47,13 @@ def shortest(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
     return Plan.of_slots(pipeline, _arranged(pipeline, rng, 2000, hot=1.0, cold=0.001), "fifo")
 
 
-def search(
+def annealing_search(
     pipeline: Pipeline,
     rng: np.random.Generator,
     moves: int | None = None,
     seconds: float | None = None,
     start: Plan | None = None,
-) -> Search:
+) -> SearchResult:
     """Simulated annealing over paths and orders, for so many moves, or so many seconds after compiling.
 
     Rounds grow by half; each cools down from `HOT` to `COLD`. Every other round starts anew from short paths, the
@@ -63,38 +63,42 @@ def search(
     """
     if (moves is None) == (seconds is None) or not (moves if seconds is None else seconds) > 0:
         raise PlanError(f"give one of moves, at least 1, and seconds, above 0; not {moves} and {seconds}")
-    shop = _shop(pipeline)
+    shop = shop_of(pipeline)
     _compiled()
     started, begun, done, history = time.monotonic(), time.thread_time(), 0, []
-    best = _begin(pipeline, shop, rng) if start is None else _of_plan(pipeline, start)
-    least = _makespan(best)
+    best = _begin(pipeline, shop, rng) if start is None else state_of_plan(pipeline, start)
+    least = makespan_of(best)
     history.append((0, time.thread_time() - begun, TICK * least))
     for number in itertools.count():
         state = _begin(pipeline, shop, rng) if number % 2 and number > 1 else jobshop.clone(best)
         size = int(ROUND * 1.5**number)
         mild = 0.1 if start is not None and number == 0 else 1.0  # a good plan is not to be melted down at once
-        hot, cold = mild * HOT * _makespan(state), COLD * _makespan(state)
+        hot, cold = mild * HOT * makespan_of(state), COLD * makespan_of(state)
         for first in range(0, size, SECTION):
             section = min(SECTION, size - first, size if moves is None else moves - done)
             now, then = (hot * (cold / hot) ** (at / size) for at in (first, first + section))
             found = jobshop.anneal(
-                shop, state, best, _spare(pipeline, state), section, now, then, WEIGHT, PATH_MOVES, rng
+                shop, state, best, relays_with_room(pipeline, state), section, now, then, WEIGHT, PATH_MOVES, rng
             )
             done += section
             if found < least:
                 least = int(found)
                 history.append((done, time.thread_time() - begun, TICK * least))
             if done == moves or (seconds is not None and time.monotonic() - started >= seconds):
-                return Search(_plan(pipeline, best), TICK * least, tuple(history), done, time.thread_time() - begun)
+                return SearchResult(
+                    plan_of(pipeline, best), TICK * least, tuple(history), done, time.thread_time() - begun
+                )
 
 
 @cache
 def _compiled() -> None:
     """Compile, or load, all that a search needs, so that its clock does not count it."""
-    toy = Pipeline(((0, 1), (2, 3), (4, 5)), np.ones((6, 6)), 1.0, Rules(2), microbatches=2, memory=1)
-    shop, rng = _shop(toy), np.random.default_rng(0)
+    toy = Pipeline(((0, 1), (2, 3), (4, 5)), np.ones((6, 6)), 1.0, PathRules(2), microbatches=2, memory=1)
+    shop, rng = shop_of(toy), np.random.default_rng(0)
     state = _begin(toy, shop, rng)
-    jobshop.anneal(shop, state, jobshop.clone(state), _spare(toy, state), 1, 1.0, 0.5, WEIGHT, PATH_MOVES, rng)
+    jobshop.anneal(
+        shop, state, jobshop.clone(state), relays_with_room(toy, state), 1, 1.0, 0.5, WEIGHT, PATH_MOVES, rng
+    )
 
 
 def _wave(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
@@ -111,11 +115,11 @@ def _arranged(pipeline: Pipeline, rng: np.random.Generator, moves: int, hot: flo
     """A path for every slot, after so many moves of `jobshop.arrange` for each."""
     wave, places = _wave(pipeline)
     if (paths := _spread(wave, places, rng)) is None:
-        raise PlanError(no_room(pipeline))
-    state = _state(wave, paths)
+        raise PlanError(no_room_message(pipeline))
+    state = state_of_paths(wave, paths)
     state.chosen[:] = np.bincount(np.ravel(paths), np.repeat(places, wave.visits - 1), len(wave.hops))
-    jobshop.arrange(_shop(wave), state, places, _spare(wave, state), moves * wave.count, hot, cold, rng)
-    return _paths(wave, state)
+    jobshop.arrange(shop_of(wave), state, places, relays_with_room(wave, state), moves * wave.count, hot, cold, rng)
+    return paths_of(wave, state)
 
 
 def _spread(wave: Pipeline, places: np.ndarray, rng: np.random.Generator) -> list[Path] | None:
@@ -174,6 +178,6 @@ def _repaired(
 
 def _begin(pipeline: Pipeline, shop: jobshop.Shop, rng: np.random.Generator) -> jobshop.State:
     """Short paths, and an order by the longest rest."""
-    state = _state(pipeline, shortest(pipeline, rng).paths)
-    jobshop.dispatch(shop, state, _longest_rest(pipeline, state))
+    state = state_of_paths(pipeline, shortest(pipeline, rng).paths)
+    jobshop.dispatch(shop, state, longest_rest_priorities(pipeline, state))
     return state

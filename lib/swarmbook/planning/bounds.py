@@ -17,7 +17,7 @@ from pathlib import Path as File
 import numpy as np
 import pandas as pd
 
-from swarmbook.planning.annealing import search
+from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.pipeline import TICK, Path, Pipeline, Plan
 from swarmbook.records.computed import computed
 
@@ -139,7 +139,7 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
     """
     from ortools.sat.python import cp_model
 
-    found = search(pipeline, np.random.default_rng(0), moves=moves)
+    found = annealing_search(pipeline, np.random.default_rng(0), moves=moves)
     model, P = cp_model.CpModel(), pipeline.visits
     relays = [node for group in pipeline.groups[1:] for node in group]
     horizon = round(found.makespan / TICK) - 1

@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 from swarmbook.errors import PlanError
-from swarmbook.planning.encoding import Search, dispatched, no_room
+from swarmbook.planning.encoding import SearchResult, dispatched, no_room_message
 from swarmbook.planning.pipeline import TICK, Path, Pipeline
 
 GOAL = 0.88  # of the first plan's makespan: a plan below that ends the search (0.92 in the code's first version)
@@ -122,7 +122,7 @@ class _Problem:
 
     def timed(self, microbatch: int, path: Path, begin: int, windows: Sequence[tuple[int, int, int]]) -> list[_Work]:
         """A microbatch's operations, each begun as soon as it may be."""
-        way, P, works, now = self.pipeline.way(microbatch, path), self.pipeline.visits, [], begin
+        way, P, works, now = self.pipeline.itinerary(microbatch, path), self.pipeline.visits, [], begin
         for position, node in enumerate(way):
             length = self.work[(position >= P) + (position > P)][node]
             there = [window for window in windows if window[0] == node]
@@ -235,7 +235,7 @@ def conflict_search(
     expand: int | None = 10_000,
     seconds: float | None = None,
     together: bool = False,
-) -> Search:
+) -> SearchResult:
     """Conflict-based search for one path a slot. It has `ended` by "goal", "solutions", "all seen", "first" or "limit".
 
     collisions: whether microbatches must not meet on a node (TC2). expand, seconds: when to stop at the latest, after
@@ -260,14 +260,14 @@ def conflict_search(
                 history.append((tree.expanded, tree.clock, best[1]))
         return makespans[paths]
 
-    def finish(ended: str) -> Search:
+    def finish(ended: str) -> SearchResult:
         if best is None:
             if tree.heap:
                 given = f"expanded {tree.expanded} arrangements in {tree.clock:.1f} s"
                 remedy = "raise `expand` and `seconds`, or take the planner 'annealing'"
                 raise PlanError(f"the conflict-based search {given} and did not finish: {remedy}")
-            raise PlanError(no_room(pipeline))
-        return Search(*best, tuple(history), tree.expanded, tree.clock, ended)
+            raise PlanError(no_room_message(pipeline))
+        return SearchResult(*best, tuple(history), tree.expanded, tree.clock, ended)
 
     for agents in _assignments(problem, tree, together):
         tree.push(agents, problem.full_relays(agents))

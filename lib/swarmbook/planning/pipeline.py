@@ -1,7 +1,7 @@
 """Partial pipelines: microbatches that visit some of the stages, on nodes that do one thing at a time (SkipPipe).
 
 - a `Pipeline` is an instance: which node holds which stage, how long messages and computations take, how many
-  microbatches start where, and the `Rules` on what a path may skip and swap (the convergence constraints)
+  microbatches start where, and the `PathRules` on what a path may skip and swap (the convergence constraints)
 - a `Plan` says through which relays each microbatch goes, and in which order every node does its operations
 - `replay` executes a plan by discrete events; it shares no code with the planners, so that a plan's cost and its replay
   are two independent computations of the same number
@@ -23,12 +23,12 @@ from swarmbook.records.keys import key_of
 
 Path = tuple[int, ...]  # relays in the order of the forward pass
 Operation = tuple[int, int]  # microbatch, position on its way: 0 first forward ... visits: loss ... 2 * visits: end
-RULES = ("fifo", "backward first", "longest rest")
+DISPATCH_RULES = ("fifo", "backward first", "longest rest")
 TICK = 1e-6  # seconds; times are whole ticks, so that sums are exact and ties are ties
 
 
 @dataclass(frozen=True)
-class Rules:
+class PathRules:
     """Which stages a microbatch may visit, and in what order (the convergence constraints CC of SkipPipe's code).
 
     visits: P, how many stages are on every path, stage 0 included. ahead: how far the next stage may lie above the
@@ -125,7 +125,7 @@ class Pipeline:
     groups: tuple[tuple[int, ...], ...]
     hops: np.ndarray
     forward: np.ndarray | float
-    rules: Rules
+    rules: PathRules
     microbatches: int = 6
     memory: int = 3
     head: float = 0.25
@@ -136,7 +136,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         groups = tuple(tuple(int(node) for node in group) for group in self.groups)
-        hops = _seconds(self.hops, len(self.hops))
+        hops = checked_hops(self.hops, len(self.hops))
         N = len(hops)
         nodes = [node for group in groups for node in group]
         if len(groups) < 2 or not all(groups) or len(set(nodes)) < len(nodes) or not set(nodes) <= set(range(N)):
@@ -222,7 +222,7 @@ class Pipeline:
         """Where a microbatch begins and ends."""
         return self.groups[0][microbatch // self.microbatches]
 
-    def way(self, microbatch: int, path: Path) -> Path:
+    def itinerary(self, microbatch: int, path: Path) -> Path:
         """The nodes of a microbatch's 2 P + 1 operations: forwards, loss, backwards."""
         start = self.data_node(microbatch)
         return (start, *path, start, *reversed(path), start)
@@ -250,8 +250,8 @@ class Pipeline:
 
     def round_trip(self, microbatch: int, path: Path) -> float:
         """Seconds that a microbatch takes if it never waits."""
-        way = self.way(microbatch, path)
-        return TICK * int(rest(self, way, self.travel)[0])
+        way = self.itinerary(microbatch, path)
+        return TICK * int(remaining_ticks(self, way, self.travel)[0])
 
 
 @dataclass(frozen=True)
@@ -299,15 +299,15 @@ class Plan:
             if count > pipeline.capacity:
                 raise PlanError(f"TC1: {count} microbatches choose node {node}, at most {pipeline.capacity} may")
         if isinstance(self.order, str):
-            if self.order not in RULES:
-                raise PlanError(unknown("rule", self.order, RULES))
+            if self.order not in DISPATCH_RULES:
+                raise PlanError(unknown("rule", self.order, DISPATCH_RULES))
             return
         self._check_order(pipeline)
 
     def _check_order(self, pipeline: Pipeline) -> None:
         want: dict[int, set[Operation]] = {}
         for microbatch, path in enumerate(self.paths):
-            for position, node in enumerate(pipeline.way(microbatch, path)):
+            for position, node in enumerate(pipeline.itinerary(microbatch, path)):
                 want.setdefault(node, set()).add((microbatch, position))
         for node in want | self.order:
             given, operations = self.order.get(node, ()), want.get(node, set())
@@ -323,7 +323,7 @@ class Plan:
                     )
 
 
-def _seconds(hops: np.ndarray, nodes: int) -> np.ndarray:
+def checked_hops(hops: np.ndarray, nodes: int) -> np.ndarray:
     """Hops as floats, if they can be the seconds of messages between so many nodes."""
     hops = np.array(hops, dtype=float)
     if hops.shape != (nodes, nodes):
@@ -344,7 +344,7 @@ def ticks(seconds: float | np.ndarray) -> np.ndarray:
     return np.rint(np.asarray(seconds) / TICK).astype(np.int64)
 
 
-def rest(pipeline: Pipeline, way: Path, travel: np.ndarray) -> np.ndarray:
+def remaining_ticks(pipeline: Pipeline, way: Path, travel: np.ndarray) -> np.ndarray:
     """Ticks from the start of each operation of a way to the end, without waiting."""
     computing = [pipeline.duration(position, node) for position, node in enumerate(way)]
     moving = [*(travel[a, b] for a, b in itertools.pairwise(way)), 0]

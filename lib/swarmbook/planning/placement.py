@@ -28,18 +28,18 @@ EXACT = 12  # groups up to which the shortest tour is found by Held and Karp's p
 class Placement:
     """Groups of nodes in the order of the tour, and what they cost.
 
-    groups: node ids from 0; the first are the data nodes. data: DP, the slowest hop inside a group, seconds. ways: of
+    groups: node ids from 0; the first are the data nodes. data: DP, the slowest hop inside a group, seconds. legs: of
     the tour from each group to the next, and from the last to the first, seconds; their sum is PP.
     """
 
     groups: tuple[tuple[int, ...], ...]
     data: float
-    ways: tuple[float, ...]
+    legs: tuple[float, ...]
 
     @property
     def pipeline(self) -> float:
         """PP: seconds of the closed tour."""
-        return math.fsum(self.ways)
+        return math.fsum(self.legs)
 
     @property
     def score(self) -> float:
@@ -47,7 +47,7 @@ class Placement:
         return self.data + 2 * self.pipeline
 
 
-def sizes(nodes: int, stages: int, path_length: int) -> tuple[int, ...]:
+def group_sizes(nodes: int, stages: int, path_length: int) -> tuple[int, ...]:
     """Group sizes [n0, k, ..., k] with which every relay is used as much as every data node.
 
     stages: S, with the data nodes'. path_length: P, stages on a microbatch's path. n0 (P - 1) = (S - 1) k, so that
@@ -78,7 +78,7 @@ def bottleneck(costs: np.ndarray) -> float:
     return float(values[_bottleneck(ranks, np.arange(len(ranks)), np.arange(ranks.shape[1]), len(values) - 1)])
 
 
-def ways(groups: Groups, hops: np.ndarray, forward: float | np.ndarray = 0.0) -> np.ndarray:
+def seconds_between(groups: Groups, hops: np.ndarray, forward: float | np.ndarray = 0.0) -> np.ndarray:
     """Seconds [S, S] from each group to each other: the bottleneck of hop + forward time of the node that sends.
 
     hops [N, N]: seconds of a message between two nodes. forward: seconds of a stage, one number or one a node [N].
@@ -90,7 +90,7 @@ def ways(groups: Groups, hops: np.ndarray, forward: float | np.ndarray = 0.0) ->
     return between
 
 
-def tour(between: np.ndarray) -> tuple[int, ...]:
+def shortest_tour(between: np.ndarray) -> tuple[int, ...]:
     """The shortest closed tour over groups with ways [S, S], from group 0 (Held and Karp).
 
     Beyond `EXACT` groups the best that moving single groups, and swapping two, leads to from the order given.
@@ -115,21 +115,21 @@ def tour(between: np.ndarray) -> tuple[int, ...]:
     return min((best[whole, last][0] + between[last, 0], best[whole, last][1]) for last in rest)[1]
 
 
-def measure(groups: Groups, hops: np.ndarray, forward: float | np.ndarray = 0.0) -> Placement:
-    """What groups cost in the order given. hops, forward: as in `ways`. ConfigError for groups that overlap."""
+def evaluate(groups: Groups, hops: np.ndarray, forward: float | np.ndarray = 0.0) -> Placement:
+    """What groups cost in the order given. hops, forward: as in `seconds_between`. ConfigError for groups that overlap."""
     _check(groups, hops)
     costs = _costs(hops, forward)
     around = zip(groups, [*groups[1:], groups[0]], strict=True)
     return Placement(
         groups=tuple(tuple(int(node) for node in group) for group in groups),
         data=max(float(hops[np.ix_(group, group)].max()) for group in groups),
-        ways=tuple(bottleneck(costs[np.ix_(a, b)]) if len(groups) > 1 else 0.0 for a, b in around),
+        legs=tuple(bottleneck(costs[np.ix_(a, b)]) if len(groups) > 1 else 0.0 for a, b in around),
     )
 
 
 def reorder(groups: Groups, hops: np.ndarray, forward: float | np.ndarray = 0.0) -> Placement:
-    """The same groups along the shortest `tour`; the data nodes remain the first."""
-    return measure([groups[i] for i in tour(ways(groups, hops, forward))], hops, forward)
+    """The same groups along the shortest `shortest_tour`; the data nodes remain the first."""
+    return evaluate([groups[i] for i in shortest_tour(seconds_between(groups, hops, forward))], hops, forward)
 
 
 def place(
@@ -141,7 +141,7 @@ def place(
 ) -> Placement:
     """Groups of the given sizes with a low score, for all nodes of hops [N, N]; the first are the data nodes.
 
-    forward: as in `ways`. trials: swaps tried, after which it ends; by default 10 million / N, at least 40,000, which
+    forward: as in `seconds_between`. trials: swaps tried, after which it ends; by default 10 million / N, at least 40,000, which
     is a second for up to 100 nodes and less than a minute for 1,000. Equal generators give equal placements.
     ConfigError unless the sizes are positive and add up to N.
     """
@@ -206,8 +206,8 @@ def dtfm_score(groups: Groups, exchange: np.ndarray, hops: np.ndarray) -> float:
         raise ConfigError(f"DT-FM's groups are of one size, not of {[len(group) for group in groups]}")
     data = max(float(exchange[np.ix_(group, group)].sum(axis=1).max()) for group in groups)
     # An open tour is a closed one through one more stop that is next to everything.
-    between = np.pad(ways(groups, hops), ((1, 0), (1, 0)))
-    order = tour(between)
+    between = np.pad(seconds_between(groups, hops), ((1, 0), (1, 0)))
+    order = shortest_tour(between)
     return data + 2 * sum(float(between[a, b]) for a, b in itertools.pairwise(order))
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from swarmbook.errors import PlanError
-from swarmbook.planning.annealing import blind, search, shortest
+from swarmbook.planning.annealing import annealing_search, blind, shortest
 from swarmbook.planning.conflict_based_search import conflict_search
-from swarmbook.planning.encoding import Search
-from swarmbook.planning.pipeline import Pipeline, Plan, Rules
+from swarmbook.planning.encoding import SearchResult
+from swarmbook.planning.pipeline import PathRules, Pipeline, Plan
 from swarmbook.planning.replay import replay
 from swarmbook.records.computed import computed
 from swarmbook.records.keys import key_of
@@ -50,7 +50,7 @@ planner("shortest")(shortest)
 @planner("annealing")
 def annealing(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
     """`search` with moves for some ten seconds on one core for 30 microbatches."""
-    return search(pipeline, rng, moves=1_000_000).plan
+    return annealing_search(pipeline, rng, moves=1_000_000).plan
 
 
 @planner("conflict-based")
@@ -72,7 +72,7 @@ def planned(
     start: Plan | None = None,
     recorded: str | File = "runs",
     **limits,
-) -> Search:
+) -> SearchResult:
     """A search by `search` or `swarmbook.planning.conflict_based_search.conflict_search`, from the record if it is there, as training runs.
 
     limits: the search's own options. A recorded plan is checked against the pipeline and replayed; its times are those
@@ -84,7 +84,7 @@ def planned(
 
     def compute(_: list[dict]) -> Iterator[pd.DataFrame]:
         if how == "annealing":
-            found = search(pipeline, np.random.default_rng(seed), start=start, **limits)
+            found = annealing_search(pipeline, np.random.default_rng(seed), start=start, **limits)
         else:
             found = conflict_search(pipeline, **limits)
         steps = pd.DataFrame(found.history, columns=["moves", "seconds", "makespan"])
@@ -105,7 +105,7 @@ def planned(
             "plan anew"
         )
     history = tuple(steps[["moves", "seconds", "makespan"]].itertuples(index=False, name=None))
-    return Search(plan, takes, history, end.moves, end.seconds, end.what)
+    return SearchResult(plan, takes, history, end.moves, end.seconds, end.what)
 
 
 def _table(plan: Plan) -> pd.DataFrame:
@@ -137,6 +137,6 @@ def full_pipelines(
     columns = [[group[i] for group in pipeline.groups] for i in range(K)] if columns is None else columns
     groups = tuple(tuple(column[s] for column in columns) for s in range(pipeline.stages))
     each = -(-pipeline.count // len(columns)) if microbatches is None else microbatches
-    rules = Rules(pipeline.stages, pipeline.rules.ahead, swaps=0)
+    rules = PathRules(pipeline.stages, pipeline.rules.ahead, swaps=0)
     whole = replace(pipeline, groups=groups, rules=rules, microbatches=each, relay_limit=None)
     return whole, Plan.of_slots(whole, [tuple(column[1:]) for column in columns])

@@ -8,7 +8,7 @@ import pandas as pd
 import simpy
 
 from swarmbook.errors import PlanError
-from swarmbook.planning.pipeline import TICK, Operation, Pipeline, Plan, _seconds, rest, ticks
+from swarmbook.planning.pipeline import TICK, Operation, Pipeline, Plan, checked_hops, remaining_ticks, ticks
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
     for an order in which nodes wait for each other for ever; `ConfigError` for hops that are no such seconds.
     """
     plan.check(pipeline)
-    travel = pipeline.travel if hops is None else ticks(_seconds(hops, len(pipeline.hops)))
+    travel = pipeline.travel if hops is None else ticks(checked_hops(hops, len(pipeline.hops)))
     gap, launch_gap = int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap))
     clock = simpy.Environment()
     nodes = {node: _Node() for group in pipeline.groups for node in group}
-    ways = [pipeline.way(microbatch, path) for microbatch, path in enumerate(plan.paths)]
-    left = [rest(pipeline, way, travel) for way in ways]
+    ways = [pipeline.itinerary(microbatch, path) for microbatch, path in enumerate(plan.paths)]
+    left = [remaining_ticks(pipeline, way, travel) for way in ways]
     follows = {a: b for chain in pipeline.chains for a, b in itertools.pairwise(chain)}
     ends = 2 * pipeline.visits
     arrivals, rows = itertools.count(), []

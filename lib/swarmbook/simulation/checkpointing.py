@@ -7,7 +7,7 @@ CheckFree's baseline writes the model to storage every k iterations and after a 
 - `released_progress`: the authors did not train it but recomputed it from logs, as if saving on every k-th iteration
 - `slowdown` and `wall_slowdown`: the expected number of iterations a useful step takes, in closed form
 
-Weights, moments and place in the data go back together, so that how far a model is says how good it is: `replay`
+Weights, moments and place in the data go back together, so that how far a model is says how good it is: `losses_with_rollbacks`
 turns the losses of a run without failures into those of a run that rolls back.
 """
 
@@ -67,7 +67,7 @@ def released_progress(failing: np.ndarray, every: int) -> np.ndarray:
     return np.array(actual, int)
 
 
-def reached(actual: np.ndarray, steps: int) -> int:
+def iterations_to_progress(actual: np.ndarray, steps: int) -> int:
     """The first wall iteration at which the progress [wall steps] is at least `steps`: how many it takes to get there.
 
     ValueError if the trace ends earlier.
@@ -81,7 +81,7 @@ def reached(actual: np.ndarray, steps: int) -> int:
     return int(there[0])
 
 
-def replay(losses: ArrayLike, steps: ArrayLike, actual: np.ndarray) -> np.ndarray:
+def losses_with_rollbacks(losses: ArrayLike, steps: ArrayLike, actual: np.ndarray) -> np.ndarray:
     """Loss [wall steps] of a run that rolls back, from `losses` [n] of one that never does, measured at `steps` [n].
 
     Linear between measurements and NaN beyond the last; progress below the first has the first loss. `steps` ascend.
@@ -96,7 +96,9 @@ def replay(losses: ArrayLike, steps: ArrayLike, actual: np.ndarray) -> np.ndarra
     return np.interp(actual, steps, losses, right=np.nan)
 
 
-def replayed(runs: Runs, rate: float, every: int, rule: Callable = progress, times: float = 1.0) -> pd.DataFrame:
+def runs_with_rollbacks(
+    runs: Runs, rate: float, every: int, rule: Callable = progress, times: float = 1.0
+) -> pd.DataFrame:
     """Validation losses that runs without rollbacks would have with them: columns seed, step, value.
 
     The stages of each run fail as under `failure_rate=rate`, for `times` as many steps as it has; its losses are
@@ -105,29 +107,29 @@ def replayed(runs: Runs, rate: float, every: int, rule: Callable = progress, tim
     tables = []
     for config, part in zip(runs.configs, runs.records, strict=True):
         losses = part.metrics[part.metrics["metric"] == "validation loss"]
-        held = held_by(config, rate, every, rule, int(times * config.steps))
+        held = progress_of_run(config, rate, every, rule, int(times * config.steps))
         steps = np.arange(0, len(held), config.evaluate_every)
-        values = replay(losses["value"], losses["step"], np.maximum(held[steps], 0))
+        values = losses_with_rollbacks(losses["value"], losses["step"], np.maximum(held[steps], 0))
         tables.append(pd.DataFrame({"seed": config.seed, "step": steps, "value": values}).dropna())
     return pd.concat(tables, ignore_index=True)
 
 
-def wall_steps(
+def wall_steps_to(
     runs: Runs, target: float, rate: float, every: int, rule: Callable = progress, times: int = 40
 ) -> pd.DataFrame:
     """Wall steps to a validation loss with rollbacks, as `Runs.steps_to` without: columns seed, value.
 
-    Stages fail as in `replayed`; NaN for what is not reached in `times` as many steps as the run has.
+    Stages fail as in `runs_with_rollbacks`; NaN for what is not reached in `times` as many steps as the run has.
     """
     rows = []
     for config, needed in zip(runs.configs, runs.steps_to(target)["value"], strict=True):
-        held = held_by(config, rate, every, rule, times * config.steps)
+        held = progress_of_run(config, rate, every, rule, times * config.steps)
         there = np.flatnonzero(held >= needed)  # never true for NaN
         rows.append({"seed": config.seed, "value": float(there[0]) if there.size else float("nan")})
     return pd.DataFrame(rows)
 
 
-def held_by(config: RunConfig, rate: float, every: int, rule: Callable, steps: int) -> np.ndarray:
+def progress_of_run(config: RunConfig, rate: float, every: int, rule: Callable, steps: int) -> np.ndarray:
     """Progress after 0, 1, ... `steps` wall steps of a run whose stages fail at `rate` and that rolls back."""
     failing = config.model_copy(update={"steps": steps, "failure_rate": rate}).failures().any((1, 2))
     return np.concatenate([[0], rule(failing, every) + 1])

@@ -217,7 +217,7 @@ def simulate(
         raise ConfigError(f"ready must have one value for each of {workload.nodes} nodes, not shape {ready.shape}")
     if saves and scheme.source != "store":
         raise ConfigError(f"saves=True needs a scheme with source 'store', not {scheme.source!r}")
-    return _Simulation(workload, network, scheme, ready, frozenset(lost), saves).run()
+    return _IterationSimulation(workload, network, scheme, ready, frozenset(lost), saves).run()
 
 
 def experiment(
@@ -295,7 +295,7 @@ def path(workload: Workload, scheme: Scheme | str = "CheckFree", pipeline: int =
     return [pipeline, *_route(_cells(workload, scheme), pipeline, microbatch), pipeline]
 
 
-class _Simulation:
+class _IterationSimulation:
     """The state of one iteration: clock, node queues, and what was done so far."""
 
     def __init__(

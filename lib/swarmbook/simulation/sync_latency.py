@@ -210,7 +210,7 @@ def blocking_overhead(
 
 
 @dataclass(frozen=True)
-class Exchange:
+class ExchangeLatency:
     """What replicas do at an outer step with a model of M bytes.
 
     draw: seconds [trials] from (rng, trials, nodes, link, bytes); hops: messages one after another, from nodes; sent:
@@ -228,17 +228,21 @@ class Exchange:
 # sends the slow weights during the inner steps, unseen by the clock; where gamma equals beta, as in the released code,
 # swapping fast weights would do.
 EXCHANGES = {
-    "ring all-reduce": Exchange(ring, lambda nodes: 2 * (nodes - 1), lambda nodes: 2 * (nodes - 1) / nodes, False),
-    "tree all-reduce": Exchange(tree, lambda nodes: 2 * _levels(nodes), lambda nodes: 4 * (nodes - 1) / nodes, False),
-    "pair, as released": Exchange(
+    "ring all-reduce": ExchangeLatency(
+        ring, lambda nodes: 2 * (nodes - 1), lambda nodes: 2 * (nodes - 1) / nodes, False
+    ),
+    "tree all-reduce": ExchangeLatency(
+        tree, lambda nodes: 2 * _levels(nodes), lambda nodes: 4 * (nodes - 1) / nodes, False
+    ),
+    "pair, as released": ExchangeLatency(
         lambda rng, trials, nodes, link, size: link.draw(rng, (trials, 2), 2 * size).sum(-1),
         lambda nodes: 2,
         lambda nodes: 2.0,
     ),
-    "pair, slow weights ahead": Exchange(
+    "pair, slow weights ahead": ExchangeLatency(
         lambda rng, trials, nodes, link, size: pair(rng, trials, link, size, 1), lambda nodes: 1, lambda nodes: 2.0
     ),
-    "pair, fast weights": Exchange(
+    "pair, fast weights": ExchangeLatency(
         lambda rng, trials, nodes, link, size: pair(rng, trials, link, size, 1), lambda nodes: 1, lambda nodes: 1.0
     ),
 }
