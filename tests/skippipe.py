@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from swarmbook.planning.pipeline import PathRules, Pipeline
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import Pipeline
 from swarmbook.simulation.network import SKIPPIPE, SKIPPIPE_FIRST, Network
 
 RELEASED = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())

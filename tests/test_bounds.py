@@ -11,7 +11,8 @@ from skippipe import instance, instances
 
 from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.bounds import alone, closed_form, longest_round_trip, lower_bound, optimum, round_trips
-from swarmbook.planning.pipeline import TICK, PathRules, Pipeline, Plan
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan
 from swarmbook.planning.replay import replay
 
 

@@ -14,7 +14,8 @@ from swarmbook.planning import conflict_based_search
 from swarmbook.planning.bounds import closed_form, optimum, round_trips
 from swarmbook.planning.conflict_based_search import conflict_search
 from swarmbook.planning.encoding import dispatched
-from swarmbook.planning.pipeline import TICK, PathRules, Pipeline, Plan
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan
 from swarmbook.planning.planners import PLANNERS
 from swarmbook.planning.replay import replay
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from skippipe import CASES, instance, instances, released
 
 from swarmbook.errors import ConfigError, PlanError
-from swarmbook.planning.annealing import blind
-from swarmbook.planning.pipeline import DISPATCH_RULES, PathRules, Pipeline, Plan
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import DISPATCH_RULES, Pipeline, Plan
+from swarmbook.planning.planners import blind
 from swarmbook.planning.replay import replay
 
 NAMES = dict(zip(("fifo", "bwd", "rem"), DISPATCH_RULES, strict=True))

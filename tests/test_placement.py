@@ -12,8 +12,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from swarmbook.errors import ConfigError
-from swarmbook.planning import placement
 from swarmbook.planning.placement import (
+    EXACT,
     align,
     bottleneck,
     dtfm_score,
@@ -25,6 +25,7 @@ from swarmbook.planning.placement import (
     seconds_between,
     shortest_tour,
 )
+from swarmbook.planning.placement_annealing import anneal_groups
 from swarmbook.simulation.network import SKIPPIPE, SKIPPIPE_FIRST, Network
 
 CASES = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())["cases"]
@@ -141,7 +142,7 @@ def test_what_the_search_keeps_count_of_is_the_score(shape, seed, slow_first):
     groups = np.zeros((len(shape), max(shape)), dtype=np.int64)
     for row, dealt in zip(groups, np.split(rng.permutation(nodes), np.cumsum(shape)[:-1]), strict=True):
         row[: len(dealt)] = dealt
-    best = placement._anneal(hops, ranks, values, groups, np.array(shape), 300, 1.0, 0.1, rng)
+    best = anneal_groups(hops, ranks, values, groups, np.array(shape), 300, 1.0, 0.1, rng)
     kept = [row[:size].tolist() for row, size in zip(groups, shape, strict=True)]
     assert sorted(itertools.chain(*kept)) == list(range(nodes))
     assert best == pytest.approx(evaluate(kept, hops, forward).score)
@@ -175,7 +176,7 @@ def test_the_tour_is_the_shortest_of_all(count, seed):
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.integers(placement.EXACT + 1, 17), st.integers(0, 10**6))
+@given(st.integers(EXACT + 1, 17), st.integers(0, 10**6))
 def test_tours_of_many_groups_cannot_be_shortened_by_one_change(count, seed):
     between = np.random.default_rng(seed).random((count, count))
     order = shortest_tour(between)

@@ -14,12 +14,13 @@ from skippipe import CASES, instance, instances, released
 
 from swarmbook.errors import ConfigError, PlanError
 from swarmbook.planning import bounds, planners
-from swarmbook.planning.annealing import annealing_search, blind
+from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.bounds import closed_form, lower_bound, proven, round_trips
 from swarmbook.planning.conflict_based_search import conflict_search
 from swarmbook.planning.encoding import cost
-from swarmbook.planning.pipeline import TICK, PathRules, Pipeline, Plan
-from swarmbook.planning.planners import PLANNERS, full_pipelines, planned
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan
+from swarmbook.planning.planners import PLANNERS, blind, full_pipelines, planned
 from swarmbook.planning.replay import replay
 from swarmbook.records.store import Store
 

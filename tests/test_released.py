@@ -12,7 +12,8 @@ from released_simulator import simulate_released
 
 from swarmbook.errors import PlanError
 from swarmbook.planning.bounds import alone
-from swarmbook.planning.pipeline import PathRules, Pipeline, Plan
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import Pipeline, Plan
 from swarmbook.planning.planners import full_pipelines
 from swarmbook.planning.replay import replay
 

@@ -26,7 +26,8 @@ from swarmbook.planning import placement  # noqa: E402
 from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.bounds import closed_form, lower_bound  # noqa: E402
 from swarmbook.planning.conflict_based_search import conflict_search  # noqa: E402
-from swarmbook.planning.pipeline import DISPATCH_RULES, PathRules, Pipeline, Plan
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import DISPATCH_RULES, Pipeline, Plan
 from swarmbook.planning.planners import PLANNERS, full_pipelines  # noqa: E402
 from swarmbook.planning.replay import replay  # noqa: E402
 from swarmbook.simulation.network import SKIPPIPE, Network  # noqa: E402
