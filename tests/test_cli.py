@@ -166,6 +166,16 @@ def wait_until(condition, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def test_a_reader_may_stop_early(toy):
+    """As `swarmbook list | head` does."""
+    toy()
+    command = [sys.executable, "-m", "swarmbook", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+        assert listing.wait() == 1
+
+
 def test_list_as_text(toy, capsys):
     committed(toy())
     assert cli.main(["list"]) == 0

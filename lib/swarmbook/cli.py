@@ -1,15 +1,22 @@
-"""The command line: `run` executes the papers' notebooks, `sweep` does so at every point of a grid, `verify` trains
-recorded runs again and compares, `report` makes a site of them, `export` writes a run's model for transformers, `list`
-shows what the notebooks say.
+"""The command line.
 
-Exit status: 0 all went well, 1 a notebook failed, a run deviates or a file cannot be written, 2 a wrong name, type or
-option, 130 interrupted by Ctrl-C.
+- `run` executes the papers' notebooks, and `sweep` does so at every point of a grid.
+- `verify` makes again what is recorded, and compares. `report` makes a site of the notebooks.
+- `export` writes the model of a run for transformers. `list` shows what the notebooks say.
+
+The exit status is 0 if all went well; 1 if a notebook failed, a run deviates or a file cannot be written; 2 for a wrong
+name, type or option, and where there are no papers; 130 after Ctrl-C.
+
+All commands are in one file, so that an option is read beside what it does.
+
+Serves: `swarmbook`.
 """
 
 import argparse
 import functools
 import json
 import math
+import os
 import secrets
 import shutil
 import sys
@@ -37,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, ConfigError) as error:
         print(f"swarmbook {options.name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads what is printed has enough of it, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+        return 1
     except (NotebookError, StoreError, DataError, TrainingError, ConnectionError) as error:
         print(f"swarmbook {options.name}: {error}", file=sys.stderr)
         return 1

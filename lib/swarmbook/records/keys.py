@@ -1,6 +1,6 @@
-"""The names of results: a hash of all that decides their numbers, spelt in one way only.
+"""Keys: what decides the numbers of a run or table, in one spelling, and the hash of that.
 
-Serves: the keys of runs (`RunConfig.key`) and of tables (`swarmbook.records.computed`).
+Serves: the names of all recorded runs and tables.
 """
 
 import hashlib
@@ -12,8 +12,7 @@ from typing import Any
 def canonical(value: Any, name: str = "payload") -> str:
     """JSON with one spelling for each value: sorted keys, no spaces, ASCII.
 
-    Raises ValueError for NaN and infinities and TypeError for what JSON does not have; the message calls the
-    value `name`.
+    Raises ValueError for NaN and infinities, and TypeError for what JSON does not have. Messages call the value `name`.
     """
 
     def check(part: Any, where: str) -> None:

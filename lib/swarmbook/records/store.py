@@ -1,17 +1,16 @@
 """The store: finished runs by key, and the work in progress of runs that are being trained.
 
-- One parquet file a run, `<key>.parquet`; any parquet reader opens it. Config, provenance and key travel as
-  JSON in its metadata, with a SHA-256 over every other byte of the file, checked before anything is parsed.
-- A finished file appears whole or not at all, and is only ever replaced by another whole one. A damaged file
-  is named in a warning and counts as absent; training the run again overwrites it.
-- What a run ends with (weights, moments) can be kept beside it, `states/<key>.pt`, for runs that start from it:
-  the SHA-256 of all that follows, a line of JSON, and what torch.save writes. It is never published.
-- Whoever trains a run holds its lock. The kernel drops the lock when that process dies, and a waiter takes
-  over from the last checkpoint. Nothing here looks at clocks or process numbers.
-- Locks are `flock`. Over NFS that needs a server and client that carry locks (Linux does, mounted without
-  `nolock`); a file system without `flock` is refused, not worked around.
+- A finished run is one parquet file, `<key>.parquet` (see `swarmbook.records.run_files`). It appears whole or not at
+  all, and is only ever replaced by another whole one. A damaged file is named in a warning and counts as absent;
+  training the run again replaces it.
+- What a run ends with (weights, moments) can be kept beside it, `states/<key>.pt`, for runs that start from it. It is
+  never published.
+- Whoever trains a run holds its lock. The kernel drops the lock when that process dies, and whoever waits takes over
+  from the last checkpoint. Nothing here looks at clocks or process numbers.
+- Locks are `flock`. Over NFS that needs a server and a client that carry locks (Linux does, mounted without `nolock`).
+  A file system without `flock` is refused, not worked around.
 
-A training loop reads like this:
+Serves: every run and table. A training loop reads like this:
 
     while missing := [key for key in keys if store.get(key) is None]:
         with store.claim(missing) as mine:
@@ -52,11 +51,12 @@ POLL = 0.2  # seconds between two looks at a lock that another process holds
 
 
 class Store:
-    """Finished runs in `root` (made on first write) and in the read-only folders `recorded`, looked at first.
+    """Finished runs in `root`, which is made on the first write, and in the folders `recorded`, which are only read.
 
-    `fresh` leaves out every recorded run and every run and state in `root` but those that were put by a store with
-    the same token: pass one token to all processes of an invocation, or True for a token of this object's own.
-    With `states`, only runs whose final state is there count as finished, and recorded ones have none.
+    The recorded ones are looked at first.
+    fresh: a token. Only runs and states count that a store with the same token has put, and no recorded ones; give one
+    token to all processes of an invocation. True is a token of this object's own, False no token.
+    states: whether only runs whose final state is there count as finished. Recorded runs have none.
     """
 
     def __init__(self, root: Path, recorded: Sequence[Path] = (), fresh: bool | str = False, states: bool = False):
@@ -93,8 +93,8 @@ class Store:
     def put(self, key: str, config: dict, metrics: pd.DataFrame, provenance: dict) -> Record:
         """Keep a finished run; the file is on disk, whole, when this returns.
 
-        metrics: columns of int, float, bool, str or categories of str, with the default index; what would not
-        read back equal, to the dtype, raises ValueError. A folder that cannot be written raises StoreError.
+        metrics: columns of int, float, bool, str or categories of str, with the default index. What would not read back
+        equal, to the dtype, raises ValueError. Raises StoreError for a folder that cannot be written.
         """
         path = _file(self.root, key)
         data = encode_record(key, config, metrics, provenance, self.token)
@@ -110,8 +110,8 @@ class Store:
     def state(self, key: str) -> dict[str, Any] | None:
         """What `put_state` was given (tensors on the CPU), or None if the run must be trained to have it.
 
-        Looked for in `root` only. A damaged file is named in a warning, not used. Raises StoreError for a file that
-        may not be read, and for a whole one that the installed torch cannot read.
+        It is looked for in `root` only. A damaged file is named in a warning and not used. Raises StoreError for a file
+        that may not be read, and for a whole one that the installed torch cannot read.
         """
         path = _file(self.root / "states", key, ".pt")
         try:
@@ -137,10 +137,10 @@ class Store:
     def put_state(self, key: str, state: dict[str, Any]) -> None:
         """Keep what a run ended with; the file is on disk, whole, when this returns.
 
-        state: tensors on any device, numbers, text, and dicts and lists of them; what torch.load(weights_only=True)
-        refuses raises ValueError. Clone slices: of a view, torch writes the whole tensor that it looks into.
-        Put the state before the run, so that a trainer killed in between leaves no finished run without one.
-        A folder that cannot be written raises StoreError.
+        state: tensors on any device, numbers, text, and dicts and lists of them. What torch.load(weights_only=True)
+        refuses raises ValueError. Clone slices, because torch writes the whole tensor that a view looks into.
+        Put the state before the run, so that a trainer that is killed in between leaves no finished run without one.
+        Raises StoreError for a folder that cannot be written.
         """
         path = _file(self.root / "states", key, ".pt")
         with writes(path), self._lock(f"{key}.write", blocking=True):
@@ -152,9 +152,9 @@ class Store:
     def claim(self, keys: Iterable[str]) -> Iterator[list[str]]:
         """Lock what nobody else is training: `with store.claim(keys) as mine`.
 
-        `mine` are the keys, in the order given, that are neither finished nor held by anybody else, another
-        claim in this process included. The locks last until the block is left or the process dies. A lock is
-        an open file: claim what is trained next, not a grid of thousands.
+        `mine` are the keys, in the order given, that are neither finished nor held by anybody else; another claim in
+        this process counts as somebody else. The locks last until the block is left or the process dies. A lock is an
+        open file, so claim what is trained next and not a grid of thousands.
         """
         mine = []
         with ExitStack() as locks:
@@ -171,7 +171,7 @@ class Store:
             self._clean()
 
     def wait(self, keys: Iterable[str]) -> None:
-        """Return once one of these runs is finished, or its holder gave up or died. Hold no claim then."""
+        """Return once one of these runs is finished, or its holder gave up or died. The caller must hold no claim."""
         keys = list(keys)
         looked = time.monotonic()
         while keys and not any(self._unheld(key) or self.get(key) for key in keys):
@@ -179,7 +179,7 @@ class Store:
             looked = time.monotonic()
 
     def progress(self, keys: Sequence[str]) -> WorkInProgress:
-        """The work in progress of runs that are trained together; claim them first."""
+        """The work in progress of runs that are trained together. The caller has claimed them."""
         keys = sorted(keys)
         folder = self.root / self._partial / key_of({"pack": keys})
         with writes(folder), self._lock(f"{folder.name}.write", blocking=True):
@@ -191,9 +191,10 @@ class Store:
         return WorkInProgress(folder)
 
     def packs(self, held: Sequence[str] | None = None) -> list[list[str]]:
-        """Packs with unfinished runs whose training was begun: all of them, or those to resume under a claim.
+        """The packs whose training was begun and that have unfinished runs, each as the keys of its runs.
 
-        With `held`, a pack counts if all its unfinished runs are held, and no two of the packs share a run.
+        held: keys that the caller has claimed. Then only packs count whose unfinished runs are all held, and no two of
+        them share a run. None for all packs.
         """
         packs: list[list[str]] = []
         for folder in sorted(self.root.glob(f"{self._partial}/*")):
@@ -210,7 +211,10 @@ class Store:
         return packs
 
     def publish(self, keys: Iterable[str], folder: Path, exclusive: bool = False) -> None:
-        """Copy finished runs into a folder of recorded runs; `exclusive` deletes its other parquet files."""
+        """Copy finished runs into a folder of recorded runs.
+
+        exclusive: whether the folder's other parquet files are deleted. Raises StoreError for runs that are not there.
+        """
         folder = Path(folder)
         records = {key: self.get(key) for key in dict.fromkeys(keys)}
         if missing := [key for key, record in records.items() if record is None]:
@@ -231,10 +235,10 @@ class Store:
 
     @contextmanager
     def _lock(self, name: str, blocking: bool = False) -> Iterator[bool]:
-        """Hold root/locks/<name>, or yield False. The file goes away with the lock.
+        """Hold the lock `root/locks/<name>` and yield True, or yield False. The file goes away with the lock.
 
-        Unlinking before releasing is safe because FileLock, once it has a lock, checks that the file still
-        has a name, and otherwise tries again.
+        Removing the file before the lock is released is safe, because FileLock checks, once it has a lock, that the
+        file still has a name, and otherwise tries again.
         """
         path = self.root / "locks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,10 +283,11 @@ class Store:
 
 
 def open_store(recorded: Sequence[Path] = ()) -> Store:
-    """The user's store: SWARMBOOK_STORE or runs/store in the repository; SWARMBOOK_FRESH=1 trains anew.
+    """The user's store: SWARMBOOK_STORE, or `runs/store` (see `swarmbook.locations`).
 
-    "1" counts only what this process puts; to share, give the processes of an invocation one token instead.
-    recorded: folders of recorded runs; after each come those of other profiles beside it, as `runs.gpu` beside `runs`.
+    With SWARMBOOK_FRESH=1 only what this process puts counts. Any other text but "0" is a token, which the processes of
+    an invocation share.
+    recorded: folders of recorded runs. After each come those of other profiles beside it, as `runs.gpu` beside `runs`.
     """
     fresh = os.environ.get("SWARMBOOK_FRESH", "")
     if fresh == "1":

@@ -1,4 +1,11 @@
-"""TODO"""
+"""Executing a paper's notebook with papermill, and the stamp that says with what it was executed.
+
+- The kernel is always the interpreter that runs this, whatever kernels are installed.
+- Results appear under their names when they are whole. A notebook that failed is kept as `<name>.failed.ipynb`.
+- A stamp is what an executed notebook was executed with, in its metadata, sealed by a checksum of its cells.
+
+Serves: `swarmbook run`, `sweep` and `verify`.
+"""
 
 import hashlib
 import json
@@ -17,7 +24,7 @@ from swarmbook.records.atomic_files import write
 from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
 from swarmbook.reproduction.publishing import KERNELSPEC, html
 
-# called with: code cells done, code cells in all, figure or table, last line printed
+# is called with the number of code cells that are done and of all, the figure or table, the last line that was printed
 OnProgress = Callable[[int, int, str, str], None]
 
 
@@ -47,11 +54,13 @@ def execute(
     stamp: Mapping[str, Any] | None = None,
     page: bool = True,
 ) -> Execution:
-    """Execute a paper's notebook in its own folder; write a page of HTML, then it, into `folder` or `results_folder`.
+    """Execute a paper's notebook in its own folder, and write a page of HTML and the executed notebook.
 
-    `environment` is added to the kernel's; `stamp` is what `stamp_of` gives back; without `page` there is no HTML,
-    which takes two seconds. Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell
-    fails or the kernel dies; what was executed until then is kept beside the results.
+    parameters: in place of the notebook's own. output: see `results_folder`. environment: is added to the kernel's.
+    folder: where the results go, in place of `results_folder`. stamp: what `stamp_of` gives back. page: whether a page
+    of HTML is written, which takes two seconds.
+    Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell fails or the kernel dies;
+    what was executed until then is kept beside the results.
     """
     parameters = checked(paper, parameters or {})
     # the kernel runs in the notebook's folder, where the default would be another
@@ -142,7 +151,7 @@ def _run(
 
 @cache
 def _written_once() -> type:
-    """papermill's engine, but the notebook is written at the end, however that comes, and not twice a cell."""
+    """papermill's engine, except that the notebook is written once, at the end, and not twice for every cell."""
     from papermill.engines import NBClientEngine
 
     class WrittenOnce(NBClientEngine):
@@ -160,7 +169,7 @@ def _written_once() -> type:
 def kernel_of_this_python(environment: Mapping[str, str], log: Path) -> type:
     """A kernel manager whose kernel is `sys.executable`, with `environment` added to this process's.
 
-    What the kernel says of itself goes to the file `log`; what cells print goes to the notebook as ever.
+    log: the file to which goes what the kernel itself prints. What cells print goes to the notebook.
     """
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client import AsyncKernelManager

@@ -1,11 +1,11 @@
-"""Papers as notebooks: what a committed notebook says about itself, and executing one with papermill.
+"""Papers as notebooks: what a committed notebook says about itself.
 
-- reading needs nothing but JSON, so that listing the papers is instant; papermill loads on execution
-- figures and tables are cell tags ("figure 4a"), claims a cell output of type `MIMETYPE`
-- the kernel is always the interpreter that runs this, whatever kernels are installed
-- results appear under their names only when whole: a notebook that failed is kept as `<name>.failed.ipynb`
-- an executed notebook can bear a stamp: what it was executed with, sealed by a checksum of its cells
-- beside `<name>.ipynb` as executed at its default profile lies what was recorded at others: `<name>.<profile>.ipynb`
+- Reading one needs nothing but JSON, so that listing the papers is instant.
+- Figures and tables are tags of cells ("figure 4a"). Claims are an output of a cell, of type `MIMETYPE`.
+- `<name>.ipynb` was executed at the notebook's default profile. What was recorded at another lies beside it, as
+  `<name>.<profile>.ipynb`.
+
+Serves: every command.
 """
 
 import json
@@ -26,7 +26,7 @@ PROFILES = ("smoke", "cpu", "gpu", "paper")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One assignment of a notebook's parameters cell; the comment behind it is its help."""
+    """One assignment of a notebook's cell of parameters. The comment behind it is its help."""
 
     name: str
     default: Any
@@ -34,7 +34,7 @@ class Parameter:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that a help such as `smoke | cpu | gpu` allows; empty if any, as with `auto | cpu ...`."""
+        """The values that a help such as `smoke | cpu | gpu` allows; empty if all are, as with `auto | cpu ...`."""
         named = tuple(part.strip().split(" ")[0].strip("\"',.;") for part in self.help.split("|"))
         if len(named) > 1 and self.default in named and not self.help.rstrip().endswith("..."):
             return named
@@ -43,20 +43,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Paper:
-    """A committed notebook and what it says about itself: `papers/<name>/<name>.ipynb`, or its record at a profile
-    other than the default, `papers/<name>/<name>.<profile>.ipynb`.
+    """A committed notebook and what it says about itself.
+
+    It is `papers/<name>/<name>.ipynb`, or its record at another profile, `papers/<name>/<name>.<profile>.ipynb`.
     """
 
-    name: str  # as of the file
+    name: str  # of the file, without .ipynb
     notebook: Path
     title: str
     figures: tuple[str, ...]
     tables: tuple[str, ...]
     claims: tuple[Claim, ...]
-    profile: str  # of a record at another than the default one; else empty
+    profile: str  # of a record at a profile that is not the default; else empty
 
     def beside(self, name: str) -> Path:
-        """Where `runs` or `provenance.json` of it lie; of a record at another profile `runs.gpu`, and so on."""
+        """The path of what lies beside it, such as `runs`; of a record at another profile, such as `runs.gpu`."""
         path = self.notebook.with_name(name)
         return path.with_name(f"{path.stem}.{self.profile}{path.suffix}") if self.profile else path
 
@@ -67,11 +68,12 @@ class Paper:
 
     @property
     def runs(self) -> int:
+        """How many runs and tables are recorded beside the notebook."""
         return len(self.recorded)
 
     @property
     def command(self) -> str:
-        """What executes it again; ` --record` records it."""
+        """The command that executes it again; with ` --record` it also records it."""
         return f"swarmbook run {self.notebook.parent.name}{self.profile and f' --profile {self.profile}'}"
 
     def parameters(self) -> dict[str, Parameter]:
@@ -93,7 +95,7 @@ def discover(folder: Path | None = None) -> dict[str, Paper]:
 
 
 def records(folder: Path | None = None) -> dict[str, Paper]:
-    """All papers by name as of `discover`, each followed by its records at other profiles."""
+    """All papers by name, as `discover` finds them, each followed by its records at other profiles."""
     found = {}
     for name, paper in discover(folder).items():
         others = map(read_paper, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
@@ -102,7 +104,10 @@ def records(folder: Path | None = None) -> dict[str, Paper]:
 
 
 def at(paper: Paper, profile: str | None) -> Paper:
-    """The record of a paper at a profile, made already or not: the paper itself at the default one, or None."""
+    """The record of a paper at a profile, whether it is there or not.
+
+    profile: for the default one, and for None, the record is the paper itself.
+    """
     if profile is None or profile == paper.parameters()["profile"].default:
         return paper
     other = replace(paper, name=f"{paper.name}.{profile}", profile=profile)
@@ -110,7 +115,10 @@ def at(paper: Paper, profile: str | None) -> Paper:
 
 
 def chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
-    """Those that are named, all if none is; the name of a paper stands for its records at other profiles as well."""
+    """The papers that are named, or all if none is. A paper's name also stands for its records at other profiles.
+
+    Raises UsageError for a name that is not known.
+    """
     picked = {}
     for name in names or known:
         if name not in known:
@@ -120,7 +128,7 @@ def chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
 
 
 def read_paper(notebook: Path) -> Paper:
-    """What the notebook says about itself, without executing anything."""
+    """What a notebook says about itself; nothing is executed. Raises NotebookError if it cannot be read."""
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
         cells = content["cells"]
@@ -143,7 +151,7 @@ def read_paper(notebook: Path) -> Paper:
 def claims_of(content: Mapping[str, Any], where: str) -> tuple[Claim, ...]:
     """The claims in the outputs of a notebook given as nbformat's JSON; `where` names it in errors.
 
-    Of a claim that is shown more than once the last word counts.
+    Of a claim that is shown more than once the last one counts.
     """
     outputs = (output for cell in content["cells"] for output in cell.get("outputs", []))
     rows = (row for output in outputs for row in output.get("data", {}).get(MIMETYPE, []))

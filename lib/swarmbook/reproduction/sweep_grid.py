@@ -1,4 +1,7 @@
-"""TODO"""
+"""The grid of a sweep: `papers/<name>/sweep.yaml`, read and checked against the notebook's own parameters.
+
+Serves: `swarmbook sweep`.
+"""
 
 import itertools
 import math
@@ -17,17 +20,16 @@ from swarmbook.reproduction.papers import Paper
 if TYPE_CHECKING:
     from yaml import Node
 
-
 MOST = 10_000  # points of a sweep
 RANGE = re.compile(r"(\d+) *- *(\d+)")
 
 
-# The grid
-
-
 @dataclass(frozen=True)
 class Grid:
-    """One part of a sweep.yaml: the seeds, parameters that are combined, and groups of them that move together."""
+    """What a sweep.yaml says of a profile.
+
+    product: the values of parameters of which every combination is a point. groups: of parameters that move together.
+    """
 
     seeds: tuple[int, ...]
     product: Mapping[str, list]
@@ -47,9 +49,10 @@ class Grid:
 
 
 def points(paper: Paper, profile: str | None = None, seeds: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """The parameters of every point of a paper's sweep at a profile (default: the notebook's); `seeds` replace its own.
+    """The parameters of every point of a paper's sweep.
 
-    Raises UsageError that names the line of sweep.yaml where a name, a type, a choice or a grid is wrong.
+    profile: by default the notebook's. seeds: in place of those in sweep.yaml.
+    Raises UsageError, which names the line of sweep.yaml, for a wrong name, type, choice or grid.
     """
     profile = papers.checked(paper, {"profile": profile})["profile"] if profile else _default_profile(paper)
     sheet = paper.notebook.with_name("sweep.yaml")
@@ -71,7 +74,7 @@ def points(paper: Paper, profile: str | None = None, seeds: Sequence[int] = ()) 
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """Seeds as `3`, `0-4` (ends included) or `0,2,5-7`; raises UsageError for anything else."""
+    """The seeds in a text such as `3`, `0-4` (ends included) or `0,2,5-7`; raises UsageError for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
         bounds = RANGE.fullmatch(part.strip()) or re.fullmatch(r"((\d+))", part.strip())
@@ -84,6 +87,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 
 def _seeded(paper: Paper, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The parameter of each seed. Of a notebook that takes a count, seed s means the seeds 0 to s."""
     parameters = paper.parameters()
     if "seed" in parameters:
         return [papers.checked(paper, {"seed": seed}) for seed in seeds]
@@ -119,7 +123,7 @@ class Sheet:
             raise UsageError(f"{path} is empty: name values of a parameter under grid, or seeds, such as seeds: 0-4")
 
     def grids(self) -> dict[str, Grid]:
-        """By profile, all of them, so that a mistake is found before its profile is asked for."""
+        """The grids of all profiles, so that a mistake is found before its profile is asked for."""
         entries = self._entries(self.root, "sweep.yaml", ("seeds", "grid", "zip", "profiles"))
         profiles = self.parameters["profile"].choices
         base = self._grid({name: node for name, node in entries.items() if name != "profiles"}, Grid((), {}, ()))

@@ -1,4 +1,7 @@
-"""TODO"""
+"""The notebook that puts the claims of all points of a sweep side by side.
+
+Serves: `swarmbook sweep`.
+"""
 
 import re
 from collections import Counter
@@ -12,19 +15,16 @@ from swarmbook.errors import NotebookError
 from swarmbook.records import atomic_files
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.sweep import Point, unwritten
 
 if TYPE_CHECKING:
     import pandas as pd
 
-from swarmbook.reproduction.sweep import Point, _unwritten
-
-# The collection
-
 
 def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str]) -> execution.Execution:
-    """Write and execute `sweep.ipynb` beside the points' folders: their claims side by side.
+    """Write `sweep.ipynb` beside the folders of the points, and execute it.
 
-    Raises NotebookError if it fails, or cannot be written.
+    environment: is added to the kernel's. Raises NotebookError if it fails or cannot be written.
     """
     import nbformat
     from filelock import FileLock
@@ -54,17 +54,17 @@ def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str
             atomic_files.write(folder / "sweep.ipynb", nbformat.writes(new_notebook(cells=cells)).encode())
             return execution.execute(papers.read_paper(folder / "sweep.ipynb"), {}, None, environment, folder=folder)
     except OSError as error:
-        raise NotebookError(_unwritten(folder, error)) from error
+        raise NotebookError(unwritten(folder, error)) from error
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Executed points by name: their parameters and claims; None where a point was not executed."""
+    """The points of a sweep by name: the parameters and claims of each, or None for one that was not executed."""
 
     points: dict[str, tuple[dict[str, Any], tuple[Claim, ...]] | None]
 
     def table(self) -> "pd.DataFrame":
-        """One row a point: its parameters, and how many claims have which verdict."""
+        """One row a point: its parameters, and how many claims have each verdict."""
         import pandas as pd
 
         rows = []
@@ -76,7 +76,7 @@ class Collected:
         return pd.DataFrame(rows).fillna("").set_index("point")
 
     def claims(self) -> list[Claim]:
-        """The claims of all points as one each: the range of their numbers, and a count of their verdicts."""
+        """Each claim once for all points: the range of its numbers, and a count of its verdicts."""
         merged = []
         for id, claims in self._by_id().items():
             counts = Counter(claim.verdict for claim in claims.values())
@@ -113,7 +113,7 @@ class Collected:
 
 
 def read_points(paper: str, names: Sequence[str], folder: Path | str = ".") -> Collected:
-    """The points of a sweep by the names of their folders."""
+    """The points of a paper's sweep by the names of their folders, which lie below `folder`."""
     found: dict[str, tuple[dict[str, Any], tuple[Claim, ...]] | None] = {}
     for name in names:
         executed = Path(folder) / name / f"{paper}.ipynb"
@@ -129,7 +129,7 @@ NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def spread(texts: Sequence[str]) -> str:
-    """Texts that differ in their numbers only as one, each number that varies as its range; else all of them."""
+    """Texts that differ in their numbers only as one text, with a range for each number that varies; else all texts."""
     if len({NUMBER.sub("#", text) for text in texts}) > 1:
         return "; ".join(dict.fromkeys(texts))
     columns = zip(*(NUMBER.findall(text) for text in texts), strict=True)

@@ -15,7 +15,10 @@ from swarmbook.analysis.claims import Claim
 
 
 class StatusLine:
-    """One line on a terminal that says where a notebook is, nothing elsewhere: a log needs no control characters."""
+    """One line on a terminal that says how far an execution is. Elsewhere it says nothing, for the sake of logs.
+
+    It is called as `execution.OnProgress` is.
+    """
 
     def __init__(self, name: str):
         self.name = name
@@ -26,11 +29,12 @@ class StatusLine:
         self.show(f"cell {done + 1} of {cells}", figure, log)
 
     def show(self, *parts: str) -> None:
+        """Replace the line by the name, the time so far and these parts."""
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         self._show("  ".join(part for part in (self.name, f"{minutes}:{seconds:02}", *parts) if part))
 
     def say(self, line: str) -> None:
-        """A line that stays, above the one that moves."""
+        """Print a line that stays, above the one that moves."""
         self._show("")
         print(line, flush=True)
 
@@ -65,11 +69,15 @@ def claims_table(claims: Sequence[Claim], width: int) -> str:
 
 
 def short(path: Path) -> str:
+    """A path as it is shown: from the current directory on, if it lies below that."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def sweep_teller(progress: StatusLine, points: int) -> Callable:
-    """Tells each point as it ends, and on a terminal how many are done and how long the rest may take."""
+    """What `sweep.sweep` calls to tell each point as it ends, and to show how long the rest may take.
+
+    points: how many the sweep has in all.
+    """
     ended: list = []
     started = time.monotonic()
 
