@@ -444,8 +444,8 @@ def _below(rng, limit):
 def _path_move(shop, state, arcs, count, spare, rng):
     """Change the path of a microbatch; False if rules or memory forbid it.
 
-    Half of the time it is one on the critical path. Where the microbatches of a slot share a path, it changes those of all of them. The caller restores the state on
-    False.
+    Half of the time it is one on the critical path. Where the microbatches of a slot share a path, it changes that of
+    all of them. On False the caller restores the state.
     """
     P, capacity, shared = shop.limits[VISITS], shop.limits[CAPACITY], shop.limits[SHARED] > 0
     W = 2 * P + 1
