@@ -27,13 +27,13 @@ import numpy as np
 compiled = numba.njit(cache=True, nogil=True)
 
 # Places in `Shop.limits`: stages on a path (P), the four limits on the order of visits
-# (`swarmbook.planning.path_rules.PathRules`), microbatches whose activations fit on a node, ticks that a node stays busy
-# after an operation and after a data node's first, microbatches that may choose a relay, and whether the microbatches
-# of a slot share a path (1) or not (0).
+# (`swarmbook.planning.path_rules.PathRules`), microbatches whose activations fit on a node, ticks that a node stays
+# busy after an operation and after a data node's first, microbatches that may choose a relay, and whether the
+# microbatches of a slot share a path (1) or not (0).
 VISITS, AHEAD, SWAPS, LAG, LAGS, MEMORY, GAP, LAUNCH_GAP, CAPACITY, SHARED = range(10)
 
 # The instance, of N nodes and J microbatches; -1 stands for none.
-# - travel [N, N]: ticks of a message; work [3, N]: ticks of forward pass, loss and backward pass; stage [N] of each node
+# - travel [N, N]: ticks of a message; work [3, N]: ticks of forward pass, loss and backward pass; stage [N]
 # - start [J]: data node of each microbatch; slot [J]: its slot; before [J], after [J]: the previous and next microbatch
 #   of that slot
 # - limits [10]: as above
@@ -45,7 +45,7 @@ Shop = namedtuple("Shop", "travel work stage start slot before after limits")
 # - held [O]: activations that the node holds before the operation; chosen [N]: microbatches that chose a relay
 # - begin [O]: start times in ticks
 # - before, after [O]: the operations before and after it on the microbatch's way, also from one microbatch of a slot to
-#   the next; duration, busy (with the gap) and lag (with the message to the next node) [O]: ticks. `_lay_out` sets these
+#   the next; duration, busy (with the gap) and lag (with the message to the next node) [O]: ticks; set by `_lay_out`
 State = namedtuple("State", "node visit earlier later first last held chosen begin before after duration busy lag")
 
 
@@ -185,8 +185,8 @@ def _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node):
 def dispatch(shop, state, key):
     """Order all operations as nodes would that take, of what waits and fits into memory, the one with the least key.
 
-    key [O]: the priorities. Fills the orders of the state, whose nodes and visits are given. As nodes work by the clock,
-    they never wait for each other in a circle. Memory always suffices in the end, as backward passes need none.
+    key [O]: the priorities. Fills the orders of the state, whose nodes and visits are given. As nodes work by the
+    clock, they never wait for each other in a circle. Memory always suffices in the end, as backward passes need none.
     """
     P, memory = shop.limits[VISITS], shop.limits[MEMORY]
     W = 2 * P + 1
@@ -322,7 +322,7 @@ def _take_place(state, a, b):
 
 @compiled
 def exchange_relays(shop, state, i, u, j, v):
-    """Exchange the relay that microbatch i visits as k = u for the one that j visits as k = v, with their places there."""
+    """Exchange the relay that microbatch i visits as k = u for the one that j visits as k = v, places included."""
     P = shop.limits[VISITS]
     W = 2 * P + 1
     _take_place(state, i * W + u, j * W + v)
@@ -442,10 +442,10 @@ def _below(rng, limit):
 
 @compiled
 def _path_move(shop, state, arcs, count, spare, rng):
-    """Change the path of a microbatch, of one on the critical path half of the time. False if rules or memory forbid it.
+    """Change the path of a microbatch; False if rules or memory forbid it.
 
-    Where the microbatches of a slot share a path, it changes those of all of them. The caller restores the state on
-    False.
+    Half of the time it is one on the critical path. Where the microbatches of a slot share a path, it changes that of
+    all of them. On False the caller restores the state.
     """
     P, capacity, shared = shop.limits[VISITS], shop.limits[CAPACITY], shop.limits[SHARED] > 0
     W = 2 * P + 1
@@ -500,7 +500,7 @@ def _path_move(shop, state, arcs, count, spare, rng):
 
 @compiled
 def _imitate(shop, state, i, like, rng):
-    """Let microbatch i take the path of another, preferably of the same data node, in exchange with whoever is there."""
+    """Let microbatch i take the path of another, preferably of its data node, in exchange with whoever is there."""
     P, shared = shop.limits[VISITS], shop.limits[SHARED] > 0
     W = 2 * P + 1
     J = len(shop.start)
@@ -653,7 +653,7 @@ def anneal_paths(shop, state, places, spare, moves, hot, cold, rng):
 
 @compiled
 def anneal(shop, state, best, spare, moves, hot, cold, weight, paths, rng):
-    """Anneal a state in place; `best`, a valid state, becomes the best one seen. Returns the makespan of `best` in ticks.
+    """Anneal a state in place; `best`, a valid state, becomes the best one seen. Returns the ticks that `best` takes.
 
     moves: how many to try. spare: relays with room. hot, cold: first and last temperature, in ticks. The cost of a
     state is its makespan plus `weight` times the mean end of the slots. paths: the share of moves that change paths.

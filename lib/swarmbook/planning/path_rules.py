@@ -17,8 +17,8 @@ class PathRules:
 
     - `visits` is P, the number of stages on every path, stage 0 included.
     - `ahead` is how far the next stage may lie above the highest one so far.
-    - `swaps` is how many stages may be visited after a higher one. `lag` is how far below the highest one so far each of
-      them may lie, and `lags` is how much that may be in all.
+    - `swaps` is how many stages may be visited after a higher one. `lag` is how far below the highest one so far each
+      of them may lie, and `lags` is how much that may be in all.
     - `shared` says whether all microbatches of a slot take the same path.
 
     The defaults are those of the released code; its first version has ahead=3 and swaps=1. Raises `ConfigError` for

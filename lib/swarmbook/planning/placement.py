@@ -74,7 +74,7 @@ def group_sizes(nodes: int, stages: int, path_length: int) -> tuple[int, ...]:
 def bottleneck(costs: np.ndarray) -> float:
     """Cost of the bottleneck matching of rows and columns [a, b]: that of its dearest pair, as low as can be.
 
-    All of the smaller side are paired. What is left of the larger side costs nothing (released code: padded with zeros).
+    All of the smaller side are paired. What is left of the larger side costs nothing, as in the released code.
     """
     values, ranks = _ranked(np.asarray(costs, dtype=float))
     if len(ranks) > len(ranks.T):

@@ -161,7 +161,7 @@ def _diameter(within: np.ndarray, group: np.ndarray) -> tuple[float, int, int]:
 def _exchanged(
     within: np.ndarray, group: np.ndarray, gone: int, come: int, worst: float, first: int, second: int
 ) -> tuple[float, int, int, float]:
-    """The slowest hop and its nodes after `come` replaced `gone` in a group, and what that adds to the sum of its hops."""
+    """The slowest hop and its nodes after `come` replaced `gone` in a group, and the change of the sum of its hops."""
     added = 0.0
     if gone in (first, second):
         worst, first, second = _diameter(within, group)

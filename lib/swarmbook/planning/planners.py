@@ -2,8 +2,8 @@
 
 - `PLANNERS[name](pipeline, rng)` gives a `Plan`. All planners keep the rules and the capacity of relays (TC1)
 - "annealing" is the one to use: `swarmbook.planning.annealing` over paths and orders together
-- "blind" stands for DT-FM-skip, whose paths keep the rules and know nothing of the network. As they are drawn at random,
-  its result is a distribution
+- "blind" stands for DT-FM-skip, whose paths keep the rules and know nothing of the network. As they are drawn at
+  random, its result is a distribution
 - "shortest" is SkipPipe without the collision constraint TC2
 - "conflict-based" is the search that SkipPipe's authors released, rebuilt in `swarmbook.planning.conflict_based_search`
 - `planned` records what a search finds. From the record the plan is read, checked and replayed

@@ -1,7 +1,8 @@
 """One path for every slot that keeps the rules and the capacity of relays, before there are orders of operations.
 
 - `random_paths` do not look at the network; `short_paths` are annealed to short round trips
-- a *wave* is the pipeline with one microbatch a slot, which takes as many places on a relay as the slot has microbatches
+- a *wave* is the pipeline with one microbatch a slot, which takes as many places on a relay as its slot has
+  microbatches
 
 Serves: the planners "blind" and "shortest" of `swarmbook.planning.planners`, and the start of
 `swarmbook.planning.annealing`.
@@ -82,7 +83,7 @@ def _turns(stages: int, visits: int, slots: int, first: int) -> list[tuple[int, 
 def _repaired(
     pipeline: Pipeline, paths: list[Path], places: list[int], room: dict[int, int], rng: np.random.Generator
 ) -> list[Path] | None:
-    """Redraw paths with relays that are chosen too often, or that break a rule, until none are left; None if some are."""
+    """Redraw paths that break a rule or have overfull relays until all are right; None if that was not achieved."""
     stage_of, groups, rules = pipeline.stage_of, pipeline.groups, pipeline.rules
 
     def faults() -> list[int]:

@@ -4,7 +4,7 @@ CheckFree's baseline writes the model to storage every k iterations. After a fai
 (section 5). A *wall step* is a step that is trained, repeated or not; *progress* counts the steps whose updates are in
 the weights. Three accounts say what is lost:
 
-- `progress` is that of a trainer that saves after every k steps of progress; our trainer rolls back by exactly this rule
+- `progress` is that of a trainer that saves after every k steps of progress. Our trainer rolls back by this very rule
 - `released_progress` is the authors' account. They did not train it, but computed it from logs as if every k-th
   iteration were saved
 - `slowdown` and `wall_slowdown` are the expected number of wall steps for a step of progress, in closed form

@@ -58,7 +58,7 @@ def experiment(
     iterations: int = 500,
     ready: Sequence[float] | None = None,
 ) -> Experiment:
-    """Run `iterations` iterations, repeated ones included, under a schedule of failures (section 4 of the released code).
+    """Run so many iterations, repeated ones included, under a schedule of failures (section 4 of the released code).
 
     schedule: pairs (iteration, stage) as `swarmbook.methods.failures.events` lists them. The stage (1 to S) dies once
     the clock has seen that many iterations, whichever iteration of the training it is then. ready: as in `simulate`.
