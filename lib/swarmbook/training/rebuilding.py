@@ -1,6 +1,6 @@
 """TODO"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,12 +14,23 @@ from swarmbook.training.adam import Adam
 from swarmbook.training.state_layout import WEIGHTS
 
 
-def checkpoint_of(state: Mapping, ledger: Ledger, copy: Mapping, seconds: float) -> dict:
-    """What `Pack.save` keeps of a pack of one run, given its `Pack.state` and what its strategy keeps, if anything."""
-    whole = {name: state[name] for name in ("fleet", "adam", "norms", "rebuilt")}
-    position, ledgers = torch.tensor([state["position"]]), [dict(ledger)]
-    whole |= {"position": position, "outers": [state["outer"]], "ledgers": ledgers, "copies": {0: copy} if copy else {}}
-    return whole | {"diverged": {}, "seconds": seconds}
+def checkpoint_of(
+    tensors: Mapping,
+    positions: Sequence[int],
+    outers: Sequence[dict | None],
+    ledgers: Sequence[Ledger],
+    copies: Mapping[int, Mapping],
+    diverged: Mapping[int, str],
+    seconds: float,
+) -> dict:
+    """What is kept of a pack in training, so that it can go on, whoever trained it.
+
+    tensors: "fleet", "adam", "norms" and "rebuilt" of `Bookkeeping.state`, of all runs side by side; other entries are
+    left out. positions, outers, ledgers: of each run. copies, diverged: as of `Bookkeeping`, by number of the run.
+    """
+    whole = {name: tensors[name] for name in ("fleet", "adam", "norms", "rebuilt")}
+    whole |= {"position": torch.tensor(positions), "outers": outers, "ledgers": [dict(ledger) for ledger in ledgers]}
+    return whole | {"copies": copies, "diverged": diverged, "seconds": seconds}
 
 
 def state_in(checkpoint: Mapping) -> dict:
@@ -66,7 +77,7 @@ def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
     return sum(map(bytes_of, (copy["fleet"], moments, outer["phi"], outer["delta"])))
 
 
-def why_diverged(run: RunConfig, step: int, losses: Sequence[int]) -> str:
+def why_diverged(run: RunConfig, step: int, losses: Iterable[int]) -> str:
     """What to say of a run whose loss is not finite from a step on; losses: the steps at which it lost stages."""
     recent = [lost for lost in losses if step - 20 <= lost <= step]
     cause = (

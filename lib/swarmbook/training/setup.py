@@ -11,7 +11,7 @@ from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.data import batches, tokenization
 from swarmbook.data import batches as batches_module
 from swarmbook.training.adam import schedule
-from swarmbook.training.fleet import Fleet
+from swarmbook.training.stacked_stages import StackedStages
 
 
 def batches_of(run: RunConfig, tokens: batches_module.Tokens) -> batches.Batches | batches.Shards:
@@ -43,7 +43,7 @@ def rate_of(run: RunConfig) -> Callable[[int], float]:
     return schedule(run.schedule, run.lr, run.warmup, run.schedule_steps or run.steps, run.lr_floor)
 
 
-def versions(fleet: Fleet) -> dict:
+def versions(fleet: StackedStages) -> dict:
     """Of what computes, and on what: the part of the provenance that does not depend on how a run is shared out."""
     return {
         "swarmbook": swarmbook.__version__,
