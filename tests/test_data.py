@@ -470,9 +470,7 @@ def test_hub_corpus_with_splits_from_local_files(corpora, tmp_path, monkeypatch,
     for name, split in zip(files, ("train", "validation"), strict=True):
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", [story("hub", split, i) for i in range(20)], column)
     for split in ("train", "validation"):
-        assert [row["text"] for row in tokenization.texts(source, split)] == [
-            story("hub", split, i) for i in range(20)
-        ]
+        assert [row["text"] for row in tokenization.texts(source, split)] == [story("hub", split, i) for i in range(20)]
     tokens = tokenization.tokens(source, "train", limit=100)
     assert len(tokens.ids) == 100
     assert tokenization.tokenizer().decode(tokens.ids.tolist()).startswith(story("hub", "train", 0))
@@ -499,9 +497,7 @@ def test_hub_corpus_without_splits_is_carved(corpora, tmp_path, monkeypatch, sou
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", part, column)
     if source == "hub:redpajama":
         write_text(tmp_path, monkeypatch, f"{repository}/{names[0].replace('en_', 'de_')}", ["nein"], column)
-    found = {
-        split: [row["text"] for row in tokenization.texts(source, split)] for split in corpora_module.SPLITS
-    }
+    found = {split: [row["text"] for row in tokenization.texts(source, split)] for split in corpora_module.SPLITS}
     assert found["validation"] == documents[0::100] and found["test"] == documents[50::100]
     assert found["train"] == [text for i, text in enumerate(documents) if i % 100 not in (0, 50)]
     assert list(next(iter(tokenization.texts(source, "train")))) == ["text"]

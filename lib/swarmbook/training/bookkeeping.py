@@ -10,21 +10,22 @@ Serves: every trained run.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from swarmbook.config import RunConfig
+import swarmbook
+from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.data import tokenization
-from swarmbook.methods.costs import Ledger
+from swarmbook.methods.costs import Ledger, bytes_of
 from swarmbook.methods.recovery import RULES, Cells, Lost
 from swarmbook.records.checkpoint import Progress
 from swarmbook.training import rebuilding
 from swarmbook.training.adam import Adam
+from swarmbook.training.device import environment
 from swarmbook.training.outer import OuterOptimizer
-from swarmbook.training.setup import batches_of, held_out_of, rate_of, versions
+from swarmbook.training.setup import batches_of, held_out_of, rate_of
 from swarmbook.training.stacked_stages import StackedStages
 
 
@@ -182,7 +183,7 @@ class Bookkeeping:
         return lost
 
     def _lost_cells(self, i: int, cells: Iterable[tuple[int, int]], dying: np.ndarray) -> list[Lost]:
-        """These cells (replica, stage) of run i, with what survives of their copies, which die in `dying` [R, S + 1]."""
+        """These cells (replica, stage) of run i, of those that die [R, S + 1], with what survives of their copies."""
         strategy, first, lost = RULES[self.runs[i].recovery], self.replicas(i)[0], []
         for replica, stage in cells:
             cell = self.lost(i, first + replica, stage, frozenset(np.flatnonzero(dying[replica]).tolist()))
@@ -210,7 +211,13 @@ class Bookkeeping:
                 cell.ledger.add("not recoverable", 1)
         if cell.boosted:
             self.rebuilt[place] = self.step
-        rebuilding.set_moments(self.adam, place, cell, partial(self._moments, cell.replica))
+        if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
+            self.adam.reset(*place)
+        elif cell.moments == "average":
+            sources = [self._moments(cell.replica, stage) for stage in cell.neighbours]
+            self.adam.average(*place, sources)
+            sent = sum(bytes_of(dict(enumerate(pair))) for moments, _ in sources for pair in moments.values())
+            cell.ledger.add("sent on failure", sent)
 
     def _keep_copies(self, i: int) -> None:
         """Copy what the run's strategy keeps every so many steps of progress, the initial state included."""
@@ -314,7 +321,10 @@ class Bookkeeping:
     def provenance(self) -> dict:
         """How the numbers came about; everything here may differ between two runs of one key."""
         return {
-            **versions(self.fleet),
+            "swarmbook": swarmbook.__version__,
+            "numerics": NUMERICS,
+            **environment(self.fleet.device),
+            "compiled": bool(self.fleet.compiled),
             "packed": len(self.runs),
             "seconds": round(self._elapsed(), 1),
             "tokens_per_second": round(self.trained / (time.monotonic() - self.started)),
