@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from swarmbook.methods.model_size import Shape
-from swarmbook.training.adam import Adam, schedule
+from swarmbook.training.adam import Adam
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.learning_rate import schedule
 
 SHAPE = Shape(stages=3, layers_per_stage=2, width=8, heads=2, hidden=12, vocabulary=19)
 R, S = 2, SHAPE.stages

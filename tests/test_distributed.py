@@ -424,10 +424,10 @@ from swarmbook.distributed.rank_trainer import RankTrainer
 swarmbook.training.trainer.CHECKPOINT_SECONDS = 0
 first, last = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 advance = RankTrainer.advance
-def cut(share):
-    if share.place < 3 * first or share.step == last:
+def cut(trainer):
+    if trainer.phase < 3 * first or trainer.step == last:
         os._exit(9)
-    advance(share)
+    advance(trainer)
 RankTrainer.advance = cut
 """
 

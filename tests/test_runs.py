@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_trained_in_parts(store, tmp_path, monkeypatch):
     for memory, at_once, checkpointing in [(weights + activations / 2, 2, False), (weights, 1, True)]:
         monkeypatch.setattr(packing, "_memory", lambda device, memory=memory: memory)
         assert [len(pack) for pack in packing.packs(configs, "cpu")] == [1, 1]
-        assert packing._fitting(configs[:1], "cpu") == (at_once, checkpointing)
+        assert packing.fitting(configs[:1], "cpu") == (at_once, checkpointing)
         parts = quiet(configs, Store(tmp_path / f"{at_once}"))
         for i in range(2):
             np.testing.assert_allclose(curve(parts, i, "loss jump"), curve(whole, i, "loss jump"), atol=2e-4)

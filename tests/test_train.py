@@ -452,9 +452,9 @@ def test_a_stage_that_some_microbatches_skip_gets_their_share_of_nothing(new_pac
     """As released: the gradient is that of the mean over all microbatches, not of those that went through."""
     pack = new_pack(route="planned", paths=PATHS)
     tokens = pack.batches[0][0]
-    pack.fleet.gradients(tokens, pack._cells())
+    pack.fleet.gradients(tokens, pack._route())
     halves = {name: g.clone() for name, g in pack.fleet.stage_gradient(0, 2).items()}
-    pack.fleet.gradients(tokens[:, :1], pack._cells()[:, :, :1])
+    pack.fleet.gradients(tokens[:, :1], pack._route()[:, :, :1])
     for name, gradient in pack.fleet.stage_gradient(0, 2).items():
         torch.testing.assert_close(halves[name], gradient / 2, rtol=1e-5, atol=1e-8)
 

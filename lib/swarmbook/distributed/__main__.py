@@ -57,7 +57,7 @@ def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) ->
         trainer = RankTrainer(run, mesh, comm, progress)
         trainer.resume(parent, joins=begun)
         trainer.train()
-        final = resharding.gather(trainer.state(), mesh, comm) if keep else None
+        final = resharding.gather(trainer.state(0), mesh, comm) if keep else None
         if store:
             if final:
                 store.put_state(run.key, final)

@@ -1,11 +1,10 @@
-"""Adam over a Fleet, with a learning rate and a step count per (replica, stage), and learning-rate schedules.
+"""Adam over a Fleet, with a learning rate and a step count per (replica, stage).
 
 - a cell that died starts its moments and its bias correction anew, while the others go on
 - torch's fused kernel does the work: on whole buffers while all cells agree, on rows where they differ
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -74,6 +73,16 @@ class Adam:
         _, _, m, v = self._cell(replica, stage)
         return {name: (m[name], v[name]) for name in m}
 
+    def average(self, replica: int, stage: int, sources: Sequence[tuple[Mapping, int]]) -> None:
+        """Set the moments of one cell to the mean of those of other cells, and its step count to the least of theirs.
+
+        sources: of each other cell what `moments` gives, and its step count.
+        """
+        for name, pair in self.moments(replica, stage).items():
+            for k, moment in enumerate(pair):
+                moment.copy_(sum(source[name][k] for source, _ in sources) / len(sources))
+        self.steps[replica, stage] = min(steps for _, steps in sources)
+
     def state_dict(self, replicas: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Copies of moments, step counts and learning-rate scales, of all replicas or of the given ones."""
         chosen = slice(None) if replicas is None else list(replicas)
@@ -117,25 +126,3 @@ class Adam:
 
     def _update(self, rows, steps, lr):
         torch_private.adam_step(*map(list, zip(*rows, strict=True)), steps, lr, self.betas, self.eps)
-
-
-def schedule(kind: str, base: float, warmup: int, steps: int, final: float = 0.1) -> Callable[[int], float]:
-    """Learning rate at each step, counted from 0.
-
-    Linear warm-up over the first `warmup` steps, base * (step + 1) / warmup; then "constant", or "cosine"
-    down to final * base at step `steps`. Raises ValueError for another kind or a warm-up longer than the run.
-    """
-    if kind not in ("constant", "cosine"):
-        raise ValueError(f"schedule {kind!r} is unknown: give 'constant' or 'cosine'")
-    if not 0 <= warmup <= steps:
-        raise ValueError(f"warmup={warmup} does not fit into steps={steps}: give 0 <= warmup <= steps")
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return base * (step + 1) / warmup
-        if kind == "constant":
-            return base
-        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return base * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-    return rate

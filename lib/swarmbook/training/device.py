@@ -1,12 +1,13 @@
-"""Where a fleet runs and what is possible there: device, precision, compiler, memory."""
+"""Where a fleet runs: device, precision, memory, and the versions of what computes there.
+
+Serves: every trained run, and its provenance.
+"""
 
 import ctypes
-import os
-import shutil
+import platform
 
+import numpy as np
 import torch
-
-from swarmbook.training.torch_private import has_triton
 
 
 def device_of(name: str) -> torch.device:
@@ -35,22 +36,6 @@ def precision_of(name: str, device: torch.device) -> str:
     return name if name != "auto" else "bf16" if device.type == "cuda" else "fp32"
 
 
-def compilable(wanted: bool | str, device: torch.device) -> bool:
-    """Whether to compile: as wanted, or with "auto" where a compiler is found."""
-    if wanted not in (True, False, "auto"):
-        raise ValueError(f"compile={wanted!r} is unknown: give True, False or 'auto'")
-    if device.type == "cuda":
-        found = has_triton()
-    else:
-        found = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
-    if wanted is True and not found:
-        raise RuntimeError(
-            "compile=True needs a C++ compiler (on CUDA: Triton) and none was found: "
-            "install g++, name one in CXX, or give compile=False"
-        )
-    return found if wanted == "auto" else wanted
-
-
 def moved(array, device: torch.device) -> torch.Tensor:
     """An array or tensor on the device; to CUDA through pinned memory, so that nobody waits until it has arrived."""
     tensor = torch.as_tensor(array)
@@ -65,3 +50,15 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
         libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, the most it takes
+
+
+def environment(device: torch.device) -> dict:
+    """What computes, and on what: the part of a run's provenance that does not depend on how it was shared out."""
+    cuda = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
+    }

@@ -6,8 +6,6 @@
   weight gradients, so that these can be multiplied straight into where they are stored
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -150,28 +148,3 @@ def cross_entropy_backward(x, final_norm, head, targets, scale: float) -> tuple[
     dz = dz.scatter_(-1, hit, dz.gather(-1, hit) - 1.0).to(head.dtype)
     dx, dnorm, normed = norm_backward(torch.bmm(dz, head.mT) * scale, x, final_norm)
     return losses.sum((1, 2)), dx, dnorm, (normed * scale).to(head.dtype), dz
-
-
-class Compiled:
-    """A pure function over tensors, compiled anew for each combination of sizes that it meets.
-
-    Inductor without torch.compile's guards, which at the sizes of a laptop would cost a tenth of each step.
-    """
-
-    def __init__(self, function: Callable):
-        self.function = function
-        self.compiled: dict[tuple, Callable] = {}
-
-    def __call__(self, *arguments):
-        key = tuple((a.shape, a.stride()) if isinstance(a, Tensor) else a for a in arguments)
-        if key not in self.compiled:
-            self.compiled[key] = self._compile(arguments)
-        return self.compiled[key](*(a for a in arguments if isinstance(a, Tensor)))
-
-    def _compile(self, arguments):
-        def of_tensors(*tensors):
-            rest = iter(tensors)
-            return self.function(*(next(rest) if isinstance(a, Tensor) else a for a in arguments))
-
-        tensors = [a for a in arguments if isinstance(a, Tensor)]
-        return torch_private.compiled(of_tensors, tensors)  # the key holds their shapes and strides

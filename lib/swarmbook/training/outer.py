@@ -7,7 +7,6 @@ from swarmbook.methods.costs import Costs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from swarmbook.config import RunConfig
     from swarmbook.training.stacked_weights import StackedWeights
 
     Weights = dict[str, Tensor]  # by parameter, each [N, L, S, ...]; embedding, norm and head have L = S = 1
@@ -26,7 +25,7 @@ class OuterOptimizer:
     the same ones it gets from the others. Gossip has no slow weights: there it only misses the averaging.
     """
 
-    def __init__(self, run: "RunConfig", fleet: "StackedWeights", rows: range):
+    def __init__(self, run, fleet: "StackedWeights", rows: range):
         self.run, self.method = run, SYNCS[run.sync]
         self.first = 0  # the stage of the run that the fleet begins with
         self.theta, self.gradients = fleet.replica_views(rows), fleet.replica_views(rows, gradients=True)

@@ -62,7 +62,7 @@ def _bytes(config: RunConfig) -> tuple[float, float]:
     return (24.0 + outer) * config.replicas * shape.parameters, 4.0 * config.tokens_per_step * per_token
 
 
-def _fitting(pack: Sequence[RunConfig], device: str) -> tuple[int, bool]:
+def fitting(pack: Sequence[RunConfig], device: str) -> tuple[int, bool]:
     """Microbatches whose activations fit beside the pack's weights, and whether even one needs checkpointing."""
     weights, activations = np.sum([_bytes(config) for config in pack], axis=0)
     fitting = int((_memory(device) - weights) / activations * pack[0].microbatches)

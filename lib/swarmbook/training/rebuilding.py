@@ -1,25 +1,34 @@
 """TODO"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from swarmbook.config import RunConfig
 from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.model_size import Shape, flops
 from swarmbook.methods.recovery import RULES, Lost, Strategy
 from swarmbook.methods.sync import SYNCS
-from swarmbook.training.adam import Adam
 from swarmbook.training.state_layout import WEIGHTS
 
 
-def checkpoint_of(state: Mapping, costs: Costs, copy: Mapping, seconds: float) -> dict:
-    """What `Pack.save` keeps of a pack of one run, given its `Pack.state` and what its strategy keeps, if anything."""
-    whole = {name: state[name] for name in ("fleet", "adam", "norms", "rebuilt")}
-    position, ledgers = torch.tensor([state["position"]]), [dict(costs)]
-    whole |= {"position": position, "outers": [state["outer"]], "ledgers": ledgers, "copies": {0: copy} if copy else {}}
-    return whole | {"diverged": {}, "seconds": seconds}
+def checkpoint_of(
+    tensors: Mapping,
+    positions: Sequence[int],
+    outers: Sequence[dict | None],
+    costs: Sequence[Costs],
+    copies: Mapping[int, Mapping],
+    diverged: Mapping[int, str],
+    seconds: float,
+) -> dict:
+    """What is kept of a pack in training, so that it can go on, whoever trained it.
+
+    tensors: "fleet", "adam", "norms" and "rebuilt" of `Bookkeeping.state`, of all runs side by side; other entries are
+    left out. positions, outers, costs: of each run. copies, diverged: as of `Bookkeeping`, by number of the run.
+    """
+    whole = {name: tensors[name] for name in ("fleet", "adam", "norms", "rebuilt")}
+    whole |= {"position": torch.tensor(positions), "outers": outers, "ledgers": [dict(each) for each in costs]}
+    return whole | {"copies": copies, "diverged": diverged, "seconds": seconds}
 
 
 def state_in(checkpoint: Mapping) -> dict:
@@ -41,7 +50,7 @@ def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[i
     return WEIGHTS.cell(kept, replica, None if cell.stage == cell.fleet.shape.stages else stage)
 
 
-def count_step(run: RunConfig, shape: Shape, visits: int, costs: Costs) -> None:
+def count_step(run, shape: Shape, visits: int, costs: Costs) -> None:
     """Add a step's FLOPs, and the copies of a strategy that copies after every step.
 
     visits: of stages by all microbatches.
@@ -66,7 +75,7 @@ def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
     return sum(map(bytes_of, (copy["fleet"], moments, outer["phi"], outer["delta"])))
 
 
-def why_diverged(run: RunConfig, step: int, losses: Sequence[int]) -> str:
+def why_diverged(run, step: int, losses: Iterable[int]) -> str:
     """What to say of a run whose loss is not finite from a step on; losses: the steps at which it lost stages."""
     recent = [lost for lost in losses if step - 20 <= lost <= step]
     cause = (
@@ -83,21 +92,3 @@ def why_diverged(run: RunConfig, step: int, losses: Sequence[int]) -> str:
 def boosted(rebuilt: np.ndarray, step: int, boost, half_life) -> np.ndarray:
     """Learning rates in multiples of the run's own, of cells rebuilt at these steps, -1 for never."""
     return np.where(rebuilt < 0, 1.0, 1 + (boost - 1) * 0.5 ** ((step - rebuilt) / half_life))
-
-
-def set_moments(
-    adam: Adam, place: tuple[int, int], cell: Lost, moments_of: Callable[[int], tuple[Mapping, int]]
-) -> None:
-    """Give a rebuilt cell the moments that its rule asks for.
-
-    place: of the cell in `adam`. moments_of: the moments of another stage of its replica, and its count of steps.
-    """
-    if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
-        adam.reset(*place)
-    elif cell.moments == "average":
-        sources = [moments_of(stage) for stage in cell.neighbours]
-        for name, pair in adam.moments(*place).items():
-            for k, moment in enumerate(pair):
-                moment.copy_(sum(source[name][k] for source, _ in sources) / len(sources))
-                cell.costs.add("sent on failure", len(sources) * bytes_of({name: moment}))
-        adam.steps[place] = min(steps for _, steps in sources)

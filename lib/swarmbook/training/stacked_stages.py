@@ -14,7 +14,8 @@ from torch import Tensor
 
 from swarmbook.methods.model_size import Shape
 from swarmbook.training import llama, torch_private
-from swarmbook.training.device import compilable, device_of, keep_freed_memory, precision_of
+from swarmbook.training.compilation import Compiled, compilable
+from swarmbook.training.device import device_of, keep_freed_memory, precision_of
 from swarmbook.training.stacked_weights import StackedWeights
 
 
@@ -53,7 +54,7 @@ class StackedStages(StackedWeights):
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
         steps = (llama.layer, llama.layer_backward, llama.cross_entropy_backward)
         self._layer, self._layer_backward, self._cross_entropy_backward = (
-            map(llama.Compiled, steps) if self.compiled else steps
+            map(Compiled, steps) if self.compiled else steps
         )
 
     def round_matrices(self) -> None:

@@ -1,0 +1,353 @@
+"""What is counted, kept and measured of runs in training, whether one process trains them or many.
+
+Each rule stands here once: what a step writes, when a copy is due, what a lost stage and a rollback cost, what is
+measured when, how a row of metrics looks, what is said of a run that diverges. How gradients and losses come about is
+left to `swarmbook.training.trainer.Pack`, which has several runs in one process, and to
+`swarmbook.distributed.rank_trainer.RankTrainer`, which has one rank's part of one run.
+
+Serves: every trained run.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import swarmbook
+from swarmbook.config import NUMERICS, RunConfig
+from swarmbook.data import tokenization
+from swarmbook.methods.costs import Costs, bytes_of
+from swarmbook.methods.recovery import RULES, Cells, Lost
+from swarmbook.records.checkpoint import WorkInProgress
+from swarmbook.training import rebuilding
+from swarmbook.training.adam import Adam
+from swarmbook.training.device import environment
+from swarmbook.training.outer import OuterOptimizer
+from swarmbook.training.setup import batches_of, held_out_of, rate_of
+from swarmbook.training.stacked_stages import StackedStages
+
+
+class Bookkeeping:
+    """Runs in training that differ in what `swarmbook.training.packing.PACKED` allows, or one rank's part of a run.
+
+    step: steps taken. position: steps of progress of each run, which fall behind `step` by a rollback. norms: gradient
+    norms of cells in the last step, before clipping. rebuilt [r, s + 1]: the step at which the learning rate of each
+    cell here was raised, -1 for never. losses: those of each step since the last row of them. diverged: by number of
+    the run what is to be said of it. Raises DataError for text that is too short for what is asked.
+    """
+
+    fleet: StackedStages
+    adam: Adam
+    norms: Tensor
+    rebuilt: np.ndarray
+    outers: Sequence[OuterOptimizer | None]
+    cells: Cells  # the stages as recovery rules see them
+
+    def __init__(self, runs: Sequence[RunConfig], progress: WorkInProgress | None):
+        first = runs[0]
+        self.runs, self.progress = list(runs), progress
+        self.begin = self.step = first.start.steps if first.start else 0
+        self.started, self.seconds, self.trained = time.monotonic(), 0.0, 0
+        tokens = {run.data: tokenization.tokens(run.data, "train", run.tokenizer, run.data_limit) for run in runs}
+        held_out = {source: held_out_of(first, source) for source in tokens}
+        each = [held_out[run.data] for run in runs for _ in range(run.replicas)]
+        self.held_out = each[0] if len(tokens) == 1 else np.concatenate(each)  # [1 or R, N, T + 1]
+        further = dict.fromkeys(domain for run in runs for domain in run.evaluate_on)
+        self.further = {domain: held_out_of(first, domain) for domain in further}  # now: it may be too short
+        self.batches = [batches_of(run, tokens[run.data]) for run in runs]
+        self.traces = [run.failures() for run in runs]  # each bool [steps, R, S + 1], the last column the ends
+        self.shape = first.shape(tokens[first.data].vocabulary)
+        self.rate = rate_of(first)
+        self.visits = [run.replicas * run.microbatches * run.stages for run in runs]  # of stages, in a step
+        self.position = np.full(len(runs), self.step)
+        self.costs = [Costs() for _ in runs]
+        self.copies: dict[int, dict] = {}  # run -> what its strategy keeps, taken every `keep_every` steps
+        self.losses: list[Tensor] = []
+        self.diverged: dict[int, str] = {}
+        self.last_loss = float("nan")
+        self.tokens_per_step = len(runs) * first.tokens_per_step
+
+    def _set_up(self, fleet: StackedStages) -> None:
+        """Begin with these weights."""
+        self.fleet = self.cells = fleet
+        self.adam = Adam(fleet, self.runs[0].lr)
+        self.rebuilt = np.full(self.adam.steps.shape, -1)
+        self._round()
+
+    # What the two kinds of training do differently
+
+    def _summed(self, amount: float) -> float:
+        """The sum over all processes of what is here."""
+        return amount
+
+    def _exchanged(self, i: int) -> Costs:
+        """Where run i counts what its replicas send each other."""
+        return self.costs[i]
+
+    def _place(self, replica: int, stage: int) -> tuple[int, int]:
+        """How `fleet` counts a cell of `cells` that is here."""
+        return replica, stage
+
+    def _moments(self, replica: int, stage: int) -> tuple[Mapping, int]:
+        """Adam's moments of a cell of `cells`, and its count of steps."""
+        return self.adam.moments(replica, stage), self.adam.steps[replica, stage]
+
+    def _norm_rows(self, i: int) -> Sequence[int]:
+        """Rows of run i in `norms`."""
+        return self.replicas(i)
+
+    def _failure_steps(self, i: int) -> Iterable[int]:
+        """Steps at which run i lost stages, or will."""
+        return np.flatnonzero(self.traces[i].any(axis=(1, 2)))
+
+    def _put_row(self, row: dict) -> None:
+        self.progress.append([row])
+
+    def validation_loss(self, *, tokens: np.ndarray | None = None) -> list[float]:
+        """Mean loss of each run over its replicas, in order whatever its route; on other tokens if given."""
+        raise NotImplementedError
+
+    def spread(self, i: int) -> float:
+        """Root mean square of the deviation of weights of run i from their mean over its replicas (released code)."""
+        raise NotImplementedError
+
+    def take_measurements(self) -> None:
+        """What is measured at the end, where runs ask for it."""
+        raise NotImplementedError
+
+    def _losses_by_run(self) -> Tensor:
+        """The mean over replicas of `losses`, [steps, runs], on the CPU."""
+        raise NotImplementedError
+
+    def _norms_by_stage(self) -> list[list[float]]:
+        """The mean of `norms` over replicas, for each stage of each run."""
+        raise NotImplementedError
+
+    # A step
+
+    @property
+    def healthy(self) -> list[int]:
+        return [i for i in range(len(self.runs)) if i not in self.diverged]
+
+    def replicas(self, i: int) -> range:
+        """Rows of run i in the fleet."""
+        each = self.fleet.replicas // len(self.runs)
+        return range(i * each, (i + 1) * each)
+
+    def _update(self) -> None:
+        """Write the weights after a step: Adam's, then what replicas exchange; and take the copies that are due."""
+        rate = self.rate(self.step)
+        self.adam.lr_scale[:] = self._lr_scale(rate)
+        self.adam.step(rate)
+        self._round()
+        self.step += 1
+        self.position += 1
+        self.trained += self.tokens_per_step
+        for i, outer in self._outers():
+            outer.step(int(self.position[i]), self._exchanged(i))
+        for i in range(len(self.runs)):
+            rebuilding.count_step(self.runs[i], self.shape, self.visits[i], self.costs[i])
+            self._keep_copies(i)
+
+    def _lr_scale(self, rate: float) -> np.ndarray:
+        """Learning rate of every cell in multiples of `rate`: boosted since it was rebuilt, late since a rollback."""
+        each = len(self.replicas(0))
+        boost = np.repeat([run.lr_boost for run in self.runs], each)[:, None]
+        half_life = np.repeat([run.boost_half_life or np.inf for run in self.runs], each)[:, None]
+        scale = rebuilding.boosted(self.rebuilt, self.step, boost, half_life)
+        if (self.position != self.step).any():
+            late = [self.rate(int(position)) / rate for position in self.position]
+            scale = scale * np.repeat(late, each)[:, None]
+        return scale
+
+    def _round(self) -> None:
+        """Round the weights and moments of runs that store them in bfloat16."""
+        for i, run in enumerate(self.runs):
+            if run.storage == "bf16":
+                self.adam.round_to_bf16(self.replicas(i))
+
+    def _outers(self) -> Iterator[tuple[int, OuterOptimizer]]:
+        """The runs whose replicas exchange anything."""
+        return ((i, outer) for i, outer in enumerate(self.outers) if outer)
+
+    # Lost stages, and the copies that bring them back
+
+    def lost(self, i: int, row: int, stage: int, dead: frozenset[int] | None = None) -> Lost:
+        """The lost stage of run i at row `row` of `cells`, for a rule; `dead` with it: itself alone, if not given."""
+        run, replica = self.runs[i], row - self.replicas(i)[0]
+        rng = run.rng("recovery", self.step, replica, stage)
+        lost = Lost(self.cells, row, stage, dead or frozenset({stage}), self.norms, rng, run.clip)
+        lost.moments, lost.costs = run.moments, self.costs[i]
+        return lost
+
+    def _lost_cells(self, i: int, cells: Iterable[tuple[int, int]], dying: np.ndarray) -> list[Lost]:
+        """These cells (replica, stage) of run i, of those that die [R, S + 1], with what survives of their copies."""
+        strategy, first, lost = RULES[self.runs[i].recovery], self.replicas(i)[0], []
+        for replica, stage in cells:
+            cell = self.lost(i, first + replica, stage, frozenset(np.flatnonzero(dying[replica]).tolist()))
+            row, column = self._place(cell.replica, stage)
+            kept = self.copies.get(i, {}).get("fleet", {})
+            cell.kept = rebuilding.surviving_copy(strategy, cell, kept, (row - first, column))
+            lost.append(cell)
+        return lost
+
+    def _failure(self, i: int, stage: int) -> None:
+        self._row(i, "failure", 1.0, stage=(stage + 1) % (self.runs[i].stages + 1))
+
+    def _rebuild(self, i: int, cell: Lost, counts: bool = True) -> None:
+        """Let the run's rule rebuild a cell, and unless it asks for a rollback do what follows.
+
+        counts: whether to count it, which one of the processes does that have a part of it.
+        """
+        strategy, place = RULES[self.runs[i].recovery], self._place(cell.replica, cell.stage)
+        strategy.rule(cell)
+        if cell.rolled_back:
+            return
+        if counts:
+            cell.costs.add("rebuilt", 1)
+            if strategy.covers(cell.stage, self.runs[i].stages) and cell.kept is None:
+                cell.costs.add("not recoverable", 1)
+        if cell.boosted:
+            self.rebuilt[place] = self.step
+        if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
+            self.adam.reset(*place)
+        elif cell.moments == "average":
+            sources = [self._moments(cell.replica, stage) for stage in cell.neighbours]
+            self.adam.average(*place, sources)
+            sent = sum(bytes_of(dict(enumerate(pair))) for moments, _ in sources for pair in moments.values())
+            cell.costs.add("sent on failure", sent)
+
+    def _keep_copies(self, i: int) -> None:
+        """Copy what the run's strategy keeps every so many steps of progress, the initial state included."""
+        run, strategy = self.runs[i], RULES[self.runs[i].recovery]
+        if strategy is None or strategy.keeps is None or strategy.always:
+            return
+        if self.step > self.begin and self.position[i] % run.keep_every:
+            return
+        copy = self.state(i) if strategy.keeps == "run" else {"fleet": self.fleet.state_dict(list(self.replicas(i)))}
+        size = int(self._summed(rebuilding.copied_bytes(copy, strategy)))
+        self.copies[i] = copy | {"bytes": size}
+        self.costs[i]["stored"] = max(self.costs[i]["stored"], size)
+        if self.step > self.begin:  # initial weights follow from a seed
+            self.costs[i].add("sent in training", size)
+
+    def _roll_back(self, i: int) -> None:
+        """Put run i back to its last copy: weights, moments, and place in the data."""
+        before = int(self.position[i])
+        self._take_over(i, self.copies[i])
+        self.costs[i].add("sent on failure", self.copies[i]["bytes"])
+        self.costs[i].add("steps repeated", before - int(self.position[i]))
+
+    # States
+
+    def state(self, i: int) -> dict:
+        """All that run i needs to go on, for runs that start from it."""
+        outer = self.outers[i].state_dict() if self.outers[i] else None
+        return self._tensors(i) | {"position": int(self.position[i]), "outer": outer}
+
+    def _tensors(self, i: int | None = None) -> dict:
+        """Copies of the weights, moments, norms and raised learning rates of run i, or of all."""
+        rows = None if i is None else list(self.replicas(i))
+        return {
+            "fleet": self.fleet.state_dict(rows),
+            "adam": self.adam.state_dict(rows),
+            "norms": self.norms[slice(None) if i is None else list(self._norm_rows(i))].clone(),
+            "rebuilt": torch.from_numpy(self.rebuilt[slice(None) if i is None else rows].copy()),
+        }
+
+    def _take_over(self, i: int, state: Mapping) -> None:
+        """Go on with run i from a state; from weights alone as if the run had been initialised with them."""
+        rows = list(self.replicas(i))
+        self.fleet.load_state_dict(state["fleet"], rows)
+        if "adam" in state:
+            self.adam.load_state_dict(state["adam"], rows)
+            self.norms[list(self._norm_rows(i))] = state["norms"].to(self.norms.device)
+            self.rebuilt[rows] = state["rebuilt"].numpy()
+            self.position[i] = state["position"]
+        else:
+            self._round()
+        if self.outers[i]:
+            self.outers[i].load_state_dict(state.get("outer"))
+
+    # Measurements
+
+    def measure(self) -> None:
+        """What is due after a step, or before the first."""
+        run, begins, ends = self.runs[0], self.step == self.begin, self.step == self.runs[0].steps
+        if not begins and self.step % run.log_every == 0:
+            self.log()
+        if begins or ends or self.step % run.evaluate_every == 0:
+            self.evaluate()
+        if ends:
+            self.log()
+
+    def log(self) -> None:
+        """The training loss since the last row of it; runs whose loss is not finite are listed in `diverged`."""
+        if not self.losses:
+            return
+        losses = self._losses_by_run()
+        for i in self.healthy:
+            bad = (~torch.isfinite(losses[:, i])).nonzero()
+            if len(bad):
+                step = self.step - len(losses) + int(bad[0])
+                self.diverged[i] = rebuilding.why_diverged(self.runs[i], step, self._failure_steps(i))
+        self._record("training loss", losses.mean(0).tolist())
+        self.losses = []
+        self.last_loss = float(losses.mean(0)[self.healthy].mean())  # nan when none is healthy
+
+    def evaluate(self) -> None:
+        """Validation loss, how far replicas are apart, and gradient norms by stage."""
+        self._record("validation loss", self.validation_loss())
+        if self.runs[0].replicas > 1:
+            self._record("replica spread", [self.spread(i) for i in range(len(self.runs))])
+        if self.step == self.begin:
+            return
+        for s, norms in enumerate(self._norms_by_stage(), 1):
+            self._record("gradient norm", norms, stage=s)
+
+    def finish(self) -> None:
+        """What is measured at the end: losses on further domains, the costs, and the measurements that runs ask for."""
+        for domain, tokens in self.further.items():
+            losses = self.validation_loss(tokens=tokens)
+            asked = [loss if domain in run.evaluate_on else None for run, loss in zip(self.runs, losses, strict=True)]
+            self._record("domain loss", asked, label=domain)
+        for i in self.healthy:
+            for name, amount in self.costs[i].items():
+                self._row(i, "ledger", amount, label=name)
+        self.take_measurements()
+
+    def provenance(self) -> dict:
+        """How the numbers came about; everything here may differ between two runs of one key."""
+        return {
+            "swarmbook": swarmbook.__version__,
+            "numerics": NUMERICS,
+            **environment(self.fleet.device),
+            "compiled": bool(self.fleet.compiled),
+            "packed": len(self.runs),
+            "seconds": round(self._elapsed(), 1),
+            "tokens_per_second": round(self.trained / (time.monotonic() - self.started)),
+        }
+
+    def _elapsed(self) -> float:
+        """Seconds of training, with those until the checkpoint that it goes on from."""
+        return self.seconds + time.monotonic() - self.started
+
+    def _record(self, metric: str, values: Sequence[float | None], stage: int = 0, label: str = "") -> None:
+        """A row for each healthy run that has a value."""
+        for i in self.healthy:
+            if values[i] is not None:
+                self._row(i, metric, values[i], stage, label)
+
+    def _row(self, i: int, metric: str, value: float, stage: int = 0, label: str = "") -> None:
+        """One measurement of run i now; stage 0 for none."""
+        row = {"run": i, "step": self.step, "metric": metric, "stage": stage, "label": label, "value": value}
+        self._put_row(row)
+
+
+def erase(lost: Iterable[Lost]) -> None:
+    """Overwrite lost weights with NaN: from here on nothing of a dead stage can be read."""
+    for cell in lost:
+        for weight in cell.weights.values():
+            weight.fill_(float("nan"))

@@ -1,0 +1,56 @@
+"""Whether and how the layers of a fleet are compiled.
+
+Serves: long runs, which repay a compilation (`swarmbook.training.packing.COMPILE_FLOPS`).
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from swarmbook.training.torch_private import compiled, has_triton
+
+
+def compilable(wanted: bool | str, device: torch.device) -> bool:
+    """Whether to compile: as wanted, or with "auto" where a compiler is found."""
+    if wanted not in (True, False, "auto"):
+        raise ValueError(f"compile={wanted!r} is unknown: give True, False or 'auto'")
+    if device.type == "cuda":
+        found = has_triton()
+    else:
+        found = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+    if wanted is True and not found:
+        raise RuntimeError(
+            "compile=True needs a C++ compiler (on CUDA: Triton) and none was found: "
+            "install g++, name one in CXX, or give compile=False"
+        )
+    return found if wanted == "auto" else wanted
+
+
+class Compiled:
+    """A pure function over tensors, compiled anew for each combination of sizes that it meets.
+
+    Inductor without torch.compile's guards, which at the sizes of a laptop would cost a tenth of each step.
+    """
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.compiled: dict[tuple, Callable] = {}
+
+    def __call__(self, *arguments):
+        key = tuple((a.shape, a.stride()) if isinstance(a, Tensor) else a for a in arguments)
+        if key not in self.compiled:
+            self.compiled[key] = self._compile(arguments)
+        return self.compiled[key](*(a for a in arguments if isinstance(a, Tensor)))
+
+    def _compile(self, arguments: tuple) -> Callable:
+        """The function for arguments of these sizes; what is no tensor stays as it is here."""
+
+        def of_tensors(*tensors):
+            rest = iter(tensors)
+            return self.function(*(next(rest) if isinstance(a, Tensor) else a for a in arguments))
+
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        return compiled(of_tensors, tensors)  # the key holds their shapes and strides
