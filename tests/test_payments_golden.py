@@ -1,7 +1,8 @@
 """Seeded worlds behave event by event as they did when these digests were written down.
 
 A digest covers every event of a world's trace (time, node, peer, number, and all that a message says), how payments
-ended and when, and what the requirements and invariants say of it. Names of classes and of timers' methods are left out.
+ended and when, and what the requirements and invariants say of it. Names of classes and of timers' methods are left
+out.
 """
 
 import hashlib
@@ -18,14 +19,15 @@ from swarmbook.payments.attacks import (
     split_votes,
     synchronous_world,
 )
-from swarmbook.payments.channel_update import Announce, Cosign
+from swarmbook.payments.channel_committee import Announce
+from swarmbook.payments.channel_update import Cosign
 from swarmbook.payments.lightning import Lightning
 from swarmbook.payments.payment_network import line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.requirements import CHECKS, check, invariants
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation, within
-from swarmbook.payments.syncpcn.world import SyncPCN
+from swarmbook.payments.syncpcn import SyncPCN
 
 
 def names(hops):

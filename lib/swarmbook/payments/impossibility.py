@@ -9,8 +9,9 @@ applied after each input; paying sends P, refunding sends R. These are 3 ** 16 =
   channel 2's has fired, or channel 2 is resolved or faulty
 - a faulty channel sends up to three messages of its choice, at most two in flight. In the count that we compare with,
   what it leaves behind is judged once it has sent all three; with `silence` it may stop at any time
-- `search` counts the protocols that satisfy everything: it explores all runs with a table of which nothing is fixed,
-  and branches on an entry only when a run reads it, so that a leaf with k entries stands for 3 ** (16 - k) protocols
+- `count_protocols` counts the protocols that satisfy everything: it explores all runs with a table of which nothing is
+  fixed, and branches on an entry only when a run reads it, so that a leaf with k entries stands for 3 ** (16 - k)
+  protocols
 - `judge` explores one full table, and gives the shortest run to what is wrong with it
 
 This illustrates the theorem on a class; the argument in the notebook is what covers all protocols.
@@ -23,8 +24,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
+from swarmbook.payments.outcomes import Outcome
+
 NONE, L, P, R = "none", "L", "P", "R"
-INIT, LOCKED, PAID, REFUNDED = "Init", "Locked", "Paid", "Refunded"
+INIT = "Init"  # of a channel that has not locked; else one of `Outcome`
 STAY, PAY, REFUND = "stay", "pay", "refund"
 ACTIONS = STAY, PAY, REFUND
 ENTRIES = tuple(product((1, 2), (NONE, L, P, R), (False, True)))  # (channel, last message, timer fired)
@@ -77,7 +80,7 @@ class Model:
     silence: bool = False
 
     def start(self) -> Run:
-        return Run(Side(LOCKED, NONE, False), Side(INIT, NONE, False), () if self.faulty else (L,), ())
+        return Run(Side(Outcome.LOCKED, NONE, False), Side(INIT, NONE, False), () if self.faulty else (L,), ())
 
     def moves(self, run: Run) -> list["Move"]:
         """What the correct channels and the network can do next."""
@@ -87,7 +90,7 @@ class Model:
         if run.down and self.faulty != 2:
             moves.append(Move(f"deliver {run.down[0]} to 2", *self._deliver_down(run)))
         quiet = not run.up and not run.down
-        late = run.two.fired or run.two.state in (PAID, REFUNDED) or self.faulty == 2
+        late = run.two.fired or run.two.state in (Outcome.PAID, Outcome.REFUNDED) or self.faulty == 2
         if self.faulty != 1 and self._waits(run.one) and (not self.synchronous or quiet and late):
             moves.append(Move("timeout 1", *self._act(1, run, run.one._replace(fired=True))))
         if self.faulty != 2 and self._waits(run.two) and (not self.synchronous or quiet):
@@ -111,21 +114,21 @@ class Model:
 
     @staticmethod
     def _waits(side: Side) -> bool:
-        return side.state == LOCKED and not side.fired
+        return side.state == Outcome.LOCKED and not side.fired
 
     def _act(self, channel: int, run: Run, side: Side) -> tuple[tuple, tuple[Run, ...]]:
         """What becomes of a channel that has just got an input, for each action that the protocol may take."""
         name, link = ("one", "down") if channel == 1 else ("two", "up")
         stays = run._replace(**{name: side})
         ends = []
-        for state, message in ((PAID, P), (REFUNDED, R)):
+        for state, message in ((Outcome.PAID, P), (Outcome.REFUNDED, R)):
             sent = () if self.faulty else (*getattr(run, link), message)
             ends.append(run._replace(**{name: side._replace(state=state), link: sent}))
         return (channel, side.last, side.fired), (stays, *ends)
 
     def _deliver_up(self, run: Run) -> tuple[tuple | None, tuple[Run, ...]]:
         message, rest = run.up[0], run._replace(up=run.up[1:])
-        if run.one.state != LOCKED:
+        if run.one.state != Outcome.LOCKED:
             return None, (rest,)
         rest = rest._replace(certified=run.certified or message == P)
         return self._act(1, rest, run.one._replace(last=message))
@@ -134,10 +137,10 @@ class Model:
         message, rest = run.down[0], run._replace(down=run.down[1:])
         if run.two.state == INIT and message == L:
             rest = rest._replace(up=() if self.faulty else (*rest.up, L))
-            return self._act(2, rest, Side(LOCKED, L, run.two.fired))
+            return self._act(2, rest, Side(Outcome.LOCKED, L, run.two.fired))
         if run.two.state == INIT and message == R:
-            return None, (rest._replace(two=run.two._replace(state=REFUNDED)),)
-        if run.two.state == LOCKED:
+            return None, (rest._replace(two=run.two._replace(state=Outcome.REFUNDED)),)
+        if run.two.state == Outcome.LOCKED:
             return self._act(2, rest, run.two._replace(last=message))
         return None, (rest,)
 
@@ -184,12 +187,12 @@ class Graph:
         states, faulty = (run.one.state, run.two.state), self.model.faulty
         marks = set()
         if not faulty:
-            marks |= {U1_LOSES} if states == (REFUNDED, PAID) else set()
-            marks |= {SENDER_LOSES} if states == (PAID, REFUNDED) else set()
-            marks |= {SATISFIED} if states == (PAID, PAID) else set()
+            marks |= {U1_LOSES} if states == (Outcome.REFUNDED, Outcome.PAID) else set()
+            marks |= {SENDER_LOSES} if states == (Outcome.PAID, Outcome.REFUNDED) else set()
+            marks |= {SATISFIED} if states == (Outcome.PAID, Outcome.PAID) else set()
         concerned = {0: states, 1: states[1:], 2: states[:1]}[faulty]
-        marks |= {ENDLESS} if rest and LOCKED in concerned else set()
-        marks |= {NO_RECEIPT} if faulty == 2 and states[0] == PAID and not run.certified else set()
+        marks |= {ENDLESS} if rest and Outcome.LOCKED in concerned else set()
+        marks |= {NO_RECEIPT} if faulty == 2 and states[0] == Outcome.PAID and not run.certified else set()
         return frozenset(marks)
 
 
@@ -248,7 +251,7 @@ def judge_all(table: Table, synchronous: bool, faults: Iterable[int], silence: b
     return Verdict(None)
 
 
-def search(synchronous: bool, faults: Iterable[int], silence: bool = False) -> Counter:
+def count_protocols(synchronous: bool, faults: Iterable[int], silence: bool = False) -> Counter:
     """How many of all protocols satisfy everything, and how many fail first by what."""
     models = [Model(synchronous, faulty, silence) for faulty in (0, *faults)]
     counts: Counter = Counter()

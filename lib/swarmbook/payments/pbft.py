@@ -1,44 +1,56 @@
 """How a committee agrees on LOCK or ABORT for one payment when its members see competing ones in different orders.
 
-Single-shot PBFT for each payment: the leader proposes (`PrePrepare`), the others say so to all (`Prepare`), who holds a
-quorum says that to all (`Commit`), and a quorum of those decides: 2 m (m - 1) messages and three delays. Who waits too
-long asks for the next leader (`ViewChange`); it proposes what may already have been decided, or its own choice, and
-shows a quorum of requests for it (`NewView`). Waiting times double from view to view: progress needs a network that
-is eventually synchronous, safety needs nothing.
+This is PBFT (Castro and Liskov, 1999) with a single decision for each payment:
 
-Whether LOCK can be backed depends on what else a member has backed (`acceptable`): having backed it once, it keeps the
-amount aside until this payment is decided, so that two payments for the same coins never both find a quorum.
+- The leader of a view proposes a value (`PrePrepare`). The other members say to all that they back it (`Prepare`). Who
+  holds a quorum of these says that to all (`Commit`), and a quorum of commits decides. That takes 2 m (m - 1) messages
+  and three delays in a committee of m members.
+- A member that waits too long asks for the next leader (`ViewChange`). The new leader proposes what may already have
+  been decided, or else its own choice, and shows a quorum of requests for its view (`NewView`).
+- Waiting times double from view to view. Progress needs a network that is eventually synchronous; safety needs nothing.
+
+Whether a member can back LOCK depends on what else it has backed (`acceptable`). Having backed it once, it keeps the
+amount aside until the payment is decided, so that two payments for the same coins never both find a quorum.
+
+Serves: the row "PSyncPCN, V3" of the cost table (S4), and claim S9.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from swarmbook.payments.outcomes import Decision
+from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Node
 
-LOCK, ABORT = "LOCK", "ABORT"
 LAST_VIEW = 20  # nobody waits for a later one, so that a simulation with too many faulty members ends
 
 
 class PrePrepare(NamedTuple):
+    """The leader of a view proposes a value."""
+
     cid: int
     pid: object
     view: int
-    value: str
+    value: Decision
     signature: object
 
 
 class Prepare(NamedTuple):
+    """A member backs what the leader of a view has proposed."""
+
     cid: int
     pid: object
     view: int
-    value: str
+    value: Decision
     signature: object
 
 
 class Commit(NamedTuple):
+    """A member has seen a quorum back a value."""
+
     cid: int
     pid: object
     view: int
-    value: str
+    value: Decision
     signature: object
 
 
@@ -53,31 +65,54 @@ class ViewChange(NamedTuple):
 
 
 class NewView(NamedTuple):
+    """The leader of a new view proposes a value, and shows a quorum of requests for its view."""
+
     cid: int
     pid: object
     view: int
-    value: str
+    value: Decision
     requests: tuple[tuple[str, ViewChange], ...]
     signature: object
 
 
-class Agreement:
-    """One member's part in agreeing on one payment. value: what was decided, once it was."""
+class Voter(Protocol):
+    """What agreement asks of a member of the committee, which is also a `Node`."""
 
-    def __init__(self, member: Node, members: list[Node], pid: object, timeout: float) -> None:
+    cid: int
+    keys: Keys
+
+    def acceptable(self, pid: object, value: Decision) -> bool:
+        """Whether the member may back a value now."""
+
+    def backed(self, pid: object, value: Decision) -> None:
+        """The member has backed a value."""
+
+    def agreed(self, pid: object, value: Decision) -> None:
+        """A value is decided."""
+
+
+class Agreement:
+    """One member's part in agreeing on the payment `pid`. value: what was decided, or None.
+
+    members: of the committee, in the order in which they lead. timeout: the waiting time of the first view, in the
+    simulation's unit of time.
+    """
+
+    def __init__(self, member: Voter, members: list[Node], pid: object, timeout: float) -> None:
         self.member, self.members, self.pid, self.timeout = member, members, pid, timeout
         self.names = [other.name for other in members]
         self.quorum = len(members) - (len(members) - 1) // 3
         self.view, self.value, self.begun = 0, None, False
-        self.backs: str | None = None  # what this member has backed in the present view
+        self.backs: Decision | None = None  # what this member has backed in the present view
         self.proposals: dict[int, PrePrepare] = {}
-        self.licences: dict[int, str] = {}  # what the leader of a later view has shown that it may propose
+        self.licences: dict[int, Decision] = {}  # what the leader of a later view has shown that it may propose
         self.prepared: tuple | None = None
         self.committed: set[int] = set()
         self.votes: dict[tuple, dict[str, object]] = {}
         self.requests: dict[int, dict[str, ViewChange]] = {}
 
     def leader(self, view: int) -> Node:
+        """The member that proposes in a view."""
         return self.members[view % len(self.members)]
 
     def begin(self) -> None:
@@ -94,6 +129,7 @@ class Agreement:
         self._consider()
 
     def receive(self, sender: Node, m: object) -> None:
+        """Take a message of another member, if its signature is right."""
         kind = type(m)
         if not self.member.keys.verify(sender.name, self._statement(m), m.signature):
             return
@@ -116,7 +152,7 @@ class Agreement:
             return ("ViewChange", m.cid, m.pid, m.view, m.prepared)
         return (type(m).__name__, m.cid, m.pid, m.view, m.value)
 
-    def _signed(self, kind: type, value: str) -> object:
+    def _signed(self, kind: type, value: Decision) -> object:
         statement = (kind.__name__, self.member.cid, self.pid, self.view, value)
         return kind(self.member.cid, self.pid, self.view, value, self.member.keys.sign(self.member.name, statement))
 
@@ -125,8 +161,8 @@ class Agreement:
             if other is not self.member:
                 self.member.send(other, message)
 
-    def _choice(self) -> str:
-        return LOCK if self.member.acceptable(self.pid, LOCK) else ABORT
+    def _choice(self) -> Decision:
+        return Decision.LOCK if self.member.acceptable(self.pid, Decision.LOCK) else Decision.ABORT
 
     def _consider(self) -> None:
         """Back what the leader of this view proposes, if it may, and if this member has begun and can."""
@@ -138,14 +174,14 @@ class Agreement:
         if self.member.acceptable(self.pid, m.value):
             self._back(m.value, m.signature)
 
-    def _propose(self, value: str) -> None:
+    def _propose(self, value: Decision) -> None:
         message = self._signed(PrePrepare, value)
         self._others(message)
         self.backs = value
         self.member.backed(self.pid, value)
         self._prepare_vote(self.member.name, self.view, value, message.signature)
 
-    def _back(self, value: str, signature: object) -> None:
+    def _back(self, value: Decision, signature: object) -> None:
         """Back the leader's value: its proposal counts as its own vote."""
         self.backs = value
         self.member.backed(self.pid, value)
@@ -155,7 +191,7 @@ class Agreement:
         self._prepare_vote(self.member.name, self.view, value, message.signature)
         self._prepare_vote(leader, self.view, value, signature)
 
-    def _prepare_vote(self, name: str, view: int, value: str, signature: object) -> None:
+    def _prepare_vote(self, name: str, view: int, value: Decision, signature: object) -> None:
         votes = self.votes.setdefault(("prepare", view, value), {})
         votes[name] = signature
         if len(votes) >= self.quorum and view == self.view and self.backs == value and view not in self.committed:
@@ -165,7 +201,7 @@ class Agreement:
             self._others(message)
             self._commit_vote(self.member.name, view, value, message.signature)
 
-    def _commit_vote(self, name: str, view: int, value: str, signature: object) -> None:
+    def _commit_vote(self, name: str, view: int, value: Decision, signature: object) -> None:
         votes = self.votes.setdefault(("commit", view, value), {})
         votes[name] = signature
         if len(votes) < self.quorum or self.value is not None:
@@ -241,7 +277,7 @@ class Agreement:
             self._wait()
         self._consider()
 
-    def _must(self, requests: tuple) -> str | None:
+    def _must(self, requests: tuple) -> Decision | None:
         prepared = [request.prepared for _, request in requests if request.prepared is not None]
         return max(prepared)[1] if prepared else None
 
