@@ -81,7 +81,7 @@ class Refused(Exception):
     """The state does not allow a change."""
 
 
-def follow(state: State, side: int, change: Change, nonce: int, decided: Iterable[tuple[int, Decision]] = ()) -> State:
+def follow(state: State, side: int, change: Change, nonce: int, decided: Iterable[tuple[int, str]] = ()) -> State:
     """The state after a change that `side` proposes.
 
     decided: (pid, decision) of each lock in `change.resolved`; the caller has verified their certificates. Raises

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from swarmbook.payments.channel import Change, Commitment, Lock, Refused, State, commit, follow
 from swarmbook.payments.channel_committee import Ack, Announce
-from swarmbook.payments.outcomes import Decision, Outcome
+from swarmbook.payments.outcomes import Outcome, outcome_of
 from swarmbook.payments.signatures import Certificate, Committee, Keys, Tally
 from swarmbook.payments.simulation import Node, Simulation
 
@@ -108,9 +108,9 @@ class ChannelEnd:
         self.tally = Tally(committee.quorum)
         self.heard = -1.0
         self.disputes: dict[int, Dispute] = {}
-        self.resolved: dict[int, tuple[Decision, Certificate]] = {}
+        self.resolved: dict[int, tuple[str, Certificate]] = {}
         self.awaited: dict[int, Awaited] = {}
-        self.past: dict[int, Outcome] = {}
+        self.past: dict[int, str] = {}
 
     @property
     def balance(self) -> int:
@@ -241,7 +241,7 @@ class ChannelEnd:
         for pid in [pid for pid in self.disputes if state.lock(pid) is None]:
             del self.disputes[pid]
         for pid in [pid for pid in self.resolved if state.lock(pid) is None]:
-            self.past.setdefault(pid, self.resolved.pop(pid)[0].outcome)
+            self.past.setdefault(pid, outcome_of(self.resolved.pop(pid)[0]))
 
     def _sign(self, state: State, commitment: Commitment) -> object:
         return self.party.keys.sign(self.party.name, ("state", self.cid, state.seq, commitment.root))
@@ -254,7 +254,7 @@ class ChannelEnd:
             self.resolved.setdefault(lock.pid, (decision, certificate))
         return follow(self.state, side, change, nonce, decided)
 
-    def decided(self, certificate: Certificate) -> tuple[Lock, Decision]:
+    def decided(self, certificate: Certificate) -> tuple[Lock, str]:
         """The lock of this state that a certificate decides, and how. Raises Refused if it proves nothing."""
         kind, cid, about, decision = certificate.statement
         for lock, digest in zip(self.state.locks, self.commitment.locks, strict=True):

@@ -125,7 +125,7 @@ class Lightning(World):
         self.sim.timer(sender, at, sender.begin, ("add", payment, 0))
         return payment
 
-    def outcomes(self, payment: Payment) -> list[Outcome]:
+    def outcomes(self, payment: Payment) -> list[str]:
         paid = [(payment.number, hop) in self.paid for hop in range(len(payment.cids))]
         return [Outcome.PAID if settled else Outcome.NEVER_LOCKED for settled in paid]
 

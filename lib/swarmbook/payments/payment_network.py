@@ -16,7 +16,6 @@ from typing import ClassVar
 import numpy as np
 
 from swarmbook.errors import ConfigError
-from swarmbook.payments.outcomes import Outcome
 from swarmbook.payments.signatures import Committee, Keys
 from swarmbook.payments.simulation import Node, Simulation
 
@@ -193,7 +192,7 @@ class World:
         """What an honest party holds: its balances, what decided locks give it, and its own coins still locked."""
         raise NotImplementedError
 
-    def outcomes(self, payment: Payment) -> list[Outcome]:
+    def outcomes(self, payment: Payment) -> list[str]:
         """How each hop of a payment stands."""
         raise NotImplementedError
 

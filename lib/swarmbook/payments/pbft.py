@@ -30,7 +30,7 @@ class PrePrepare(NamedTuple):
     cid: int
     pid: object
     view: int
-    value: Decision
+    value: str
     signature: object
 
 
@@ -40,7 +40,7 @@ class Prepare(NamedTuple):
     cid: int
     pid: object
     view: int
-    value: Decision
+    value: str
     signature: object
 
 
@@ -50,7 +50,7 @@ class Commit(NamedTuple):
     cid: int
     pid: object
     view: int
-    value: Decision
+    value: str
     signature: object
 
 
@@ -70,7 +70,7 @@ class NewView(NamedTuple):
     cid: int
     pid: object
     view: int
-    value: Decision
+    value: str
     requests: tuple[tuple[str, ViewChange], ...]
     signature: object
 
@@ -81,13 +81,13 @@ class Voter(Protocol):
     cid: int
     keys: Keys
 
-    def acceptable(self, pid: object, value: Decision) -> bool:
+    def acceptable(self, pid: object, value: str) -> bool:
         """Whether the member may back a value now."""
 
-    def backed(self, pid: object, value: Decision) -> None:
+    def backed(self, pid: object, value: str) -> None:
         """The member has backed a value."""
 
-    def agreed(self, pid: object, value: Decision) -> None:
+    def agreed(self, pid: object, value: str) -> None:
         """A value is decided."""
 
 
@@ -103,9 +103,9 @@ class Agreement:
         self.names = [other.name for other in members]
         self.quorum = len(members) - (len(members) - 1) // 3
         self.view, self.value, self.begun = 0, None, False
-        self.backs: Decision | None = None  # what this member has backed in the present view
+        self.backs: str | None = None  # what this member has backed in the present view
         self.proposals: dict[int, PrePrepare] = {}
-        self.licences: dict[int, Decision] = {}  # what the leader of a later view has shown that it may propose
+        self.licences: dict[int, str] = {}  # what the leader of a later view has shown that it may propose
         self.prepared: tuple | None = None
         self.committed: set[int] = set()
         self.votes: dict[tuple, dict[str, object]] = {}
@@ -152,7 +152,7 @@ class Agreement:
             return ("ViewChange", m.cid, m.pid, m.view, m.prepared)
         return (type(m).__name__, m.cid, m.pid, m.view, m.value)
 
-    def _signed(self, kind: type, value: Decision) -> object:
+    def _signed(self, kind: type, value: str) -> object:
         statement = (kind.__name__, self.member.cid, self.pid, self.view, value)
         return kind(self.member.cid, self.pid, self.view, value, self.member.keys.sign(self.member.name, statement))
 
@@ -161,7 +161,7 @@ class Agreement:
             if other is not self.member:
                 self.member.send(other, message)
 
-    def _choice(self) -> Decision:
+    def _choice(self) -> str:
         return Decision.LOCK if self.member.acceptable(self.pid, Decision.LOCK) else Decision.ABORT
 
     def _consider(self) -> None:
@@ -174,14 +174,14 @@ class Agreement:
         if self.member.acceptable(self.pid, m.value):
             self._back(m.value, m.signature)
 
-    def _propose(self, value: Decision) -> None:
+    def _propose(self, value: str) -> None:
         message = self._signed(PrePrepare, value)
         self._others(message)
         self.backs = value
         self.member.backed(self.pid, value)
         self._prepare_vote(self.member.name, self.view, value, message.signature)
 
-    def _back(self, value: Decision, signature: object) -> None:
+    def _back(self, value: str, signature: object) -> None:
         """Back the leader's value: its proposal counts as its own vote."""
         self.backs = value
         self.member.backed(self.pid, value)
@@ -191,7 +191,7 @@ class Agreement:
         self._prepare_vote(self.member.name, self.view, value, message.signature)
         self._prepare_vote(leader, self.view, value, signature)
 
-    def _prepare_vote(self, name: str, view: int, value: Decision, signature: object) -> None:
+    def _prepare_vote(self, name: str, view: int, value: str, signature: object) -> None:
         votes = self.votes.setdefault(("prepare", view, value), {})
         votes[name] = signature
         if len(votes) >= self.quorum and view == self.view and self.backs == value and view not in self.committed:
@@ -201,7 +201,7 @@ class Agreement:
             self._others(message)
             self._commit_vote(self.member.name, view, value, message.signature)
 
-    def _commit_vote(self, name: str, view: int, value: Decision, signature: object) -> None:
+    def _commit_vote(self, name: str, view: int, value: str, signature: object) -> None:
         votes = self.votes.setdefault(("commit", view, value), {})
         votes[name] = signature
         if len(votes) < self.quorum or self.value is not None:
@@ -277,7 +277,7 @@ class Agreement:
             self._wait()
         self._consider()
 
-    def _must(self, requests: tuple) -> Decision | None:
+    def _must(self, requests: tuple) -> str | None:
         prepared = [request.prepared for _, request in requests if request.prepared is not None]
         return max(prepared)[1] if prepared else None
 

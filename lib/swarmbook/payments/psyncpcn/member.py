@@ -3,7 +3,7 @@
 Serves: PSyncPCN in all its figures; claims S9, S10 and S12, and the mutant "committees heed any other" (S11).
 """
 
-from swarmbook.payments.outcomes import Decision, Outcome, Word
+from swarmbook.payments.outcomes import Decision, Outcome
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.pbft import Agreement, Commit, NewView, Prepare, PrePrepare, ViewChange
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
@@ -11,7 +11,7 @@ from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.simulation import Node
 
 
-class OrderState(Word):
+class OrderState:
     """What a member has made of an order: WAITING for its turn or for agreement; PAID and ABORTED are final."""
 
     NEW = "new"
@@ -25,12 +25,17 @@ FINAL = {OrderState.PAID: Outcome.PAID, OrderState.ABORTED: Outcome.REFUNDED}
 
 
 class Entry:
-    """What a member knows of one order. place: of the member's channel on the order's path, from 0."""
+    """What a member knows of one order.
 
-    __slots__ = ("order", "state", "place")
+    pid: its name. place: of the member's channel on the order's path, from 0. side, amount: who pays in that channel, and
+    how much.
+    """
 
-    def __init__(self, order: Order, place: int) -> None:
-        self.order, self.state, self.place = order, OrderState.NEW, place
+    __slots__ = ("order", "pid", "state", "place", "side", "amount")
+
+    def __init__(self, order: Order, pid: object, place: int) -> None:
+        self.order, self.pid, self.state, self.place = order, pid, OrderState.NEW, place
+        self.side, self.amount = order.payers[place], order.amounts[place]
 
 
 class PSyncPCNMember(Node):
@@ -82,7 +87,7 @@ class PSyncPCNMember(Node):
         if entry is None:
             if self.cid not in order.cids or not self.keys.verify(order.sender, order.statement(), order.signature):
                 return None
-            entry = self.entries[pid] = Entry(order, order.cids.index(self.cid))
+            entry = self.entries[pid] = Entry(order, pid, order.cids.index(self.cid))
         return entry
 
     def shared(self, sender: Node, share: Share) -> None:
@@ -123,7 +128,7 @@ class PSyncPCNMember(Node):
             and self.keys.verify(sender.name, ("share", share.what, share.cid, share.pid), share.signature)
         )
 
-    def told(self, entry: Entry, what: Decision, cid: int) -> None:
+    def told(self, entry: Entry, what: str, cid: int) -> None:
         """Another committee has decided: the one before has locked, or the one behind has paid or aborted."""
         place = entry.order.cids.index(cid)
         if what == Decision.LOCK and self.adjacent(entry, place, -1):
@@ -144,7 +149,7 @@ class PSyncPCNMember(Node):
         if entry.state != OrderState.NEW:
             return
         entry.state = OrderState.WAITING
-        pid, side = entry.order.pid(self.keys), entry.order.payers[entry.place]
+        pid, side = entry.pid, entry.side
         if self.rules.ordering == "payer":
             self.send(self.parties[side], AskNumber(self.cid, pid))
             self.take_turns(side)
@@ -158,8 +163,7 @@ class PSyncPCNMember(Node):
 
     def available(self, entry: Entry) -> bool:
         """Whether the payer's side has the coins."""
-        side = entry.order.payers[entry.place]
-        return self.balances[side] - self.reserved[side] >= entry.order.amounts[entry.place]
+        return self.balances[entry.side] - self.reserved[entry.side] >= entry.amount
 
     def decide(self, entry: Entry, lock: bool) -> None:
         """Reserve and pass the duty on, or abort."""
@@ -169,10 +173,10 @@ class PSyncPCNMember(Node):
         if not lock:
             entry.state = OrderState.ABORTED
             self.sim.note(self, "aborts")
-            self.world.mark(self.world.payment_of(entry.order.pid(self.keys)), "too little")
+            self.world.mark(self.world.payment_of(entry.pid), "too little")
             self.share(entry, Decision.ABORT, back=True)
             return
-        self.reserved[entry.order.payers[entry.place]] += entry.order.amounts[entry.place]
+        self.reserved[entry.side] += entry.amount
         entry.state = OrderState.RESERVED
         self.sim.note(self, "reserves")
         if not last:
@@ -188,14 +192,14 @@ class PSyncPCNMember(Node):
         """Turn the reservation into a transfer, and say so."""
         if entry.state in FINAL:
             return
-        side, amount = entry.order.payers[entry.place], entry.order.amounts[entry.place]
+        side, amount = entry.side, entry.amount
         if entry.state == OrderState.RESERVED:
             self.reserved[side] -= amount
         entry.state = OrderState.PAID
         self.balances[side] -= amount
         self.balances[1 - side] += amount
         self.sim.note(self, "pays")
-        self.world.mark(self.world.payment_of(entry.order.pid(self.keys)), "settled", last=True)
+        self.world.mark(self.world.payment_of(entry.pid), "settled", last=True)
         self.share(entry, Decision.PAID, back=not self.rules.forward)
 
     def release(self, entry: Entry) -> None:
@@ -203,19 +207,19 @@ class PSyncPCNMember(Node):
         if entry.state in FINAL:
             return
         if entry.state == OrderState.RESERVED:
-            self.reserved[entry.order.payers[entry.place]] -= entry.order.amounts[entry.place]
+            self.reserved[entry.side] -= entry.amount
         entry.state = OrderState.ABORTED
         self.sim.note(self, "releases")
         self.share(entry, Decision.ABORT, back=True)
 
-    def share(self, entry: Entry, what: Decision, back: bool) -> None:
+    def share(self, entry: Entry, what: str, back: bool) -> None:
         """Sign what this committee did; send it to the next committee on its way, and results to both parties."""
-        world, order, pid = self.world, entry.order, entry.order.pid(self.keys)
+        world, order, pid = self.world, entry.order, entry.pid
         signature = self.keys.sign(self.name, ("share", what, self.cid, pid))
         share = Share(what, self.cid, pid, order, signature)
         target = 0 if what == Decision.READY else entry.place + (-1 if back else 1)
         send = self.sim.send
-        payer, payee = self.parties[order.payers[entry.place]], self.parties[1 - order.payers[entry.place]]
+        payer, payee = self.parties[entry.side], self.parties[1 - entry.side]
         if self.rules.relay == "party":
             send(self, payer if back else payee, share)
             if what == Decision.PAID and entry.place == len(order.cids) - 1:
@@ -252,22 +256,22 @@ class PSyncPCNMember(Node):
             self.agreements[pid] = Agreement(self, self.world.members(self.cid), pid, self.rules.view_timeout)
         return self.agreements[pid]
 
-    def acceptable(self, pid: object, value: Decision) -> bool:
+    def acceptable(self, pid: object, value: str) -> bool:
         """Whether this member may back a value: it can always abort, but lock only what it can reserve."""
         if value == Decision.ABORT:
             return True
         entry = self.entries[pid]
-        side, amount = entry.order.payers[entry.place], entry.order.amounts[entry.place]
+        side, amount = entry.side, entry.amount
         others = sum(held for key, (of, held) in self.backing.items() if of == side and key != pid)
         return self.balances[side] - self.reserved[side] - others >= amount
 
-    def backed(self, pid: object, value: Decision) -> None:
+    def backed(self, pid: object, value: str) -> None:
         """Keep an amount aside for as long as a LOCK that this member has backed may still be decided."""
         entry = self.entries[pid]
         if value == Decision.LOCK:
-            self.backing[pid] = entry.order.payers[entry.place], entry.order.amounts[entry.place]
+            self.backing[pid] = entry.side, entry.amount
 
-    def agreed(self, pid: object, value: Decision) -> None:
+    def agreed(self, pid: object, value: str) -> None:
         """V3: the committee has agreed on an order."""
         entry = self.entries.get(pid)
         self.backing.pop(pid, None)

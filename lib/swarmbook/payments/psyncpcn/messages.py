@@ -7,7 +7,6 @@ import functools
 from typing import NamedTuple
 
 from swarmbook.payments.encoding import digest
-from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.signatures import Certificate, Keys
 
 
@@ -44,7 +43,7 @@ class Share(NamedTuple):
     Shares that go to another committee bring the order along.
     """
 
-    what: Decision
+    what: str
     cid: int
     pid: object
     order: Order | None
@@ -54,7 +53,7 @@ class Share(NamedTuple):
 class CarriedCertificate(NamedTuple):
     """A certificate of one committee, which a party carries to the next one (relay="party")."""
 
-    what: Decision
+    what: str
     cid: int
     pid: object
     order: Order

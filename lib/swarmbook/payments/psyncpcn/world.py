@@ -71,7 +71,7 @@ class PSyncPCN(World):
         self.sim.timer(sender, at, sender.begin, (order,))
         return payment
 
-    def outcome(self, cid: int, pid: object) -> Outcome:
+    def outcome(self, cid: int, pid: object) -> str:
         """How a hop stands, as most honest members of its committee have it."""
         states = [m.entries[pid].state if pid in m.entries else OrderState.NEW for m in self.honest(cid)]
         if not states:
@@ -83,7 +83,7 @@ class PSyncPCN(World):
             return Outcome.LOCKED
         return Outcome.NEVER_LOCKED
 
-    def outcomes(self, payment: Payment) -> list[Outcome]:
+    def outcomes(self, payment: Payment) -> list[str]:
         return [self.outcome(cid, payment.pids[0]) for cid in payment.cids]
 
     def balances(self, cid: int) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ class PSyncPCN(World):
 
     def opposite(self) -> list[tuple]:
         """Orders on which a committee's members gave two opposite quorums, among all shares that any party received."""
-        found: dict[tuple, dict[Decision, set[str]]] = {}
+        found: dict[tuple, dict[str, set[str]]] = {}
         for party in self._parties.values():
             for (what, cid, pid), tally in party.tallies.items():
                 votes = tally.votes.get((what, cid, pid), ())
@@ -137,5 +137,5 @@ class PSyncPCN(World):
             wrong += [f"I2: {member} {member.balances}"] * (min(member.balances) < 0)
         return wrong
 
-    def progress(self, member: PSyncPCNMember) -> tuple[int, Mapping[object, OrderState]]:
+    def progress(self, member: PSyncPCNMember) -> tuple[int, Mapping[object, str]]:
         return 0, {pid: entry.state for pid, entry in member.entries.items() if entry.state in FINAL}

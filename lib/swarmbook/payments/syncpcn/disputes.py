@@ -152,7 +152,7 @@ class DisputingParty(ChannelParty):
         if tally.add(m.about, sender.name, m.signature):
             self.decided(end, lock, m.decision, tally.certificate(m.about, statement))
 
-    def decided(self, end: ChannelEnd, lock: Lock, decision: Decision, certificate: Certificate) -> None:
+    def decided(self, end: ChannelEnd, lock: Lock, decision: str, certificate: Certificate) -> None:
         """The committee has decided a lock; the decision enters the next state, or the close."""
         earlier = end.resolved.get(lock.pid)
         if earlier is None or decision == Decision.CONCEDED:

@@ -20,7 +20,7 @@ class SyncPCNMember(CommitteeMember):
     def __init__(self, *args, timing: Timing, locks: Points, **place) -> None:
         super().__init__(*args, **place)
         self.timing, self.locks = timing, locks
-        self.votes: dict[object, Decision] = {}
+        self.votes: dict[object, str] = {}
 
     def claimed(self, sender: Node, m: Claim) -> None:
         """Vote for the payee if it shows the newest state, and the key in time."""
@@ -56,7 +56,7 @@ class SyncPCNMember(CommitteeMember):
             signature = self.keys.sign(self.name, ("vote", self.cid, about, Decision.CONCEDED))
             self.send(payee, Vote(self.cid, about, Decision.CONCEDED, m.key, signature))
 
-    def vote(self, lock: Lock, decision: Decision, key: object) -> None:
+    def vote(self, lock: Lock, decision: str, key: object) -> None:
         """Vote once on a lock; who asks again for the same gets the same vote again."""
         about = lock_digest(lock, self.keys)
         if self.may_vote(about, decision):
@@ -65,7 +65,7 @@ class SyncPCNMember(CommitteeMember):
             for party in self.parties:
                 self.send(party, Vote(self.cid, about, decision, key, signature))
 
-    def may_vote(self, about: object, decision: Decision) -> bool:
+    def may_vote(self, about: object, decision: str) -> bool:
         """Whether this member has not voted otherwise on this lock."""
         return self.votes.get(about, decision) == decision
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from swarmbook.payments.channel import Lock, Proof
 from swarmbook.payments.channel_committee import Announce
-from swarmbook.payments.outcomes import Decision
 
 
 class Setup(NamedTuple):
@@ -60,7 +59,7 @@ class Vote(NamedTuple):
 
     cid: int
     about: object
-    decision: Decision
+    decision: str
     key: object
     signature: object
 

@@ -20,7 +20,7 @@ from itertools import combinations
 from swarmbook.payments.channel import Change, Lock, State, close, commit
 from swarmbook.payments.channel_update import ChannelEnd
 from swarmbook.payments.lock_conditions import scheme
-from swarmbook.payments.outcomes import Decision, Outcome
+from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
 from swarmbook.payments.payment_network import Payment, Topology, World
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation
@@ -106,13 +106,13 @@ class SyncPCN(World):
                 found.append(transit.incoming)
         return found
 
-    def outcomes(self, payment: Payment) -> list[Outcome]:
+    def outcomes(self, payment: Payment) -> list[str]:
         ends = dict.fromkeys(payment.cids, Outcome.NEVER_LOCKED)
         for cid, lock in self.hops(payment):
             ends[cid] = self.hop(cid, lock)
         return [ends[cid] for cid in payment.cids]
 
-    def hop(self, cid: int, lock: Lock) -> Outcome:
+    def hop(self, cid: int, lock: Lock) -> str:
         """How a lock ended, as an honest one of its two parties sees it; a certificate of PAID weighs more."""
         views = []
         for party in self.topology.channels[cid][:2]:
@@ -120,14 +120,15 @@ class SyncPCN(World):
             if lock.pid in end.past:
                 view = end.past[lock.pid]
             elif lock.pid in end.resolved:
-                view = end.resolved[lock.pid][0].outcome
+                view = outcome_of(end.resolved[lock.pid][0])
             elif end.state.lock(lock.pid) is not None or (end.pending and end.pending[3].lock == lock):
                 view = Outcome.LOCKED
             else:
                 view = Outcome.NEVER_LOCKED
             views.append((party in self.faulty, view))
         honest = [view for bad, view in views if not bad] or [view for _, view in views]
-        return next(outcome for outcome in Outcome if outcome in honest)
+        weights = Outcome.PAID, Outcome.REFUNDED, Outcome.LOCKED, Outcome.NEVER_LOCKED
+        return next(outcome for outcome in weights if outcome in honest)
 
     def total(self, party: str) -> int:
         total = 0
@@ -151,7 +152,7 @@ class SyncPCN(World):
 
     def opposite(self) -> list[tuple]:
         """Locks with certificates of both PAID and REFUNDED, among all votes that any party has received."""
-        found: dict[tuple, dict[Decision, set[str]]] = {}
+        found: dict[tuple, dict[str, set[str]]] = {}
         for party in self._parties.values():
             for (cid, about, decision), tally in party.votes.items():
                 found.setdefault((cid, about), {}).setdefault(decision, set()).update(tally.votes.get(about, ()))
@@ -202,5 +203,5 @@ class SyncPCN(World):
             wrong += [f"I3: C{cid + 1} has two states {seq}"] * (len(certified) > 1)
         return wrong + [f"I7: {m} holds {m.newest}" for m in members if m.newest and not m.signed(m.newest)]
 
-    def progress(self, member: SyncPCNMember) -> tuple[int, Mapping[object, Decision]]:
+    def progress(self, member: SyncPCNMember) -> tuple[int, Mapping[object, str]]:
         return member.seq, member.votes
