@@ -1,6 +1,8 @@
 """Requirements R1 to R8 and R11 and the invariants, against an adversary; and that the suite would notice a mutant."""
 
+import ast
 from itertools import product
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from swarmbook.payments import outcomes
 from swarmbook.payments.adversary import (
     Careless,
     Equivocating,
@@ -30,14 +33,11 @@ from swarmbook.payments.adversary import (
 )
 from swarmbook.payments.attacks import (
     DIRECTED,
-    MUTANTS,
     SAFETY,
     asynchronous_world,
-    caught_by,
     claim_world,
     last_coins,
     loss_rate,
-    mutated,
     names,
     skipping,
     split_votes,
@@ -47,15 +47,36 @@ from swarmbook.payments.channel import prove
 from swarmbook.payments.channel_committee import Announce
 from swarmbook.payments.channel_update import Cosign, Propose
 from swarmbook.payments.closed_forms import COSTS
-from swarmbook.payments.outcomes import Outcome
+from swarmbook.payments.lightning import Lightning
+from swarmbook.payments.mutants import MUTANTS, caught_by, mutated
+from swarmbook.payments.outcomes import Decision, Outcome
 from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN, Share
-from swarmbook.payments.requirements import REQUIREMENTS, Watch, check, in_time, invariants
+from swarmbook.payments.requirements import CHECKS, REQUIREMENTS, Watch, check, in_time, invariants
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, within
 from swarmbook.payments.syncpcn import Claim, RefundRequest, Setup, SyncPCN, Timing
 
 CI = dict(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("kind", [Lightning, SyncPCN, PSyncPCN])
+def test_every_verdict_can_be_asked_of_every_protocol(kind):
+    world = kind(line(3))
+    watch = Watch(world)
+    world.pay(names(3), 10)
+    while world.sim.next < float("inf"):
+        world.run(world.sim.next)
+        assert not watch.look()
+    assert not check(world, CHECKS) and not invariants(world)
+
+
+def test_outcomes_and_decisions_are_spelt_in_one_file():
+    words = {word for kind in (Outcome, Decision) for name, word in vars(kind).items() if name.isupper()}
+    package = Path(outcomes.__file__).parent
+    for path in package.rglob("*.py"):
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert path.name == "outcomes.py" or not texts & words, path
 
 
 # random adversaries, from one seed each

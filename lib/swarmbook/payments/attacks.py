@@ -1,20 +1,16 @@
-"""Directed attacks on the protocols, the mutants that they must catch, and how losses grow with what goes wrong.
+"""Directed attacks on the protocols, random adversaries, and how losses grow with what goes wrong.
 
 - Each function of `DIRECTED` builds a world in which an adversary does the worst that it may, and returns what is wrong
   with it afterwards: nothing, for the protocols as they are.
-- `MUTANTS` are plausible mistakes in the protocols. `mutated` makes one, and `caught_by` says which attacks notice it.
 - `skipping` tries to take the fee of an honest party between two others.
 - `split_votes` and `last_coins` are attacks with any number of faulty members, which succeed from f + 1 on.
 - `synchronous_world` and `asynchronous_world` make a random adversary from a seed.
 - `cell` and `channel_two_apart` play the impossibility with the protocols themselves.
 - `loss_rate` is the share of payments in which an honest party loses, when messages take longer than SyncPCN assumes.
 
-This is one list of experiments, and longer than other files for that reason. Serves: the twin runs, the tables of
-requirements and of mutants, the figures of thresholds and of late messages; claims S1, S2 and S8 to S14.
+Serves: the twin runs, the table of requirements, the figures of thresholds and of late messages; claims S1, S2 and S8
+to S14.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -34,14 +30,12 @@ from swarmbook.payments.adversary import (
     Wormhole,
     dispute,
 )
-from swarmbook.payments.channel_committee import CommitteeMember
 from swarmbook.payments.channel_update import Cosign, Propose
 from swarmbook.payments.payment_network import Payment, World, line
-from swarmbook.payments.psyncpcn import PSyncPCN, PSyncPCNMember
+from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.requirements import Violation, Watch, check
-from swarmbook.payments.signatures import Committee
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, stable_after, unit, within
-from swarmbook.payments.syncpcn import Claim, SyncPCN, SyncPCNMember, SyncPCNParty, Timing
+from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing
 
 SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8", "R11")
 
@@ -112,26 +106,25 @@ def claim_world(
     return world, payment
 
 
-def early_refund() -> list[Violation]:
-    """A payer that signs no opening, and asks for its refund so that this arrives with the claim, at T_1."""
+def _refund_asked(after: float) -> list[Violation]:
+    """A payer that signs no opening, and asks for its refund at T_1 + after."""
     world = SyncPCN(line(1))
     world.pay(names(1), 10)
     payer = world.party("u0")
     world.corrupt(payer, Deaf(opening))
-    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] - 1.0, dispute, (payer, False))
+    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + after, dispute, (payer, False))
     world.run()
     return check(world, SAFETY)
+
+
+def early_refund() -> list[Violation]:
+    """A payer that signs no opening, and asks for its refund so that this arrives with the claim, at T_1."""
+    return _refund_asked(-1.0)
 
 
 def double_dispute() -> list[Violation]:
     """A payer that signs no opening, and asks for its refund after the payee's claim has succeeded."""
-    world = SyncPCN(line(1))
-    world.pay(names(1), 10)
-    payer = world.party("u0")
-    world.corrupt(payer, Deaf(opening))
-    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + 5.0, dispute, (payer, False))
-    world.run()
-    return check(world, SAFETY)
+    return _refund_asked(5.0)
 
 
 def late_claim() -> list[Violation]:
@@ -211,42 +204,6 @@ DIRECTED = (
     *(early_refund, double_dispute, late_claim, votes_are_split, old_announcement, forwards_too_early),
     certificates_skip_a_party,
 )
-
-MUTANTS = {  # (class, attribute, what it becomes), ...
-    "the quorum is 2 f": [(Committee, "quorum", property(lambda self: 2 * self.faulty))],
-    "members vote as often as they are asked": [(SyncPCNMember, "may_vote", lambda self, about, decision: True)],
-    "hops expire delta apart": [(Timing, "margin", property(lambda self: self.delta))],
-    "members ignore numbers": [
-        (CommitteeMember, "next", lambda self, seq: True),
-        (SyncPCNMember, "fresh", lambda self, seq: True),
-    ],
-    "a payee goes on before the certificate": [
-        (
-            *(SyncPCNParty, "await_certificate"),
-            lambda self, end, seq, change: self.secured(end.cid, change.lock, self.clock),
-        )
-    ],
-    "refunds begin at T_i": [(Timing, "refund_wait", property(lambda self: 0.0))],
-    "committees heed any other": [(PSyncPCNMember, "adjacent", lambda self, entry, place, step: True)],
-}
-
-
-@contextmanager
-def mutated(name: str) -> Iterator[None]:
-    """The protocols with one mistake, and as they were afterwards."""
-    kept = [(owner, attribute, owner.__dict__[attribute]) for owner, attribute, _ in MUTANTS[name]]
-    try:
-        for owner, attribute, value in MUTANTS[name]:
-            setattr(owner, attribute, value)
-        yield
-    finally:
-        for owner, attribute, value in kept:
-            setattr(owner, attribute, value)
-
-
-def caught_by() -> list[str]:
-    """The directed attacks that find something wrong, by name."""
-    return [attack.__name__ for attack in DIRECTED if attack()]
 
 
 def late_network(late: float, rng: np.random.Generator, since: float, factor: float = 40.0):

@@ -1,20 +1,23 @@
 """The impossibility, shown on a finite class: every protocol of two channels that decide by what they saw last.
 
-Channels 1 (upstream) and 2 are processes joined by FIFO links, with messages L (locked), P (paid, a certificate) and
-R (refunded). Channel 1 starts Locked and has sent L; channel 2 locks on L and answers L, or is refunded on R. A
-*protocol* is a table for each: last message received (none, L, P, R) x timer fired (no, yes) -> stay, pay or refund,
-applied after each input; paying sends P, refunding sends R. These are 3 ** 16 = 43,046,721 protocols.
+Channels 1 (upstream) and 2 are processes joined by FIFO links, with messages L (locked), P (paid, a certificate) and R
+(refunded). Channel 1 starts locked and has sent L. Channel 2 locks on L and answers L, or is refunded on R. A
+*protocol* is a table for each channel, which is applied after every input: the last message received (none, L, P, R)
+and whether its timer has fired (no, yes) give an action (stay, pay, refund). Paying sends P, refunding sends R. These
+are 3 ** 16 = 43,046,721 protocols.
 
-- asynchronous: a timer may fire at any moment. Synchronous: only when nothing is in flight, and channel 1's only after
-  channel 2's has fired, or channel 2 is resolved or faulty
-- a faulty channel sends up to three messages of its choice, at most two in flight. In the count that we compare with,
-  what it leaves behind is judged once it has sent all three; with `silence` it may stop at any time
-- `count_protocols` counts the protocols that satisfy everything: it explores all runs with a table of which nothing is
+- In the asynchronous model a timer may fire at any moment. In the synchronous one it fires only when nothing is in
+  flight, and channel 1's only after channel 2's has fired, or channel 2 is resolved or faulty.
+- A faulty channel sends up to three messages of its choice, at most two of them in flight. In the count that we compare
+  with, what it leaves behind is judged once it has sent all three; with `silence` it may stop at any time.
+- `count_protocols` counts the protocols that satisfy everything. It explores all runs with a table of which nothing is
   fixed, and branches on an entry only when a run reads it, so that a leaf with k entries stands for 3 ** (16 - k)
-  protocols
-- `judge` explores one full table, and gives the shortest run to what is wrong with it
+  protocols.
+- `judge` explores one full table, and gives the shortest run to what is wrong with it.
 
 This illustrates the theorem on a class; the argument in the notebook is what covers all protocols.
+
+Serves: the tables and the map of the impossibility; claims S1 to S3.
 """
 
 import functools
@@ -61,7 +64,7 @@ class Side(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One state of both channels; links: messages in flight to channel 2 and to channel 1."""
+    """One state of both channels. down, up: the messages in flight to channel 2 and to channel 1."""
 
     one: Side
     two: Side
@@ -73,7 +76,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """The network, which channel is faulty (0: none), and whether a faulty one may fall silent early."""
+    """Whether the network is synchronous, which channel is faulty (0 for none), and whether it may stop early."""
 
     synchronous: bool
     faulty: int = 0
@@ -146,7 +149,7 @@ class Model:
 
 
 class Move(NamedTuple):
-    """A step: the entry of the table that it reads, and what comes after for each action; None: there is no choice."""
+    """A step: the entry of the table that it reads, or None if there is no choice, and what comes after each action."""
 
     name: str
     entry: tuple | None
@@ -156,7 +159,7 @@ class Move(NamedTuple):
 class Graph:
     """All runs of a model, whatever the protocol, numbered and expanded when first met.
 
-    what[i]: the loss that run i shows, or "stuck", "unproven", "success" or nothing; moves[i]: (name, entry, numbers).
+    marks[i]: what is wrong in run i, or SATISFIED. moves[i]: (name, entry, numbers of the runs after each action).
     """
 
     def __init__(self, model: Model) -> None:
@@ -202,14 +205,14 @@ def graph(model: Model) -> Graph:
 
 
 class Verdict(NamedTuple):
-    """What is wrong with a protocol in one model (None: nothing), and the shortest run to it."""
+    """What is wrong with a protocol in one model, or None, and the shortest run to it."""
 
     wrong: str | None
     run: tuple[str, ...] = ()
 
 
 def judge(table: Table, model: Model) -> Verdict:
-    """Explore all runs, breadth first. Missing if the table does not fix what they read.
+    """Explore all runs, breadth first. Raises Missing if the table does not fix what they read.
 
     A loss (R1, R2) counts before a lock that is never resolved (R5), this before paying without receipt (R2), and that
     before never being able to succeed (R7, where nobody is faulty).
@@ -252,7 +255,7 @@ def judge_all(table: Table, synchronous: bool, faults: Iterable[int], silence: b
 
 
 def count_protocols(synchronous: bool, faults: Iterable[int], silence: bool = False) -> Counter:
-    """How many of all protocols satisfy everything, and how many fail first by what."""
+    """How many of all protocols satisfy everything (SATISFIED), and how many fail first by what."""
     models = [Model(synchronous, faulty, silence) for faulty in (0, *faults)]
     counts: Counter = Counter()
     tables: list[tuple[dict, int]] = [({}, 0)]  # and the models it has passed, whose runs read nothing else

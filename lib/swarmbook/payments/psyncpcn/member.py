@@ -27,8 +27,8 @@ FINAL = {OrderState.PAID: Outcome.PAID, OrderState.ABORTED: Outcome.REFUNDED}
 class Entry:
     """What a member knows of one order.
 
-    pid: its name. place: of the member's channel on the order's path, from 0. side, amount: who pays in that channel, and
-    how much.
+    pid: its name. place: of the member's channel on the order's path, from 0. side, amount: who pays in that channel,
+    and how much.
     """
 
     __slots__ = ("order", "pid", "state", "place", "side", "amount")

@@ -1,15 +1,15 @@
 """PSyncPCN: payments over several channels where the network is asynchronous and every channel is correct.
 
-As the paper's abstract has it, committees of 3 f + 1 delegate to each other the duty of completing a payment; the
-messages are our reconstruction. Members hold the balances of their channel, and parties have agreed beforehand that
+As the paper's abstract has it, committees of 3 f + 1 members delegate to each other the duty of completing a payment.
+The messages are our reconstruction. Members hold the balances of their channel, and parties have agreed beforehand that
 payments may pass, since nobody can wait for them.
 
-- **forwards**: the sender's signed `Order` goes to C_1; a member that can reserve the amount sends its share of
-  LOCK_i to all of C_(i+1), which acts on a quorum of them
-- **return**: C_n pays the receiver and sends PAID_n to C_(n-1), whose members turn reservations into transfers and
-  send PAID_(n-1) on; shares of PAID_1 are the sender's receipt. ABORT travels the same way and releases
-- no timers, except those of the view changes of `ordering="agreed"`
-- `Rules` name the variants: how competing payments are ordered, who carries certificates, and when coins move
+- **forwards**: The sender's signed `Order` goes to C_1, the committee of hop 1. A member that can reserve the amount
+  sends its share of LOCK_1 to all of C_2, which acts on a quorum of them, and so on.
+- **return**: C_n pays the receiver and sends PAID_n to C_(n-1), whose members turn reservations into transfers and send
+  PAID_(n-1) on. Shares of PAID_1 are the sender's receipt. ABORT travels the same way and releases reservations.
+- There are no timers, except those of the view changes of `ordering="agreed"`.
+- `Rules` name the variants: how competing payments are ordered, who carries certificates, and when coins move.
 
 Serves: PSyncPCN in every figure and table of the notebook; claims S2, S4, S5, S7, S9, S10, S12 and S13.
 """

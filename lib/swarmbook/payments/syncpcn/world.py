@@ -1,17 +1,20 @@
 """SyncPCN: payments over several channels where the network is synchronous and channels may be faulty.
 
-The paper's abstract says as much, and that committees replace the blockchain in disputes, with privacy; messages,
-locks and timeouts are our reconstruction:
+The paper's abstract says as much, and that committees replace the blockchain in disputes, with privacy. Messages, locks
+and timeouts are our reconstruction:
 
-- **setup**: when it is the sender's turn on its channel, it tells each party its two locks (`Setup`), so that those
-  between can ask for their turn in time; hop i expires at T_i, `Timing.margin` before T_(i-1)
-- **lock**, hop by hop: an update of the base layer that adds the lock; a payee signs every one, since a lock is in its
-  favour, and holds the certificate before it goes on; a lock of which it has not been told, or too late, it fails
-- **unlock**, backwards: the payee's update carries the key, and the payer opens its own hop at once
-- **failure**: the payee's update removes the lock
-- **claim**: if the payer does not sign, members that get the key by T_i on their clock vote PAID, once
-- **refund**: at T_i + 2 delta the payer asks; members that have not voted vote REFUNDED, once
-- **concession**: a payer that learned the key from a vote, but sees no certificate, concedes
+- **setup**: When it is the sender's turn on its channel, it tells each party its two locks (`Setup`), so that those in
+  between can ask for their turn in time. Hop i expires at T_i, `Timing.margin` before T_(i-1).
+- **lock**, hop by hop: An update of the base layer adds the lock. A payee signs every one, since a lock is in its
+  favour, and goes on when it holds the certificate. It fails a lock that comes too late, or of which it has not been
+  told.
+- **unlock**, backwards: The payee's update carries the key, and the payer opens its own hop at once.
+- **failure**: The payee's update removes the lock.
+- **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once.
+- **refund**: At T_i + 2 delta the payer asks; members that have not voted vote REFUNDED, once.
+- **concession**: A payer that has learned the key from a vote, but sees no certificate, concedes.
+
+Serves: SyncPCN in every figure and table of the notebook; claims S1, S2, S4 to S8 and S11 to S16.
 """
 
 from collections.abc import Mapping, Sequence
