@@ -8,6 +8,8 @@
 - `cell` and `channel_two_apart` play the impossibility with the protocols themselves.
 - `loss_rate` is the share of payments in which an honest party loses, when messages take longer than SyncPCN assumes.
 
+The file is a list of short experiments, and long for that reason alone.
+
 Serves: the twin runs, the table of requirements, the figures of thresholds and of late messages; claims S1, S2 and S8
 to S14.
 """
