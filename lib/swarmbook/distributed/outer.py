@@ -1,6 +1,9 @@
-"""What replicas on several ranks exchange: the rules of `swarmbook.methods.sync`, with messages in place of other rows.
+"""Exchanges between replicas on several ranks: the rules of `swarmbook.methods.sync`, with means taken over messages.
 
-- within a group rank to rank, and nobody else takes part; all-reduced where a method connects all replicas
+Members of a group send each other their tensors, rank to rank, and no other rank takes part. Where a method connects
+all replicas, the mean is an all-reduce.
+
+Serves: `python -m swarmbook.distributed`.
 """
 
 from collections.abc import Callable
@@ -20,7 +23,7 @@ from swarmbook.training.outer import OuterOptimizer
 
 @dataclass
 class RankExchange(Exchange):
-    """An exchange of replicas on several ranks: `tensors` are those of one, `average` asks the others for theirs."""
+    """An exchange of replicas on several ranks. `tensors` are this rank's; `average` takes the mean with the others."""
 
     average: Callable[["RankExchange", Tensor], Tensor] | None = None
 
@@ -39,7 +42,7 @@ class RankExchange(Exchange):
 
 
 class RankOuter(OuterOptimizer):
-    """The outer optimizer of a run for the cells of one rank."""
+    """The outer optimizer of a run, for the cells of one rank."""
 
     def __init__(self, run: RunConfig, shard: StageShard, mesh: Mesh, comm: Communicator):
         super().__init__(run, shard, range(shard.replicas))
@@ -51,7 +54,7 @@ class RankOuter(OuterOptimizer):
         return RankExchange(*arguments, held=self.shard.rows, average=average)
 
     def _of_all(self, meeting: RankExchange, tensor: Tensor) -> Tensor:
-        """The mean over all replicas that are present, for each of ours [n, ...]: an all-reduce."""
+        """The mean over all replicas that are present, once for each of this rank's [n, ...], by an all-reduce."""
         if absent := meeting.absent:
             ours = tensor[[i for i in range(len(tensor)) if i not in absent]].sum(0)
         else:
@@ -60,7 +63,7 @@ class RankOuter(OuterOptimizer):
         return (total / meeting.replicas).expand_as(tensor).clone()
 
     def _of_group(self, meeting: RankExchange, tensor: Tensor) -> Tensor:
-        """The mean over the group of each of our replicas [n, ...]: rank to rank, and nobody else takes part."""
+        """The mean over the group of each of this rank's replicas [n, ...], by messages within the group."""
         if not tensor.numel():
             return tensor.clone()
         me, first = self.comm.rank, self.shard.rows.start
