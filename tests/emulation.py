@@ -1,8 +1,8 @@
 """Plans in real time: nodes on many processes that sleep instead of computing, over links as slow as the plan's.
 
-How long an iteration takes according to a simulation (`swarmbook.planning.pipeline`, `swarmbook.simulation.iteration_time`) is measured here:
-messages go from process to process, a node begins what has reached it, and the clock is the machine's. Nothing is taken
-from a simulation but its input.
+How long an iteration takes according to a simulation (`swarmbook.planning.pipeline`,
+`swarmbook.simulation.iteration_time`) is measured here: messages go from process to process, a node begins what has
+reached it, and the clock is the machine's. Nothing is taken from a simulation but its input.
 
 - a `Score` lists the tasks of one iteration, who hears of each how long after it, and in what order a node takes them
 - `score_of_plan` makes one of a SkipPipe plan, `score_of_iteration` of a CheckFree iteration

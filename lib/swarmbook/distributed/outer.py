@@ -49,27 +49,27 @@ class RankOuter(OuterOptimizer):
         self.first, self.shard, self.mesh, self.comm = shard.columns.start, shard, mesh, comm
         self._column = mesh.column(comm.rank)
 
-    def _meeting(self, *arguments) -> RankExchange:
+    def _exchange_of(self, *arguments) -> RankExchange:
         average = self._of_group if self.method.groups else self._of_all
         return RankExchange(*arguments, held=self.shard.rows, average=average)
 
-    def _of_all(self, meeting: RankExchange, tensor: Tensor) -> Tensor:
+    def _of_all(self, exchange: RankExchange, tensor: Tensor) -> Tensor:
         """The mean over all replicas that are present, once for each of this rank's [n, ...], by an all-reduce."""
-        if absent := meeting.absent:
+        if absent := exchange.absent:
             ours = tensor[[i for i in range(len(tensor)) if i not in absent]].sum(0)
         else:
             ours = tensor.sum(0)
         total = self.comm.all_reduce(ours, self._column)
-        return (total / meeting.replicas).expand_as(tensor).clone()
+        return (total / exchange.replicas).expand_as(tensor).clone()
 
-    def _of_group(self, meeting: RankExchange, tensor: Tensor) -> Tensor:
+    def _of_group(self, exchange: RankExchange, tensor: Tensor) -> Tensor:
         """The mean over the group of each of this rank's replicas [n, ...], by messages within the group."""
         if not tensor.numel():
             return tensor.clone()
         me, first = self.comm.rank, self.shard.rows.start
         means = tensor.clone()  # whoever is absent keeps its own
-        present = np.ones(self.run.replicas, dtype=bool) if meeting.present is None else meeting.present
-        for members in meeting.groups:
+        present = np.ones(self.run.replicas, dtype=bool) if exchange.present is None else exchange.present
+        for members in exchange.groups:
             group = members[present[members]].tolist()
             ranks = [self.mesh.rank(r, self.shard.columns.start) for r in group]
             if me not in ranks:

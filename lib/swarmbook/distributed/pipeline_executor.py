@@ -38,7 +38,7 @@ class PipelineExecutor:
 
     @torch.no_grad()
     def run(self, tasks: Sequence[PipelineTask], comm: Communicator) -> Tensor:
-        """Carry out this rank's part of the tasks; gives `loss_here`. A backward pass overwrites the stored gradients."""
+        """Carry out this rank's part of the tasks; gives `loss_here`. A backward pass overwrites all gradients."""
         like = torch.empty(1, self.tokens.shape[2] * self.length, self.shard.shape.width, device=self.shard.device)
         perform(tasks, lambda task, given: getattr(self, task.kind)(task, given), like, comm)
         for r, parts in self._entered.items():

@@ -55,7 +55,7 @@ class StageShard(StackedStages):
             weight.copy_(ends[name])
 
     def norms(self) -> Tensor:
-        """Gradient norms of the cells here, [r, s + 1]. The last is that of all of the ends, wherever their parts are."""
+        """Gradient norms of the cells here, [r, s + 1]; the last is of all of the ends, wherever their parts are."""
         layers = [torch.linalg.vector_norm(g.flatten(3), dim=-1) for g in self.layer_gradients.values()]
         stages = torch.linalg.vector_norm(torch.cat(layers), dim=0)  # [S, R]
         ends = [g.flatten(1).square().sum(1) for g in self.outer_gradients.values()]
