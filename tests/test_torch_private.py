@@ -76,10 +76,10 @@ def test_the_kernel_that_attention_will_use_is_known_also_while_compiling(device
     q = drawn(6, 32, 4, 16, device=device, dtype=torch.bfloat16).transpose(1, 2)
     chosen = torch_private.attention_kernel(q)
     assert chosen in {backend.value for backend in SDPBackend.__members__.values()}
-    assert (torch_private.CUDNN, torch_private.FLASH) == (
+    assert (
         SDPBackend.CUDNN_ATTENTION.value,
         SDPBackend.FLASH_ATTENTION.value,
-    )
+    ) == (torch_private.CUDNN, torch_private.FLASH)
     with sdpa_kernel(SDPBackend.MATH):
         assert torch_private.attention_kernel(q) == SDPBackend.MATH.value
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
