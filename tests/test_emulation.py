@@ -25,7 +25,7 @@ from swarmbook.simulation.network import Network
 from swarmbook.simulation.recovery_schemes import Workload
 
 ALONE = SimpleNamespace(
-    rank=0, size=1, timeout=60.0, tell=lambda news, _: news, sum=lambda times: times, flush=lambda: None
+    rank=0, size=1, timeout=60.0, broadcast=lambda news, _: news, all_reduce=lambda times: times, flush=lambda: None
 )
 SMALL = Workload(stages=4, replicas=1)
 

@@ -1,11 +1,15 @@
 """One run on many processes: `torchrun --nproc-per-node=N -m swarmbook.distributed RUN.json`.
 
-- a `Mesh` says which rank holds which cells, a `PipelineExecutor` takes microbatches through them, a `RankTrainer` is one rank's part
-  in the training, a `RankExchange` is what replicas exchange
+- a `Mesh` shares out the cells (replica, stage) of a run over ranks in equal rectangles. Its rows are the data-parallel
+  axis (dp), along which replicas lie; its columns are the pipeline-parallel axis (pp), along which stages lie
+- a `StageShard` has the weights of one rank's cells. A `PipelineExecutor` takes microbatches through them, a
+  `RankTrainer` trains them, and a `RankExchange` is what replicas on several ranks exchange
 - everything that is drawn (weights, batches, routes, matchings) follows from the run's seed, so that all ranks draw the
-  same without a message, and losses are those of the stacked Fleet to rounding
-- rank 0 has the store: it puts the finished run there, and from what it keeps of unfinished ones any number of
-  processes goes on
+  same without a message. Losses are those of the stacked Fleet to rounding
+- rank 0 has the store. It puts the finished run there, and from the checkpoints that it keeps of an unfinished one any
+  number of processes goes on
+
+Serves: the command `python -m swarmbook.distributed`; no figure depends on it.
 """
 
 import argparse
@@ -36,7 +40,8 @@ from swarmbook.training.device import device_of
 def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) -> None:
     """Train a run across all processes, unless it is in the store; rank 0 puts it there.
 
-    keep: with the state in which it ends. What it begins with is trained before it, if that is not there.
+    keep: put the state there, too, in which the run ends. A run that this one begins with is trained first, if its
+    final state is not in the store. TrainingError if another process is training the run.
     """
     store = open_store() if comm.rank == 0 else None
     store = store.keeping() if store and keep else store
@@ -67,7 +72,10 @@ def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) ->
 
 
 def _final_state(run: RunConfig, store: Store | None, comm: Communicator) -> resharding.State | None:
-    """On rank 0 the state that a run begins with, if it does; it is trained first if it is not in the store."""
+    """The state that a run begins with, on rank 0 alone; None if it begins with none.
+
+    The run that ends in it is trained first, if that state is not in the store.
+    """
     if not run.parents:
         return None
     (parent,) = run.parents
@@ -85,7 +93,7 @@ def _final_state(run: RunConfig, store: Store | None, comm: Communicator) -> res
 
 
 def check_replaceable(runs: Sequence[RunConfig]) -> None:
-    """ConfigError unless lost processes can be replaced: what only they have must not be missed."""
+    """ConfigError unless a lost process can be replaced: the run must not need anything that only this process had."""
     if len(runs) != 1:
         raise ConfigError(f"--replace with {len(runs)} runs: give one, as a new process could not tell which it joins")
     (run,) = runs

@@ -1,12 +1,14 @@
-"""Messages between the processes of one run, and who is to blame when one does not come.
+"""Messages between the processes of one run, and which rank is named when one does not come.
 
-- messages between two ranks are read in the order in which they were sent, so they bear no tags. Those that go up in
-  rank and those that go down have a communicator each, as NCCL wants it
-- every rank lets the others see that it lives, once a second. Who waits in vain blames the rank that fell silent, not
-  the neighbour that waits for it too; the first to notice leaves a note, which all others repeat
-- a process that was killed is noticed when its connections close, one that hangs or is cut off after `timeout`
-- where a lost process may be replaced, the others stay: all close their connections, which wakes who still waits, and
-  `meet` again, the new one among them
+- messages between two ranks are read in the order in which they were sent, so they bear no tags. Messages to a higher
+  rank and messages to a lower one have a process group each, as NCCL needs it
+- every rank shows the others once a second that it lives. A rank that waits in vain names the rank that fell silent,
+  not the neighbour that waits for it too. The first to notice leaves a note in the store, which all others repeat
+- a process that was killed is noticed when its connections close; one that hangs or is cut off, after `timeout`
+- where a lost process may be replaced, the other ranks stay. All close their connections, which wakes those that still
+  wait, and have a new `rendezvous`, the new process among them
+
+Serves: `python -m swarmbook.distributed`, and `tests/emulation.py`.
 """
 
 import gc
@@ -32,7 +34,7 @@ POLL = 0.05  # seconds between two looks at who has come
 
 
 class LostRank(TrainingError):
-    """A rank was lost, or a connection to one, and a new process may take its place: `Communicator.rendezvous` waits for it."""
+    """A rank or the connection to it was lost, and a new process may take its place: have a new rendezvous."""
 
 
 def world() -> tuple[int, int]:
@@ -42,7 +44,7 @@ def world() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PendingMessage:
-    """A message on its way here: `read` waits for it."""
+    """A message on its way here: `read` waits for it and gives the tensor. Raises as `Communicator.blaming`."""
 
     comm: "Communicator"
     source: int
@@ -57,12 +59,13 @@ class PendingMessage:
 
 
 class Communicator:
-    """All processes that torchrun started together, this one among them.
+    """The connections of this process to all others that torchrun started with it.
 
     timeout: seconds after which a rank that gives no sign of life counts as lost. replaceable: whether a new process
-    may take the place of a lost one; the others then raise LostRank where they else would name it. Raises TrainingError
-    that names the ranks which have not come after `JOIN` seconds. links: how slow messages are to be; None: as slow as
-    they are. Also a context: left without an error, it waits until all leave it.
+    may take the place of a lost one; the others then raise LostRank, where they would else raise a TrainingError that
+    names the lost rank. links: how slow messages are made; None leaves them as they are. Raises TrainingError, with the
+    ranks that are missing, if not all have come after `JOIN` seconds. As a context manager it waits at its end until
+    all ranks are there, unless there was an error.
     """
 
     def __init__(
@@ -76,14 +79,15 @@ class Communicator:
         self._ways: list[dist.ProcessGroup] = []
         self._threads: list[threading.Thread] = []
         self._done = threading.Event()
-        self._all = self._connect()  # the store of all meetings
+        self._all = self._connect()  # the store of every rendezvous
         self._all.set_timeout(timedelta(seconds=timeout))
         self.rendezvous(None)
 
     def rendezvous(self, place: int | None) -> None:
-        """Connect all ranks, after a loss anew. `places`: what each gives as its place in the run, None of a new one.
+        """Connect all ranks, or connect them anew after a loss; tensors that are on their way are given up.
 
-        All tensors that are on their way are given up. TrainingError as for the first meeting.
+        place: how far this process is in the run; None if it is new. Afterwards `places` has that of every rank.
+        TrainingError if not all ranks come.
         """
         self._disconnect()
         limit = time.monotonic() + JOIN
@@ -116,7 +120,7 @@ class Communicator:
             dist.destroy_process_group()
 
     def print_once(self, text: str) -> None:
-        """Print it, once."""
+        """Print it on rank 0 alone."""
         if self.rank == 0:
             print(text, flush=True)
 
@@ -127,7 +131,7 @@ class Communicator:
             self._sent.append((to, dist.isend(tensor, to, group=self._ways[to < self.rank]), tensor))
 
     def receive(self, like: Tensor, source: int) -> PendingMessage:
-        """The next message from a rank, as large as `like`; to be asked for in the order in which it sends."""
+        """The next message from a rank, of the shape and type of `like`. Ask in the order in which the rank sends."""
         tensor = torch.empty_like(like, memory_format=torch.contiguous_format)
         tensor = self._sealed(tensor)
         with self.blaming(source):
@@ -136,7 +140,7 @@ class Communicator:
             )
 
     def unsealed(self, tensor: Tensor, like: Tensor, source: int) -> Tensor:
-        """What came from a rank, no earlier than its link lets it come."""
+        """The content of a message from a rank, once the emulated link to that rank lets it through."""
         if self.links is None:
             return tensor
         content, sent = tensor[:-8], float(tensor[-8:].view(torch.float64))
@@ -144,7 +148,7 @@ class Communicator:
         return content.view(like.dtype).view(like.shape)
 
     def _sealed(self, tensor: Tensor) -> Tensor:
-        """The bytes of a tensor and the time, where links are to be slow; else the tensor."""
+        """A tensor as it is sent: its bytes and the time where links are emulated, else itself."""
         if self.links is None:
             return tensor
         now = torch.tensor([time.monotonic()], dtype=torch.float64, device=tensor.device)
@@ -158,7 +162,7 @@ class Communicator:
         self._sent = []
 
     def all_reduce(self, tensor: Tensor, ranks: Sequence[int] | None = None) -> Tensor:
-        """The sum over all processes, or over these ranks, which all ask for it: an all-reduce, in place."""
+        """The sum over all ranks, or over the given ones, written in place; each of them must call this."""
         ranks = tuple(range(self.size) if ranks is None else ranks)
         if len(ranks) > 1 and tensor.numel():
             with self.blaming(None):
@@ -168,7 +172,7 @@ class Communicator:
         return tensor
 
     def broadcast(self, news: object, source: int) -> object:
-        """What rank `source` has for all others, which give nothing: a broadcast."""
+        """The `news` of rank `source`, on every rank; what other ranks give is not looked at."""
         box = [news]
         with self.blaming(None):
             dist.broadcast_object_list(box, source, device=self.device)
@@ -176,10 +180,10 @@ class Communicator:
 
     @contextmanager
     def blaming(self, rank: int | None) -> Iterator[None]:
-        """Turn what a broken connection to a rank raises into a TrainingError that names the rank to blame.
+        """Turn what torch raises over a broken connection into a TrainingError that names the lost rank.
 
-        None: of many, it is not known which; the watch finds out and ends this process. Where ranks are replaceable,
-        who is lost shows at the next meeting.
+        rank: the one at the other end; None if there are many. The watching thread then finds out which is lost, and
+        ends this process. Where ranks are replaceable, it is LostRank: the next rendezvous shows who is lost.
         """
         try:
             yield
@@ -192,7 +196,7 @@ class Communicator:
             raise TrainingError(self._lost(self._agreed(rank))) from error
 
     def _connect(self) -> dist.Store:
-        """The store of small values that all processes see; torchrun keeps it, with another launcher rank 0 does."""
+        """The store of small values that all processes see. torchrun keeps it; with another launcher rank 0 does."""
         self._agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = dist.TCPStore(
             os.environ.get("MASTER_ADDR", "127.0.0.1"),
@@ -205,18 +209,18 @@ class Communicator:
         return dist.PrefixStore("/".join(("swarmbook", *launch)), store)
 
     def _try_rendezvous(self, place: int | None, limit: float) -> bool:
-        """Take part in the next meeting; False if it came to nothing, as somebody was lost meanwhile."""
-        number = self._all.add("meeting", 0)
+        """Take part in the next rendezvous; False if it failed because a rank was lost meanwhile."""
+        number = self._all.add("rendezvous", 0)
         self._store = dist.PrefixStore(str(number), self._all)
         mine = f"place {self.rank}"
         if self._store.check([mine]):  # it was broken up, if it is over for this rank
-            self._all.compare_set("meeting", str(number), str(number + 1))
+            self._all.compare_set("rendezvous", str(number), str(number + 1))
             return False
         self._store.set(f"beat {self.rank}", "0")
         self._store.set(mine, str(place))
         names = [f"place {rank}" for rank in range(self.size)]
         while not self._store.check(names):
-            if self._all.add("meeting", 0) != number:
+            if self._all.add("rendezvous", 0) != number:
                 return False
             if time.monotonic() > limit:
                 missing = [str(rank) for rank, name in enumerate(names) if not self._store.check([name])]
@@ -252,9 +256,9 @@ class Communicator:
             thread.join()
 
     def _watching(self, store: dist.Store) -> None:
-        """Show that this rank lives, and end the process once another one does not.
+        """Show that this rank lives, and end this process once another rank shows no sign of life.
 
-        One that can be replaced has as long again to be missed by the others, or ended by who started it.
+        Where ranks are replaceable it waits twice as long, so that the others notice, or the supervisor ends it, first.
         """
         patience = self.timeout * (2 if self.replaceable else 1)
         others = [rank for rank in range(self.size) if rank != self.rank]
@@ -277,15 +281,16 @@ class Communicator:
             self._heard = time.monotonic()
 
     def _watching_the_store(self) -> None:
-        """End the process if the store does not answer: who asks a host that hangs waits for ever."""
+        """End the process if the store does not answer, because a request to a host that hangs never returns."""
         while not self._done.wait(BEAT):
             if time.monotonic() - self._heard > self.timeout + 2 * BEAT:
                 self._end(None)
 
     def _agreed(self, rank: int) -> int | None:
-        """Blame a rank; the one to blame is whom the first to notice did. None: the store is gone as well.
+        """The lost rank on which all agree: the one that the first to notice named. None if the store is lost as well.
 
-        Who keeps the store stays until the others know, for with it the note would go, and they would blame its keeper.
+        rank: the one that this process would name. Rank 0, if it keeps the store, waits until the others have read
+        the note. Without the store they would name rank 0 instead.
         """
         if self._blamed is not None:
             return self._blamed

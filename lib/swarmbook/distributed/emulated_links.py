@@ -1,9 +1,11 @@
-"""EmulatedLinks between processes that are as slow as those between the places they stand for.
+"""Links between processes of one machine, as slow as the links between the places that the processes stand for.
 
-- a message is held back on arrival until latency + size / bandwidth after it was sent, as the simulations have it:
-  messages share no links, so each takes its own time, however many are on their way
-- the sender writes the time on the message, so all processes must read the same clock: one machine
+- a message is held back on arrival until latency + size / bandwidth after it was sent, as in the simulations. Messages
+  do not share a link: each takes its own time, however many are on their way
+- the sender writes the time on the message, so all processes must read the same clock
 - sums over all ranks are not messages between two places, and go as fast as the machine lets them
+
+Serves: `python -m swarmbook.distributed --places`, and `tests/benchmarks/links.py`.
 """
 
 from dataclasses import dataclass
@@ -14,10 +16,10 @@ from swarmbook.simulation.network import Network
 
 @dataclass(frozen=True)
 class EmulatedLinks:
-    """Rank r stands at node r of a network.
+    """Links of ranks that stand for the nodes of a network, rank r for node r.
 
-    pace: real seconds for one of the network's. weight: bytes that one sent byte stands for, so that a small model's
-    messages take as long as a large one's. Raises ConfigError unless both are positive.
+    pace: real seconds for one second of the network. weight: bytes that one sent byte stands for, so that messages of a
+    small model take as long as those of a large one. Raises ConfigError unless both are positive.
     """
 
     network: Network

@@ -1,8 +1,12 @@
-"""Which process holds which cells (replica, stage) of a run: equal rectangles.
+"""Which process holds which cells (replica, stage) of a run: a mesh of ranks, each with a rectangle of equal size.
 
-- a rank has weights, gradients and Adam moments of its cells alone; a replica's embedding lives with its first stage,
-  norm and head with its last
-- a `row` of ranks holds one or more replicas, a `column` the same stages of all replicas
+- rows are the data-parallel axis (dp): a row of ranks holds one or more whole replicas. Columns are the
+  pipeline-parallel axis (pp): a column of ranks holds the same stages of all replicas. "2x3" is 2 rows and 3 columns
+- ranks count along the rows: rank = row * columns + column
+- a rank has weights, gradients and Adam moments of its cells alone. The embedding of a replica lies with its first
+  stage, its last norm and head with its last stage
+
+Serves: `python -m swarmbook.distributed`, option `--mesh`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ from swarmbook.errors import ConfigError
 
 @dataclass(frozen=True)
 class Mesh:
-    """R x S cells on rows x columns ranks: each rank holds R / rows replicas of S / columns stages."""
+    """R x S cells on rows x columns ranks (dp x pp): each rank holds S / columns stages of R / rows replicas."""
 
     replicas: int
     stages: int
@@ -25,17 +29,17 @@ class Mesh:
         return self.rows * self.columns
 
     def rank(self, replica: int, stage: int) -> int:
-        """Who holds a cell."""
+        """The rank that holds a cell; stage < S."""
         return replica * self.rows // self.replicas * self.columns + stage * self.columns // self.stages
 
     def cells(self, rank: int) -> tuple[range, range]:
-        """The replicas and stages of a rank."""
+        """The replicas and the stages that a rank holds."""
         row, column = divmod(rank, self.columns)
         height, width = self.replicas // self.rows, self.stages // self.columns
         return range(row * height, (row + 1) * height), range(column * width, (column + 1) * width)
 
     def ends(self, rank: int) -> list[str]:
-        """The parameters of the ends that a rank has."""
+        """The parameters that a rank holds of the ends: of the embedding, last norm and head of its replicas."""
         column = rank % self.columns
         return ["embedding"] * (column == 0) + ["norm", "head"] * (column == self.columns - 1)
 
@@ -49,12 +53,15 @@ class Mesh:
         return list(range(first, first + self.columns))
 
     def holders(self, replica: int, stage: int) -> list[int]:
-        """The rank that holds a cell; of the ends, stage S, the two that hold a part of them, or one that has both."""
+        """The rank that holds a cell. The ends (stage S) have two holders, or one where it has first and last stage."""
         ends = self.rank(replica, 0), self.rank(replica, self.stages - 1)
         return sorted(set(ends)) if stage == self.stages else [self.rank(replica, stage)]
 
     def keeper(self, rank: int) -> int | None:
-        """Who keeps a copy of what a rank has of the ends: the rank beside it in the row; None if it is alone."""
+        """The rank that keeps a copy of what another rank holds of the ends: the one beside it in its row.
+
+        None for a rank that holds nothing of the ends, or is alone in its row.
+        """
         column = rank % self.columns
         if self.columns == 1 or 0 < column < self.columns - 1:
             return None
@@ -71,7 +78,7 @@ class Mesh:
 
 
 def meshes(replicas: int, stages: int) -> list[Mesh]:
-    """All ways to share out R x S cells, by the number of ranks, those with most rows first."""
+    """All meshes for R x S cells, by the number of ranks; of as many ranks, those with most rows first."""
     found = [
         Mesh(replicas, stages, rows, columns)
         for rows in range(1, replicas + 1)
@@ -82,9 +89,9 @@ def meshes(replicas: int, stages: int) -> list[Mesh]:
 
 
 def mesh_of(run: RunConfig, ranks: int, wanted: tuple[int, int] | None = None) -> Mesh:
-    """How a run is shared out: `wanted` (rows, columns), or as few stages apart as may be, which sends the least.
+    """The mesh of a run on so many ranks: `wanted` (rows, columns), else the one with most rows, which sends the least.
 
-    ConfigError that names what is possible if it cannot be.
+    ConfigError, with the meshes that are possible, if there is none.
     """
     known = meshes(run.replicas, run.stages)
     fitting = [mesh for mesh in known if mesh.ranks == ranks and wanted in (None, (mesh.rows, mesh.columns))]
@@ -99,5 +106,5 @@ def mesh_of(run: RunConfig, ranks: int, wanted: tuple[int, int] | None = None) -
 
 
 def _span(cells: range) -> str:
-    """Counted from 1, as people do."""
+    """Replicas or stages in words, counted from 1."""
     return str(cells.start + 1) if len(cells) == 1 else f"{cells.start + 1} to {cells.stop}"

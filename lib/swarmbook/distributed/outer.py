@@ -1,6 +1,9 @@
-"""What replicas on several ranks exchange: the rules of `swarmbook.methods.sync`, with messages in place of other rows.
+"""Exchanges between replicas on several ranks: the rules of `swarmbook.methods.sync`, with means taken over messages.
 
-- within a group rank to rank, and nobody else takes part; all-reduced where a method connects all replicas
+Members of a group send each other their tensors, rank to rank, and no other rank takes part. Where a method connects
+all replicas, the mean is an all-reduce.
+
+Serves: `python -m swarmbook.distributed`.
 """
 
 from collections.abc import Callable
@@ -20,7 +23,7 @@ from swarmbook.training.outer import OuterOptimizer
 
 @dataclass
 class RankExchange(Exchange):
-    """An exchange of replicas on several ranks: `tensors` are those of one, `average` asks the others for theirs."""
+    """An exchange of replicas on several ranks. `tensors` are this rank's; `average` takes the mean with the others."""
 
     average: Callable[["RankExchange", Tensor], Tensor] | None = None
 
@@ -39,34 +42,34 @@ class RankExchange(Exchange):
 
 
 class RankOuter(OuterOptimizer):
-    """The outer optimizer of a run for the cells of one rank."""
+    """The outer optimizer of a run, for the cells of one rank."""
 
     def __init__(self, run: RunConfig, shard: StageShard, mesh: Mesh, comm: Communicator):
         super().__init__(run, shard, range(shard.replicas))
         self.first, self.shard, self.mesh, self.comm = shard.columns.start, shard, mesh, comm
         self._column = mesh.column(comm.rank)
 
-    def _meeting(self, *arguments) -> RankExchange:
+    def _exchange_of(self, *arguments) -> RankExchange:
         average = self._of_group if self.method.groups else self._of_all
         return RankExchange(*arguments, held=self.shard.rows, average=average)
 
-    def _of_all(self, meeting: RankExchange, tensor: Tensor) -> Tensor:
-        """The mean over all replicas that are present, for each of ours [n, ...]: an all-reduce."""
-        if absent := meeting.absent:
+    def _of_all(self, exchange: RankExchange, tensor: Tensor) -> Tensor:
+        """The mean over all replicas that are present, once for each of this rank's [n, ...], by an all-reduce."""
+        if absent := exchange.absent:
             ours = tensor[[i for i in range(len(tensor)) if i not in absent]].sum(0)
         else:
             ours = tensor.sum(0)
         total = self.comm.all_reduce(ours, self._column)
-        return (total / meeting.replicas).expand_as(tensor).clone()
+        return (total / exchange.replicas).expand_as(tensor).clone()
 
-    def _of_group(self, meeting: RankExchange, tensor: Tensor) -> Tensor:
-        """The mean over the group of each of our replicas [n, ...]: rank to rank, and nobody else takes part."""
+    def _of_group(self, exchange: RankExchange, tensor: Tensor) -> Tensor:
+        """The mean over the group of each of this rank's replicas [n, ...], by messages within the group."""
         if not tensor.numel():
             return tensor.clone()
         me, first = self.comm.rank, self.shard.rows.start
         means = tensor.clone()  # whoever is absent keeps its own
-        present = np.ones(self.run.replicas, dtype=bool) if meeting.present is None else meeting.present
-        for members in meeting.groups:
+        present = np.ones(self.run.replicas, dtype=bool) if exchange.present is None else exchange.present
+        for members in exchange.groups:
             group = members[present[members]].tolist()
             ranks = [self.mesh.rank(r, self.shard.columns.start) for r in group]
             if me not in ranks:

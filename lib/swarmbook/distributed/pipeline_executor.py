@@ -1,10 +1,9 @@
-"""Microbatches on their way through the processes of a run, and back.
+"""One rank's forward and backward passes of the microbatches of a step.
 
-- a route is cut into pieces of `PipelineTask`; every rank does its own in the order of the whole list, that of 1F1B
-  (PipeDream-Flush, arXiv 2006.09503), so that none waits for another in a circle
-- activations and their gradients go from rank to rank along the route, one microbatch at a time, while the next are
-  computed
-- a `StageShard` is a Fleet of one rank's cells, a `PipelineExecutor` what it does with one step's microbatches
+Activations and their gradients go from rank to rank along the route, one microbatch at a time, while the next
+microbatches are computed. In which order is said by `swarmbook.distributed.schedule_1f1b`.
+
+Serves: `python -m swarmbook.distributed`.
 """
 
 from collections import defaultdict
@@ -19,10 +18,11 @@ from swarmbook.distributed.stage_shard import StageShard
 
 
 class PipelineExecutor:
-    """What this rank does in one passage of a run's microbatches, one method for each kind of `PipelineTask`.
+    """Carries out the tasks of one rank for all microbatches of a step, with one method for each kind of task.
 
-    tokens: int64 [R, M, B, T + 1] of the whole run. `loss_here`: nats summed over the targets that the heads of this
-    rank took; with a way back, over `count`, so that the sum over ranks is that of the replicas' mean losses.
+    tokens: int64 [R, M, B, T + 1] of the whole run. back: whether there is a backward pass. `loss_here`: nats, summed
+    over the targets whose heads this rank has, a tensor []. With a backward pass it is divided by `count`, the number
+    of targets of a replica, so that the sum over ranks is the sum of the replicas' mean losses.
     """
 
     def __init__(self, shard: StageShard, tokens: Tensor, back: bool):
@@ -38,7 +38,7 @@ class PipelineExecutor:
 
     @torch.no_grad()
     def run(self, tasks: Sequence[PipelineTask], comm: Communicator) -> Tensor:
-        """Take all microbatches through this rank's tasks; `loss_here`."""
+        """Carry out this rank's part of the tasks; gives `loss_here`. A backward pass overwrites all gradients."""
         like = torch.empty(1, self.tokens.shape[2] * self.length, self.shard.shape.width, device=self.shard.device)
         perform(tasks, lambda task, given: getattr(self, task.kind)(task, given), like, comm)
         for r, parts in self._entered.items():
@@ -47,7 +47,7 @@ class PipelineExecutor:
         return self.loss_here
 
     def embed(self, task: PipelineTask, _: None) -> Tensor:
-        """[1, B * T, D]"""
+        """The embedded tokens of a microbatch, [1, B * T, D]."""
         r, _ = self._own(task)
         return torch.nn.functional.embedding(self._inputs(task), self.shard.outer["embedding"][r])[None]
 
@@ -76,7 +76,7 @@ class PipelineExecutor:
         self.loss_here += self.shard.head_nats(self._replica(task), x, self._targets(task)).sum()
 
     def _own(self, task: PipelineTask) -> tuple[int, int]:
-        """The cell as the shard counts."""
+        """The cell of a task, as the shard counts its replicas and stages."""
         return task.cell[0] - self.shard.rows.start, task.cell[1] - self.shard.columns.start
 
     def _replica(self, task: PipelineTask) -> slice:

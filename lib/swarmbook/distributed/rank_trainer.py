@@ -1,5 +1,7 @@
 """One rank's part of a run on many processes, in training.
 
+It is one concept, longer than most: a rank in training, and what the phases of a step owe to ranks that may be lost.
+
 - a stage that the run's trace kills loses its weights, and its rank rebuilds it from what other ranks send to it. A
   rank whose process is killed can come back as a new one that has lost all its cells. The others then repeat the step
   from the weights before it, which they still have: no weight is written until all ranks have their gradients

@@ -1,43 +1,44 @@
-"""TODO"""
+"""Stages of other ranks, for recovery rules: what a rule asks for is sent point to point, and nothing else is.
 
-from typing import TYPE_CHECKING
+Serves: `python -m swarmbook.distributed` for runs with a recovery.
+"""
 
 import torch
 from torch import Tensor
 
 from swarmbook.distributed.communicator import Communicator
+from swarmbook.distributed.mesh import Mesh
+from swarmbook.distributed.stage_shard import StageShard
+from swarmbook.training.adam import Adam
 
-if TYPE_CHECKING:
-    from swarmbook.distributed.mesh import Mesh
-    from swarmbook.distributed.stage_shard import StageShard
-    from swarmbook.training.adam import Adam
-
-
-DONE, WEIGHTS, MOMENTS = range(3)  # of requests
+DONE, WEIGHTS, MOMENTS = range(3)  # what a request asks for
 
 
 class RemoteStages:
-    """One rank's view of a run's cells, for recovery rules: its own at hand, those of other ranks on request.
+    """All cells of a run as one rank sees them: its own at hand, those of other ranks on request.
 
-    Replicas and stages count as in the whole run, stage S is the ends; `shape` is that of the run. What `swarmbook.
-    recovery.Lost` needs of a Fleet.
+    It is what `swarmbook.methods.recovery.Cells` asks for. Replicas and stages count as in the whole run, stage S is
+    the ends, and `shape` is that of the run.
     """
 
-    def __init__(self, shard: "StageShard", adam: "Adam", mesh: "Mesh", comm: Communicator):
+    def __init__(self, shard: StageShard, adam: Adam, mesh: Mesh, comm: Communicator):
         self.shard, self.adam, self.mesh, self.comm = shard, adam, mesh, comm
         self.shape = shard.whole
 
     def holds(self, replica: int, stage: int) -> bool:
+        """Whether this rank has the cell; of the ends, whether it has a part of them."""
         return self.comm.rank in self.mesh.holders(replica, stage)
 
     def stage(self, replica: int, stage: int) -> dict[str, Tensor]:
-        """Weights of a cell: views of all or, of the ends, of the part that is here; else copies, sent here."""
+        """Weights of a cell by parameter: views if they are here (of the ends, of the part here), else copies sent
+        here.
+        """
         if self.holds(replica, stage):
             return self.shard.stage(*self.shard.place(replica, stage))
         return dict(zip(self._names(replica, stage), self._asked(WEIGHTS, replica, stage), strict=True))
 
     def moments(self, replica: int, stage: int) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
-        """Adam's moments of a cell by parameter, here or sent here, and its count of steps."""
+        """First and second moments of a cell by parameter, here or sent here, and its count of steps."""
         if self.holds(replica, stage):
             place = self.shard.place(replica, stage)
             return self.adam.moments(*place), int(self.adam.steps[place])
@@ -46,17 +47,17 @@ class RemoteStages:
         return dict(zip(self._names(replica, stage), pairs, strict=True)), int(steps)
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
-        """Draw fresh weights of a cell, as much of it as is here."""
+        """Draw fresh weights of the part of a cell that is here."""
         self.shard.initialise(*self.shard.place(replica, stage), seed)
 
     def dismiss(self, replica: int) -> None:
-        """Tell the ranks that `serve` this replica's rules that one of them needs nothing more."""
+        """Tell the ranks that `serve` a rule of this rank that it needs nothing more of this replica."""
         for rank in self._others(replica):
             self.comm.send(torch.tensor([DONE, 0], device=self.comm.device), rank)
         self.comm.flush()
 
     def serve(self, replica: int, rank: int) -> None:
-        """Send a rank what its rule asks for, until it is done. For all other ranks of the replica's row."""
+        """Send a rank what its rule asks for until it is done. All ranks that hold stages of the replica call this."""
         if rank == self.comm.rank or self.comm.rank not in self.mesh.row(replica):
             return
         like = torch.zeros(2, dtype=torch.int64, device=self.comm.device)
@@ -86,7 +87,7 @@ class RemoteStages:
         return answer
 
     def _names(self, replica: int, stage: int) -> dict[str, tuple[int, ...]]:
-        """The parameters of a stage and their shapes; KeyError for the ends, which no rule rebuilds a stage from."""
+        """The parameters of a stage and their shapes. KeyError for the ends, from which no rule rebuilds a stage."""
         if stage == self.shape.stages:
             raise KeyError(f"the ends of replica {replica + 1} lie on other processes: a stage cannot be made of them")
         return {name: (self.shape.layers_per_stage, *size) for name, size in self.shape.layer_shapes.items()}

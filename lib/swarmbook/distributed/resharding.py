@@ -1,8 +1,16 @@
-"""What a run in training consists of, in one piece or in a part for each rank.
+"""The state of a run in one piece, and in a part for each rank.
 
-- one piece is what `swarmbook.training.trainer.Pack.state` gives. Checkpoints and final states are kept so, whoever trained: any
-  number of processes goes on from what any other number has left
-- rank 0 reads and writes them, and has one in its memory meanwhile; parts go from rank to rank
+- one piece is what `swarmbook.training.bookkeeping.Bookkeeping.state` gives in one process. Checkpoints and final
+  states are kept so, whoever trained: any number of processes goes on from what any other number has left
+- rank 0 reads and writes them, and has one whole state in its memory meanwhile. Parts go from rank to rank
+
+`torch.distributed.checkpoint` is faster. On four processes of one machine (torch 2.13, medians of five) it saved 11 MB
+in 0.08 s and 378 MB in 0.6 s, where this took 0.24 s and 8.7 s with its checksums; it loaded them in 0.05 s and 0.15 s,
+this in 0.05 s and 2.6 s. This is kept, as a checkpoint a minute of some ten MB costs little: it makes one sealed file
+that a single process and `torch.load(weights_only=True)` can read, which refuses the other's pickled index; it needs no
+file system that all ranks share; and a DTensor cannot say that an embedding lies on one column of the mesh alone.
+
+Serves: `python -m swarmbook.distributed`.
 """
 
 import io
@@ -21,9 +29,9 @@ PIECE = 1 << 28  # bytes of a message
 
 
 def cut(state: State, mesh: Mesh, rank: int) -> State:
-    """A rank's part of a run's state, or of its "fleet" alone. Norms it has of all cells.
+    """A rank's part of a run's state, or of a state that has its "fleet" alone. Norms stay those of all cells.
 
-    Weights of one replica are those of every replica.
+    Weights of a single replica become those of every replica.
     """
     part = {**state, "fleet": _cut(state["fleet"], WEIGHTS, mesh, rank)}
     if "adam" in state:
@@ -46,7 +54,7 @@ def table(values: Tensor, mesh: Mesh, rank: int) -> Tensor:
 
 
 def joined(parts: Sequence[State], mesh: Mesh) -> State:
-    """The state of a run from the parts of all ranks; of norms each has its own part or all of them."""
+    """The state of a run from the parts of all ranks, in their order. Each has the norms of its own cells or of all."""
     first = parts[0]
     state = {**first, "fleet": _joined([part["fleet"] for part in parts], WEIGHTS, mesh)}
     if "adam" in first:
@@ -66,7 +74,7 @@ def joined(parts: Sequence[State], mesh: Mesh) -> State:
 
 
 def gather(part: State, mesh: Mesh, comm: Communicator) -> State | None:
-    """The whole state, on rank 0, of what all ranks give."""
+    """The whole state from the parts that all ranks give, on rank 0; None on other ranks."""
     if comm.rank:
         _post(part, 0, comm)
         return None
@@ -75,7 +83,7 @@ def gather(part: State, mesh: Mesh, comm: Communicator) -> State | None:
 
 
 def scatter(state: State | None, mesh: Mesh, comm: Communicator) -> State:
-    """This rank's part of what rank 0 gives."""
+    """This rank's part of the whole state that rank 0 gives; what other ranks give is not looked at."""
     if comm.rank:
         return _fetch(0, comm)
     for rank in range(1, mesh.ranks):
@@ -86,7 +94,7 @@ def scatter(state: State | None, mesh: Mesh, comm: Communicator) -> State:
 def _cut(
     tensors: Mapping[str, Tensor], layout: Layout, mesh: Mesh, rank: int, stages: Iterable[int] | None = None
 ) -> dict[str, Tensor]:
-    """stages: those that the tensors have, in this order; None: all."""
+    """A rank's part of tensors with this layout. stages: those that the tensors have, in their order; None for all."""
     rows, columns = mesh.cells(rank)
     held = [i for i, stage in enumerate(stages or range(mesh.stages)) if stage in columns]
     part = {}

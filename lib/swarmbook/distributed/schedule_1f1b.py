@@ -1,4 +1,10 @@
-"""TODO"""
+"""The order in which ranks work on microbatches, that of 1F1B (PipeDream-Flush, arXiv 2006.09503).
+
+A route is cut into tasks. Every rank does its own in the order of the whole list, so that no two ranks wait for each
+other, and holds the activations of a few microbatches only.
+
+Serves: `python -m swarmbook.distributed`, and `tests/benchmarks/links.py`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,19 +15,21 @@ from torch import Tensor
 from swarmbook.distributed.communicator import Communicator, PendingMessage
 from swarmbook.distributed.mesh import Mesh
 
-AHEAD = 4  # messages that are received before they are needed
+AHEAD = 4  # messages
 
 
 @dataclass(frozen=True)
 class PipelineTask:
-    """A piece of task on one microbatch, and from which rank and to which it is passed on; None at both ends.
+    """What one rank does at one go with one microbatch.
 
-    slot: when it is due, if every piece took as long as any other. path: (replica, microbatch) that it started as.
-    place: in the chain of pieces of that path. cell: (replica, stage) whose weights it needs.
+    slot: when it is due, if every task took as long as any other. kind: the name of a method of
+    `swarmbook.distributed.pipeline_executor.PipelineExecutor`. path: the (replica, microbatch) as which it started.
+    place: its number among the tasks of that path. cell: the (replica, stage) whose weights it needs. rank: who does
+    it. source, to: the ranks that do the tasks before and after it; None at the beginning and at the end of the path.
     """
 
     slot: int
-    kind: str  # of the methods of `PipelineExecutor`
+    kind: str
     path: tuple[int, int]
     place: int
     cell: tuple[int, int]
@@ -31,11 +39,11 @@ class PipelineTask:
 
 
 def tasks_of(cells: np.ndarray, mesh: Mesh, back: bool = True) -> list[PipelineTask]:
-    """All that a route [P, R, M, 2] asks for, in an order in which nothing comes before what it needs.
+    """All tasks of a route [P, R, M, 2], each after those that it needs.
 
-    If every rank does its own part of the list in this order, none waits for another one in a circle. A rank alternates
-    between the two directions, so that it holds activations of a few microbatches only. Without `back` the losses are
-    the end.
+    If every rank does its own tasks in this order, no ranks wait for each other in a circle. A rank alternates between
+    forward and backward passes, so that it holds activations of a few microbatches only. Without `back` each path ends
+    with its loss.
     """
     _, R, M, _ = cells.shape
     tasks = [task for r in range(R) for m in range(M) for task in _chain(cells[:, r, m], (r, m), mesh, back)]
@@ -43,7 +51,7 @@ def tasks_of(cells: np.ndarray, mesh: Mesh, back: bool = True) -> list[PipelineT
 
 
 def _chain(visits: np.ndarray, path: tuple[int, int], mesh: Mesh, back: bool) -> list[PipelineTask]:
-    """The pieces of task on one microbatch, from its embedding to the loss and all the way back."""
+    """The tasks of one path, from its embedding to its loss and all the way back."""
     (r, m), S, last = path, mesh.stages, len(visits) + 1
     head = int(visits[-1][0]) if visits[-1][1] == S else r
     stops = [(0, "embed", (r, 0))]
@@ -63,9 +71,11 @@ def _chain(visits: np.ndarray, path: tuple[int, int], mesh: Mesh, back: bool) ->
 def perform(
     tasks: Sequence[PipelineTask], do: Callable[[PipelineTask, Tensor | None], Tensor], like: Tensor, comm: Communicator
 ) -> None:
-    """Do this rank's part of the tasks: `do` takes what the task before gave, and gives what the next one needs.
+    """Do this rank's tasks in their order, and pass on what they give.
 
-    like: of the shape of every message. Messages are asked for ahead of time and sent without waiting.
+    do: does one task; it takes what the task before it on the path gave (None at the beginning) and gives what the next
+    one needs. like: a tensor of the shape and type of every message. Up to `AHEAD` messages are asked for before they
+    are needed, and none is waited for when it is sent.
     """
     coming = [task for task in tasks if task.to == comm.rank and task.rank != comm.rank]  # as they are sent
     turn = {(task.path, task.place): i for i, task in enumerate(coming)}

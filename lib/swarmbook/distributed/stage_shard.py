@@ -1,4 +1,7 @@
-"""TODO"""
+"""The weights and gradients that one rank holds of a run.
+
+Serves: `python -m swarmbook.distributed`.
+"""
 
 from dataclasses import replace
 
@@ -16,15 +19,16 @@ from swarmbook.training.stacked_weights import generator_of
 
 
 class StageShard(StackedStages):
-    """The cells of one rank, as a Fleet of some replicas and stages; of their ends only what this rank holds.
+    """The cells of one rank: some stages of some replicas, and of their ends only what this rank holds.
 
-    Replicas and stages count from 0 in its methods, wherever they begin in the run (`rows`, `columns`).
+    rows, columns: which replicas and stages of the run these are. The methods count both from 0. whole: the shape of
+    the run. compile: as of `StackedStages`.
     """
 
     def __init__(self, run: RunConfig, shape: Shape, mesh: Mesh, comm: Communicator, compile: bool | str):
         self.rows, self.columns = mesh.cells(comm.rank)
         self.comm = comm
-        self.whole = shape  # of the run
+        self.whole = shape
         seeds = weight_seeds(run)[self.rows.start : self.rows.stop]
         own = replace(shape, stages=len(self.columns))
         super().__init__(own, seeds, str(comm.device), run.precision, compile)
@@ -36,12 +40,12 @@ class StageShard(StackedStages):
         self._other_end = None if whole or not held else mesh.rank(self.rows[0], shape.stages - 1 if first else 0)
 
     def place(self, replica: int, stage: int) -> tuple[int, int]:
-        """How the shard counts a cell of the run that it holds; stage S, the ends, is its own last and one more."""
+        """A cell of the run that is here, as the shard counts it; the ends, stage S, come after its own last stage."""
         stage = len(self.columns) if stage == self.whole.stages else stage - self.columns.start
         return replica - self.rows.start, stage
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
-        """As of a Fleet: the same numbers, also for the part of the ends that is here."""
+        """Draw a fresh stage, or the part of fresh ends that is here: the numbers that a Fleet draws from this seed."""
         if stage < len(self.columns):
             super().initialise(replica, stage, seed)
             return
@@ -51,7 +55,7 @@ class StageShard(StackedStages):
             weight.copy_(ends[name])
 
     def norms(self) -> Tensor:
-        """As of a Fleet; the ends' norm is that of both ends, wherever they are."""
+        """Gradient norms of the cells here, [r, s + 1]; the last is of all of the ends, wherever their parts are."""
         layers = [torch.linalg.vector_norm(g.flatten(3), dim=-1) for g in self.layer_gradients.values()]
         stages = torch.linalg.vector_norm(torch.cat(layers), dim=0)  # [S, R]
         ends = [g.flatten(1).square().sum(1) for g in self.outer_gradients.values()]
@@ -64,7 +68,9 @@ class StageShard(StackedStages):
         return torch.cat([stages.T, ends.sqrt()[:, None]], 1)
 
     def draw_replica(self, replica: int, seed: int) -> None:
-        """Draw all weights of a replica, one stage at a time, as a Fleet of the whole run does, and keep our own."""
+        """Draw the weights of a replica as a Fleet of the whole run does, one stage at a time, and keep those held
+        here.
+        """
         shape, generator = self.whole, generator_of(seed)
         ends = {name: torch.empty(size) for name, size in shape.ends_shapes.items()}
         llama.draw(ends, generator)

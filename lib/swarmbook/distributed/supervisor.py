@@ -1,9 +1,8 @@
-"""What stands in for a lost process: a new one, and what it asks of those that are left.
+"""A new process in place of a rank's process that was killed or hangs.
 
-- `supervise` runs a rank's work in a process of its own; killed or hung, it is replaced by a new one, while the other
-  ranks wait in memory (`swarmbook.distributed.communicator`)
-- a recovery rule sees the stages of other ranks through a `RemoteStages`: what it fetches is sent to it point to point, and
-  nothing else is; meanwhile these ranks `serve` it
+The other ranks wait for it in memory meanwhile (`swarmbook.distributed.communicator`).
+
+Serves: `python -m swarmbook.distributed --replace`.
 """
 
 import math
@@ -13,19 +12,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from swarmbook.distributed.communicator import BEAT, world
 
-if TYPE_CHECKING:
-    pass
-
 
 def supervise(work: Callable[[], int], times: int, timeout: float) -> int:
-    """Do `work` in a process of its own, and anew in another one if that is killed or hangs; the exit status.
+    """Do `work` in a process of its own, and again in a new one if that is killed or hangs; gives the exit status.
 
-    At most `times` anew. It hangs when it has given no sign of life for `timeout` seconds. A work that ends with an
-    exit status of its own is not repeated. The process is a fork, so this one must not have used a GPU.
+    times: how often at most it is done again. timeout: seconds without a sign of life after which a process hangs. A
+    process that ends with an exit status of its own is not replaced. Processes are forks, so this one must not have
+    used a GPU.
     """
     context = multiprocessing.get_context("fork")
     rank, _ = world()
@@ -46,7 +42,7 @@ def supervise(work: Callable[[], int], times: int, timeout: float) -> int:
 
 
 def _live(work: Callable[[], int], sign, parent: int) -> None:
-    """PipelineTask, and show that it goes on, as long as there is somebody to see it."""
+    """Do the work, and write the time to `sign` now and then; end when the `parent` process has ended."""
 
     def show() -> None:
         while os.getppid() == parent:

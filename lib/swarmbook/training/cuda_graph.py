@@ -1,15 +1,20 @@
-"""Steps of small models on CUDA, whose kernels take less time than launching them one by one."""
+"""Steps of small models on CUDA, whose kernels take less time than launching them one by one.
+
+Serves: runs on a GPU.
+"""
 
 from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Tensor
 
-AFTER = 3  # calls alike, in which whatever is compiled, planned or allocated once comes to be
+AFTER = 3  # calls with one key, by which all is compiled, planned and allocated that is so once
 
 
 class GraphedCall:
-    """Calls a function of tokens; after some calls with one key it records the kernels in a graph and repeats that."""
+    """Calls a function of tokens. After `AFTER` calls with one key it records the kernels in a CUDA graph, and launches
+    that.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -18,9 +23,11 @@ class GraphedCall:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, key: Hashable, work: Callable[[Tensor], Tensor], tokens: Tensor, kept: Iterable) -> Tensor:
-        """What `work(tokens)` gives; what it does must follow from the key, but for the numbers that it reads.
+        """What `work(tokens)` gives. `work` must launch the same kernels on the same memory for the same key, and not
+        wait for the device.
 
-        It may not wait for the device. kept: what holds the memory that the kernels read, as of the recorded call.
+        kept: what holds the memory that the kernels read, as of the call that is recorded; it is held as long as the
+        graph.
         """
         if key != self._key:
             self._key, self._calls, self._graph = key, 0, None

@@ -1,4 +1,7 @@
-"""From a route to work: which cells run together at each position, and how the activations are sorted for them."""
+"""From a route to work: which cells run together at each position, and how the activations are sorted for them.
+
+Serves: every trained run.
+"""
 
 from dataclasses import dataclass
 
@@ -11,32 +14,45 @@ from swarmbook.training.device import moved
 
 @dataclass(frozen=True)
 class Visit:
-    """Cells that work at one position, each on `microbatches` of the group's paths."""
+    """Cells that work at one position, each on the same number of paths.
 
-    paths: int  # how many, taken in order from the position's sorted activations
-    microbatches: int  # per cell
-    cells: slice | Tensor  # flat cell numbers, stage * R + replica
-    first: bool  # first to touch the gradients of its cells, on the way back
+    paths: how many paths they take together, in order, from the sorted activations of the position. microbatches: of
+    each cell. cells: their flat numbers, stage * R + replica. first: whether they are the first to write the gradients
+    of their cells on the way back.
+    """
+
+    paths: int
+    microbatches: int
+    cells: slice | Tensor
+    first: bool
 
 
 @dataclass(frozen=True)
 class Position:
-    """One position of a pipeline: sort the paths, let the visits work on the first of them; the rest skip."""
+    """One position of a pipeline: the paths are sorted, the visits work on the first of them, and the rest skip.
 
-    order: Tensor | None  # index into the previous position's order; None: unchanged
-    back: Tensor | None  # its inverse
+    order: index into the order of the position before; None if it stays. back: the inverse of it. skips: how many skip.
+    """
+
+    order: Tensor | None
+    back: Tensor | None
     visits: tuple[Visit, ...]
     skips: int
 
 
 @dataclass(frozen=True)
 class Group:
-    """Replicas start..stop-1, which share no cell with others, and where their paths go."""
+    """Replicas start..stop-1, which share no cell with others, and where their paths go.
+
+    positions: the last of them brings the paths to the heads and has no visits. heads: the path at each place of the
+    heads [r * M]; None where each path ends at the head of its own replica. idle: cells whose gradients must be set to
+    zero before the way back; None for none.
+    """
 
     replicas: slice
-    positions: tuple[Position, ...]  # the last one brings the paths to the heads, without visits
-    heads: Tensor | None  # the path at each place of the heads [r * M]; None: every path is at its own replica's
-    idle: Tensor | None  # cells whose gradients must be zero before the way back
+    positions: tuple[Position, ...]
+    heads: Tensor | None
+    idle: Tensor | None
 
 
 def checked_route(cells: np.ndarray, R: int, S: int, M: int) -> None:
@@ -60,9 +76,10 @@ def checked_route(cells: np.ndarray, R: int, S: int, M: int) -> None:
 
 
 def plan(cells: np.ndarray, stages: int, at_once: int, device: torch.device) -> list[Group]:
-    """Split the replicas of a route [P, R, M, 2] into groups of `at_once`, or more where it connects them.
+    """Split the replicas of a route [P, R, M, 2] into groups of `at_once`, or more where the route connects them.
 
-    A last position at stage `stages` names the head [R, M] that takes each path's loss, otherwise its own replica's.
+    A last position at stage `stages` names the head [R, M] that takes the loss of each path; without one it is the head
+    of the path's own replica.
     """
     R = cells.shape[1]
     visited = np.where(cells[..., 1] < 0, np.arange(R)[None, :, None], cells[..., 0])  # [P, R, M]

@@ -1,4 +1,7 @@
-"""TODO"""
+"""Which runs share a Fleet, and what of it fits into the memory of the device.
+
+Serves: `swarmbook.runs.run`.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,18 +16,8 @@ from swarmbook.methods.sync import SYNCS
 from swarmbook.training.device import device_of
 
 # What may differ within a pack:
-PACKED = {
-    "seed",
-    "route",
-    "recovery",
-    "failure_rate",
-    "failing",
-    "lost_stages",
-    "moments",
-    "lr_boost",
-    "boost_half_life",
-}
-PACKED |= {"keep_every", "evaluate_on", "measurements", "start", "common_start", "sync", "sync_every", "outer_lr"}
+PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "moments", "lr_boost", "boost_half_life"}
+PACKED |= {"keep_every", "evaluate_on", "probes", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
 PACKED |= {"absent", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
 PACKED |= {"data", "branch"}
@@ -32,10 +25,10 @@ COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager traini
 
 
 def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[RunConfig]]:
-    """Split runs into groups that can share a Fleet and fit into the device's memory together.
+    """Split runs into packs, which can share a Fleet and fit into the device's memory together.
 
-    On CUDA they also have one route: where routes differ, each position has work of several sizes, which no compiled
-    kernel fits.
+    Runs of a pack differ only in the fields `PACKED`. On CUDA they also have one route: where routes differ, each
+    position has work of several sizes, which no compiled kernel fits.
     """
     alike: dict[str, list[RunConfig]] = {}
     free = PACKED - {"route"} if device_of(device).type == "cuda" else PACKED
@@ -49,12 +42,14 @@ def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[R
 
 
 def expected_flops(pack: Sequence[RunConfig], shape: Shape) -> float:
-    """Rule of thumb: 6 per parameter and token."""
+    """FLOPs of all steps of a pack, by the rule of thumb of 6 per parameter and token."""
     return 6.0 * shape.parameters * pack[0].tokens_per_step * pack[0].steps * len(pack)
 
 
 def _bytes(config: RunConfig) -> tuple[float, float]:
-    """Memory one run takes: weights, gradients and moments; and what the forward pass keeps of all microbatches."""
+    """Bytes that one run takes for weights, gradients and moments, and for what the forward pass keeps of all
+    microbatches.
+    """
     vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
     shape = config.shape(vocabulary)
     per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
@@ -63,14 +58,14 @@ def _bytes(config: RunConfig) -> tuple[float, float]:
 
 
 def fitting(pack: Sequence[RunConfig], device: str) -> tuple[int, bool]:
-    """Microbatches whose activations fit beside the pack's weights, and whether even one needs checkpointing."""
+    """How many microbatches fit beside the pack's weights with their activations, and whether not even one does."""
     weights, activations = np.sum([_bytes(config) for config in pack], axis=0)
     fitting = int((_memory(device) - weights) / activations * pack[0].microbatches)
     return min(max(fitting, 1), pack[0].microbatches), fitting < 1
 
 
 def _memory(device: str) -> float:
-    """Bytes a pack may use."""
+    """Bytes that a pack may use: four fifths of what is free on a GPU, a quarter of the machine's memory on a CPU."""
     if device_of(device).type == "cuda":
         return 0.8 * torch.cuda.mem_get_info(device_of(device))[0]
     return 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

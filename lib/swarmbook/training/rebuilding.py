@@ -1,4 +1,9 @@
-"""TODO"""
+"""Checkpoints, copies of stages and what they cost: the rules of bookkeeping that need nothing of a trainer.
+
+`run` is a `swarmbook.config.RunConfig` everywhere.
+
+Serves: the costs of the CheckFree notebook, and every checkpoint.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -32,15 +37,16 @@ def checkpoint_of(
 
 
 def state_in(checkpoint: Mapping) -> dict:
-    """The `Pack.state` of the run of a pack of one, from its checkpoint."""
+    """The `Bookkeeping.state` of the only run of a checkpoint."""
     whole = {name: checkpoint[name] for name in ("fleet", "adam", "norms", "rebuilt")}
     return whole | {"position": int(checkpoint["position"][0]), "outer": checkpoint["outers"][0]}
 
 
 def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[int, int]) -> dict | None:
-    """What a strategy keeps of a stage that is about to be lost; None if no copy survives.
+    """What a strategy keeps of a stage that is about to be lost, by parameter; None if no copy survives.
 
-    kept: weights as of `Fleet.state_dict`, unless they are copied after every step. place: replica and stage in them.
+    kept: the weights that were copied, as of `Fleet.state_dict`; a strategy that copies after every step needs none.
+    place: the replica and stage of the cell in them.
     """
     if not strategy.survives(cell.stage, cell.fleet.shape.stages, cell.dead):
         return None
@@ -51,9 +57,9 @@ def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[i
 
 
 def count_step(run, shape: Shape, visits: int, costs: Costs) -> None:
-    """Add a step's FLOPs, and the copies of a strategy that copies after every step.
+    """Add the FLOPs of a step to a costs, and what a strategy that copies after every step stores and sends.
 
-    visits: of stages by all microbatches.
+    visits: of stages by all microbatches of the step together.
     """
     strategy, share = RULES[run.recovery], visits / (run.replicas * run.microbatches * run.stages)
     costs.add("training FLOPs", 3 * flops(shape, run.tokens_per_step, run.sequence, share))
@@ -67,7 +73,9 @@ def count_step(run, shape: Shape, visits: int, costs: Costs) -> None:
 
 
 def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
-    """Bytes of what a strategy keeps, all its copies together: of weights alone, or of what `Pack.state` gives."""
+    """Bytes of what a strategy keeps, in all its copies: of weights, or of weights, moments and slow weights of a whole
+    run.
+    """
     if strategy.keeps != "run":
         return bytes_of(copy["fleet"]) * max(1, len(strategy.holders))
     moments = {name: moment for name, moment in copy["adam"].items() if name not in ("steps", "lr_scale")}
@@ -76,7 +84,10 @@ def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
 
 
 def why_diverged(run, step: int, losses: Iterable[int]) -> str:
-    """What to say of a run whose loss is not finite from a step on; losses: the steps at which it lost stages."""
+    """What is said of a run whose loss is not finite from a step on, with the likely cause.
+
+    losses: the steps at which it lost stages.
+    """
     recent = [lost for lost in losses if step - 20 <= lost <= step]
     cause = (
         f"a stage was rebuilt by {run.recovery!r} at step {max(recent)}"
@@ -90,5 +101,8 @@ def why_diverged(run, step: int, losses: Iterable[int]) -> str:
 
 
 def boosted(rebuilt: np.ndarray, step: int, boost, half_life) -> np.ndarray:
-    """Learning rates in multiples of the run's own, of cells rebuilt at these steps, -1 for never."""
+    """Learning rates in multiples of the run's own, of cells that were rebuilt at these steps, -1 for never.
+
+    It is `boost` in the step of the rebuilding, and the excess over 1 halves every `half_life` steps.
+    """
     return np.where(rebuilt < 0, 1.0, 1 + (boost - 1) * 0.5 ** ((step - rebuilt) / half_life))
