@@ -21,7 +21,6 @@ from swarmbook.methods.model_size import Shape
 from swarmbook.records.atomic_files import write_folder
 from swarmbook.records.store import open_store
 from swarmbook.runs import final_states
-from swarmbook.training import trainer as training
 from swarmbook.training.fleet import Fleet
 from swarmbook.training.setup import held_out_of
 
@@ -121,7 +120,7 @@ def test_a_run_with_skipping_paths_gives_the_whole_model(tmp_path):
 
 def test_replicas_and_their_mean(tmp_path, monkeypatch):
     quiet(GOSSIP, tmp_path / "1", replica=1)
-    monkeypatch.setattr(training, "train", None)  # training again would fail
+    monkeypatch.setattr(trainer, "train", None)  # training again would fail
     quiet(GOSSIP, tmp_path / "2", replica=2)
     quiet(GOSSIP, tmp_path / "mean", replica="mean", say=pytest.fail)
     fleet = fleet_of(GOSSIP)
@@ -205,7 +204,7 @@ def test_what_will_be_trained_is_told_before(tmp_path, monkeypatch):
     assert untrained(grown, open_store()) == [ALONE, grown]
     said = []
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train", stopped)
+        patch.setattr(trainer, "train", stopped)
         with pytest.raises(KeyboardInterrupt):
             quiet(grown, tmp_path / "model", say=said.append)
     wanted = (
@@ -278,7 +277,7 @@ def test_a_full_disk_leaves_nothing_half_done(tmp_path, monkeypatch, call):
             with pytest.raises(StoreError, match="cannot write .*: No space left on device. .* another folder"):
                 quiet(ALONE, folder)
     assert not list((tmp_path / "exports").iterdir()) and not list((tmp_path / "empty").iterdir())
-    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(trainer, "train", None)
     for folder in (tmp_path / "exports" / "model", tmp_path / "empty"):
         assert_same_logits(loaded(quiet(ALONE, folder))[0], fleet_of(ALONE), 0)
     assert not [path for path in tmp_path.rglob(".partial-*")]

@@ -309,13 +309,13 @@ def test_nobody_at_an_address_is_told():
 PARAMETERS = 'profile = "cpu"  # smoke | cpu | gpu | paper\nseeds = 0  # how many'
 TRAINING = """\
 import os, time
-from swarmbook.training import trainer as training
+from swarmbook.training import trainer
 from swarmbook.analysis.claims import Claims, decided
 from swarmbook.config import run_config
 from swarmbook.runs import run
 from swarmbook.records.store import Store
-training.CHECKPOINT_SECONDS = 0.2
-put, step = Store.put, training.Pack.advance
+trainer.CHECKPOINT_SECONDS = 0.2
+put, step = Store.put, trainer.Pack.advance
 def put_and_tell(store, key, config, *rest):
     put(store, key, config, *rest)
     with open(os.environ["TRAINED"], "a") as log:
@@ -323,7 +323,7 @@ def put_and_tell(store, key, config, *rest):
 def advance(pack):
     step(pack)
     time.sleep(float(os.environ.get("PAUSE", 0)))
-Store.put, training.Pack.advance = put_and_tell, advance
+Store.put, trainer.Pack.advance = put_and_tell, advance
 base = {"data": "stories_toy", "width": 8, "heads": 2, "hidden": 8, "sequence": 8, "stages": 2}
 base |= {"microbatches": 1, "steps": 40, "evaluate_every": 10, "log_every": 10, "tokenizer": "bytes"}
 configs = [run_config(**base, seed=s, held_out=4 + s) for s in range(seeds)]  # no two share a pack, nor its rounding

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from swarmbook.config import grid, run_config
-from swarmbook.data import batches as batches_module
 from swarmbook.data import tokenization
+from swarmbook.data.batches import Batches
 from swarmbook.errors import TrainingError
 from swarmbook.methods.costs import Costs
 from swarmbook.methods.gossip_groups import MATCHINGS
@@ -231,9 +231,7 @@ def plainly(config, outer=None):
     """Reference: replicas in a Fleet, trained without a Pack; `outer(fleet, t)` comes after step t = 1, 2, ..."""
     tokens = tokenization.tokens(config.data, "train", config.tokenizer)
     R = config.replicas
-    batches = batches_module.Batches(
-        tokens, config.sequence, (R, config.microbatches, config.batch), config.seeds("batches")
-    )
+    batches = Batches(tokens, config.sequence, (R, config.microbatches, config.batch), config.seeds("batches"))
     seeds = [int(config.seeds("weights", 0).generate_state(1)[0])] * R
     fleet = Fleet(config.shape(tokens.vocabulary), seeds, "cpu", compile=False)
     adam = Adam(fleet, config.lr)
@@ -304,7 +302,7 @@ def test_without_an_exchange_replicas_are_runs_of_their_own(new_pack):
     for r in range(N):
         alone = Fleet(pack.fleet.shape, [int(config.seeds("weights", 0).generate_state(1)[0])], "cpu", compile=False)
         adam = Adam(alone, config.lr)
-        batches = batches_module.Batches(tokens, config.sequence, (N, 2, 1), config.seeds("batches"))
+        batches = Batches(tokens, config.sequence, (N, 2, 1), config.seeds("batches"))
         for t in range(STEPS):
             alone.gradients(batches[t][r : r + 1])
             alone.clip(config.clip)

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from swarmbook.config import run_config
+from swarmbook.config import RunConfig, run_config
 from swarmbook.data import batches, tokenization
 from swarmbook.errors import DataError
 from swarmbook.methods.recovery import RULES
 from swarmbook.records.store import Store
 from swarmbook.runs import run
 from swarmbook.simulation import checkpointing
-from swarmbook.training import packing as training
+from swarmbook.training import packing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -370,7 +370,7 @@ def test_runs_share_a_pack_only_if_they_begin_together():
     parents = [run_config(**{**TINY, "steps": steps}, seed=seed) for steps, seed in [(5, 0), (5, 1), (10, 0)]]
     children = [run_config(**TINY, start=parent) for parent in parents]
     whole = [run_config(**TINY), run_config(**TINY, recovery="rollback", moments="keep", keep_every=3)]
-    packs = list(training.packs([*children, *whole], "cpu"))
+    packs = list(packing.packs([*children, *whole], "cpu"))
     assert packs == [children[:2], children[2:], whole]
 
 
@@ -424,7 +424,7 @@ def test_runs_that_differ_in_shards_storage_and_absence_share_a_pack():
     fields = {**TINY, "data": "+".join(DOMAINS), "replicas": 2, "sync": "NoLoCo"}
     arms = [{}, {"shards": "domains"}, {"storage": "bf16"}, {"absent": 0.5}]
     runs = [run_config(**fields, **arm) for arm in arms]
-    assert list(training.packs(runs, "cpu")) == [runs]
+    assert list(packing.packs(runs, "cpu")) == [runs]
 
 
 PATHS = ((0, 2), (0, 3, 1))
@@ -471,7 +471,7 @@ def test_runs_on_different_paths_share_a_pack_and_are_what_they_would_be_alone(t
         run_config(**TINY, seed=2, route="swapped ends", recovery="CheckFree", lost_stages=((4, 2),)),
         run_config(**TINY, seed=2),
     ]
-    assert [len(pack) for pack in training.packs(arms, "cpu")] == [len(arms)]
+    assert [len(pack) for pack in packing.packs(arms, "cpu")] == [len(arms)]
     packed = run(arms, show=False, store=Store(tmp_path / "packed"))
     for config, record in zip(arms, packed.records, strict=True):
         alone = metrics(config, tmp_path)
@@ -493,3 +493,7 @@ def test_skipped_stages_cost_no_flops(tmp_path):
     assert found["swapped"] == found["all"]
     layer = (found["all"] - found["none"]) / 3
     assert found["half"] == found["none"] + layer and found["none"] > layer > 0
+
+
+def test_what_may_differ_within_a_pack_are_fields_of_a_run():
+    assert set(RunConfig.model_fields) > packing.PACKED

@@ -1,9 +1,9 @@
 """What is counted, kept and measured of runs in training, whether one process trains them or many.
 
-Each rule stands here once: what a step writes, when a copy is due, what a lost stage and a rollback cost, what is
-measured when, how a row of metrics looks, what is said of a run that diverges. How gradients and losses come about is
-left to `swarmbook.training.trainer.Pack`, which has several runs in one process, and to
-`swarmbook.distributed.rank_trainer.RankTrainer`, which has one rank's part of one run.
+It is one concept, longer than most. Each rule stands here once: what a step writes, when a copy is due, what a lost
+stage and a rollback cost, what is measured when, how a row of metrics looks, what is said of a run that diverges. How
+gradients and losses come about is left to `swarmbook.training.trainer.Pack`, which has several runs in one process, and
+to `swarmbook.distributed.rank_trainer.RankTrainer`, which has one rank's part of one run.
 
 Serves: every trained run.
 """

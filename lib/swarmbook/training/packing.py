@@ -16,8 +16,18 @@ from swarmbook.methods.sync import SYNCS
 from swarmbook.training.device import device_of
 
 # What may differ within a pack:
-PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "moments", "lr_boost", "boost_half_life"}
-PACKED |= {"keep_every", "evaluate_on", "probes", "start", "common_start", "sync", "sync_every", "outer_lr"}
+PACKED = {
+    "seed",
+    "route",
+    "recovery",
+    "failure_rate",
+    "failing",
+    "lost_stages",
+    "moments",
+    "lr_boost",
+    "boost_half_life",
+}
+PACKED |= {"keep_every", "evaluate_on", "measurements", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
 PACKED |= {"absent", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
 PACKED |= {"data", "branch"}
