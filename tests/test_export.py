@@ -21,6 +21,7 @@ from swarmbook.methods.model_size import Shape
 from swarmbook.records.atomic_files import write_folder
 from swarmbook.records.store import open_store
 from swarmbook.runs import final_states
+from swarmbook.training import trainer
 from swarmbook.training.fleet import Fleet
 from swarmbook.training.setup import held_out_of
 
