@@ -113,6 +113,19 @@ def test_a_run_gives_transformers_the_validation_loss_that_was_recorded(tmp_path
     assert recorded.iloc[-1] < recorded.iloc[0] - 0.1  # it has learnt something that could differ
 
 
+def test_texts_of_unequal_length_are_continued_side_by_side_as_alone(tmp_path):
+    model, tokenizer = loaded(quiet(ALONE, tmp_path / "model"))
+    texts = ["Once upon a time there was a", "The"]
+    together = model.generate(
+        **tokenizer(texts, return_tensors="pt", padding=True), max_new_tokens=4, do_sample=False, min_new_tokens=4
+    )
+    for row, text in zip(together, texts, strict=True):
+        alone = model.generate(
+            **tokenizer(text, return_tensors="pt"), max_new_tokens=4, do_sample=False, min_new_tokens=4
+        )
+        assert row[-4:].tolist() == alone[0, -4:].tolist()
+
+
 def test_a_run_with_skipping_paths_gives_the_whole_model(tmp_path):
     model, _ = loaded(quiet(SKIPPING, tmp_path / "model"))
     assert model.config.num_hidden_layers == 8

@@ -184,11 +184,16 @@ def llama_config(shape: Shape, sequence: int, end: int) -> dict:
 
 
 def tokenizer_config(end: str, sequence: int) -> dict:
-    """transformers' configuration of the tokenizer. One token begins and ends a text: what ends a document."""
+    """transformers' configuration of the tokenizer. One token begins, ends and pads a text: what ends a document.
+
+    Padding goes to the left, so that texts of unequal length can be continued side by side.
+    """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end,
         "eos_token": end,
+        "pad_token": end,
+        "padding_side": "left",
         "model_max_length": sequence,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
