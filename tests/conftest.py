@@ -89,9 +89,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of all papers, as a folder."""
-    from swarmbook.reproduction import paper, report
+    from swarmbook.reproduction import papers, report
 
-    known = paper.records(Path(__file__).parents[1] / "papers")
+    known = papers.records(Path(__file__).parents[1] / "papers")
     return report.build(list(known.values()), tmp_path_factory.mktemp("site")).parent
 
 

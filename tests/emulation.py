@@ -27,8 +27,8 @@ from swarmbook.distributed.communicator import Communicator
 from swarmbook.distributed.emulated_links import EmulatedLinks
 from swarmbook.errors import ConfigError
 from swarmbook.planning.pipeline import Pipeline, Plan
-from swarmbook.simulation.iteration_time import SCHEMES, Scheme, Workload, path
 from swarmbook.simulation.network import Network
+from swarmbook.simulation.recovery_schemes import SCHEMES, Scheme, Workload, microbatch_nodes
 
 if TYPE_CHECKING:
     from swarmbook.distributed.schedule_1f1b import PipelineTask
@@ -85,7 +85,7 @@ def score_of_plan(pipeline: Pipeline, plan: Plan) -> Score:
     follows = {a: b for chain in pipeline.chains for a, b in itertools.pairwise(chain)}
     tasks = []
     for j, relays in enumerate(plan.paths):
-        way = pipeline.way(j, relays)
+        way = pipeline.itinerary(j, relays)
         for k, node in enumerate(way):
             then = [(j * W + k + 1, float(pipeline.hops[node, way[k + 1]]))] if k + 1 < W else []
             if k + 1 == W and j in follows:
@@ -119,7 +119,7 @@ def score_of_iteration(workload: Workload, network: Network, scheme: Scheme | st
     first = {r: [] for r in range(w.replicas)}  # tasks that begin a microbatch
     ends = defaultdict(list)  # by node: tasks after which its gradient is complete
     for r, m in itertools.product(range(w.replicas), range(w.microbatches * scheme.split)):
-        out = path(w, scheme, r, m)
+        out = microbatch_nodes(w, scheme, r, m)
         nodes = [*out, *reversed(out[:-1])]
         last = len(out) - 1
         seconds = [0.0, *[w.forward] * (last - 1), w.head, *[w.backward] * (last - 1), 0.0]

@@ -60,7 +60,7 @@ def simulate_released(pipeline: Pipeline, paths: Sequence[Path], spacing: float 
     plan.check(pipeline)
     if spacing is None and len(paths) < len(pipeline.chains):
         spacing = COPIES
-    ways = [pipeline.way(microbatch, path) for microbatch, path in enumerate(plan.paths)]
+    ways = [pipeline.itinerary(microbatch, path) for microbatch, path in enumerate(plan.paths)]
     nodes = sorted(pipeline.stage_of)
     waiting: dict[int, list[_Item]] = {node: [] for node in nodes}
     free, memory = dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, pipeline.memory)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from swarmbook.planning.pipeline import Pipeline, Rules
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import Pipeline
 from swarmbook.simulation.network import SKIPPIPE, SKIPPIPE_FIRST, Network
 
 RELEASED = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())
@@ -23,7 +24,7 @@ def instance(name: str, **fields) -> Pipeline:
         "groups": case["partitions"],
         "hops": network.matrix(case["samples_per_microbatch"] * case["bytes_per_sample"]),
         "forward": case["forward_s"],
-        "rules": Rules(case["path_len"], case["max_gap"], case["max_swaps"]),
+        "rules": PathRules(case["path_len"], case["max_gap"], case["max_swaps"]),
         "microbatches": case["microbatches_per_data_node"],
         "memory": case["memory"],
     }
@@ -40,7 +41,7 @@ def instances(draw) -> Pipeline:
     """Small instances that have a plan: all times are whole 32nds of a second, so that sums of seconds are exact."""
     S = draw(st.integers(2, 4))
     P, D = draw(st.integers(2, S)), draw(st.integers(1, 3))
-    rules = Rules(
+    rules = PathRules(
         P,
         ahead=draw(st.integers(1, 3)),
         swaps=draw(st.integers(0, 2)),

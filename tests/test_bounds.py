@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from skippipe import instance, instances
 
-from swarmbook.planning.annealing import search
+from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.bounds import alone, closed_form, longest_round_trip, lower_bound, optimum, round_trips
-from swarmbook.planning.pipeline import TICK, Pipeline, Plan, Rules
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan
 from swarmbook.planning.replay import replay
 
 
@@ -60,7 +61,7 @@ def exhaustive(pipeline: Pipeline) -> float:
     """The least makespan of all paths and all orders."""
     P, least, paths = pipeline.visits, 100.0, every_path(pipeline)
     for chosen in itertools.product(paths, repeat=pipeline.count):
-        ways = [pipeline.way(j, path) for j, path in enumerate(chosen)]
+        ways = [pipeline.itinerary(j, path) for j, path in enumerate(chosen)]
         shares = not pipeline.rules.shared or all(len({chosen[j] for j in chain}) == 1 for chain in pipeline.chains)
         if not shares or max(sum(node in path for path in chosen) for node in range(1, 99)) > pipeline.capacity:
             continue
@@ -81,7 +82,7 @@ def tiny(seed: int, sizes=(1, 2, 1), **fields) -> Pipeline:
     rng, nodes, first = np.random.default_rng(seed), iter(range(9)), {"microbatches": 2, "memory": 2}
     groups = tuple(tuple(next(nodes) for _ in range(size)) for size in sizes)
     hops, forward = rng.integers(0, 12, (sum(sizes),) * 2) / 8, rng.integers(1, 12, sum(sizes)) / 8
-    return Pipeline(groups, hops, forward, **{"rules": Rules(3, shared=False), **first, **fields})
+    return Pipeline(groups, hops, forward, **{"rules": PathRules(3, shared=False), **first, **fields})
 
 
 @given(instances())
@@ -109,7 +110,7 @@ def test_round_trips_of_the_reference_cases_are_the_shortest_of_all_paths(name):
 
 def test_closed_form_of_uneven_slots():
     """Of slots with 2, 1 and 1 microbatches the first can be the one that goes first; two with 2 share the launches."""
-    pipeline = tiny(0, (1, 3, 3), microbatches=4, memory=3, rules=Rules(3))
+    pipeline = tiny(0, (1, 3, 3), microbatches=4, memory=3, rules=PathRules(3))
     once = round_trips(pipeline)[0]
     launch = pipeline.forward[0] + pipeline.launch_gap
     assert closed_form(pipeline)[0] == pytest.approx(2 * once + pipeline.gap)
@@ -123,9 +124,9 @@ def test_closed_form_of_uneven_slots():
         ((1, 2, 1), {}),
         ((1, 1, 1), {}),
         ((1, 1, 1), {"memory": 1}),
-        ((1, 2, 1), {"memory": 1, "rules": Rules(3, shared=True)}),
-        ((1, 1, 2), {"rules": Rules(2), "relay_limit": 1}),
-        ((1, 2, 2), {"rules": Rules(3, swaps=0), "gap": 0.0, "launch_gap": 0.0}),
+        ((1, 2, 1), {"memory": 1, "rules": PathRules(3, shared=True)}),
+        ((1, 1, 2), {"rules": PathRules(2), "relay_limit": 1}),
+        ((1, 2, 2), {"rules": PathRules(3, swaps=0), "gap": 0.0, "launch_gap": 0.0}),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])
@@ -135,16 +136,16 @@ def test_the_optimum_is_the_best_of_all_orders(sizes, fields, seed):
     assert found.lower == found.upper == pytest.approx(best, abs=2 * TICK)
     assert replay(pipeline, found.plan).makespan == found.upper
     assert closed_form(pipeline).max() <= found.lower + TICK
-    assert search(pipeline, np.random.default_rng(0), moves=20_000).makespan == found.upper
+    assert annealing_search(pipeline, np.random.default_rng(0), moves=20_000).makespan == found.upper
 
 
 @pytest.mark.parametrize(("seed", "shared", "memory"), [(0, True, 1), (1, False, 2), (2, True, 2)])
 def test_nothing_beats_the_bounds(seed, shared, memory):
-    pipeline = tiny(seed, (2, 2, 2), memory=memory, rules=Rules(3, shared=shared))
+    pipeline = tiny(seed, (2, 2, 2), memory=memory, rules=PathRules(3, shared=shared))
     found = optimum(pipeline, effort=0.3, moves=10)
     assert closed_form(pipeline).max() - TICK <= found.lower <= found.upper
     assert replay(pipeline, found.plan).makespan == found.upper
-    other = search(pipeline, np.random.default_rng(seed), moves=20_000).makespan
+    other = annealing_search(pipeline, np.random.default_rng(seed), moves=20_000).makespan
     assert found.lower <= other
     assert closed_form(pipeline).max() <= lower_bound(pipeline, effort=0.3) <= other + TICK
 
@@ -180,7 +181,7 @@ def test_the_longest_round_trip_of_case_b():
 @pytest.mark.parametrize("microbatches", [2, 3, 4])
 def test_the_longest_round_trip_is_the_best_of_all_choices(seed, microbatches):
     """Two slots of 1 and 1, 2 and 1, 2 and 2 microbatches; with 2 and 1 a relay of room 3 takes both slots."""
-    pipeline = tiny(seed, (1, 2, 1), microbatches=microbatches, rules=Rules(3), relay_limit=3)
+    pipeline = tiny(seed, (1, 2, 1), microbatches=microbatches, rules=PathRules(3), relay_limit=3)
     lengths = [len(chain) for chain in pipeline.chains]
     paths, best = every_path(pipeline), np.inf
     for chosen in itertools.product(paths, repeat=2):

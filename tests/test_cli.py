@@ -13,7 +13,7 @@ import yaml
 
 from swarmbook import cli
 from swarmbook.analysis.claims import Claim
-from swarmbook.reproduction import execution, lineage, papers, publishing, verify
+from swarmbook.reproduction import execution, lineage, papers, publishing, terminal, verify
 
 WORKFLOWS = Path(__file__).parents[1] / ".github" / "workflows"
 
@@ -25,7 +25,7 @@ def swarmbook(*arguments: str) -> subprocess.CompletedProcess:
 
 def committed(path: Path) -> Path:
     """Give the toy notebook the outputs of an execution."""
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     return path
 
@@ -117,8 +117,9 @@ def test_no_papers(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SWARMBOOK_PAPERS", str(tmp_path))
     assert cli.main(["run"]) == 2
     assert "pip install -e ." in capsys.readouterr().err
-    assert cli.main(["list"]) == 0
-    assert cli.main(["list", "--json"]) == 0
+    assert cli.main(["list"]) == 2
+    assert "pip install -e ." in capsys.readouterr().err
+    assert cli.main(["list", "--json"]) == 2
     assert '"papers": []' in capsys.readouterr().out
 
 
@@ -163,6 +164,16 @@ def wait_until(condition, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_reader_may_stop_early(toy):
+    """As `swarmbook list | head` does."""
+    toy()
+    command = [sys.executable, "-m", "swarmbook", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+        assert listing.wait() == 1
 
 
 def test_list_as_text(toy, capsys):
@@ -214,7 +225,7 @@ def test_record_keeps_the_runs_that_were_noted_and_the_notebook_as_a_reader_gets
     assert cli.main(["run", "--record"]) == 0
     assert [file.name for file in (path.parent / "runs").iterdir()] == [f"{key}.parquet"]
     assert nbformat.read(path, 4).cells[-1].outputs[0].text == "from the record\n"
-    assert papers.read(path).runs == 1
+    assert papers.read_paper(path).runs == 1
 
 
 TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, microbatches=1)
@@ -385,7 +396,7 @@ def test_the_claims_table_wraps_and_loses_nothing(width):
         ),
         Claim("C8", "short", "", "", "holds"),
     ]
-    lines = cli.claims_table(claims, width).splitlines()
+    lines = terminal.claims_table(claims, width).splitlines()
     assert max(map(len, lines)) <= max(width, 92)
     words = " ".join(lines).split()
     for claim in claims:

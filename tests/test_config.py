@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import numpy as np
@@ -13,11 +14,12 @@ from swarmbook.config import NUMERICS, RunConfig, choose, grid, run_config
 from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError
 from swarmbook.methods.gossip_groups import MATCHINGS
-from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import OURS, RULES, Strategy, norm_average
 from swarmbook.methods.routing import ROUTES
 from swarmbook.methods.sync import OURS as SYNC_OURS
 from swarmbook.methods.sync import SYNCS, Method
+from swarmbook.results import Runs
 
 BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
 PARENT = run_config(**{**BASE, "steps": 10})
@@ -59,17 +61,17 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"sync": "DiLoCo", "fragments": 7}, "fragments=7 must be at most 6: there are stages=6"),
         ({"sync": "DiLoCo", "fragments": 6, "sync_every": 4}, "fragments=6 must be at most 4"),
         ({"sync": "DiLoCo", "delay": 50}, "delay=50 must be less than sync_every=50"),
-        ({"probes": ["own shard"], "held_out": 2, "replicas": 4}, "held_out=2 must be at least replicas=4"),
+        ({"measurements": ["own shard"], "held_out": 2, "replicas": 4}, "held_out=2 must be at least replicas=4"),
         ({"failure_rate": 1.5, "recovery": "CheckFree"}, "failure_rate=1.5"),
         ({"failure_rate": 0.1}, "failure_rate=0.1 needs a recovery: none, random, identity"),
-        ({"losses": [(3, 2)]}, "losses=((3, 2),) needs a recovery"),
+        ({"lost_stages": [(3, 2)]}, "lost_stages=((3, 2),) needs a recovery"),
         (
-            {"losses": [(20, 2)], "recovery": "CheckFree"},
-            "losses=((20, 2),): a loss is (step, stage) with step < steps=20",
+            {"lost_stages": [(20, 2)], "recovery": "CheckFree"},
+            "lost_stages=((20, 2),): a loss is (step, stage) with step < steps=20",
         ),
-        ({"losses": [(3, 7)], "recovery": "CheckFree"}, "stage from 1 to 6, or 0 for embedding and head"),
-        ({"losses": [(3, -1)], "recovery": "CheckFree"}, "losses.0.1=-1"),
-        ({"losses": [(3, 2, 1)], "recovery": "CheckFree"}, "losses.0=(3, 2, 1)"),
+        ({"lost_stages": [(3, 7)], "recovery": "CheckFree"}, "stage from 1 to 6, or 0 for embedding and head"),
+        ({"lost_stages": [(3, -1)], "recovery": "CheckFree"}, "lost_stages.0.1=-1"),
+        ({"lost_stages": [(3, 2, 1)], "recovery": "CheckFree"}, "lost_stages.0=(3, 2, 1)"),
         ({"failing": "ends"}, "failing='ends'"),
         ({"moments": "mean"}, "moments='mean'"),
         ({"boost_half_life": 0.0}, "boost_half_life=0.0"),
@@ -78,7 +80,10 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"start": PARENT, "stages": 4}, "stages=4 must be that of the run it starts from, 6"),
         ({"start": PARENT, "replicas": 2}, "replicas=2 must be that of the run it starts from, 1"),
         ({"start": PARENT, "steps": 10}, "steps=10 must be more than the 10 of the run it starts from"),
-        ({"start": PARENT, "recovery": "random", "losses": [(3, 1)]}, "losses=((3, 1),) must be at steps from 10 on"),
+        (
+            {"start": PARENT, "recovery": "random", "lost_stages": [(3, 1)]},
+            "lost_stages=((3, 1),) must be at steps from 10 on",
+        ),
         ({"start": {**BASE, "lr": -1.0}}, "start.lr=-1.0"),
         ({"heads": 3}, "width=64 must be an even multiple of heads=3"),
         ({"route": "swapped ends", "microbatches": 3}, "microbatches=3"),
@@ -94,7 +99,7 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"evaluate_every": 15}, "evaluate_every=15 must be a multiple of log_every=10"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"steps": 0}, "steps=0"),
-        ({"probes": ["loss jumps"]}, "unknown probe 'loss jumps': did you mean 'loss jump'"),
+        ({"measurements": ["loss jumps"]}, "unknown measurement 'loss jumps': did you mean 'loss jump'"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
@@ -119,13 +124,42 @@ def test_grid_is_the_product_of_its_axes():
         grid(BASE, seed=3)
 
 
+RENAMED = [("losses", "lost_stages", [(3, 2)]), ("probes", "measurements", ["loss jump"])]
+
+
+@pytest.mark.parametrize(("recorded", "name", "value"), RENAMED)
+def test_a_field_has_one_name_in_records_and_another_here(recorded, name, value):
+    base = {**BASE, "recovery": "CheckFree"}
+    config = run_config(**base, **{name: value})
+    assert run_config(**base, **{recorded: value}) == config == RunConfig(**base, **{recorded: value})
+    assert grid({**base, recorded: value}) == [config] == grid(base, **{recorded: [value]})
+    assert grid({**base, recorded: value}, **{name: [[], value]})[1] == config  # an axis replaces what the base has
+    assert grid(config, **{recorded: [[]]}) == [run_config(**base)]
+    dumped = config.model_dump(mode="json", exclude_defaults=True)
+    assert recorded in dumped and name not in dumped and run_config(**dumped) == config
+    assert run_config(**{**base, "steps": 30}, start=dumped).start == config
+    runs = Runs([run_config(**base), config], [None, None])
+    assert runs.axes == [recorded, "seed"]
+    for spelt in (recorded, name):
+        assert runs.where(**{spelt: getattr(config, name)}).configs == [config]
+    both = {name: value, recorded: value}
+    for given in (lambda: run_config(**base, **both), lambda: grid({**base, **both}), lambda: grid(base, **both)):
+        with pytest.raises(ConfigError, match=f"{recorded} and {name} are one field: give {name} alone"):
+            given()
+
+
+def test_every_field_says_what_it_is():
+    for name, field in RunConfig.model_fields.items():
+        assert field.description and field.description.endswith("."), name
+
+
 OTHER = {
     "data": "fiction_austen", "data_limit": 10_000, "stages": 7, "layers_per_stage": 2, "width": 32, "heads": 2,
     "hidden": 32, "sequence": 64, "replicas": 2, "microbatches": 2, "batch": 4, "steps": 30, "lr": 2e-3,
     "schedule": "cosine", "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends", "recovery": "random",
     "failing": "interior", "moments": "keep", "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
-    "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",), "probes": ("loss jump",),
-    "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5,
+    "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",),
+    "measurements": ("loss jump",), "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5,
     "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 20, "outer_lr": 0.5,
     "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
     "delay": 3, "mixing": 0.5, "absent": 0.1, "storage": "bf16",
@@ -137,9 +171,10 @@ def test_every_field_changes_the_key():
     keys = {run_config(**{**BASE, name: value}).key for name, value in OTHER.items()}
     assert len(keys | {base.key}) == len(OTHER) + 1
     routed = {"paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
-    assert set(RunConfig.model_fields) - set(OTHER) == {"tokenizer", "shards", "failure_rate", "losses"} | routed
+    others = {"tokenizer", "shards", "failure_rate", "lost_stages"} | routed
+    assert set(RunConfig.model_fields) - set(OTHER) == others
     assert run_config(**BASE).key == base.key
-    lossy = {"failure_rate": 0.1}, {"failure_rate": 0.2}, {"losses": [(3, 2)]}, {"losses": [(2, 3)]}
+    lossy = {"failure_rate": 0.1}, {"failure_rate": 0.2}, {"lost_stages": [(3, 2)]}, {"lost_stages": [(2, 3)]}
     insured = {run_config(**BASE, recovery="random", **fields).key for fields in ({}, *lossy)}
     assert len(insured) == len(lossy) + 1
     limits = [{}, {"visits": 4}, {"visits": 4.5}, {"swaps": 1}, {"swap_lag": 2}, {"reach": 5}, {"keep_first": False}]
@@ -154,8 +189,8 @@ DEFAULTS = {
     "tokenizer": "swarmbook", "data_limit": None, "stages": 6, "layers_per_stage": 1, "width": 64, "heads": 4,
     "hidden": 256, "sequence": 128, "replicas": 1, "microbatches": 4, "batch": 2, "lr": 1e-3, "schedule": "constant",
     "warmup": 0, "clip": 1.0, "precision": "fp32", "route": "in order", "recovery": "none", "failure_rate": 0.0,
-    "failing": "stages", "losses": (), "moments": "reset", "lr_boost": 1.1, "boost_half_life": None,
-    "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "probes": (),
+    "failing": "stages", "lost_stages": (), "moments": "reset", "lr_boost": 1.1, "boost_half_life": None,
+    "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "measurements": (),
     "start": None, "branch": None, "schedule_steps": None, "lr_floor": 0.1,
     "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
@@ -256,6 +291,31 @@ def test_editing_ones_own_rule_changes_the_key(monkeypatch):
     assert own_key(monkeypatch, half) != own_key(monkeypatch, half, name="by another name")
 
 
+SHARE = 1.0
+
+
+def scaled(weight):
+    return SHARE * weight
+
+
+def test_editing_what_ones_own_rule_reads_or_calls_changes_the_key(monkeypatch):
+    def rule(lost):
+        return scaled(lost)
+
+    first = own_key(monkeypatch, rule)
+    monkeypatch.setitem(globals(), "SHARE", 0.0)
+    second = own_key(monkeypatch, rule)
+    monkeypatch.setitem(globals(), "scaled", lambda weight: weight)
+    third = own_key(monkeypatch, rule)
+    assert len({first, second, third}) == 3
+
+
+def test_a_rule_that_holds_what_cannot_be_compared_is_refused_by_name(monkeypatch):
+    lock = threading.Lock()
+    with pytest.raises(ConfigError, match="'lock' in recovery 'mine' is a lock"):
+        own_key(monkeypatch, lambda lost: lock)
+
+
 def test_what_ones_own_rule_keeps_changes_the_key(monkeypatch):
     def rule(lost):
         lost.draw()
@@ -276,7 +336,7 @@ def test_rules_made_by_our_functions_are_still_ones_own(monkeypatch):
     assert run_config(**BASE, recovery="CheckFree").key == shipped
 
 
-def test_editing_ones_own_route_or_probe_changes_the_key(monkeypatch):
+def test_editing_ones_own_route_or_measurement_changes_the_key(monkeypatch):
     def in_order(*sizes):
         return ROUTES["in order"](*sizes)
 
@@ -294,11 +354,11 @@ def test_editing_ones_own_route_or_probe_changes_the_key(monkeypatch):
         return run_config(**BASE, **fields).key
 
     routes = [key(ROUTES, part, {"route": "mine"}) for part in (in_order, swapped, in_order)]
-    probes = [key(PROBES, part, {"probes": ["mine"]}) for part in (nothing, one, nothing)]
-    for first, second, third in (routes, probes):
+    measured = [key(MEASUREMENTS, part, {"measurements": ["mine"]}) for part in (nothing, one, nothing)]
+    for first, second, third in (routes, measured):
         assert first == third != second
-    both = run_config(**BASE, probes=["mine", "loss jump"]).key
-    assert both not in probes
+    both = run_config(**BASE, measurements=["mine", "loss jump"]).key
+    assert both not in measured
 
 
 def test_editing_ones_own_sync_or_matching_changes_the_key(monkeypatch):
@@ -338,7 +398,7 @@ def test_editing_ones_own_sync_or_matching_changes_the_key(monkeypatch):
 
 SCRIPT = """
 from swarmbook.config import run_config
-from swarmbook.methods.measurements import probe
+from swarmbook.methods.measurements import measurement
 from swarmbook.methods.recovery import recovery
 
 class Thing:
@@ -352,11 +412,11 @@ def made(thing, names):
 
 recovery("mine", keeps="ends")(made(Thing(), {"x": {"some", "names"}}))
 
-@probe("mine")
+@measurement("mine")
 def measure(pack, asking, thing=Thing()):
     return [name for name in pack if name in {"a", "b", "c", "d"}]
 
-print(run_config(data="stories_toy", steps=20, recovery="mine", probes=["mine"]).key)
+print(run_config(data="stories_toy", steps=20, recovery="mine", measurements=["mine"]).key)
 """
 
 
@@ -402,3 +462,24 @@ def test_choose_names_the_profiles():
 def test_reading_recorded_runs_needs_no_torch():
     code = "import sys, swarmbook.runs, swarmbook.analysis.claims; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"steps": 20, "warmup": 30}, "warmup=30 must be at most the 20 steps"),
+        ({"steps": 20, "warmup": 15, "schedule_steps": 10}, "warmup=15 must be at most the 10 steps"),
+        ({"lr": float("inf")}, "lr=inf: .*finite"),
+        ({"lr_boost": float("inf")}, "lr_boost=inf: .*finite"),
+        ({"clip": float("inf")}, "clip=inf: .*finite"),
+        ({"outer_momentum": float("nan")}, "outer_momentum=nan"),
+        ({"sync": "NoLoCo", "replicas": 2, "group": 1, "matching": "hypercube"}, "in groups of 1: give a larger size"),
+        (
+            {"schedule": "cosine", "lr_floor": 0.0, "schedule_steps": 1, "recovery": "rollback", "failure_rate": 0.1},
+            "lr_floor=0 with schedule_steps=1 leaves no learning rate from step 1 on",
+        ),
+    ],
+)
+def test_what_would_fail_or_wait_for_ever_is_refused_at_once(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        run_config(**{**BASE, **fields})

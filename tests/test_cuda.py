@@ -190,7 +190,7 @@ def test_compiled_layers_know_the_logsumexp(monkeypatch):
     "fields",
     [
         {},
-        {"recovery": "CheckFree", "losses": ((3, 2), (8, 3))},
+        {"recovery": "CheckFree", "lost_stages": ((3, 2), (8, 3))},
         {"replicas": 4, "route": "random replicas", "sync": "NoLoCo", "sync_every": 4, "common_start": True},
         {"replicas": 2, "sync": "all-reduce", "common_start": True},
     ],

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -194,6 +195,43 @@ def test_wide_vocabulary_takes_four_bytes(corpora, tmp_path):
     np.testing.assert_array_equal(tokens.ids, tokenization.tokens("fables", "train").ids)
 
 
+def test_a_tokenizer_that_cuts_and_pads_gives_whole_texts_all_the_same(corpora, tmp_path):
+    """As `save_pretrained` writes one after a call with padding and truncation (tokenizers 0.22, transformers 5)."""
+    content = json.loads((corpora / "tokenizer.json").read_text())
+    coder = Tokenizer.from_str(json.dumps(content))
+    plain = tmp_path / "plain.json"
+    coder.save(str(plain))
+    coder.enable_truncation(5)
+    coder.enable_padding(length=8)
+    cutting = tmp_path / "cutting.json"
+    coder.save(str(cutting))
+    whole, same = (tokenization.tokens("fables", "train", str(path)) for path in (plain, cutting))
+    np.testing.assert_array_equal(whole.ids, same.ids)
+    assert whole.fingerprint != same.fingerprint  # what was cached of cut texts must not be found again
+
+
+def test_a_vocabulary_with_holes(corpora, tmp_path):
+    content = json.loads((corpora / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    moved = max(vocabulary, key=vocabulary.get)
+    vocabulary[moved] = 70_000
+    holes = tmp_path / "holes.json"
+    holes.write_text(json.dumps(content))
+    tokens = tokenization.tokens("fables", "train", str(holes))
+    assert tokens.vocabulary == 70_001 and tokens.ids.dtype == np.uint32
+    plain = tokenization.tokens("fables", "train").ids.astype(int)
+    np.testing.assert_array_equal(
+        np.where(plain == plain.max(), 70_000, plain)[plain < plain.max()], tokens.ids[plain < plain.max()]
+    )
+
+
+@pytest.mark.parametrize("content", [b"{}", b"not JSON", b"\xff\xfe", b'{"model": {"type": "BPE"}}'])
+def test_a_damaged_tokenizer_file_is_told(corpora, tmp_path, content):
+    (tmp_path / "damaged.json").write_bytes(content)
+    with pytest.raises(DataError, match="tokenizer file is damaged"):
+        tokenization.tokens("fables", "train", str(tmp_path / "damaged.json"))
+
+
 def test_warm_cache_does_not_tokenize(corpora, encoded):
     first = tokenization.tokens("fables", "train").ids
     second = tokenization.tokens("fables", "train").ids
@@ -248,11 +286,14 @@ def test_interrupted_writer_leaves_nothing_behind(corpora, tmp_path, monkeypatch
         patch.setattr(tokenization, "_encoded", stopped)
         with pytest.raises(KeyboardInterrupt):
             tokenization.tokens("fables", "train")
-    assert not list(tmp_path.glob("cache/tokens/*.ids")) and not list(tmp_path.glob("cache/tokens/*.half"))
-    (tmp_path / "cache/tokens/leftover.half").write_bytes(b"half")
+    assert not list(tmp_path.glob("cache/tokens/*.ids")) and not list(tmp_path.glob("cache/tokens/*.tmp"))
+    (lock,) = tmp_path.glob("cache/tokens/*.lock")
+    leftover = lock.with_name(lock.name.replace(".lock", ".0123abcd.tmp"))
+    leftover.write_bytes(b"half")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(tokenization.tokens("fables", "train").ids) > 5
+    assert not leftover.exists()
 
 
 def test_unusable_cache_folder_names_the_variable(corpora, tmp_path, monkeypatch):
@@ -266,10 +307,10 @@ def test_full_disk_names_the_variable(corpora, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokenization.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="cache/tokens.*No space left.*SWARMBOOK_CACHE"):
         tokenization.tokens("fables", "train")
-    assert not list(tmp_path.glob("cache/tokens/*.half"))
+    assert not list(tmp_path.glob("cache/tokens/*.tmp"))
 
 
 def test_two_processes_make_one_file(corpora, tmp_path):
@@ -316,7 +357,8 @@ def test_fingerprint_follows_content_only(corpora, made, tmp_path, monkeypatch):
 
 
 def test_import_is_light():
-    script = "import sys, swarmbook.data.tokenization; print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
+    script = "import sys, swarmbook.data.tokenization\n"
+    script += "print([m for m in ('datasets', 'torch', 'pyarrow') if m in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(LIBRARY)}, capture_output=True
     )
@@ -547,6 +589,58 @@ def test_hub_source_that_is_wrong_is_told(corpora, tmp_path, monkeypatch):
     path.unlink()
     with pytest.raises(DataError, match="'data/validation-\\*'; get it with\n  hf download roneneldan/TinyStories"):
         tokenization.tokens("hub:tinystories", "validation")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_hub_files_are_read_as_they_are_named_and_packed(corpora, tmp_path, monkeypatch, suffix):
+    """`datasets` takes file names for patterns: beside train1.jsonl, train[1].jsonl would never be read."""
+    home = tmp_path / "hub [y]"
+    names = {"data/train1.jsonl": ["one", "two"], "data/train*.jsonl": ["three"], "data/train[1].jsonl": ["four"]}
+    if suffix:
+        names["data/train2.jsonl"] = names.pop("data/train[1].jsonl")
+    for name, documents in names.items():
+        path = write_text(home, monkeypatch, f"roneneldan/TinyStories/{name.replace('train', 'train-')}", documents)
+        if suffix == ".gz":
+            path.with_name(path.name + suffix).write_bytes(gzip.compress(path.read_bytes()))
+        elif suffix:
+            path.with_name(path.name + suffix).write_bytes(zstandard.compress(path.read_bytes()))
+        if suffix:
+            path.unlink()
+    found = [row["text"] for row in tokenization.texts("hub:tinystories", "train")]
+    assert sorted(found) == ["four", "one", "three", "two"]
+
+
+def test_a_packed_file_with_brackets_in_its_name_is_told(corpora, tmp_path, monkeypatch):
+    """`datasets` 5 makes an address of the packed file's name, in which Python's urlsplit finds no valid host."""
+    write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-[1].jsonl.gz", ["once"])
+    with pytest.raises(DataError, match=r"train-\[1\].jsonl.gz .*rename it"):
+        tokenization.tokens("hub:tinystories", "train")
+
+
+DAMAGED = {
+    "half a parquet": ("train-0.parquet", lambda whole: whole[: len(whole) // 2], "train-0.parquet is damaged"),
+    "half a gz": ("train-0.jsonl.gz", lambda whole: whole[: len(whole) // 2], "train-0.jsonl.gz is damaged"),
+    "a pointer": ("train-0.parquet", lambda _: b"version https://git-lfs.github.com/spec/v1\n", "train-0.parquet is"),
+    "numbers": ("train-0.jsonl", lambda _: b'{"text": 3}\n{"text": 4}\n', "holds 3 in place of a text"),
+    "half a line": ("train-0.jsonl", lambda whole: whole[:-9], "train-0.jsonl is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_hub_files_that_cannot_be_read_are_named(corpora, tmp_path, monkeypatch, kind):
+    name, damage, said = DAMAGED[kind]
+    documents = [story("hub", "train", i) for i in range(3000)]
+    path = write_text(tmp_path, monkeypatch, f"roneneldan/TinyStories/data/{name}", documents)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=said):
+        tokenization.tokens("hub:tinystories", "train")
+
+
+def test_hub_files_that_do_not_fit_together_are_told(corpora, tmp_path, monkeypatch):
+    folder = write_text(tmp_path, monkeypatch, "roneneldan/TinyStories/data/train-0.jsonl", ["once"]).parent
+    (folder / "train-1.jsonl").write_text('{"text": "twice", "url": "u", "meta": {"n": 1, "more": {"a": 2}}}\n')
+    with pytest.raises(DataError, match="'hub:tinystories' .*cannot be read: its files do not fit together"):
+        tokenization.tokens("hub:tinystories", "train")
 
 
 @pytest.mark.parametrize("network", ["refused", "silent"])

@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_parts import assert_alike
+from test_resharding import assert_alike
 
 from swarmbook import runs
 from swarmbook.config import run_config
@@ -58,8 +58,8 @@ CASES = {  # on four processes
     "skipping": {**ROW, "route": "planned", "paths": ((0, 3), (0, 2, 1), (3, 2, 1, 0), (1, 2))},
     "absent from its pair": {**SQUARE, "sync": "NoLoCo", "absent": 0.4},
     "absent from all": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
-    "probed": {**ROW, "probes": ("loss jump", "similarity")},
-    "probed replicas": {**COLUMN, "sync": "gossip", "probes": ("replicas", "mean weights")},
+    "probed": {**ROW, "measurements": ("loss jump", "similarity")},
+    "probed replicas": {**COLUMN, "sync": "gossip", "measurements": ("replicas", "mean weights")},
 }
 HALVES = {"replicas": 2, "stages": 4}  # two stages of a replica on each rank
 BLOCKS = {**HALVES, "failure_rate": 0.03}
@@ -69,14 +69,14 @@ LOSING = {
     "CheckFree, as released": {**BLOCKS, "sync": "all-reduce", "boost_half_life": 5.0},
     "CheckFree+": {**ROW, "route": "swapped ends", "failing": "all", "failure_rate": 0.05, "seed": 1},
     "CheckFree+, as released": {**BLOCKS, "route": "swapped ends", "failing": "all"},
-    "uniform average": {**BLOCKS, "moments": "keep", "losses": ((4, 0), (4, 2), (9, 4))},
+    "uniform average": {**BLOCKS, "moments": "keep", "lost_stages": ((4, 0), (4, 2), (9, 4))},
     "copy previous": {**BLOCKS, "sync": "DiLoCo", "moments": "average"},
     "random": {**ROW, "failure_rate": 0.03},
-    "identity": {**ROW, "losses": ((3, 2), (3, 3), (17, 1))},
-    "all zeros": {**ROW, "losses": ((12, 3),)},
-    "rollback": {**BLOCKS, "sync": "DiLoCo", "keep_every": 4, "losses": ((6, 1), (23, 4))},
-    "neighbour snapshot": {**BLOCKS, "keep_every": 4, "losses": ((6, 1), (23, 4), (25, 2), (25, 3), (25, 1))},
-    "redundant computation": {**BLOCKS, "losses": ((6, 1), (23, 4), (25, 2), (25, 1))},
+    "identity": {**ROW, "lost_stages": ((3, 2), (3, 3), (17, 1))},
+    "all zeros": {**ROW, "lost_stages": ((12, 3),)},
+    "rollback": {**BLOCKS, "sync": "DiLoCo", "keep_every": 4, "lost_stages": ((6, 1), (23, 4))},
+    "neighbour snapshot": {**BLOCKS, "keep_every": 4, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 3), (25, 1))},
+    "redundant computation": {**BLOCKS, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 1))},
     "learning rate alone": {**ROW, "failure_rate": 0.03, "boost_half_life": 5.0},
 }
 # Adam makes much of rounding where moments are new: the higher the rate, the sooner the numbers part.
@@ -333,7 +333,7 @@ import json, os, signal, sys
 import swarmbook.training.trainer
 from swarmbook.distributed.pipeline_executor import PipelineExecutor
 from swarmbook.distributed.communicator import LostRank
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.distributed.remote_stages import RemoteStages
 from swarmbook.distributed.rank_trainer import RankTrainer
 swarmbook.training.trainer.CHECKPOINT_SECONDS = float(sys.argv.pop(1))
@@ -376,7 +376,7 @@ for place in places:
     [
         (
             60,
-            {"recovery": "CheckFree", "losses": ((20, 2),)},
+            {"recovery": "CheckFree", "lost_stages": ((20, 2),)},
             [
                 ("PipelineExecutor", "run", 4, 2, "die"),  # before it has its gradients
                 ("RankTrainer", "_charge", 11, 1, "cut"),  # it has them, but does not see that all have
@@ -409,7 +409,7 @@ def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(
     arguments = [str(seconds), str(tmp_path / "was"), json.dumps(places), "--replace", "1", *written(tmp_path, config)]
     struck(tmp_path, forked(arguments, before=FAULTS), strikes=())
     assert len(list((tmp_path / "was").iterdir())) == len(places)
-    stacked = config.model_copy(update={"losses": (*config.losses, *lost)})
+    stacked = config.model_copy(update={"lost_stages": (*config.lost_stages, *lost)})
     dying = stacked.failures()
     monkeypatch.setattr("swarmbook.config.RunConfig.failures", lambda _: dying)
     # Beside the stages at the ends: these die with them, where a process has both.

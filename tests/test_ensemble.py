@@ -269,3 +269,15 @@ def test_golden_numbers(store):
     golden = json.loads((Path(__file__).parent / "golden_ensemble.json").read_text())
     assert golden.pop("version") == VERSION
     assert found == pytest.approx(golden, rel=1e-5)
+
+
+def test_a_target_that_an_expert_calls_impossible_takes_its_weight_and_nothing_else():
+    log_p = np.log(np.full((2, 1, 4), 0.5))
+    log_p[0, 0, 1] = -np.inf
+    weights = posterior(log_p, np.array([0.5, 0.5]))
+    np.testing.assert_allclose(weights[0, 0], [0.5, 0.5, 0.0, 0.0])
+    np.testing.assert_allclose(weights.sum(0), 1.0)
+    found, _ = mixed(log_p, np.array([0.5, 0.5]))
+    np.testing.assert_allclose(np.exp(found[0]), [0.5, 0.25, 0.5, 0.5])
+    for prior in (cached_prior(log_p), moving_average_prior(log_p)):
+        assert np.isfinite(prior).all() and abs(prior.sum() - 1) < 1e-12

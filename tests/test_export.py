@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,10 +15,10 @@ from tokenizers import Tokenizer, models, processors
 
 from swarmbook.config import run_config
 from swarmbook.data import tokenization
-from swarmbook.data import tokenization as corpora
 from swarmbook.errors import ConfigError, StoreError
-from swarmbook.export import export, files_of, plain, plan, read, untrained, write
+from swarmbook.export import export, files_of, plain, plan, run_named, untrained
 from swarmbook.methods.model_size import Shape
+from swarmbook.records.atomic_files import write_folder
 from swarmbook.records.store import open_store
 from swarmbook.runs import final_states
 from swarmbook.training import trainer as training
@@ -91,14 +92,14 @@ def test_any_replica_of_any_shape_is_the_fleets(tmp_path_factory, shape, replica
         weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
     replica = more.draw(st.integers(0, replicas - 1))
     folder = tmp_path_factory.mktemp("any") / "model"
-    write(folder, files_of(fleet.state_dict(), shape, replica, 32, words(shape.vocabulary)))
+    write_folder(folder, files_of(fleet.state_dict(), shape, replica, 32, words(shape.vocabulary)))
     assert_same_logits(loaded(folder)[0], fleet, replica)
 
 
 def test_a_run_gives_transformers_the_validation_loss_that_was_recorded(tmp_path):
     """Text in, loss out, without anything of ours but the texts."""
     model, tokenizer = loaded(quiet(ALONE, tmp_path / "model"))
-    documents = corpora.texts(ALONE.data, "validation")["text"]
+    documents = tokenization.texts(ALONE.data, "validation")["text"]
     stream = [i for text in documents for i in (*tokenizer(text).input_ids, tokenizer.eos_token_id)]
     T, count = ALONE.sequence, ALONE.held_out
     windows = (len(stream) - 1) // T
@@ -140,7 +141,7 @@ def coders(request, tmp_path_factory):
     coder = tokenization.tokenizer(request.param)
     shape = Shape(1, 1, 4, 1, 4, coder.get_vocab_size())
     folder = tmp_path_factory.mktemp("coder") / "model"
-    write(folder, files_of(Fleet(shape, [0], device="cpu", compile=False).state_dict(), shape, 0, 64, coder))
+    write_folder(folder, files_of(Fleet(shape, [0], device="cpu", compile=False).state_dict(), shape, 0, 64, coder))
     return coder, loaded(folder)[1]
 
 
@@ -185,11 +186,13 @@ def test_generation_ends_with_the_text(tmp_path):
 def test_the_card_and_the_configuration_lead_back_to_the_run(tmp_path):
     folder = quiet(GOSSIP, tmp_path / "deep" / "model", replica=2)
     card = (folder / "README.md").read_text()
-    assert f"# Run {GOSSIP.key}, replica 2 of 4\n" in card
+    about = huggingface_hub.ModelCard(card)
+    assert (about.data.library_name, about.data.pipeline_tag) == ("transformers", "text-generation")
+    assert about.content == card and about.text.startswith(f"# Run {GOSSIP.key}, replica 2 of 4\n")
     assert "- stories_toy: template stories, own work" in card
     assert f"| torch | {torch.__version__} |" in card
     assert json.loads(card.split("```json\n")[1].split("```")[0]) == json.loads((folder / "run.json").read_text())
-    assert read(str(folder / "run.json")) == GOSSIP and read(GOSSIP.key) == GOSSIP
+    assert run_named(str(folder / "run.json")) == GOSSIP and run_named(GOSSIP.key) == GOSSIP
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md", "config.json", "generation_config.json", "model.safetensors", "run.json", "tokenizer.json",
         "tokenizer_config.json",
@@ -256,13 +259,13 @@ def test_folders_that_cannot_be_written_are_refused_before_anything_is_trained(t
 
 def test_runs_that_are_not_known(tmp_path):
     with pytest.raises(ConfigError, match="'0123456789abcdef0123' is neither a JSON file nor the key"):
-        read("0123456789abcdef0123")
+        run_named("0123456789abcdef0123")
     quiet(ALONE, tmp_path / "model")
     key = ALONE.key
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("swarmbook.config.NUMERICS", 0)
         with pytest.raises(ConfigError, match=f"run {key} was trained on other data or by other code"):
-            read(key)
+            run_named(key)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

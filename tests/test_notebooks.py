@@ -104,7 +104,7 @@ def committed(toy) -> Path:
         f"display({{{MIMETYPE!r}: claims, 'text/plain': 'T1'}}, raw=True)"
     )
     path = toy("toy", (figure, "figure 1"), (table, "table 1"), (slow, ""), (claim, ""))
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     return path
 
@@ -119,7 +119,7 @@ def test_records_at_other_profiles_are_of_the_code_beside_them():
 
 
 def test_a_record_of_other_code_is_noticed(committed):
-    paper = papers.read(committed)
+    paper = papers.read_paper(committed)
     record = papers.at(paper, "smoke")
     publishing.commit(record, execution.execute(paper, {"profile": "smoke"}).notebook)
     before, stored = committed.read_text(), nbformat.read(record.notebook, as_version=4)
@@ -152,7 +152,7 @@ def test_a_picture_beside_a_notebook_is_one_of_its_figures(kept):
 @each_notebook
 def test_notebook_runs_from_nothing(path, tmp_path):
     """With nothing recorded or stored, at the smallest profile: every figure is drawn, every claim judged."""
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     environment = {"SWARMBOOK_STORE": str(tmp_path / "store"), "SWARMBOOK_FRESH": "1"}
     done = execution.execute(paper, {"profile": "smoke"}, tmp_path / "runs", environment)
     executed = nbformat.read(done.notebook, as_version=4)

@@ -1,9 +1,12 @@
 """What a newcomer meets before the first line of code: dependencies, README, the CI script."""
 
 import ast
+import importlib
 import importlib.metadata
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,10 +18,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import swarmbook
+from swarmbook.analysis import claims
+from swarmbook.reproduction import papers
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
+PAGES = [path.relative_to(ROOT) for path in sorted(ROOT.glob("*.md"))]
+PAGES += [Path(folder, "README.md") for folder in ("data", "findings", "lib", "papers", "tests")]
 
 
 def by_name(requirements: list[str]) -> dict[str, Requirement]:
@@ -104,6 +111,131 @@ def test_versions_agree():
     assert PROJECT["license"] == citation["license"] == "MIT"
 
 
+def test_the_citation_has_what_its_format_requires():
+    """The keys that the schema of CFF 1.2.0 requires, and of a software and its authors no others than it knows."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    for entry in (citation, *citation["references"]):
+        assert entry["title"] and entry["authors"]
+        assert all(author.keys() & {"name", "family-names"} for author in entry["authors"])
+    assert citation["message"] and all(entry["type"] == "article" for entry in citation["references"])
+    known = {"cff-version", "message", "type", "title", "version", "license", "authors", "keywords", "references"}
+    assert citation.keys() == known
+
+
+def test_urls_are_those_of_the_papers():
+    cited = {entry["url"] for entry in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]}
+    linked = {url for url in re.findall(r"https://arxiv\.org/abs/[\d.]+", README) if url}
+    assert set(PROJECT["urls"].values()) == cited == linked
+
+
+# The package outside its clone
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder of site-packages with nothing in it but swarmbook, built as a wheel without network and installed."""
+    place = tmp_path_factory.mktemp("wheel")
+    source, site = place / "source", place / "site"
+    for name, aside in {"lib": "*.egg-info", "data": "", "papers": "runs*"}.items():
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", aside))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", place, source]
+    subprocess.run(build, check=True, capture_output=True, text=True)
+    (wheel,) = place.glob("*.whl")
+    assert wheel.stat().st_size < 20e6, "a wheel of this size is slow to install: leave something in the clone"
+    install = [*pip, "install", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run(install, check=True, capture_output=True, text=True)
+    return site
+
+
+def outside(installed: Path, place: Path, *command: str, **more: str) -> subprocess.CompletedProcess:
+    """Run Python in a folder that is no clone, with the installed package and no place set by the environment."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SWARMBOOK_")}
+    environment |= {"PYTHONPATH": str(installed), "SWARMBOOK_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], cwd=place, env=environment | more, capture_output=True, text=True)
+
+
+def test_a_wheel_carries_what_its_readers_need(installed):
+    share, committed = installed / "swarmbook" / "share", {path.name for path in (ROOT / "data").glob("*.parquet")}
+    assert {path.name for path in (share / "data").glob("*.parquet")} == committed
+    for name in ("data/tokenizer.json", "data/card.json", "data/LICENCES.md", "data/links.csv", "data/wan_delays.csv"):
+        assert (share / name).read_bytes() == (ROOT / name).read_bytes()
+    for paper in (path.parent for path in ROOT.glob("papers/*/sweep.yaml")):
+        for name in (f"{paper.name}.ipynb", "published.csv", "sweep.yaml"):
+            assert (share / "papers" / paper.name / name).read_bytes() == (paper / name).read_bytes()
+    assert not list(share.rglob("runs")) and not list(share.rglob("*.py"))
+    assert (installed / "swarmbook" / "py.typed").exists()
+
+
+def test_an_installed_package_lists_its_papers_and_keeps_its_runs_here(installed, tmp_path):
+    listed = outside(installed, tmp_path, "-m", "swarmbook", "list", "--json")
+    papers = json.loads(listed.stdout)["papers"]
+    assert listed.returncode == 0 and {paper["name"] for paper in papers} == {
+        path.parent.name for path in ROOT.glob("papers/*/sweep.yaml")
+    }
+    assert all(paper["runs"] == 0 and paper["claims"] for paper in papers)
+    own_method = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].replace('"steps": 100', '"steps": 2')
+    code = (
+        own_method
+        + """
+import swarmbook
+from swarmbook import RunConfig, grid, run
+base = {"data": "essay_cfi", "width": 8, "heads": 2, "sequence": 16, "steps": 2, "stages": 2, "microbatches": 1}
+assert len(run([RunConfig(**base)], show=False).final()) == 1
+print(swarmbook.__file__)
+"""
+    )
+    trained = outside(installed, tmp_path, "-c", code)
+    assert trained.stdout.endswith(f"{installed / 'swarmbook' / '__init__.py'}\n"), trained.stderr
+    assert re.search(r"^median of three +\d", trained.stdout, re.MULTILINE)
+    assert list((tmp_path / "runs" / "store").glob("*.parquet"))
+
+
+def test_an_installed_notebook_finds_the_store_where_the_command_was_given(installed, tmp_path):
+    """Its kernel runs in the folder of the notebook, which may be read-only."""
+    code = """
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+from swarmbook import locations
+from swarmbook.reproduction import execution, papers
+path = locations.papers_folder() / "toy" / "toy.ipynb"
+path.parent.mkdir()
+shown = "from swarmbook.locations import store_folder; print(store_folder())"
+cells = [new_code_cell('profile = "cpu"', metadata={"tags": ["parameters"]}), new_code_cell(shown)]
+nbformat.write(new_notebook(cells=cells), path)
+done = execution.execute(papers.read_paper(path), page=False)
+print(done.notebook, nbformat.read(done.notebook, 4).cells[-1].outputs[0].text)
+"""
+    done = outside(installed, tmp_path, "-c", code)
+    shutil.rmtree(installed / "swarmbook" / "share" / "papers" / "toy")
+    assert done.stdout.split() == [str(tmp_path / "runs/toy/toy.ipynb"), str(tmp_path / "runs/store")], done.stderr
+
+
+@pytest.mark.parametrize("command", [["verify"], ["run", "--record", "syncpcn"]])
+def test_an_installed_package_says_what_needs_a_clone(installed, tmp_path, command):
+    refused = outside(installed, tmp_path, "-m", "swarmbook", *command)
+    assert refused.returncode == 2 and "pip install -e ." in refused.stderr
+    nowhere = outside(installed, tmp_path, "-m", "swarmbook", "list", SWARMBOOK_PAPERS=str(tmp_path / "none"))
+    assert nowhere.returncode == 2 and f"no papers in {tmp_path / 'none'}" in nowhere.stderr
+
+
+def test_public_names_load_when_they_are_asked_for():
+    assert {"RunConfig", "grid", "run"} <= set(swarmbook.__all__) <= set(dir(swarmbook))
+    assert swarmbook.grid is importlib.import_module("swarmbook.config").grid
+    assert all(getattr(swarmbook, name) for name in swarmbook.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'runn'"):
+        _ = swarmbook.runn
+
+
+def test_importing_the_package_takes_no_time():
+    code = "import time; before = time.process_time(); import swarmbook; print(time.process_time() - before)"
+    seconds = [float(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout) for _ in range(5)]
+    assert min(seconds) <= 0.05
+
+
 # Rooms that compute with torch. Loading it takes longer than all else that a notebook loads whose runs are recorded.
 TENSORS = ("swarmbook.training", "swarmbook.distributed", "swarmbook.export")
 WAITS = {"torch", "transformers", "datasets", "tokenizers", "ortools", "papermill", "nbconvert", "dask", "distributed"}
@@ -182,44 +314,88 @@ def test_ci_takes_its_commands_from_the_readme(name):
     assert (done.returncode, done.stdout) == (0, command(name))
 
 
-def anchor(heading: str) -> str:
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(
-    "page", sorted(p.relative_to(ROOT) for p in [*ROOT.glob("*.md"), *ROOT.glob("data/*.md")]), ids=str
-)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_no_dead_links(page):
     """Links within the clone; those that lead elsewhere are not followed."""
-    text = (ROOT / page).read_text()
-    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL))
     dead = []
     for link in links:
         if re.match(r"[a-z]+:", link):
             continue
-        target, _, fragment = link.partition("#")
-        if target and not (ROOT / page).parent.joinpath(target).exists():
-            dead.append(link)
-        if not target and fragment not in anchors:
+        name, _, fragment = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        if not target.exists() or (fragment and fragment not in anchors(target)):
             dead.append(link)
     assert not dead
 
 
-def test_the_readmes_own_methods_run_as_they_stand(tmp_path):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-    environment = {**os.environ, "SWARMBOOK_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
+BLOCKS = {page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL) for page in PAGES}
+SHOWN = {  # by page what its blocks print, among other lines
+    "README.md": [r"CheckFree +\d", r"median of three +\d"],
+    "lib/README.md": [r"DiLoCo +\d", r"signs +\d", r"code_go +\d", r"[\d.]+ [\d.]+ [\d.]+$", r"\['Refunded'"],
+    "data/README.md": [],
+}
+
+
+def test_every_page_with_blocks_of_python_is_run():
+    assert {str(page) for page, blocks in BLOCKS.items() if blocks} == set(SHOWN)
+
+
+@pytest.mark.parametrize("page", SHOWN)
+def test_the_blocks_of_a_page_run_as_they_stand(page, tmp_path):
+    code = "\n".join(BLOCKS[Path(page)])
+    for long, short in {'"steps": 100': '"steps": 10', "steps=100": "steps=10", "200_000": "2_000"}.items():
+        code = code.replace(long, short)
+    environment = os.environ | {"SWARMBOOK_STORE": str(tmp_path / "store"), "HF_HOME": str(tmp_path / "hub")}
+    place = ROOT if page == "data/README.md" else tmp_path  # that page names files of the clone
     done = subprocess.run(
-        [sys.executable, "-c", code.replace('"steps": 100', '"steps": 10')],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        cwd=place, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name in ("CheckFree", "median of three", "DiLoCo", "signs"):
-        assert re.search(rf"^{name} +\d", done.stdout, re.MULTILINE), name
+    for line in SHOWN[page]:
+        assert re.search(f"^{line}", done.stdout, re.MULTILINE), line
 
 
-def test_nothing_is_left_to_do_in_the_readme():
-    assert "TODO" not in README
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_nothing_is_left_to_do_in_a_page(page):
+    assert "TODO" not in (ROOT / page).read_text()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_readme_counts_the_claims_of_the_committed_notebooks():
+    said, counted = {}, {}
+    row = r"\(papers/(\w+)/\w+\.ipynb\) \| (\d+) of (\d+) \((\d+) do not, (\d+) undecided\)"
+    for name, *numbers in re.findall(row, README):
+        said[name] = [int(number) for number in numbers]
+    for paper in papers.records(ROOT / "papers").values():
+        if not paper.profile:
+            verdicts = [claim.verdict for claim in paper.claims]
+            holds, fails, undecided = (verdicts.count(verdict) for verdict in claims.VERDICTS)
+            counted[paper.name] = [holds, len(verdicts), fails, undecided]
+    assert said == counted
+    holds, every, fails, undecided = (sum(numbers) for numbers in zip(*counted.values(), strict=True))
+    told = f"{every} claims, the papers' and our own: {holds} hold, {fails} do not hold, and {undecided} are undecided"
+    assert told in README
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("findings/*.sh")), ids=lambda path: path.name)
+def test_a_finding_keeps_the_form(script):
+    """It is listed, pins what it installs, cleans up, and knows nothing of swarmbook. None is executed here."""
+    text = script.read_text()
+    assert os.access(script, os.X_OK) and subprocess.run(["bash", "-n", script]).returncode == 0
+    assert f"({script.name})" in (ROOT / "findings" / "README.md").read_text()
+    installed = re.findall(r"pip install -q ([^#\n]+)", text)
+    assert installed and all("==" in package for line in installed for package in line.split())
+    assert "mktemp -d" in text and "trap 'rm -rf \"$place\"' EXIT" in text and "swarmbook" not in text
 
 
 def test_the_readme_names_every_paper_that_there_is():

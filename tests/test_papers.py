@@ -16,7 +16,7 @@ CLAIM = Claim("T1", "toys work", "3", "3", "holds")
 
 
 def run(path: Path, **parameters):
-    return execution.execute(papers.read(path), parameters)
+    return execution.execute(papers.read_paper(path), parameters)
 
 
 def files_below(folder: Path) -> set[str]:
@@ -37,7 +37,7 @@ def test_a_notebook_says_what_it_holds_without_being_executed(toy):
 def test_what_is_recorded_at_other_profiles_follows_its_paper(toy):
     path = toy("toy", ("print(profile)", "table 2"))
     toy("other")
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     for profile in ("smoke", "gpu"):
         publishing.commit(papers.at(paper, profile), execution.execute(paper, {"profile": profile}).notebook)
     (path.parent / "runs.gpu").mkdir()
@@ -55,7 +55,9 @@ def test_what_is_recorded_at_other_profiles_follows_its_paper(toy):
     assert gpu.beside("provenance.json") == path.with_name("provenance.gpu.json")
     assert papers.at(paper, None) == papers.at(paper, "cpu") == paper
     assert nbformat.read(gpu.notebook, 4).cells[-1].outputs[0].text == "gpu\n"
-    assert papers.read(execution.execute(gpu).notebook).name == "toy.gpu"  # by itself, with the profile that it sets
+    assert (
+        papers.read_paper(execution.execute(gpu).notebook).name == "toy.gpu"
+    )  # by itself, with the profile that it sets
 
     def chosen(*names):
         return [record.name for record in papers.chosen(names, known)]
@@ -70,7 +72,7 @@ def test_what_is_recorded_at_other_profiles_follows_its_paper(toy):
 
 
 def test_parameters_come_with_defaults_types_and_choices(toy):
-    parameters = papers.read(toy()).parameters()
+    parameters = papers.read_paper(toy()).parameters()
     assert {name: p.default for name, p in parameters.items()} == {
         "profile": "cpu",
         "seeds": [0, 1],
@@ -86,7 +88,7 @@ def test_parameters_come_with_defaults_types_and_choices(toy):
 def test_profiles_are_the_four_where_the_notebook_lists_none(toy):
     path = toy()
     path.write_text(path.read_text().replace("  # smoke | cpu | gpu | paper", ""))
-    assert papers.read(path).parameters()["profile"].choices == papers.PROFILES
+    assert papers.read_paper(path).parameters()["profile"].choices == papers.PROFILES
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_profiles_are_the_four_where_the_notebook_lists_none(toy):
     ],
 )
 def test_values_that_fit(toy, values, fitted):
-    result = papers.checked(papers.read(toy()), values)
+    result = papers.checked(papers.read_paper(toy()), values)
     assert result == fitted
     assert all(type(result[name]) is type(fitted[name]) for name in fitted)
 
@@ -121,7 +123,7 @@ def test_values_that_fit(toy, values, fitted):
 )
 def test_values_that_do_not_fit(toy, values, message):
     with pytest.raises(UsageError) as error:
-        papers.checked(papers.read(toy()), values)
+        papers.checked(papers.read_paper(toy()), values)
     assert message in str(error.value)
 
 
@@ -130,9 +132,9 @@ def test_execution_leaves_notebook_and_html_and_nothing_else(toy, tmp_path):
     done = run(path, steps=3)
     assert done.claims == (CLAIM,)
     assert files_below(tmp_path / "runs") == {"toy/toy.ipynb", "toy/toy.html"}
-    assert papers.read(done.notebook).claims == (CLAIM,)
+    assert papers.read_paper(done.notebook).claims == (CLAIM,)
     assert re.search('<img alt="figure 4a"[^>]* src="data:image/png;base64,', done.html.read_text())
-    assert papers.read(path).claims == (), "the committed notebook must stay as it was"
+    assert papers.read_paper(path).claims == (), "the committed notebook must stay as it was"
 
 
 def test_another_profile_has_a_folder_of_its_own(toy, tmp_path):
@@ -156,7 +158,7 @@ def test_the_kernel_is_this_interpreter_in_the_notebooks_folder(toy, tmp_path, m
         ("import os, sys; print(sys.executable, os.getcwd(), os.environ['EXTRA'], sep='\\n')", ""),
         ("import matplotlib.pyplot as plt; _ = plt.plot([1, 2])", ""),
     )
-    done = execution.execute(papers.read(path), environment={"EXTRA": "yes"})
+    done = execution.execute(papers.read_paper(path), environment={"EXTRA": "yes"})
     said, drawn = nbformat.read(done.notebook, 4).cells[-2:]
     assert said.outputs[0].text.split("\n")[:3] == [sys.executable, str(path.parent), "yes"]
     assert "image/png" in drawn.outputs[0].data
@@ -197,27 +199,27 @@ def test_a_dead_kernel_is_named(toy, tmp_path):
 def test_progress_tells_cells_figure_and_last_line(toy):
     path = toy("toy", ("print('a'); print('b\\rc')", "figure 4a"), ("2", ""))
     seen = []
-    execution.execute(papers.read(path), {"steps": 5}, progress=lambda *told: seen.append(told))
+    execution.execute(papers.read_paper(path), {"steps": 5}, progress=lambda *told: seen.append(told))
     assert seen == [(0, 3, "", ""), (1, 3, "figure 4a", ""), (1, 3, "figure 4a", "c"), (2, 3, "", "")]
 
 
 def test_committing_twice_gives_the_same_bytes(toy):
     path = toy()
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     first = path.read_text()
     publishing.commit(paper, execution.execute(paper).notebook)
     assert path.read_text() == first
     assert "papermill" not in first and str(path.parent) not in first
-    assert papers.read(path).claims == (CLAIM,)
-    assert papers.read(path).figures == ("figure 4a",)
+    assert papers.read_paper(path).claims == (CLAIM,)
+    assert papers.read_paper(path).figures == ("figure 4a",)
 
 
 def test_a_record_at_another_profile_is_committed_beside_and_the_same_each_time(toy):
     path = toy("toy", (FIGURE, "figure 4a"))
     picture = path.with_name("figure-4a.png")
     picture.write_bytes(b"of the default profile")
-    paper, before = papers.read(path), path.read_bytes()
+    paper, before = papers.read_paper(path), path.read_bytes()
     record = papers.at(paper, "smoke")
     publishing.commit(record, execution.execute(paper, {"profile": "smoke"}).notebook)
     first = record.notebook.read_bytes()
@@ -226,15 +228,15 @@ def test_a_record_at_another_profile_is_committed_beside_and_the_same_each_time(
     assert (path.read_bytes(), picture.read_bytes()) == (before, b"of the default profile")
     (injected,) = [cell for cell in nbformat.read(record.notebook, 4).cells if cell.id == "injected-parameters"]
     assert injected.source == '# Parameters\nprofile = "smoke"'
-    again = execution.execute(papers.read(record.notebook))  # as verification does
-    assert "papermill" not in first.decode() and papers.read(again.notebook).figures == ("figure 4a",)
+    again = execution.execute(papers.read_paper(record.notebook))  # as verification does
+    assert "papermill" not in first.decode() and papers.read_paper(again.notebook).figures == ("figure 4a",)
 
 
 def test_committing_renews_the_pictures_kept_beside_the_notebook(toy):
     path = toy("toy", (FIGURE, "figure 4a"), (FIGURE.replace("rate", "9"), "figure 4c"))
     kept = path.with_name("figure-4a.png")
     kept.touch()
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     shown = publishing.pictures(nbformat.read(path, 4))
     assert set(shown) == {"figure 4a", "figure 4c"} and shown["figure 4a"] != shown["figure 4c"]
@@ -243,7 +245,7 @@ def test_committing_renews_the_pictures_kept_beside_the_notebook(toy):
 
 
 def test_an_execution_with_other_parameters_is_not_committed(toy):
-    paper = papers.read(toy())
+    paper = papers.read_paper(toy())
     record = papers.at(paper, "smoke")
     more, default, smoke = (execution.execute(paper, values, folder=paper.notebook.parents[2] / str(n)) for n, values in
                             enumerate(({"profile": "smoke", "steps": 4}, {}, {"profile": "smoke"})))  # fmt: skip
@@ -282,3 +284,15 @@ def test_claims_and_the_library_agree():
     claims = pytest.importorskip("swarmbook.analysis.claims")
     assert claims.MIMETYPE == MIMETYPE
     assert (claims.HOLDS, claims.FAILS, claims.UNDECIDED) == papers.VERDICTS
+
+
+def test_values_reach_the_notebook_as_they_are_or_are_refused(toy):
+    """papermill writes a tuple as text, and NaN as what is no JSON."""
+    paper = papers.read_paper(toy("toy", ("betas = None\n", "")))
+    tuples = {"seeds": (2, 3)}
+    assert papers.checked(paper, tuples) == {"seeds": [2, 3]}
+    for value in (float("nan"), float("inf"), "nan"):
+        with pytest.raises(UsageError, match="rate of toy is 0.1 by default.*cannot hold it"):
+            papers.checked(paper, {"rate": value})
+    with pytest.raises(UsageError, match="seeds of toy"):
+        papers.checked(paper, {"seeds": {1, 2}})

@@ -9,16 +9,17 @@ from swarmbook.errors import ConfigError
 from swarmbook.payments import lock_conditions
 from swarmbook.payments.adversary import Silent
 from swarmbook.payments.channel import Change, Lock, Refused, State, close, commit, follow, prove
-from swarmbook.payments.channel_update import Announce, Cosign
+from swarmbook.payments.channel_committee import Announce
+from swarmbook.payments.channel_update import Cosign
 from swarmbook.payments.closed_forms import COSTS, cost, crossover, direct, lock_bound
 from swarmbook.payments.encoding import encode
 from swarmbook.payments.lightning import Lightning, margin
-from swarmbook.payments.payment_network import PAID, Topology, line
+from swarmbook.payments.outcomes import Outcome
+from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.signatures import Certificate, Committee, Keys, Tally
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, causal_past, replayed, within
-from swarmbook.payments.syncpcn.timing import Timing
-from swarmbook.payments.syncpcn.world import SyncPCN
+from swarmbook.payments.syncpcn import SyncPCN, Timing
 
 MAKERS = {
     "Lightning, on the wire": lambda topology, **more: Lightning(topology, **more),
@@ -38,7 +39,7 @@ def names(hops: int) -> list[str]:
 def paid(world, hops: int, amount: int = 10):
     payment = world.pay(names(hops), amount)
     world.run()
-    assert set(world.outcomes(payment)) == {PAID}
+    assert set(world.outcomes(payment)) == {Outcome.PAID}
     return payment
 
 
@@ -85,7 +86,7 @@ def test_claims_at_every_hop_cost_three_messages_a_member_and_end_in_time():
         mute = Silent(kinds=(Cosign, Announce), when=lambda m: m.seq > 1)
         world.corrupt(world.party(party), mute)
     world.run()
-    assert set(world.outcomes(payment)) == {PAID}
+    assert set(world.outcomes(payment)) == {Outcome.PAID}
     assert world.sim.sent == hops * (2 + 4 * size) + hops * (1 + 3 * size) + hops
     assert payment.times["settled"] <= lock_bound(hops, 1.0)
 
@@ -96,7 +97,7 @@ def test_two_hundred_payments_with_every_signature_real(kind):
     world = (SyncPCN if kind == "SyncPCN" else PSyncPCN)(line(2, 1, 1000), keys=keys)
     payments = [world.pay(names(2), 1, at=30.0 * k) for k in range(100)]
     world.run()
-    assert all(set(world.outcomes(payment)) == {PAID} for payment in payments)
+    assert all(set(world.outcomes(payment)) == {Outcome.PAID} for payment in payments)
     assert [world.total(party) for party in names(2)] == [900, 1100, 200]
     assert keys.checked == keys.verified >= 100 * 30
 

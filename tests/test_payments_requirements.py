@@ -1,6 +1,8 @@
 """Requirements R1 to R8 and R11 and the invariants, against an adversary; and that the suite would notice a mutant."""
 
+import ast
 from itertools import product
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -15,11 +17,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from swarmbook.payments import adversary, psyncpcn
+from swarmbook.payments import outcomes
 from swarmbook.payments.adversary import (
     Careless,
     Equivocating,
     Erratic,
+    Fault,
     Forging,
     Late,
     Leaking,
@@ -30,33 +33,50 @@ from swarmbook.payments.adversary import (
 )
 from swarmbook.payments.attacks import (
     DIRECTED,
-    MUTANTS,
     SAFETY,
     asynchronous_world,
-    caught_by,
     claim_world,
     last_coins,
     loss_rate,
-    mutated,
     names,
     skipping,
     split_votes,
     synchronous_world,
 )
-from swarmbook.payments.channel_update import Announce, Cosign, Propose
+from swarmbook.payments.channel import prove
+from swarmbook.payments.channel_committee import Announce
+from swarmbook.payments.channel_update import Cosign, Propose
 from swarmbook.payments.closed_forms import COSTS
-from swarmbook.payments.payment_network import LOCKED, PAID, REFUNDED, Topology, line
-from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.requirements import REQUIREMENTS, Watch, check, in_time, invariants
+from swarmbook.payments.lightning import Lightning
+from swarmbook.payments.mutants import MUTANTS, caught_by, mutated
+from swarmbook.payments.outcomes import Decision, Outcome
+from swarmbook.payments.payment_network import Topology, line
+from swarmbook.payments.psyncpcn import PSyncPCN, Share
+from swarmbook.payments.requirements import CHECKS, REQUIREMENTS, Watch, check, in_time, invariants
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, within
-from swarmbook.payments.syncpcn import messages
-from swarmbook.payments.syncpcn import world as world_module
-from swarmbook.payments.syncpcn.messages import Claim
-from swarmbook.payments.syncpcn.timing import Timing
-from swarmbook.payments.syncpcn.world import SyncPCN
+from swarmbook.payments.syncpcn import Claim, RefundRequest, Setup, SyncPCN, Timing
 
 CI = dict(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("kind", [Lightning, SyncPCN, PSyncPCN])
+def test_every_verdict_can_be_asked_of_every_protocol(kind):
+    world = kind(line(3))
+    watch = Watch(world)
+    world.pay(names(3), 10)
+    while world.sim.next < float("inf"):
+        world.run(world.sim.next)
+        assert not watch.look()
+    assert not check(world, CHECKS) and not invariants(world)
+
+
+def test_outcomes_and_decisions_are_spelt_in_one_file():
+    words = {word for kind in (Outcome, Decision) for name, word in vars(kind).items() if name.isupper()}
+    package = Path(outcomes.__file__).parent
+    for path in package.rglob("*.py"):
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert path.name == "outcomes.py" or not texts & words, path
 
 
 # random adversaries, from one seed each
@@ -247,9 +267,9 @@ def test_honest_payments_succeed_exactly_if_there_is_enough(n, f, seed, exact):
         if exact >= 10:
             assert not check(world, ("R7", *SAFETY)) and world.receipt(payment)
         else:
-            assert PAID not in world.outcomes(payment) and LOCKED not in world.outcomes(payment)
+            assert Outcome.PAID not in world.outcomes(payment) and Outcome.LOCKED not in world.outcomes(payment)
             assert [world.total(u) for u in names(n)] == [world.initial(u) for u in names(n)]
-        form = COSTS["SyncPCN" if isinstance(world, SyncPCN) else "PSyncPCN, V1"]
+        form = COSTS["PSyncPCN, V1" if world.delegates else "SyncPCN"]
         assert world.sim.sent <= form.messages(n, f)
 
 
@@ -262,7 +282,7 @@ def test_competing_honest_payments_end_and_keep_everything(seed, paths):
     world.run()
     assert not check(world, SAFETY)
     assert sum(world.total(u) for u in names(2)) == 60
-    assert all(LOCKED not in world.outcomes(payment) for payment in world.payments)
+    assert all(Outcome.LOCKED not in world.outcomes(payment) for payment in world.payments)
 
 
 # directed regressions
@@ -287,10 +307,10 @@ def test_members_take_a_claim_at_the_last_moment_and_not_after():
         world.run()
         results[offset] = world.outcomes(payment)
     assert results == {
-        -1.0: [PAID, PAID],
-        0.0: [PAID, PAID],
-        1e-6: [REFUNDED, REFUNDED],
-        1.0: [REFUNDED, REFUNDED],
+        -1.0: [Outcome.PAID, Outcome.PAID],
+        0.0: [Outcome.PAID, Outcome.PAID],
+        1e-6: [Outcome.REFUNDED, Outcome.REFUNDED],
+        1.0: [Outcome.REFUNDED, Outcome.REFUNDED],
     }
 
 
@@ -322,8 +342,8 @@ def test_a_claim_of_a_settled_lock_is_stale():
     state, commitment, signed = payer.ends[0].state, payer.ends[0].commitment, payer.ends[0].signatures
     (lock,) = state.locks
     world.run(until=20.0)
-    assert world.outcomes(payment) == [PAID]
-    request = messages.RefundRequest(0, world_module.prove(state, commitment, lock), signed[0])
+    assert world.outcomes(payment) == [Outcome.PAID]
+    request = RefundRequest(0, prove(state, commitment, lock), signed[0])
     for member in world.members(0):
         world.sim.transmit(payer, member, request)
     world.run()
@@ -339,7 +359,7 @@ def test_forged_and_replayed_messages_are_refused():
     world.corrupt(world.members(1)[0], Replaying([0, 1], [1, 2]))
     payment = world.pay(names(2), 10)
     world.run()
-    assert world.outcomes(payment) == [PAID, PAID] and not check(world, SAFETY)
+    assert world.outcomes(payment) == [Outcome.PAID, Outcome.PAID] and not check(world, SAFETY)
     member = world.members(0)[1]
     newest = member.newest
     for forged in (
@@ -371,7 +391,7 @@ def test_a_leader_that_crashes_is_replaced(crashed):
         world.corrupt(world.members(cid)[crashed], Silent())
     payment = world.pay(names(2), 10)
     world.run()
-    assert world.outcomes(payment) == [PAID, PAID]
+    assert world.outcomes(payment) == [Outcome.PAID, Outcome.PAID]
     assert (payment.time("receipt") > 10) == (crashed == 0)
 
 
@@ -382,7 +402,7 @@ def test_two_payments_for_the_last_coin_from_both_sides():
         payments = [world.pay(path, 10) for path in (names(2), names(2)[::-1], names(2), names(2)[::-1])]
         world.run()
         assert not check(world, SAFETY)
-        assert all(LOCKED not in world.outcomes(payment) for payment in payments)
+        assert all(Outcome.LOCKED not in world.outcomes(payment) for payment in payments)
 
 
 def test_a_receiver_does_not_open_late():
@@ -392,7 +412,7 @@ def test_a_receiver_does_not_open_late():
     for party in ("u0", "u1"):
         world.party(party).faults = (Late(Announce, lambda to, m: 6.5 if m.seq == 1 else None, 1.0),)
     world.run()
-    assert world.outcomes(payment) == [REFUNDED]
+    assert world.outcomes(payment) == [Outcome.REFUNDED]
     assert "receipt exists" not in payment.times
 
 
@@ -403,7 +423,7 @@ def test_a_wormhole_works_with_one_hash_and_not_with_points(lock, found):
     assert bool(check(world, ("R11",))) == found
     assert world.total("u2") == world.initial("u2")  # it loses no coins, but its fee
     if found:
-        assert world.outcomes(payment) == [PAID, REFUNDED, REFUNDED, PAID]
+        assert world.outcomes(payment) == [Outcome.PAID, Outcome.REFUNDED, Outcome.REFUNDED, Outcome.PAID]
         assert world.total("u1") + world.total("u3") == 400 + 3  # all fees
 
 
@@ -424,7 +444,7 @@ def test_nobody_between_is_skipped_in_psyncpcn(more):
         world.run()
         assert not check(world, ("R1", "R2", "R3", "R6", "R8", "R11"))
         if "relay" not in more:  # committees need nobody to carry anything
-            assert set(world.outcomes(payment)) == {PAID} and world.total("u2") == world.initial("u2") + 1
+            assert set(world.outcomes(payment)) == {Outcome.PAID} and world.total("u2") == world.initial("u2") + 1
 
 
 def test_a_certified_payment_that_too_few_members_know_of_is_found():
@@ -482,16 +502,16 @@ def test_rounding_refuses_no_deadlines(start, timing):
     world = SyncPCN(line(3), timing=timing, sim=Simulation(lambda *_: timing.delta * (1 - 1e-12)))
     payment = world.pay(names(3), 10, at=start)
     world.run()
-    assert set(world.outcomes(payment)) == {PAID}
+    assert set(world.outcomes(payment)) == {Outcome.PAID}
 
 
 @pytest.mark.parametrize("setup", ["none", "another amount", "too close"])
 def test_a_sender_that_tells_wrong_things_does_not_break_other_peoples_channels(setup):
     """u_2 takes the lock of hop 2 and gives it back; the channel between u_1 and u_2 works as before."""
 
-    class Misleading(adversary.Fault):
+    class Misleading(Fault):
         def outgoing(self, node, to, message):
-            if not (isinstance(message, messages.Setup) and to.name == "u2"):
+            if not (isinstance(message, Setup) and to.name == "u2"):
                 return [(to, message)]
             cid, lock = message.incoming
             wrong = {
@@ -505,11 +525,11 @@ def test_a_sender_that_tells_wrong_things_does_not_break_other_peoples_channels(
     world.corrupt(world.party("u0"), Misleading())
     payment = world.pay(names(3), 10)
     world.run()
-    assert world.outcomes(payment) == [REFUNDED, REFUNDED, "never locked"] and not check(world, SAFETY)
+    assert world.outcomes(payment) == [Outcome.REFUNDED, Outcome.REFUNDED, "never locked"] and not check(world, SAFETY)
     for path in (["u1", "u2"], ["u2", "u1"]):
         payment = world.pay(path, 10)
         world.run()
-        assert world.outcomes(payment) == [PAID]
+        assert world.outcomes(payment) == [Outcome.PAID]
 
 
 @pytest.mark.parametrize("hops", [1, 2, 4])
@@ -519,7 +539,7 @@ def test_payments_out_of_turn_succeed_when_messages_take_as_long_as_they_may(hop
     for path in (names(hops)[::-1], names(hops), names(hops), names(hops)[::-1]):
         payment = world.pay(path, 10)
         world.run()
-        assert set(world.outcomes(payment)) == {PAID} and payment.time("receipt") <= 4 * hops + 2
+        assert set(world.outcomes(payment)) == {Outcome.PAID} and payment.time("receipt") <= 4 * hops + 2
 
 
 def test_a_leaked_key_opens_nothing_else():
@@ -551,13 +571,13 @@ def test_psyncpcn_next_to_a_faulty_committee_is_stuck_or_loses():
     for member in stuck.members(1):
         stuck.corrupt(member, Silent())
     stuck.run()
-    assert {v.requirement for v in check(stuck, SAFETY)} == {"R5"} and stuck.outcomes(payment)[0] == LOCKED
+    assert {v.requirement for v in check(stuck, SAFETY)} == {"R5"} and stuck.outcomes(payment)[0] == Outcome.LOCKED
 
-    class TwoFaced(adversary.Fault):
+    class TwoFaced(Fault):
         """PAID downstream is swallowed; upstream hears ABORT."""
 
         def outgoing(self, node, to, message):
-            if isinstance(message, psyncpcn.Share) and message.what == "PAID" and to.name.startswith("C1"):
+            if isinstance(message, Share) and message.what == "PAID" and to.name.startswith("C1"):
                 signature = node.keys.sign(node.name, ("share", "ABORT", message.cid, message.pid))
                 return [(to, message._replace(what="ABORT", signature=signature))]
             return [(to, message)]
@@ -567,7 +587,7 @@ def test_psyncpcn_next_to_a_faulty_committee_is_stuck_or_loses():
     for member in lost.members(1):
         lost.corrupt(member, TwoFaced())
     lost.run()
-    assert (lost.outcomes(payment)[0], lost.outcomes(payment)[2]) == (REFUNDED, PAID)
+    assert (lost.outcomes(payment)[0], lost.outcomes(payment)[2]) == (Outcome.REFUNDED, Outcome.PAID)
     assert lost.total("u1") < lost.initial("u1")
 
 

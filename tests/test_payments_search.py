@@ -23,9 +23,9 @@ from swarmbook.payments.impossibility import (
     Graph,
     Missing,
     Model,
+    count_protocols,
     judge,
     judge_all,
-    search,
 )
 
 # Of an independent earlier program for the same class.
@@ -38,13 +38,13 @@ COUNTS = {
 @pytest.mark.parametrize("synchronous", COUNTS)
 @pytest.mark.parametrize(("column", "faults"), list(enumerate(FAULTS.values())))
 def test_counts_of_protocols(synchronous, column, faults):
-    counts = search(synchronous, faults)
+    counts = count_protocols(synchronous, faults)
     assert counts.total() == PROTOCOLS == 43_046_721
     assert counts[SATISFIED] == COUNTS[synchronous][column]
 
 
 def test_what_is_wrong_where_nothing_is_left():
-    assert search(False, (1, 2)) == Counter(
+    assert count_protocols(False, (1, 2)) == Counter(
         {
             U1_LOSES: 16_395_939,
             SENDER_LOSES: 16_395_939,
@@ -59,8 +59,8 @@ def test_what_is_wrong_where_nothing_is_left():
 
 def test_a_faulty_channel_that_may_fall_silent_leaves_fewer_protocols():
     """The adversary is stronger, so the counts can only fall; where there were none there are none."""
-    assert search(True, (2,), silence=True)[SATISFIED] == 139_968
-    assert search(False, (1, 2), silence=True)[SATISFIED] == 0
+    assert count_protocols(True, (2,), silence=True)[SATISFIED] == 139_968
+    assert count_protocols(False, (1, 2), silence=True)[SATISFIED] == 0
 
 
 VERDICTS = {  # (synchronous, faults): what is wrong

@@ -10,8 +10,7 @@ from swarmbook.payments.lightning import loss
 from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.simulation import Simulation
-from swarmbook.payments.syncpcn.timing import Timing
-from swarmbook.payments.syncpcn.world import SyncPCN
+from swarmbook.payments.syncpcn import SyncPCN, Timing
 
 
 def test_tables_of_delays():
@@ -78,7 +77,8 @@ def test_members_learn_amounts_in_psyncpcn_alone(kind, shows):
 
 def test_a_dispute_shows_the_amount_of_its_hop():
     from swarmbook.payments.adversary import Silent
-    from swarmbook.payments.channel_update import Announce, Cosign
+    from swarmbook.payments.channel_committee import Announce
+    from swarmbook.payments.channel_update import Cosign
 
     world = SyncPCN(line(2, balance=1000), sim=Simulation(trace=True))
     world.corrupt(world.party("u0"), Silent(kinds=(Cosign, Announce), when=lambda m: m.seq > 1))

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from skippipe import CASES, instance, instances, released
 
 from swarmbook.errors import ConfigError, PlanError
-from swarmbook.planning.annealing import blind
-from swarmbook.planning.pipeline import RULES, Pipeline, Plan, Rules
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import DISPATCH_RULES, Pipeline, Plan
+from swarmbook.planning.planners import blind
 from swarmbook.planning.replay import replay
 
-NAMES = dict(zip(("fifo", "bwd", "rem"), RULES, strict=True))
+NAMES = dict(zip(("fifo", "bwd", "rem"), DISPATCH_RULES, strict=True))
 TIES = {  # values of another simulator that it gets by rounding: see the tests of ties
     *(("C", method, "bwd") for method in ("skippipe_no_tc2", "skippipe")),
     *(("B1", "skippipe_no_tc2", rule) for rule in ("bwd", "rem")),
@@ -33,23 +34,23 @@ REFERENCES = [
 def small(**fields) -> Pipeline:
     """Two data nodes 0 and 1, and relays 2, 3 of stage 1, 4, 5 of stage 2, 6, 7 of stage 3; node 8 takes no part."""
     values = {"groups": ((0, 1), (2, 3), (4, 5), (6, 7)), "hops": np.ones((9, 9)), "forward": 1.0}
-    values |= {"rules": Rules(3, swaps=1, lags=1), "microbatches": 2, "memory": 2}
+    values |= {"rules": PathRules(3, swaps=1, lags=1), "microbatches": 2, "memory": 2}
     return Pipeline(**{**values, **fields})
 
 
 def ring(microbatches: int, memory: int, hop: float, gap: float, forward: float) -> Pipeline:
     """One data node and one relay of each of two stages, all hops equal."""
     times = {"head": 0.25, "gap": gap, "launch_gap": gap}
-    return Pipeline(((0,), (1,), (2,)), np.full((3, 3), hop), forward, Rules(3), microbatches, memory, **times)
+    return Pipeline(((0,), (1,), (2,)), np.full((3, 3), hop), forward, PathRules(3), microbatches, memory, **times)
 
 
 @pytest.mark.parametrize(
     ("stages", "rules", "ascending", "all_of_them"),
     [
-        (4, Rules(3), 3, 5),
-        (6, Rules(4), 10, 22),
-        (6, Rules(4, ahead=3, swaps=1), None, 20),
-        (8, Rules(6), 21, 111),
+        (4, PathRules(3), 3, 5),
+        (6, PathRules(4), 10, 22),
+        (6, PathRules(4, ahead=3, swaps=1), None, 20),
+        (8, PathRules(6), 21, 111),
     ],
 )
 def test_the_released_rules_allow_so_many_orders(stages, rules, ascending, all_of_them):
@@ -63,7 +64,7 @@ def test_the_released_rules_allow_so_many_orders(stages, rules, ascending, all_o
 def test_orders_are_the_permutations_that_break_no_rule(stages, data):
     small_number = st.integers(0, 3)
     visits = data.draw(st.integers(2, stages))
-    rules = Rules(visits, data.draw(st.integers(1, 4)), *(data.draw(small_number) for _ in range(3)))
+    rules = PathRules(visits, data.draw(st.integers(1, 4)), *(data.draw(small_number) for _ in range(3)))
     every = itertools.permutations(range(1, stages), visits - 1)
     assert rules.orders(stages) == tuple(order for order in every if rules.broken(order) is None)
     assert rules.draw(stages, np.random.default_rng(0)) in rules.orders(stages)
@@ -126,7 +127,7 @@ def test_the_shipped_schedule_of_case_c():
     assert replay(roomy, Plan.of_slots(roomy, shipped)).makespan == pytest.approx(19.1, abs=0.05)
 
 
-@given(instances(), st.sampled_from(RULES))
+@given(instances(), st.sampled_from(DISPATCH_RULES))
 @settings(max_examples=30, deadline=None)
 def test_a_microbatch_that_is_alone_takes_its_round_trip(pipeline, rule):
     """Nor does it wait for itself, if nodes are not busy after an operation, when it may come back at once."""
@@ -146,7 +147,7 @@ def test_a_microbatch_that_is_alone_takes_its_round_trip(pipeline, rule):
 WHOLE = st.integers(1, 8).map(lambda n: n / 8)
 
 
-@given(st.integers(1, 5), WHOLE, WHOLE, st.sampled_from([0.0, 0.125]), st.sampled_from(RULES))
+@given(st.integers(1, 5), WHOLE, WHOLE, st.sampled_from([0.0, 0.125]), st.sampled_from(DISPATCH_RULES))
 @settings(max_examples=30, deadline=None)
 def test_far_nodes_in_closed_form(microbatches, hop, forward, gap, rule):
     """Hops so long that nothing that moves out meets what comes back: backward passes queue, once for all nodes."""
@@ -160,7 +161,7 @@ def test_far_nodes_in_closed_form(microbatches, hop, forward, gap, rule):
     assert replay(narrow, Plan.of_slots(narrow, [(1, 2)], rule)).makespan == pytest.approx(want, abs=1e-9)
 
 
-@given(instances(), st.sampled_from(RULES), st.integers(0, 99))
+@given(instances(), st.sampled_from(DISPATCH_RULES), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_what_happens_in_a_replay_is_possible(pipeline, rule, seed):
     plan = replace(blind(pipeline, np.random.default_rng(seed)), order=rule)
@@ -171,7 +172,7 @@ def test_what_happens_in_a_replay_is_possible(pipeline, rule, seed):
     assert played.makespan == ends.max()
     previous = {b: a for chain in pipeline.chains for a, b in itertools.pairwise(chain)}
     for task in tasks.itertuples():
-        way = pipeline.way(task.microbatch, plan.paths[task.microbatch])
+        way = pipeline.itinerary(task.microbatch, plan.paths[task.microbatch])
         factor = 1.0 if task.position < P else pipeline.head if task.position == P else 1.5
         assert task.node == way[task.position]
         assert task.kind == ("forward" if task.position < P else "loss" if task.position == P else "backward")
@@ -189,7 +190,7 @@ def test_what_happens_in_a_replay_is_possible(pipeline, rule, seed):
         assert held.between(0, pipeline.memory).all()
 
 
-@given(instances(), st.sampled_from(RULES))
+@given(instances(), st.sampled_from(DISPATCH_RULES))
 @settings(max_examples=20, deadline=None)
 def test_the_order_of_a_replay_replays_it(pipeline, rule):
     first = replay(pipeline, replace(blind(pipeline, np.random.default_rng(0)), order=rule))
@@ -215,7 +216,7 @@ def test_slots_take_the_microbatches_by_turns_of_neighbours():
     assert [pipeline.data_node(j) for j in (0, 4, 5, 9)] == [0, 0, 1, 1]
     assert (pipeline.slots, pipeline.capacity, pipeline.count) == (3, 6, 10)
     assert small(microbatches=2, memory=3).slots == 2
-    assert pipeline.skipped == 0.25 and pipeline.way(5, (2, 6)) == (1, 2, 6, 1, 6, 2, 1)
+    assert pipeline.skipped == 0.25 and pipeline.itinerary(5, (2, 6)) == (1, 2, 6, 1, 6, 2, 1)
 
 
 GOOD = ((2, 4), (2, 4), (3, 6), (3, 6))
@@ -226,10 +227,10 @@ GOOD = ((2, 4), (2, 4), (3, 6), (3, 6))
     [
         ("visits", ((2,), *GOOD[1:]), {}),
         ("each stage once", ((2, 3), *GOOD[1:]), {}),
-        ("ahead", GOOD, {"rules": Rules(3, ahead=1)}),
+        ("ahead", GOOD, {"rules": PathRules(3, ahead=1)}),
         ("lag", ((6, 2), *GOOD[1:]), {}),
-        ("swaps", ((4, 2), *GOOD[1:]), {"rules": Rules(3, swaps=0)}),
-        ("lags", ((6, 2), *GOOD[1:]), {"rules": Rules(3, lag=2, lags=1)}),
+        ("swaps", ((4, 2), *GOOD[1:]), {"rules": PathRules(3, swaps=0)}),
+        ("lags", ((6, 2), *GOOD[1:]), {"rules": PathRules(3, lag=2, lags=1)}),
         ("shared", ((2, 4), (2, 6), *GOOD[2:]), {"memory": 1}),
         ("TC1", ((2, 4), (2, 4), (2, 6), (3, 6)), {}),
         ("TC1", GOOD, {"relay_limit": 1, "memory": 4, "microbatches": 1}),
@@ -250,8 +251,8 @@ def test_a_broken_constraint_is_named(constraint, paths, fields):
 
 def test_what_breaks_no_constraint_is_accepted():
     Plan(GOOD).check(small())
-    Plan(((4, 2), (6, 4), (2, 7), (3, 6))).check(small(rules=Rules(3, swaps=1, lags=1)))
-    Plan(((2, 4), (2, 7), *GOOD[2:])).check(small(memory=1, rules=Rules(3, swaps=1, shared=False)))
+    Plan(((4, 2), (6, 4), (2, 7), (3, 6))).check(small(rules=PathRules(3, swaps=1, lags=1)))
+    Plan(((2, 4), (2, 7), *GOOD[2:])).check(small(memory=1, rules=PathRules(3, swaps=1, shared=False)))
 
 
 def ordered() -> dict[int, tuple]:
@@ -273,7 +274,7 @@ def test_orders_that_break_a_constraint_are_named():
     for wrong, message in faults:
         with pytest.raises(PlanError, match=message):
             Plan(GOOD, wrong).check(pipeline)
-    one = small(memory=1, rules=Rules(3, shared=False))
+    one = small(memory=1, rules=PathRules(3, shared=False))
     forwards_first = {**order, 0: ((0, 0), (1, 0), (0, 3), (1, 3), (0, 6), (1, 6))}
     with pytest.raises(PlanError, match="memory: node 0 would hold 2 microbatches when it takes 1, at most 1 fit"):
         Plan(GOOD, forwards_first).check(one)
@@ -321,7 +322,7 @@ def test_as_many_paths_as_slots_or_data_nodes():
         ({"groups": ((0, 1), (2, -1))}, "different nodes 0 to 8.*-1"),
         ({"groups": ((0, 1),)}, "two or more groups"),
         ({"groups": ((0, 1), ())}, "two or more groups"),
-        ({"rules": Rules(5)}, "visits=5 must be at most the number of stages, 4"),
+        ({"rules": PathRules(5)}, "visits=5 must be at most the number of stages, 4"),
         ({"relay_limit": 1}, "8 visits of relays do not fit into 6 places"),
     ],
 )
@@ -334,12 +335,12 @@ def test_wrong_instances_name_the_value(fields, message):
 def test_wrong_rules_name_the_values(fields):
     name, value = list(fields.items())[-1]
     with pytest.raises(ConfigError, match=f"{name} .*must be at least 1|{name}={value}"):
-        Rules(**fields)
+        PathRules(**fields)
 
 
 def test_rules_that_no_order_keeps_draw_none():
     with pytest.raises(PlanError, match="no order of 4 of 3 stages"):
-        Rules(4).draw(3, np.random.default_rng(0))
+        PathRules(4).draw(3, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +358,7 @@ def test_rules_that_no_order_keeps_draw_none():
     ],
 )
 def test_hops_that_are_no_seconds_are_refused(hops, message):
-    pipeline = Pipeline(((0,), (1,), (2,)), 1.0 - np.eye(3), 1.0, Rules(3), 2, 2)
+    pipeline = Pipeline(((0,), (1,), (2,)), 1.0 - np.eye(3), 1.0, PathRules(3), 2, 2)
     plan = Plan(((1, 2), (1, 2)))
     with pytest.raises(ConfigError, match=message):
         replay(pipeline, plan, hops)
@@ -368,10 +369,12 @@ def test_hops_that_are_no_seconds_are_refused(hops, message):
 
 
 def test_the_digest_changes_with_all_that_decides_and_nothing_else():
-    pipeline = Pipeline(((0,), (1,), (2,)), 1.0 - np.eye(3), 1.0, Rules(3), 2, 2)
+    pipeline = Pipeline(((0,), (1,), (2,)), 1.0 - np.eye(3), 1.0, PathRules(3), 2, 2)
     same = replace(pipeline, groups=([0], [1], [2]), hops=pipeline.hops + 1e-9, forward=np.ones(3))
     assert same.digest == pipeline.digest and len(pipeline.digest) == 20
     changes = [{"microbatches": 3}, {"memory": 1}, {"head": 0.5}, {"backward": 1.0}, {"gap": 0.2}, {"launch_gap": 0.1}]
     changes += [{"relay_limit": 6}, {"forward": 1.1}, {"hops": pipeline.hops + 2e-6}, {"groups": ((0,), (2,), (1,))}]
-    changes += [{"rules": Rules(3, **more)} for more in ({"ahead": 3}, {"swaps": 1}, {"lags": 1}, {"shared": False})]
+    changes += [
+        {"rules": PathRules(3, **more)} for more in ({"ahead": 3}, {"swaps": 1}, {"lags": 1}, {"shared": False})
+    ]
     assert len({pipeline.digest, *(replace(pipeline, **change).digest for change in changes)}) == 1 + len(changes)

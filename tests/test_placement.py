@@ -12,19 +12,20 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from swarmbook.errors import ConfigError
-from swarmbook.planning import placement
 from swarmbook.planning.placement import (
+    EXACT,
     align,
     bottleneck,
     dtfm_score,
-    measure,
+    evaluate,
+    group_sizes,
     pipelines,
     place,
     reorder,
-    sizes,
-    tour,
-    ways,
+    seconds_between,
+    shortest_tour,
 )
+from swarmbook.planning.placement_annealing import anneal_groups
 from swarmbook.simulation.network import SKIPPIPE, SKIPPIPE_FIRST, Network
 
 CASES = json.loads((Path(__file__).parents[1] / "papers/skippipe/released.json").read_text())["cases"]
@@ -70,7 +71,7 @@ def case(request) -> dict:
 
 
 def test_released_groups_score_what_the_released_code_prints(case):
-    released = measure(case["partitions"], hops_of(case), case["forward_s"])
+    released = evaluate(case["partitions"], hops_of(case), case["forward_s"])
     assert released.score == pytest.approx(case["gcma_score"], rel=1e-13)
     assert released.score == released.data + 2 * released.pipeline
 
@@ -91,18 +92,18 @@ def test_the_search_is_never_behind_the_released_one(case, seed):
     assert ours.score <= case["gcma_score"] + 1e-9
     assert [len(group) for group in ours.groups] == case["partition_sizes"]
     assert sorted(itertools.chain(*ours.groups)) == list(range(case["nodes"]))
-    assert ours == measure(ours.groups, hops, case["forward_s"])
+    assert ours == evaluate(ours.groups, hops, case["forward_s"])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_hundred_nodes_keep_clear_of_a_link_that_every_group_holds_at_first(seed):
     """Eight nodes at either end of a link of 132 s: hardly a swap frees all groups of it, so the score is blind."""
     hops = Network.over("twelve", 100, **SKIPPIPE).matrix(8 * 4_194_304)
-    shape = sizes(100, 6, 4)
+    shape = group_sizes(100, 6, 4)
     dealt = place(hops, shape, np.random.default_rng(seed), trials=0)
     assert dealt.data == hops.max() > 130
     placed = place(hops, shape, np.random.default_rng(seed), trials=20_000)
-    assert placed.data < 5 and max(placed.ways) < 5
+    assert placed.data < 5 and max(placed.legs) < 5
 
 
 def test_equal_generators_place_equally_and_others_otherwise():
@@ -141,10 +142,10 @@ def test_what_the_search_keeps_count_of_is_the_score(shape, seed, slow_first):
     groups = np.zeros((len(shape), max(shape)), dtype=np.int64)
     for row, dealt in zip(groups, np.split(rng.permutation(nodes), np.cumsum(shape)[:-1]), strict=True):
         row[: len(dealt)] = dealt
-    best = placement._anneal(hops, ranks, values, groups, np.array(shape), 300, 1.0, 0.1, rng)
+    best = anneal_groups(hops, ranks, values, groups, np.array(shape), 300, 1.0, 0.1, rng)
     kept = [row[:size].tolist() for row, size in zip(groups, shape, strict=True)]
     assert sorted(itertools.chain(*kept)) == list(range(nodes))
-    assert best == pytest.approx(measure(kept, hops, forward).score)
+    assert best == pytest.approx(evaluate(kept, hops, forward).score)
 
 
 @settings(deadline=None)
@@ -169,16 +170,16 @@ def test_no_pair_slower_than_the_bottleneck_is_needed_and_none_faster_suffices(r
 @given(st.integers(1, 6), st.integers(0, 10**6))
 def test_the_tour_is_the_shortest_of_all(count, seed):
     between = np.random.default_rng(seed).integers(0, 40, (count, count)) / 8
-    order = tour(between)
+    order = shortest_tour(between)
     assert order[0] == 0 and sorted(order) == list(range(count))
     assert length(between, order) == (slow_tour(between) if count > 1 else between[0, 0])
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.integers(placement.EXACT + 1, 17), st.integers(0, 10**6))
+@given(st.integers(EXACT + 1, 17), st.integers(0, 10**6))
 def test_tours_of_many_groups_cannot_be_shortened_by_one_change(count, seed):
     between = np.random.default_rng(seed).random((count, count))
-    order = tour(between)
+    order = shortest_tour(between)
     assert order[0] == 0 and sorted(order) == list(range(count))
     reached = length(between, order)
     assert reached <= length(between, tuple(range(count)))
@@ -199,7 +200,7 @@ def test_aligned_neighbours_are_at_their_bottleneck(surplus, k, stages, seed):
     groups = [dealt[: k + surplus], *(dealt[surplus + s * k : surplus + (s + 1) * k] for s in range(1, stages))]
     columns = align(groups, hops, 0.5)
     assert list(map(sorted, columns)) == list(map(sorted, groups))
-    between = ways(groups, hops, 0.5)
+    between = seconds_between(groups, hops, 0.5)
     routes = pipelines(columns)
     assert len(routes) == k and all(len(route) == stages for route in routes)
     for stage, (a, b) in enumerate(itertools.pairwise(zip(*routes, strict=True))):
@@ -248,9 +249,9 @@ def test_the_inverse_of_a_rotation_by_hand():
 
 def test_forward_times_count_at_the_node_that_sends():
     hops = np.array([[0, 1, 4], [1, 0, 2], [4, 2, 0]], dtype=float)
-    between = ways([[0], [1], [2]], hops, np.array([10.0, 20.0, 30.0]))
+    between = seconds_between([[0], [1], [2]], hops, np.array([10.0, 20.0, 30.0]))
     np.testing.assert_array_equal(between, [[0, 11, 14], [21, 0, 22], [34, 32, 0]])
-    assert measure([[0], [1], [2]], hops, np.array([10.0, 20.0, 30.0])).ways == (11.0, 22.0, 34.0)
+    assert evaluate([[0], [1], [2]], hops, np.array([10.0, 20.0, 30.0])).legs == (11.0, 22.0, 34.0)
 
 
 @given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 3))
@@ -276,14 +277,14 @@ def test_dtfms_own_score_is_the_shortest_open_tour_and_the_slowest_exchange(seed
     ],
 )
 def test_published_sizes(given_, wanted):
-    assert sizes(*given_) == wanted
+    assert group_sizes(*given_) == wanted
 
 
 @given(st.integers(1, 400), st.integers(2, 12), st.integers(2, 12))
 def test_sizes_carry_all_paths_evenly_or_the_nearest_numbers_are_named(nodes, stages, path_length):
     if path_length > stages:
         with pytest.raises(ConfigError, match="path_length must be from 2 to"):
-            sizes(nodes, stages, path_length)
+            group_sizes(nodes, stages, path_length)
         return
     valid = {
         n0 + (stages - 1) * k
@@ -292,19 +293,19 @@ def test_sizes_carry_all_paths_evenly_or_the_nearest_numbers_are_named(nodes, st
         if k and n0 * (path_length - 1) == (stages - 1) * k
     }
     if nodes in valid:
-        first, *rest = sizes(nodes, stages, path_length)
+        first, *rest = group_sizes(nodes, stages, path_length)
         assert first + sum(rest) == nodes and len(rest) == stages - 1 and len(set(rest)) == 1
         assert first * (path_length - 1) == (stages - 1) * rest[0]
     else:
         near = [*sorted(n for n in valid if n < nodes)[-1:], min(n for n in valid if n > nodes)]
         with pytest.raises(ConfigError, match=f"give {' or '.join(map(str, near))} nodes"):
-            sizes(nodes, stages, path_length)
+            group_sizes(nodes, stages, path_length)
 
 
 def test_one_group_has_nowhere_to_go():
     hops = random_hops(3, 0)
-    assert place(hops, [3], np.random.default_rng(0)) == measure([[0, 1, 2]], hops)
-    assert measure([[0, 1, 2]], hops).score == hops.max()
+    assert place(hops, [3], np.random.default_rng(0)) == evaluate([[0, 1, 2]], hops)
+    assert evaluate([[0, 1, 2]], hops).score == hops.max()
 
 
 @pytest.mark.parametrize(
@@ -313,8 +314,8 @@ def test_one_group_has_nowhere_to_go():
         (lambda hops: place(hops, [2, 1], np.random.default_rng(0)), r"add up to the 4 nodes of hops, unlike \[2, 1\]"),
         (lambda hops: place(hops, [4, 0], np.random.default_rng(0)), r"at least 1 .* unlike \[4, 0\]"),
         (lambda hops: place(hops, [2, 2], np.random.default_rng(0), trials=-1), "trials must be at least 0, not -1"),
-        (lambda hops: measure([[0, 1], [1, 2]], hops), "not be empty nor share a node"),
-        (lambda hops: measure([[0, 1], []], hops), r"share a node, unlike \[\[0, 1\], \[\]\]"),
+        (lambda hops: evaluate([[0, 1], [1, 2]], hops), "not be empty nor share a node"),
+        (lambda hops: evaluate([[0, 1], []], hops), r"share a node, unlike \[\[0, 1\], \[\]\]"),
         (lambda hops: align([[0, 1], [2, 4]], hops), "nodes from 0 to 3"),
         (lambda hops: dtfm_score([[0], [1, 2]], hops, hops), r"of one size, not of \[1, 2\]"),
     ],

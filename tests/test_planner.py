@@ -14,12 +14,13 @@ from skippipe import CASES, instance, instances, released
 
 from swarmbook.errors import ConfigError, PlanError
 from swarmbook.planning import bounds, planners
-from swarmbook.planning.annealing import blind, search
+from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.bounds import closed_form, lower_bound, proven, round_trips
 from swarmbook.planning.conflict_based_search import conflict_search
 from swarmbook.planning.encoding import cost
-from swarmbook.planning.pipeline import TICK, Pipeline, Plan, Rules
-from swarmbook.planning.planners import PLANNERS, full_pipelines, planned
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan
+from swarmbook.planning.planners import PLANNERS, blind, full_pipelines, planned
 from swarmbook.planning.replay import replay
 from swarmbook.records.store import Store
 
@@ -83,7 +84,7 @@ def test_every_plan_keeps_the_rules_and_the_bounds(pipeline, seed):
         plan.check(pipeline)
         assert plan == PLANNERS[name](pipeline, rng(seed))
         assert replay(pipeline, plan).makespan >= floor
-    found = search(pipeline, rng(seed), moves=3000)
+    found = annealing_search(pipeline, rng(seed), moves=3000)
     found.plan.check(pipeline)
     assert replay(pipeline, found.plan).makespan == cost(pipeline, found.plan) == found.makespan >= floor
 
@@ -91,7 +92,7 @@ def test_every_plan_keeps_the_rules_and_the_bounds(pipeline, seed):
 @given(instances(), st.integers(0, 99), st.integers(1, 30_000))
 @settings(max_examples=12, deadline=None)
 def test_more_moves_go_on_from_fewer(pipeline, seed, moves):
-    few, many, again = (search(pipeline, rng(seed), moves=number) for number in (moves, 32_000, 32_000))
+    few, many, again = (annealing_search(pipeline, rng(seed), moves=number) for number in (moves, 32_000, 32_000))
     assert (many.plan, many.makespan) == (again.plan, again.makespan) and many.makespan <= few.makespan
     steps = [(done, makespan) for done, _, makespan in many.history]
     assert steps == [(done, makespan) for done, _, makespan in again.history]
@@ -106,7 +107,7 @@ def test_more_moves_go_on_from_fewer(pipeline, seed, moves):
 @given(instances(), st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
 def test_a_fixed_order_takes_no_longer_if_messages_are_faster(pipeline, seed):
-    plan = search(pipeline, rng(seed), moves=500).plan
+    plan = annealing_search(pipeline, rng(seed), moves=500).plan
     faster = np.floor(8 * pipeline.hops * rng(seed).random(pipeline.hops.shape)) / 8
     assert replay(pipeline, plan, faster).makespan <= replay(pipeline, plan).makespan
     assert cost(replace(pipeline, hops=faster), plan) == replay(pipeline, plan, faster).makespan
@@ -122,18 +123,18 @@ def test_the_search_begins_with_the_longest_rest_first(pipeline, seed):
     noise = [1e-6 * rng(seed).integers(0, 9999, values.shape) for values in (pipeline.hops, pipeline.forward)]
     pipeline = replace(pipeline, hops=pipeline.hops + noise[0], forward=pipeline.forward + noise[1], memory=1)
     short = replace(PLANNERS["shortest"](pipeline, rng(seed)), order="longest rest")
-    assert search(pipeline, rng(seed), moves=1).history[0][2] == replay(pipeline, short).makespan
+    assert annealing_search(pipeline, rng(seed), moves=1).history[0][2] == replay(pipeline, short).makespan
 
 
 def test_the_registered_annealing_goes_on_from_a_short_search():
-    pipeline = Pipeline(((0, 1), (2,), (3,)), 1.0 - np.eye(4), 1.0, Rules(2), 2, 2)
-    found = search(pipeline, rng(3), moves=10)
+    pipeline = Pipeline(((0, 1), (2,), (3,)), 1.0 - np.eye(4), 1.0, PathRules(2), 2, 2)
+    found = annealing_search(pipeline, rng(3), moves=10)
     assert closed_form(pipeline).max() <= cost(pipeline, PLANNERS["annealing"](pipeline, rng(3))) <= found.makespan
 
 
 def test_a_search_by_the_clock_ends_and_its_plan_is_good():
     pipeline = instance("S")
-    found = search(pipeline, rng(), seconds=0.2)
+    found = annealing_search(pipeline, rng(), seconds=0.2)
     assert replay(pipeline, found.plan).makespan == found.makespan == found.history[-1][2]
     assert found.makespan < 66.249  # the released planner's before it avoids collisions
 
@@ -144,7 +145,7 @@ def test_a_search_by_the_clock_ends_and_its_plan_is_good():
 def test_a_search_wants_moves_or_seconds(effort):
     values = f"not {effort.get('moves')} and {effort.get('seconds')}"
     with pytest.raises(PlanError, match=f"one of moves, at least 1, and seconds, above 0; {values}"):
-        search(instance("S"), rng(), **effort)
+        annealing_search(instance("S"), rng(), **effort)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -172,7 +173,7 @@ def test_blind_paths_take_as_long_as_others_that_were_drawn(name, mean, deviatio
 def test_reference_cases_are_planned_better_than_ever(name, seconds):
     """The best values that are published for these instances, C's the proven optimum; 400,000 moves take seconds."""
     pipeline = instance(name)
-    found = search(pipeline, rng(), moves=400_000)
+    found = annealing_search(pipeline, rng(), moves=400_000)
     assert found.makespan == replay(pipeline, found.plan).makespan <= seconds
     ours = [
         replay(pipeline, Plan.of_slots(pipeline, released(name, method))).makespan
@@ -183,7 +184,7 @@ def test_reference_cases_are_planned_better_than_ever(name, seconds):
 
 
 def test_relays_without_room_are_told():
-    narrow = Pipeline(((0, 1, 2), (3,), (4, 5, 6, 7, 8)), np.ones((9, 9)), 1.0, Rules(3))
+    narrow = Pipeline(((0, 1, 2), (3,), (4, 5, 6, 7, 8)), np.ones((9, 9)), 1.0, PathRules(3))
     for name in PLANNERS:
         with pytest.raises(PlanError, match="no paths of 3 stages were found that fit 18 microbatches into relays"):
             PLANNERS[name](narrow, rng())
@@ -192,7 +193,7 @@ def test_relays_without_room_are_told():
 
 
 def test_the_cost_of_a_plan_wants_an_order_that_can_be_kept():
-    pipeline = Pipeline(((0,), (1,), (2,)), 1.0 - np.eye(3), 1.0, Rules(3, shared=False), 2, 2)
+    pipeline = Pipeline(((0,), (1,), (2,)), 1.0 - np.eye(3), 1.0, PathRules(3, shared=False), 2, 2)
     paths = ((1, 2), (2, 1))
     with pytest.raises(PlanError, match="order='fifo' leaves the order to the nodes"):
         cost(pipeline, Plan(paths))
@@ -208,20 +209,20 @@ def test_the_cost_of_a_plan_wants_an_order_that_can_be_kept():
 
 def test_a_search_that_begins_with_a_plan_is_never_worse_than_it():
     pipeline = instance("S")
-    before = search(pipeline, np.random.default_rng(0), moves=20_000)
+    before = annealing_search(pipeline, np.random.default_rng(0), moves=20_000)
     slower = instance("S", hops=1.5 * pipeline.hops)
-    kept = search(slower, np.random.default_rng(1), moves=1, start=before.plan)
+    kept = annealing_search(slower, np.random.default_rng(1), moves=1, start=before.plan)
     assert kept.history[0][2] == cost(slower, before.plan) >= kept.makespan
     assert replay(slower, kept.plan).makespan == kept.makespan
     with pytest.raises(PlanError, match="shared: "):
-        search(instance("S", memory=2), np.random.default_rng(0), moves=1, start=before.plan)
+        annealing_search(instance("S", memory=2), np.random.default_rng(0), moves=1, start=before.plan)
     with pytest.raises(PlanError, match="leaves the order to the nodes"):
-        search(pipeline, np.random.default_rng(0), moves=1, start=replace(before.plan, order="fifo"))
+        annealing_search(pipeline, np.random.default_rng(0), moves=1, start=replace(before.plan, order="fifo"))
 
 
 def smallest(pipeline: Pipeline) -> dict:
     """What searches find, small enough to compare to the last digit."""
-    annealed, by_conflicts = search(pipeline, rng(), moves=2000), conflict_search(pipeline, expand=300)
+    annealed, by_conflicts = annealing_search(pipeline, rng(), moves=2000), conflict_search(pipeline, expand=300)
     return {
         "versions": [planners.VERSION, bounds.VERSION],
         "annealing": [annealed.makespan, annealed.plan.paths],
@@ -252,13 +253,15 @@ def never(*_, **__):
 def test_a_plan_is_searched_once(how, store, monkeypatch):
     pipeline, limits = instance("S"), {"moves": 500} if how == "annealing" else {"expand": 200}
     found = planned(pipeline, how, **limits)
-    direct = search(pipeline, rng(), moves=500) if how == "annealing" else conflict_search(pipeline, expand=200)
+    direct = (
+        annealing_search(pipeline, rng(), moves=500) if how == "annealing" else conflict_search(pipeline, expand=200)
+    )
     assert (found.plan, found.makespan, found.moves, found.ended) == (
         direct.plan, direct.makespan, direct.moves, direct.ended,
     )  # fmt: skip
     assert [(moves, span) for moves, _, span in found.history] == [(moves, span) for moves, _, span in direct.history]
-    monkeypatch.setattr("swarmbook.planning.annealing.search", never)
-    monkeypatch.setattr("swarmbook.planning.conflict_based_search.conflict_search", never)
+    monkeypatch.setattr("swarmbook.planning.planners.annealing_search", never)
+    monkeypatch.setattr("swarmbook.planning.planners.conflict_search", never)
     assert planned(instance("S"), how, **limits) == found
     other = [{"seed": 1}, {"start": direct.plan}, {"moves": 501}] if how == "annealing" else [{"expand": 201}]
     for more in other:
@@ -312,14 +315,14 @@ def uneven(relays: int, microbatches: int, data_nodes: int = 1) -> Pipeline:
     """Slots of which some have more microbatches than others; one stage of relays, all of which are needed."""
     nodes = data_nodes + relays
     groups = (tuple(range(data_nodes)), tuple(range(data_nodes, nodes)))
-    return Pipeline(groups, np.ones((nodes, nodes)), 1.0, Rules(2), microbatches, memory=3)
+    return Pipeline(groups, np.ones((nodes, nodes)), 1.0, PathRules(2), microbatches, memory=3)
 
 
 @pytest.mark.parametrize("name", [name for name in PLANNERS if name != "annealing"] + ["search"])
 def test_uneven_slots_use_all_the_room_there_is(name):
     """Slots of 2, 1 and 1 microbatches of three data nodes: 12 into 12 places, which one slot a place would not do."""
     pipeline = uneven(2, 4, data_nodes=3)
-    plan = search(pipeline, rng(), moves=2000).plan if name == "search" else PLANNERS[name](pipeline, rng())
+    plan = annealing_search(pipeline, rng(), moves=2000).plan if name == "search" else PLANNERS[name](pipeline, rng())
     plan.check(pipeline)
     assert np.bincount(np.concatenate(plan.paths)).tolist() == [0, 0, 0, 6, 6]
 

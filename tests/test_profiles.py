@@ -15,7 +15,7 @@ from matplotlib import pyplot
 
 from swarmbook.config import RunConfig, grid, run_config
 from swarmbook.data import batches, tokenization
-from swarmbook.planning.annealing import search
+from swarmbook.planning.annealing import annealing_search
 from swarmbook.reproduction import papers
 
 PAPERS = papers.discover()
@@ -76,7 +76,8 @@ def until_training(name: str, profile: str) -> tuple[list[RunConfig], dict]:
         patch.chdir(PAPERS[name].notebook.parent)
         patch.setattr("swarmbook.runs.run", stop)
         patch.setattr(
-            "swarmbook.planning.annealing.search", lambda *given, **named: search(*given, **{**named, "moves": 200})
+            "swarmbook.planning.planners.annealing_search",
+            lambda *given, **named: annealing_search(*given, **{**named, "moves": 200}),
         )
         with pytest.raises(Reached) as reached:
             for cell in nbformat.read(PAPERS[name].notebook, as_version=4).cells:

@@ -88,7 +88,7 @@ def test_a_dead_stage_answers_nothing(fleet):
         for stage in (2, 3):
             with pytest.raises(KeyError, match=f"stage {stage + 1} died in the same step: use lost.neighbours"):
                 ask(stage)
-    assert lost.ledger.total() == 0
+    assert lost.costs.total() == 0
 
 
 def test_copy_previous_copies(fleet):

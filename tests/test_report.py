@@ -69,14 +69,15 @@ def assert_sound(folder: Path) -> None:
 
 @pytest.fixture
 def committed(toy) -> papers.Paper:
-    start = "from swarmbook.analysis.claims import Claims\nclaims, colour = Claims(), 'T1'"  # a name that is no claim's place
+    # a colour with the name of a claim is no claim's place
+    start = "from swarmbook.analysis.claims import Claims\nclaims, colour = Claims(), 'T1'"
     first = "claims.add(\n    'T1', 'toys work', 3, steps, 'holds')"
     second = "_ = claims.add('T2', 'a | b <c> *d*', 3, steps, 'does not hold')"
     cells = [(start, ""), (FIGURE, "figure 4a"), (first, ""), ("print(steps)", "table 2"), (second, "")]
     path = toy("toy", *cells, ("print('no claim')", "table 3"), ("claims", "claims"))
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
-    return papers.read(path)
+    return papers.read_paper(path)
 
 
 def test_a_site_has_a_front_page_with_all_claims_and_a_page_for_each_paper(committed, tmp_path, capsys):
@@ -117,7 +118,7 @@ def recorded(toy, tmp_path, one_thread) -> list[str]:
     path = toy("toy", (load, ""), *cells)
     keys = [config.key for config in configs]
     store.publish(keys, path.parent / "runs")
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     return keys
 

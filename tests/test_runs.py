@@ -16,7 +16,8 @@ from swarmbook.config import NUMERICS, grid, run_config
 from swarmbook.errors import ConfigError, TrainingError
 from swarmbook.methods.recovery import RULES, Strategy
 from swarmbook.records.computed import computed
-from swarmbook.records.store import Store, key_of
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Store
 from swarmbook.results import Runs, arms
 from swarmbook.runs import run
 from swarmbook.training import packing, trainer
@@ -95,7 +96,7 @@ def test_training_learns(store):
 
 def test_packed_runs_are_what_they_would_be_alone(store, tmp_path):
     arms = [
-        run_config(**TINY, seed=0, probes=["loss jump"]),
+        run_config(**TINY, seed=0, measurements=["loss jump"]),
         run_config(**TINY, seed=1, route="swapped ends"),
         run_config(**TINY, seed=2, route="swapped ends", recovery="CheckFree", failure_rate=0.05),
         run_config(**TINY, seed=2, recovery="random", failure_rate=0.05, lr_boost=1.5),
@@ -143,7 +144,7 @@ def every_strategy(**fields):
     """A run of each recovery, under losses before and after a copy is taken and at the same step."""
     begin = fields["start"].steps if "start" in fields else 0
     lost = [(3, 2), (10, 3), (12, 0), (12, 1), (14, 2), (17, 4)]
-    losses = {"losses": [(step, stage) for step, stage in lost if step >= begin], "keep_every": 4}
+    losses = {"lost_stages": [(step, stage) for step, stage in lost if step >= begin], "keep_every": 4}
     changes = [{}, {"moments": "average"}, {"boost_half_life": 3.0, "moments": "keep"}, {"route": "swapped ends"}]
     small = {**TINY, "microbatches": 2, "batch": 1}
     insured = [
@@ -172,7 +173,9 @@ def killed_at(step, monkeypatch):
 
 @pytest.mark.parametrize("started", [False, True])
 def test_resuming_changes_no_bit(store, tmp_path, monkeypatch, started):
-    before = {"start": run_config(**{**TINY, "steps": 5}, recovery="CheckFree", losses=[(2, 3)])} if started else {}
+    before = (
+        {"start": run_config(**{**TINY, "steps": 5}, recovery="CheckFree", lost_stages=[(2, 3)])} if started else {}
+    )
     configs = every_strategy(**before)
     whole = quiet(configs, store)
     other = Store(tmp_path / "other")
@@ -252,7 +255,7 @@ def test_a_pack_that_diverges_stops_no_other_and_leaves_no_rubbish(store, tmp_pa
 
 
 def test_what_does_not_fit_is_trained_in_parts(store, tmp_path, monkeypatch):
-    configs = grid({**TINY, "route": "swapped ends", "probes": ["loss jump"]}, seed=range(2))
+    configs = grid({**TINY, "route": "swapped ends", "measurements": ["loss jump"]}, seed=range(2))
     whole = quiet(configs, store)
     weights, activations = packing._bytes(configs[0])
     for memory, at_once, checkpointing in [(weights + activations / 2, 2, False), (weights, 1, True)]:
@@ -318,12 +321,12 @@ def trained(monkeypatch):
 
 
 def test_a_kept_state_spares_training_the_parent(store, trained):
-    parent = run_config(**PARENT, recovery="CheckFree", losses=[(3, 2)])
-    child = run_config(**TINY, recovery="CheckFree", losses=[(3, 2)], start=parent)
+    parent = run_config(**PARENT, recovery="CheckFree", lost_stages=[(3, 2)])
+    child = run_config(**TINY, recovery="CheckFree", lost_stages=[(3, 2)], start=parent)
     first = run([parent], show=False, store=store, keep=True)
     after = quiet([child], store)
     assert trained == [{parent.key}, {child.key}]
-    whole = quiet([run_config(**TINY, recovery="CheckFree", losses=[(3, 2)])], store)
+    whole = quiet([run_config(**TINY, recovery="CheckFree", lost_stages=[(3, 2)])], store)
     np.testing.assert_array_equal([*curve(first), *curve(after)], curve(whole))
     assert store.state(child.key) is None and store.state(parent.key) is not None
     assert run_config(**store.get(child.key).config) == child
@@ -360,7 +363,7 @@ def test_children_of_different_parents_share_a_pack(store, tmp_path, trained):
     earlier = run_config(**{**PARENT, "steps": 5})
     children = [run_config(**TINY, start=parent, seed=2) for parent in (fast, slow)]
     children += [
-        run_config(**TINY, start=slow, recovery="CheckFree", losses=[(12, 2)]),
+        run_config(**TINY, start=slow, recovery="CheckFree", lost_stages=[(12, 2)]),
         run_config(**TINY, start=earlier),
     ]
     together = quiet(children, store)

@@ -18,7 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swarmbook.errors import StoreError
-from swarmbook.records.store import Store, key_of, open_store
+from swarmbook.records.atomic_files import clean, whole_file, write
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Store, open_store
 
 KEY, OTHER, THIRD = (key_of({"run": name}) for name in ("one", "other", "third"))
 CONFIG = {"seed": 1, "lr": 1e-3, "recovery": "average", "rates": [0.05, 0.1], "plan": None}
@@ -314,7 +316,7 @@ def test_publish(store, tmp_path):
         put(store, key)
     store.publish([KEY, OTHER], recorded)
     (recorded / "README.md").write_text("kept")
-    (recorded / f"{KEY}.parquet.tmp").write_text("left by a killed process")
+    (recorded / f"{KEY}.parquet.0123abcd.tmp").write_text("left by a killed process")
     store.publish([KEY, THIRD], recorded, exclusive=True)
     assert files(recorded) == sorted(["README.md", f"{KEY}.parquet", f"{THIRD}.parquet"])
     empty = Store(tmp_path / "empty", [recorded])
@@ -680,7 +682,7 @@ def test_leftovers_of_the_dead_are_removed(store):
     store.progress([KEY]).save({}, 1)  # killed after put, before discard
     store.progress([OTHER]).save({}, 1)
     store.put_state(KEY, {"step": 1})
-    for half in (f"{OTHER}.parquet.tmp", f"states/{OTHER}.pt.tmp", f"states/{KEY}.pt.tmp"):
+    for half in (f"{OTHER}.parquet.0123abcd.tmp", f"states/{OTHER}.pt.tmp", f"states/{KEY}.pt.0123abcd.tmp"):
         (store.root / half).write_bytes(b"half")
     (store.root / "locks" / f"{OTHER}.run").touch()
     torn = store.root / "partial" / "0123456789abcdef0123"
@@ -699,7 +701,7 @@ def test_opening_leaves_the_living_alone(store):
     with store.claim([KEY]) as mine, store._lock(f"{OTHER}.write"):
         progress = store.progress(mine)
         (store.root / "states").mkdir()
-        for half in (f"{OTHER}.parquet.tmp", f"states/{OTHER}.pt.tmp"):
+        for half in (f"{OTHER}.parquet.0123abcd.tmp", f"states/{OTHER}.pt.0123abcd.tmp"):
             (store.root / half).write_bytes(b"being written")
         put(store)
         before = files(store.root)
@@ -717,6 +719,51 @@ def test_discard_while_another_store_opens(store):
     Store(store.root)
     assert not progress.folder.exists()
     progress.discard()
+
+
+# Files that are there whole or not at all
+
+WRITER = """
+import sys
+from pathlib import Path
+from swarmbook.records.atomic_files import write
+content = sys.argv[2].encode() * 300_000
+for _ in range(50):
+    write(Path(sys.argv[1]), content)
+"""
+
+
+def test_writers_at_the_same_time_leave_one_whole_file(tmp_path):
+    path = tmp_path / "page.html"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, letter]) for letter in "abc"]
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            content = path.read_bytes()
+            assert len(content) == 300_000 and len(set(content)) == 1
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert files(tmp_path) == ["page.html"]
+
+
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    write(tmp_path / "whole", b"")
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "page.html"
+    write(path, b"old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and files(tmp_path) == ["page.html"]
+
+
+def test_only_what_killed_writers_of_a_file_left_is_removed(tmp_path):
+    for name in ("a[1].pt.0123abcd.tmp", "a[1].pt", "a1.pt.0123abcd.tmp", "a[1].pt.old.gz"):
+        (tmp_path / name).touch()
+    clean(tmp_path / "a[1].pt")
+    assert files(tmp_path) == ["a1.pt.0123abcd.tmp", "a[1].pt", "a[1].pt.old.gz"]
 
 
 # Disks that are full or cannot be written
@@ -829,9 +876,9 @@ def test_root_under_a_file(tmp_path):
     (tmp_path / "file").touch()
     store = Store(tmp_path / "file" / "store")
     assert store.get(KEY) is None and store.state(KEY) is None
-    for write in (lambda: put(store), lambda: store.put_state(KEY, {})):
+    for attempt in (lambda: put(store), lambda: store.put_state(KEY, {})):
         with pytest.raises(StoreError, match="cannot write .*Not a directory"):
-            write()
+            attempt()
 
 
 def test_unreadable_run_is_not_silently_trained_again(store, monkeypatch):

@@ -4,6 +4,7 @@ The sweeps here train: a notebook of one tiny run a seed, whose store, notebooks
 a folder of the test. The scheduler and workers of one test are processes of their own, as on a cluster.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -37,7 +38,7 @@ PIGEON = "carrier-pigeon://1"  # no such way to talk
 
 def points(paper: Path, text: str, **options) -> list[dict]:
     paper.with_name("sweep.yaml").write_text(textwrap.dedent(text))
-    return sweep_grid.points(papers.read(paper), **options)
+    return sweep_grid.points(papers.read_paper(paper), **options)
 
 
 def test_a_grid_is_the_product_of_lists_ranges_and_zipped_groups_seed_by_seed(toy):
@@ -187,7 +188,7 @@ def executed(point: sweep.Point, mark: str | None = None) -> Path:
 
 
 def placed(path: Path, **parameters) -> sweep.Point:
-    return sweep.place(papers.read(path), [{"profile": "cpu", **parameters}])[0]
+    return sweep.place(papers.read_paper(path), [{"profile": "cpu", **parameters}])[0]
 
 
 def test_a_point_says_how_far_it_has_come(toy):
@@ -226,6 +227,22 @@ def test_a_mark_follows_parameters_code_and_published_numbers_and_nothing_else(t
     assert placed(path, steps=5).code == "other"
 
 
+def test_a_version_follows_the_code_that_numbers_depend_on_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.swarmbook, "__file__", str(tmp_path / "__init__.py"))
+    code = ("__init__.py", "__main__.py", "cli.py", "config.py", "methods/sync.py", "reproduction/report.py")
+    for name in code:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("before")
+    version = sweep.version.__wrapped__
+    before, counted = version(), []
+    for name in code:
+        (tmp_path / name).write_text("after")
+        if version() != before:
+            counted.append(name)
+        (tmp_path / name).write_text("before")
+    assert counted == ["__init__.py", "config.py", "methods/sync.py"]
+
+
 def test_names_of_points_are_readable_and_their_own():
     assert sweep._name({"profile": "cpu", "seeds": 3, "layout": "6x4"}) == "seeds=3,layout=6x4"
     odd = [sweep._name({"data": text}) for text in ("a/b", "a_b", "a b", "../x", "x" * 200, "x" * 201, "é")]
@@ -256,9 +273,9 @@ def test_dask_missing_is_named_with_its_extra(monkeypatch):
 
 def test_a_worker_without_the_files_or_with_other_code_fails_and_says_so(toy):
     point = placed(toy(), steps=5)
-    strange = sweep.replace(point, code="0123")
+    strange = dataclasses.replace(point, code="0123")
     assert "has other code of swarmbook" in sweep.execute(strange, {}, False).error
-    strange = sweep.replace(point, notebook=point.notebook.with_name("gone.ipynb"))
+    strange = dataclasses.replace(point, notebook=point.notebook.with_name("gone.ipynb"))
     assert "a file system that all workers share" in sweep.execute(strange, {}, False).error
     assert not point.folder.exists()
 
@@ -461,7 +478,7 @@ def test_a_store_on_a_disk_that_is_full_or_read_only_is_told_and_the_next_sweep_
 
 
 def test_points_on_a_full_disk_are_told_and_the_next_sweep_goes_on(toy, disk, tmp_path):
-    point = sweep.place(papers.read(toy()), [{"profile": "smoke", "steps": 5}], tmp_path / "disk")[0]
+    point = sweep.place(papers.read_paper(toy()), [{"profile": "smoke", "steps": 5}], tmp_path / "disk")[0]
     sweep.prepare([point])
     disk("size=8k")
     outcome = sweep.execute(point, {}, wait=True)
@@ -469,10 +486,10 @@ def test_points_on_a_full_disk_are_told_and_the_next_sweep_goes_on(toy, disk, tm
     assert outcome.state == FAILED and f"cannot write {point.folder}: {told}" in outcome.error
     assert sweep.state(point) == RESUMED
     with pytest.raises(errors.NotebookError, match=told):
-        sweep_summary.collect(papers.read(point.notebook), [point], {})
+        sweep_summary.collect(papers.read_paper(point.notebook), [point], {})
     disk("size=8m")
     assert sweep.execute(point, {}, wait=True).state == EXECUTED and sweep.state(point) == DONE
-    assert sweep_summary.collect(papers.read(point.notebook), [point], {}).claims == ()
+    assert sweep_summary.collect(papers.read_paper(point.notebook), [point], {}).claims == ()
 
 
 CLOCK = """\

@@ -9,7 +9,7 @@ from swarmbook.config import grid, run_config
 from swarmbook.data import batches as batches_module
 from swarmbook.data import tokenization
 from swarmbook.errors import TrainingError
-from swarmbook.methods.costs import Ledger
+from swarmbook.methods.costs import Costs
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.sync import SYNCS, Exchange, Method, sync
 from swarmbook.records.store import Store
@@ -180,7 +180,7 @@ def test_sparseloco_sends_the_largest_entries_and_keeps_the_rest():
     assert (smallest >= delta.abs().flatten(3).amax(3)).all()
     torch.testing.assert_close(phi, start + 0.5 * sent.mean(0))
     assert torch.equal(theta, phi)
-    assert x.ledger == {"sent in training": 3 * 2 * (2 * 2 * 5) * (8 + 4), "serial hops": 2}
+    assert x.costs == {"sent in training": 3 * 2 * (2 * 2 * 5) * (8 + 4), "serial hops": 2}
 
 
 def test_the_mean_is_over_those_who_are_present_or_ones_own():
@@ -212,7 +212,7 @@ def test_what_an_absent_replica_of_sparseloco_would_send_it_keeps():
     sent = owed - delta
     assert ((sent != 0).flatten(1).sum(1) == torch.tensor([3, 0, 3])).all()
     torch.testing.assert_close(phi, start + 0.5 * ((sent[0] + sent[2]) / 2))
-    assert x.ledger == {"sent in training": 2 * 1 * 3 * (8 + 4), "serial hops": 1}
+    assert x.costs == {"sent in training": 2 * 1 * 3 * (8 + 4), "serial hops": 1}
 
 
 def test_groups_of_a_matching_of_ones_own_are_checked(monkeypatch):
@@ -455,8 +455,8 @@ OUTER = STEPS // 5
     ],
 )
 def test_bytes_and_hops_follow_from_shapes(new_pack, fields, sent, hops, background):
-    ledger = new_pack(**fields, steps=STEPS).ledgers[0]
-    assert [ledger.get(name) for name in ("sent in training", "serial hops", "sent in background")] == [
+    costs = new_pack(**fields, steps=STEPS).costs[0]
+    assert [costs.get(name) for name in ("sent in training", "serial hops", "sent in background")] == [
         sent, hops, background,
     ]  # fmt: skip
 
@@ -480,7 +480,7 @@ def some_absent(monkeypatch):
     ],
 )
 def test_nobody_sends_to_or_for_those_who_are_absent(new_pack, some_absent, name, copies, to_all):
-    ledger = new_pack(sync=name, matching="hypercube", density=0.1, steps=STEPS).ledgers[0]
+    costs = new_pack(sync=name, matching="hypercube", density=0.1, steps=STEPS).costs[0]
     sent, hops = 0.0, 0
     for step, there in enumerate(PRESENT[:OUTER]):
         pairs = sum(there[r] and there[r ^ 1 << step % 2] for r in range(N))  # each counted from both ends
@@ -494,15 +494,15 @@ def test_nobody_sends_to_or_for_those_who_are_absent(new_pack, some_absent, name
         else:
             sent += pairs * copies * M
             hops += pairs > 0
-    assert (ledger["sent in training"], ledger["serial hops"]) == (round(sent), hops)
+    assert (costs["sent in training"], costs["serial hops"]) == (round(sent), hops)
 
 
 def test_a_late_and_a_prefetched_exchange_send_as_little_for_the_absent(new_pack, some_absent):
     pairs = 2 + 2 + 2 + 0
-    ledger = new_pack(sync="NoLoCo, prefetched", matching="hypercube", steps=STEPS).ledgers[0]
-    assert (ledger["sent in training"], ledger["sent in background"]) == (pairs * 2 * M, pairs * M)
-    ledger = new_pack(sync="NoLoCo", matching="hypercube", delay=2, steps=STEPS).ledgers[0]
-    assert ledger["sent in training"] == ledger["sent in background"] == pairs * 2 * M
+    costs = new_pack(sync="NoLoCo, prefetched", matching="hypercube", steps=STEPS).costs[0]
+    assert (costs["sent in training"], costs["sent in background"]) == (pairs * 2 * M, pairs * M)
+    costs = new_pack(sync="NoLoCo", matching="hypercube", delay=2, steps=STEPS).costs[0]
+    assert costs["sent in training"] == costs["sent in background"] == pairs * 2 * M
 
 
 # Absent replicas
@@ -571,14 +571,14 @@ def test_all_reduce_averages_the_gradients_of_those_present(new_pack, monkeypatc
         mine = pack.fleet.replica_views(range(N), gradients=True)[name]
         torch.testing.assert_close(mine, mean, rtol=0, atol=1e-7)
     assert pack.spread(0) == 0
-    assert pack.ledgers[0] == {**pack.ledgers[0], "sent in training": 2 * 2 * M, "serial hops": 4}
+    assert pack.costs[0] == {**pack.costs[0], "sent in training": 2 * 2 * M, "serial hops": 4}
 
 
 @pytest.mark.parametrize("name", [name for name in SYNCS if name != "none"])
 def test_nothing_happens_when_all_are_absent(new_pack, name):
     pack, plain = new_pack(sync=name, absent=1.0, steps=12), new_pack(steps=12)
     assert same(pack, plain)
-    assert "sent in training" not in pack.ledgers[0] and "serial hops" not in pack.ledgers[0]
+    assert "sent in training" not in pack.costs[0] and "serial hops" not in pack.costs[0]
     assert not any(w.any() for w in pack.outers[0].delta.values())
 
 
@@ -586,12 +586,12 @@ def test_nothing_happens_when_all_are_absent(new_pack, name):
 def test_nobody_absent_is_what_there_was_before_anybody_could_be(new_pack, monkeypatch, name):
     plain, rare = new_pack(sync=name, steps=10), new_pack(sync=name, absent=1e-12, steps=10)
     close(rare, plain)
-    assert rare.ledgers == plain.ledgers
+    assert rare.costs == plain.costs
     monkeypatch.setattr("swarmbook.config.RunConfig.present_at", lambda run, step: None)
     assert same(new_pack(sync=name, steps=10), plain)
     monkeypatch.undo()
     half = new_pack(sync=name, absent=0.5, steps=10)
-    assert not same(half, plain) and half.ledgers != plain.ledgers
+    assert not same(half, plain) and half.costs != plain.costs
 
 
 def test_who_is_absent_follows_from_the_seed_and_more_are_at_a_higher_rate():
@@ -625,7 +625,7 @@ def rounded(tensor):
         {"sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
         {"sync": "gossip", "absent": 0.3},
         {"sync": "all-reduce"},
-        {"recovery": "CheckFree", "losses": [(3, 2), (12, 3)], "sync": "NoLoCo", "absent": 0.3},
+        {"recovery": "CheckFree", "lost_stages": [(3, 2), (12, 3)], "sync": "NoLoCo", "absent": 0.3},
     ],
 )
 def test_all_that_is_stored_in_bf16_is_rounded(new_pack, fields):
@@ -667,7 +667,7 @@ def everything():
         {"fragments": 2, "mixing": 0.5, "seed": 1},
         {"delay": 4, "outer_lr": 0.5},
         {"matching": "hypercube", "density": 0.2},
-        {"recovery": "rollback", "keep_every": 4, "losses": [(7, 2), (14, 1)], "delay": 2},
+        {"recovery": "rollback", "keep_every": 4, "lost_stages": [(7, 2), (14, 1)], "delay": 2},
         {"fragments": 3, "delay": 2, "sync_every": 10, "route": "swapped ends", "common_start": False},
     ]
     base = {**TINY, "data": "stories_toy+fiction_austen"}
@@ -746,7 +746,7 @@ def test_another_method_begins_at_the_weights_it_finds(tmp_path, new_pack):
 
 def test_a_rollback_takes_slow_weights_back_too(new_pack):
     fields = {"sync": "NoLoCo", "sync_every": 3, "delay": 1, "fragments": 2}
-    config = run_config(**{**TINY, **fields}, recovery="rollback", keep_every=4, losses=[(6, 1)])
+    config = run_config(**{**TINY, **fields}, recovery="rollback", keep_every=4, lost_stages=[(6, 1)])
     rolled, plain = new_pack(config, steps=9), new_pack(**fields, steps=7)  # 6 steps, back to 4, and 3 more
     a, b = rolled.state(0), plain.state(0)
     assert a["position"] == b["position"] == 7
@@ -755,7 +755,7 @@ def test_a_rollback_takes_slow_weights_back_too(new_pack):
         same(a["outer"]["delta"], b["outer"]["delta"])
         and a["outer"]["arriving"].keys() == b["outer"]["arriving"].keys()
     )
-    assert rolled.ledgers[0]["stored"] == N * 5 * M  # weights, two moments, slow weights, buffer
+    assert rolled.costs[0]["stored"] == N * 5 * M  # weights, two moments, slow weights, buffer
 
 
 def test_ones_own_rule_is_one_function(tmp_path, monkeypatch):
@@ -798,18 +798,19 @@ def test_a_rebuilt_stage_is_pulled_back_to_its_slow_weights(new_pack):
     fields = {"sync": "DiLoCo", "lr": 1e-30, "outer_lr": 0.7}
     before = new_pack(**fields).fleet.stage(0, 1)["qkv"]
     rebuilt, after = (
-        new_pack(**fields, recovery="random", losses=[(2, 2)], steps=steps).fleet.stage(0, 1)["qkv"] for steps in (4, 5)
+        new_pack(**fields, recovery="random", lost_stages=[(2, 2)], steps=steps).fleet.stage(0, 1)["qkv"]
+        for steps in (4, 5)
     )
-    packs = new_pack(**fields, recovery="random", losses=[(2, 2)], steps=4).fleet
+    packs = new_pack(**fields, recovery="random", lost_stages=[(2, 2)], steps=4).fleet
     mean = sum(packs.stage(r, 1)["qkv"] for r in range(N)) / N  # each replica lost its own
     assert not torch.allclose(rebuilt, before, atol=1e-2)
     torch.testing.assert_close(after, before + 0.7 * (mean - before), rtol=0, atol=1e-6)
 
 
 def test_late_exchanges_are_sent_in_the_background():
-    x = Exchange([tuple(tensors(4))], np.arange(4).reshape(2, 2), late=True, ledger=Ledger())
+    x = Exchange([tuple(tensors(4))], np.arange(4).reshape(2, 2), late=True, costs=Costs())
     x.send(copies=1.5, hops=3, early=1)
-    assert x.ledger == {"sent in training": 4 * 1.5 * 48, "sent in background": 4 * 1.5 * 48, "serial hops": 3}
+    assert x.costs == {"sent in training": 4 * 1.5 * 48, "sent in background": 4 * 1.5 * 48, "serial hops": 3}
 
 
 def test_a_diverging_exchange_is_named_as_a_cause(tmp_path):

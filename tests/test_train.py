@@ -47,10 +47,14 @@ SPREAD = ((3, 2), (5, 0), (7, 4), (12, 1))  # never two at once; 0 is embedding 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"recovery": "redundant computation", "losses": SPREAD},
-        {"recovery": "learning rate alone", "lr_boost": 1.0, "losses": SPREAD},
+        {"recovery": "redundant computation", "lost_stages": SPREAD},
+        {"recovery": "learning rate alone", "lr_boost": 1.0, "lost_stages": SPREAD},
         {"recovery": "learning rate alone", "lr_boost": 1.0, "failure_rate": 0.2, "failing": "all"},
-        {"recovery": "rollback", "keep_every": 1, "losses": SPREAD},  # the last copy is the state of this very step
+        {
+            "recovery": "rollback",
+            "keep_every": 1,
+            "lost_stages": SPREAD,
+        },  # the last copy is the state of this very step
         {"recovery": "CheckFree"},
     ],
 )
@@ -70,19 +74,19 @@ def test_a_further_domain_that_is_too_short_is_told_before_the_training(new_pack
 
 
 def test_a_loss_that_is_not_made_good_shows(tmp_path):
-    plain, config = run_config(**TINY), run_config(**TINY, recovery="random", losses=((3, 2),))
+    plain, config = run_config(**TINY), run_config(**TINY, recovery="random", lost_stages=((3, 2),))
     a, b = validation(plain, tmp_path), validation(config, tmp_path)
     assert (a[:4] == b[:4]).all() and (a[4:] != b[4:]).all()
 
 
 def test_redundant_computation_cannot_restore_a_stage_that_dies_with_its_holder(new_pack):
     before = new_pack(**STILL)
-    pack = new_pack(**STILL, recovery="redundant computation", losses=((2, 2), (2, 3)), steps=3)
+    pack = new_pack(**STILL, recovery="redundant computation", lost_stages=((2, 2), (2, 3)), steps=3)
     assert same(weights(pack, 1), weights(before, 1))  # its holder, the first stage, lives
     below, above = weights(before, 0), weights(before, 3)
     for name, weight in weights(pack, 2).items():
         torch.testing.assert_close(weight, (below[name] + above[name]) / 2)
-    assert pack.ledgers[0]["rebuilt"] == 2 and pack.ledgers[0]["not recoverable"] == 1
+    assert pack.costs[0]["rebuilt"] == 2 and pack.costs[0]["not recoverable"] == 1
     assert pack.adam.lr_scale[0].tolist() == [1.0, 1.0, 1.1, 1.0, 1.0]
     assert pack.adam.steps[0].tolist() == [3, 3, 1, 3, 3]
 
@@ -104,12 +108,12 @@ def test_redundant_computation_cannot_restore_a_stage_that_dies_with_its_holder(
 )
 def test_ends_come_back_from_the_first_and_last_stage_or_are_drawn_anew(new_pack, recovery, lost, exact, gone):
     before = weights(new_pack(**STILL), S)
-    pack = new_pack(**STILL, recovery=recovery, losses=tuple((2, stage) for stage in lost), steps=3)
+    pack = new_pack(**STILL, recovery=recovery, lost_stages=tuple((2, stage) for stage in lost), steps=3)
     after = weights(pack, S)
     assert same(before, after) == exact
     assert (after["norm"] == 1).all() and 0.015 < float(after["head"].std()) < 0.025
-    assert pack.ledgers[0]["not recoverable"] == gone
-    assert pack.ledgers[0]["rebuilt"] == len(lost)
+    assert pack.costs[0]["not recoverable"] == gone
+    assert pack.costs[0]["rebuilt"] == len(lost)
     if exact:
         assert pack.adam.lr_scale[0, S] == 1.0
 
@@ -117,8 +121,8 @@ def test_ends_come_back_from_the_first_and_last_stage_or_are_drawn_anew(new_pack
 @pytest.mark.parametrize(
     "fields",
     [
-        {"keep_every": 5, "losses": ((3, 1), (7, 2), (8, 0), (12, 3), (13, 2), (13, 3), (18, 4))},
-        {"keep_every": 5, "losses": ((3, 1), (4, 2), (5, 1))},
+        {"keep_every": 5, "lost_stages": ((3, 1), (7, 2), (8, 0), (12, 3), (13, 2), (13, 3), (18, 4))},
+        {"keep_every": 5, "lost_stages": ((3, 1), (4, 2), (5, 1))},
         {"keep_every": 4, "failure_rate": 0.08, "failing": "all", "seed": 3, "route": "swapped ends"},
         {"keep_every": 7, "failure_rate": 0.03, "replicas": 2, "seed": 1},
         {
@@ -134,7 +138,9 @@ def test_ends_come_back_from_the_first_and_last_stage_or_are_drawn_anew(new_pack
 )
 def test_rolling_back_is_training_without_failures_at_the_progress_held(new_pack, tmp_path, fields):
     config = run_config(**TINY, recovery="rollback", **fields)
-    given = {name: v for name, v in fields.items() if name not in ("keep_every", "losses", "failure_rate", "failing")}
+    given = {
+        name: v for name, v in fields.items() if name not in ("keep_every", "lost_stages", "failure_rate", "failing")
+    }
     plain = validation(run_config(**TINY, **given), tmp_path)
     held = checkpointing.progress(config.failures().any((1, 2)), config.keep_every)  # before each step
     table = metrics(config, tmp_path)
@@ -152,7 +158,7 @@ def test_rolling_back_is_training_without_failures_at_the_progress_held(new_pack
 
 @pytest.mark.parametrize("schedule", [{"warmup": 10}, {"schedule": "cosine", "warmup": 3}])
 def test_a_rollback_takes_the_learning_rate_back_too(tmp_path, schedule):
-    config = run_config(**TINY, **schedule, recovery="rollback", keep_every=5, losses=((8, 1), (13, 2)))
+    config = run_config(**TINY, **schedule, recovery="rollback", keep_every=5, lost_stages=((8, 1), (13, 2)))
     plain = validation(run_config(**TINY, **schedule), tmp_path)
     held = checkpointing.progress(config.failures().any((1, 2)), 5)
     rolled = validation(config, tmp_path)
@@ -161,7 +167,11 @@ def test_a_rollback_takes_the_learning_rate_back_too(tmp_path, schedule):
 
 def test_packed_rollbacks_keep_their_own_progress(tmp_path):
     fields = {**TINY, "recovery": "rollback", "keep_every": 5}
-    arms = [run_config(**fields, losses=((8, 1),)), run_config(**fields, losses=((13, 2),), seed=1), run_config(**TINY)]
+    arms = [
+        run_config(**fields, lost_stages=((8, 1),)),
+        run_config(**fields, lost_stages=((13, 2),), seed=1),
+        run_config(**TINY),
+    ]
     packed = run(arms, show=False, store=Store(tmp_path / "packed"))
     assert {record.provenance["packed"] for record in packed.records} == {3}
     for arm, record in zip(arms, packed.records, strict=True):
@@ -173,13 +183,13 @@ def test_snapshots_are_as_old_as_the_last_copy(new_pack):
     fields = {"recovery": "neighbour snapshot", "keep_every": 3}
     at = {step: weights(new_pack(steps=step), 1) for step in (0, 3, 6)}
     for step, copied in [(2, 0), (3, 3), (5, 3), (7, 6)]:
-        pack = new_pack(**fields, losses=((step, 2),), steps=step)
+        pack = new_pack(**fields, lost_stages=((step, 2),), steps=step)
         pack._fail(0)
         assert same(weights(pack, 1), at[copied])
         assert pack.adam.steps[0].tolist() == [step, 0, *[step] * 3]
 
 
-BACKED = {"recovery": "neighbour snapshot", "keep_every": 5, "losses": ((3, 2), (14, 3))}
+BACKED = {"recovery": "neighbour snapshot", "keep_every": 5, "lost_stages": ((3, 2), (14, 3))}
 
 
 @pytest.mark.parametrize(
@@ -190,18 +200,23 @@ BACKED = {"recovery": "neighbour snapshot", "keep_every": 5, "losses": ((3, 2), 
             "failure_rate": 0.08,
             "route": "swapped ends",
             "boost_half_life": 4.0,
-            "losses": ((4, 3), (10, 2)),  # the norms of step 9 decide what is written at step 10
+            "lost_stages": ((4, 3), (10, 2)),  # the norms of step 9 decide what is written at step 10
         },
         {"recovery": "CheckFree+", "failure_rate": 0.05, "failing": "all", "replicas": 2, "moments": "average"},
         BACKED,
         {**BACKED, "recovery": "redundant computation"},
-        {**BACKED, "recovery": "rollback", "keep_every": 4, "losses": ((2, 1), (13, 2))},  # 8 steps are held at step 10
+        {
+            **BACKED,
+            "recovery": "rollback",
+            "keep_every": 4,
+            "lost_stages": ((2, 1), (13, 2)),
+        },  # 8 steps are held at step 10
     ],
 )
 def test_a_run_that_goes_on_is_one_that_never_stopped(tmp_path, fields):
     long = run_config(**TINY, **fields)
-    first = {name: v for name, v in fields.items() if name != "losses"}
-    first["losses"] = tuple(loss for loss in long.losses if loss[0] < 10)
+    first = {name: v for name, v in fields.items() if name != "lost_stages"}
+    first["lost_stages"] = tuple(loss for loss in long.lost_stages if loss[0] < 10)
     parent = run_config(**{**TINY, "steps": 10}, **first)
     child = run_config(**TINY, **fields, start=parent)
     whole, after = metrics(long, tmp_path), metrics(child, tmp_path)
@@ -263,7 +278,7 @@ def test_traces_follow_the_seed_alone_and_longer_ones_begin_alike():
 
 def test_given_losses_come_on_top_of_drawn_ones_whatever_may_fail():
     drawn = uniform(0.1, failing="interior", replicas=2)
-    both = uniform(0.1, failing="interior", replicas=2, losses=((4, 1), (5, S), (6, 0)))
+    both = uniform(0.1, failing="interior", replicas=2, lost_stages=((4, 1), (5, S), (6, 0)))
     added = np.argwhere(both & ~drawn)
     assert sorted(map(tuple, added.tolist())) == sorted(
         (step, r, stage) for step, stage in [(4, 0), (5, S - 1), (6, S)] for r in (0, 1)
@@ -272,14 +287,14 @@ def test_given_losses_come_on_top_of_drawn_ones_whatever_may_fail():
 
 
 def test_failures_are_recorded_by_stage_with_0_for_the_ends(tmp_path):
-    config = run_config(**TINY, recovery="CheckFree+", losses=((4, 1), (6, 0), (6, S)))
+    config = run_config(**TINY, recovery="CheckFree+", lost_stages=((4, 1), (6, 0), (6, S)))
     table = metrics(config, tmp_path)
     failures = table[table["metric"] == "failure"]
     assert list(zip(failures["step"], failures["stage"], strict=True)) == [(4, 1), (6, S), (6, 0)]
 
 
 def test_the_boost_stays_and_does_not_compound(new_pack):
-    pack = new_pack(recovery="CheckFree", lr_boost=1.3, losses=((2, 2), (6, 2), (6, 3)))
+    pack = new_pack(recovery="CheckFree", lr_boost=1.3, lost_stages=((2, 2), (6, 2), (6, 3)))
     seen = []
     for _ in range(20):
         pack.advance()
@@ -290,7 +305,7 @@ def test_the_boost_stays_and_does_not_compound(new_pack):
 
 
 def test_the_boost_decays_from_each_loss_on_and_reaches_the_weights(new_pack):
-    pack = new_pack(recovery="CheckFree", lr_boost=1.5, boost_half_life=4.0, losses=((2, 2), (7, 2)))
+    pack = new_pack(recovery="CheckFree", lr_boost=1.5, boost_half_life=4.0, lost_stages=((2, 2), (7, 2)))
     seen = []
     for _ in range(20):
         pack.advance()
@@ -299,7 +314,7 @@ def test_the_boost_decays_from_each_loss_on_and_reaches_the_weights(new_pack):
     expected = [1.0 if n is None else 1 + 0.5 / 2 ** (n / 4) for n in since]
     np.testing.assert_allclose(seen, expected, rtol=1e-12)
 
-    config = run_config(**TINY, recovery="CheckFree", lr_boost=1.5, losses=((2, 2),))
+    config = run_config(**TINY, recovery="CheckFree", lr_boost=1.5, lost_stages=((2, 2),))
     before = new_pack(config, steps=2)
     before._fail(0)
     rebuilt, others = weights(before, 1), weights(before, 0)
@@ -311,13 +326,13 @@ def test_the_boost_decays_from_each_loss_on_and_reaches_the_weights(new_pack):
 
 @pytest.mark.parametrize("recovery", ["redundant computation", "CheckFree+"])
 def test_exact_copies_are_not_boosted(new_pack, recovery):
-    pack = new_pack(recovery=recovery, losses=((2, 0), (4, 0)), steps=6)
-    assert (pack.adam.lr_scale == 1).all() and pack.ledgers[0]["rebuilt"] == 2
+    pack = new_pack(recovery=recovery, lost_stages=((2, 0), (4, 0)), steps=6)
+    assert (pack.adam.lr_scale == 1).all() and pack.costs[0]["rebuilt"] == 2
 
 
 @pytest.mark.parametrize("moments", ["reset", "keep", "average"])
 def test_moments_of_a_rebuilt_stage(new_pack, moments):
-    config = run_config(**TINY, recovery="CheckFree", moments=moments, losses=((4, 1), (5, 2), (5, 3)))
+    config = run_config(**TINY, recovery="CheckFree", moments=moments, lost_stages=((4, 1), (5, 2), (5, 3)))
     pack = new_pack(config, steps=5)
     old = {s: {n: [m.clone() for m in pair] for n, pair in pack.adam.moments(0, s).items()} for s in range(S)}
     steps = pack.adam.steps[0].copy()
@@ -337,7 +352,7 @@ def test_moments_of_a_rebuilt_stage(new_pack, moments):
 
 
 def test_ends_have_no_neighbours_whose_moments_could_be_averaged(new_pack):
-    pack = new_pack(recovery="CheckFree", moments="average", losses=((4, 0),), steps=5)
+    pack = new_pack(recovery="CheckFree", moments="average", lost_stages=((4, 0),), steps=5)
     assert pack.adam.steps[0].tolist() == [5, 5, 5, 5, 1]
 
 
@@ -347,7 +362,7 @@ def test_a_rule_can_say_what_the_trainer_does_next(new_pack, monkeypatch):
         lost.boosted, lost.moments = False, "keep"
 
     monkeypatch.setitem(RULES, "careful", type(RULES["CheckFree"])(careful))
-    pack = new_pack(recovery="careful", losses=((4, 2),), steps=5)
+    pack = new_pack(recovery="careful", lost_stages=((4, 2),), steps=5)
     assert (pack.adam.lr_scale == 1).all() and (pack.adam.steps == 5).all()
 
 
@@ -449,9 +464,11 @@ def test_runs_on_different_paths_share_a_pack_and_are_what_they_would_be_alone(t
         run_config(**TINY, seed=1, route="planned", paths=PATHS),
         run_config(**TINY, seed=1, route="planned", paths=((3, 0),)),
         run_config(**TINY, seed=1, route="random paths", visits=2.5, swaps=1),
-        run_config(**TINY, seed=2, route="random paths", visits=3, reach=2, keep_first=False, probes=["partial model"]),
+        run_config(
+            **TINY, seed=2, route="random paths", visits=3, reach=2, keep_first=False, measurements=["partial model"]
+        ),
         run_config(**TINY, seed=2, route="blind paths", visits=2),
-        run_config(**TINY, seed=2, route="swapped ends", recovery="CheckFree", losses=((4, 2),)),
+        run_config(**TINY, seed=2, route="swapped ends", recovery="CheckFree", lost_stages=((4, 2),)),
         run_config(**TINY, seed=2),
     ]
     assert [len(pack) for pack in training.packs(arms, "cpu")] == [len(arms)]

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -11,7 +13,8 @@ import pytest
 from swarmbook import cli
 from swarmbook.config import run_config
 from swarmbook.records.computed import computed
-from swarmbook.records.store import Record, Store, key_of
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Record, Store
 from swarmbook.reproduction import execution, papers, publishing, recorded_runs, training_time, verify
 from swarmbook.runs import run
 
@@ -42,7 +45,7 @@ def recorded(toy, tmp_path, one_thread) -> Path:
     computed([PLAN], lambda wanted: [pd.DataFrame({"seconds": [3.0], "makespan": [1.0]})], store=store)
     runs = path.parent / "runs"
     store.publish([*(config.key for config in configs), TABLE], runs)
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     return runs
 
@@ -68,7 +71,7 @@ def records(toy, tmp_path, one_thread) -> dict[str, papers.Paper]:
     store = Store(tmp_path / "store")
     run([run_config(**TINY, seed=seed) for seed in range(2)], store=store, device="cpu", show=False)
     computed([ensemble], lambda wanted: [pd.DataFrame({"value": [1.0]})], store=store)
-    paper = papers.read(path)
+    paper = papers.read_paper(path)
     store.publish(keys, paper.beside("runs"))
     store.publish([keys[0], table], papers.at(paper, "smoke").beside("runs"))
     publishing.commit(paper, execution.execute(paper).notebook)
@@ -174,7 +177,7 @@ def test_bytes_and_outputs_that_were_tampered_with_are_named(recorded, capsys):
     assert "'notes' is no key of a run" in said
     assert "drawn with --seed 3" in said
 
-    paper = papers.read(recorded.parent / "toy.ipynb")
+    paper = papers.read_paper(recorded.parent / "toy.ipynb")
     assert verify.shown(paper).faults == []
     paper.notebook.write_text(paper.notebook.read_text().replace("step 3\\n", "step 4\\n"))
     assert verify.shown(paper).faults == [
@@ -298,7 +301,7 @@ def test_a_notebook_that_needs_what_is_not_recorded_is_told(toy):
             "table 1",
         ),
     )
-    fault = verify.shown(papers.read(path)).faults[0]
+    fault = verify.shown(papers.read_paper(path)).faults[0]
     assert fault == f"toy needs runs that are not recorded beside it: {key_of({'computed': {'plan': 2}})}"
 
 
@@ -348,8 +351,24 @@ def test_claims_that_were_tampered_with_are_seen():
     assert list(verify._differences(["a"], ["a", "b"])) == [("", "b")]
 
 
+def test_nbval_replaces_just_what_verification_does():
+    """Both read one file, each in its own way."""
+    nbval = pytest.importorskip("nbval.plugin")
+    root = Path(__file__).parents[1]
+    options = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["pytest"]["addopts"]
+    (given,) = [option.partition("=")[2] for option in options if option.startswith("--nbval-sanitize-with=")]
+    patterns = nbval.get_sanitize_patterns((root / given).read_text())
+    assert patterns == verify.volatile() and len(patterns) == 3
+    shown = "took 3.5 s at 0x7f00aa11bb in /home/me/clone/papers/noloco/runs"
+    text = shown
+    for pattern, name in patterns:
+        text = re.sub(pattern, name, text)
+    assert text == "took TIME at ADDRESS in papers/noloco/runs"
+    assert verify._shown({"outputs": [{"text": shown}]}) == [text]
+
+
 def test_notebook_errors_are_deviations(toy):
     path = toy("toy", ("1 / 0", "table 1"))
-    (fault,) = verify.shown(papers.read(path)).faults
+    (fault,) = verify.shown(papers.read_paper(path)).faults
     assert fault.split(":")[0] == "toy, code cell 2 of 2 (table 1)"
     assert nbformat.read(path, 4).cells[-1].outputs == []

@@ -1,3 +1,5 @@
+"""`python -m swarmbook` is the command line."""
+
 import sys
 
 from swarmbook.cli import main

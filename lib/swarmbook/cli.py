@@ -1,32 +1,36 @@
-"""The command line: `run` executes the papers' notebooks, `sweep` does so at every point of a grid, `verify` trains
-recorded runs again and compares, `report` makes a site of them, `export` writes a run's model for transformers, `list`
-shows what the notebooks say.
+"""The command line.
 
-Exit status: 0 all went well, 1 a notebook failed, a run deviates or a file cannot be written, 2 a wrong name, type or
-option, 130 interrupted by Ctrl-C.
+- `run` executes the papers' notebooks, and `sweep` does so at every point of a grid.
+- `verify` makes again what is recorded, and compares. `report` makes a site of the notebooks.
+- `export` writes the model of a run for transformers. `list` shows what the notebooks say.
+
+The exit status is 0 if all went well; 1 if a notebook failed, a run deviates or a file cannot be written; 2 for a wrong
+name, type or option, and where there are no papers; 130 after Ctrl-C.
+
+All commands are in one file, so that an option is read beside what it does.
+
+Serves: `swarmbook`.
 """
 
 import argparse
 import functools
 import json
 import math
+import os
 import secrets
 import shutil
 import sys
-import tempfile
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from swarmbook import __version__, locations
-from swarmbook.analysis.claims import Claim
 from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError
-from swarmbook.reproduction import execution, papers, publishing
+from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.terminal import StatusLine, claims_table, short, sweep_teller
 
 RECORDS = "with all its records; PAPER.PROFILE: what was recorded of it at that profile alone; default: all papers"
 
@@ -40,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, ConfigError) as error:
         print(f"swarmbook {options.name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads what is printed has enough of it, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+        return 1
     except (NotebookError, StoreError, DataError, TrainingError, ConnectionError) as error:
         print(f"swarmbook {options.name}: {error}", file=sys.stderr)
         return 1
@@ -76,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         dest="parameters",
         help="set a parameter of the notebook, as YAML; may be repeated",
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/ in the clone")
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: runs/ in the clone, or here if there is none"
+    )
     command.add_argument(
         "--record",
         action="store_true",
@@ -163,6 +172,8 @@ def _run(options: argparse.Namespace) -> int:
     values = _values(options.parameters, options.profile)
     if options.record and (options.parameters or options.fresh):
         raise UsageError("--record takes what the notebook says at a profile: leave out -p and --fresh")
+    if options.record:
+        _of_clone("run --record")
     # all of them before anything is executed
     parameters = {paper.name: papers.checked(paper, values) for paper in chosen}
 
@@ -180,11 +191,24 @@ def _run(options: argparse.Namespace) -> int:
 
 def _chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
     if not known:
-        raise UsageError(
-            f"no papers in {locations.papers_folder()}; install with `pip install -e .` in a clone, "
-            "or set SWARMBOOK_PAPERS to its folder papers"
-        )
+        raise _no_papers()
     return papers.chosen(names, known)
+
+
+def _no_papers() -> UsageError:
+    return UsageError(
+        f"no papers in {locations.papers_folder()}; install with `pip install -e .` in a clone, "
+        "or set SWARMBOOK_PAPERS to its folder papers"
+    )
+
+
+def _of_clone(what: str) -> None:
+    """Refuse what needs recorded runs, which a wheel does not carry."""
+    if locations.papers_folder().parent == locations.SHARE:
+        raise UsageError(
+            f"{what} needs the recorded runs, which are in the repository and not in the installed package; install "
+            "with `pip install -e .` in a clone, or set SWARMBOOK_PAPERS to its folder papers"
+        )
 
 
 def _values(pairs: Sequence[tuple[str, str]], profile: str | None) -> dict[str, Any]:
@@ -208,45 +232,20 @@ def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespa
     record = papers.at(paper, parameters.get("profile"))
     if options.record and not record.profile:
         parameters = {}  # the default profile is not to be injected
-    keys = _record(paper, parameters, record.beside("runs"), options.output) if options.record else []
-    with _Progress(paper.name) as progress:
+    if options.record:
+        from swarmbook.reproduction import recording
+
+        with StatusLine(f"{paper.name}, recording") as progress:
+            keys = recording.record_runs(record, paper, parameters, options.output, progress)
+    with StatusLine(paper.name) as progress:
         done = execution.execute(paper, parameters, options.output, environment, progress)
     if options.record:
-        _commit(record, done.notebook, keys)
+        recording.commit(record, done.notebook, keys)
     print(claims_table(done.claims, shutil.get_terminal_size((110, 24)).columns))
-    print(f"notebook  {_short(done.notebook)}\nHTML      {_short(done.html)}")
+    print(f"notebook  {short(done.notebook)}\nHTML      {short(done.html)}")
     if options.record:
-        print(f"recorded  {_short(record.notebook)}")
+        print(f"recorded  {short(record.notebook)}")
     print(f"took      {time.monotonic() - started:.0f} s\n", flush=True)
-
-
-def _record(paper: Paper, parameters: dict[str, Any], folder: Path, output: Path | None) -> list[str]:
-    """Put the runs that the notebook stands on into a folder beside it; their keys.
-
-    What is committed is the execution after this one: all from the record, as a reader gets it.
-    """
-    from swarmbook.records.store import open_store
-
-    with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
-        noted = Path(scratch) / "keys"  # the library writes one key a line
-        with _Progress(f"{paper.name}, recording") as progress:
-            execution.execute(paper, parameters, output, {"SWARMBOOK_RECORD": str(noted)}, progress, page=False)
-        keys = noted.read_text().split() if noted.exists() else []
-    if keys:
-        open_store([paper.beside("runs")]).publish(keys, folder)
-    return keys
-
-
-def _commit(record: Paper, executed: Path, keys: Sequence[str]) -> None:
-    """Put an executed notebook in its place, then delete the runs that only the one before stood on."""
-    from swarmbook.records.store import open_store
-    from swarmbook.reproduction import lineage
-
-    publishing.commit(record, executed)
-    if keys:
-        folder = record.beside("runs")
-        open_store([folder]).publish(keys, folder, exclusive=True)
-    lineage.keep([papers.read(record.notebook)])
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -283,15 +282,15 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
     )
     for point, state in found:
         if state == sweep.REPAIRED:
-            print(f"repaired  {point.name}: {_short(point.executed)} is not as it was written", flush=True)
+            print(f"repaired  {point.name}: {short(point.executed)} is not as it was written", flush=True)
     unfinished = [point for point, state in found if state != sweep.DONE]
     workers = min(options.workers or sweep.cores(), max(1, len(unfinished)))
     environment = {} if options.scheduler else sweep.threads(workers)
     outcomes = []
     if unfinished:
-        with sweep.cluster(options.scheduler, workers) as client, _Progress(paper.name) as progress:
+        with sweep.cluster(options.scheduler, workers) as client, StatusLine(paper.name) as progress:
             outcomes = sweep.sweep(
-                unfinished, client, environment, _teller(progress, len(points), workers), options.keep_going
+                unfinished, client, environment, sweep_teller(progress, len(points)), options.keep_going
             )
     failures = [outcome for outcome in outcomes if outcome.state == sweep.FAILED]
     done = len(points) - len(unfinished) + len(outcomes) - len(failures)
@@ -299,37 +298,21 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
         print(f"failed    {outcome.point.name}: {outcome.error}", file=sys.stderr)
     if done:
         collected = sweep_summary.collect(paper, points, environment)
-        merged = sweep_summary.read(paper.name, [point.name for point in points], collected.notebook.parent).claims()
+        merged = sweep_summary.read_points(
+            paper.name, [point.name for point in points], collected.notebook.parent
+        ).claims()
         print(claims_table(merged, shutil.get_terminal_size((110, 24)).columns))
-        print(f"notebook  {_short(collected.notebook)}\nHTML      {_short(collected.html)}")
+        print(f"notebook  {short(collected.notebook)}\nHTML      {short(collected.html)}")
     left = len(points) - done - len(failures)
     took = time.monotonic() - started
     print(f"{paper.name}: {done} done, {len(failures)} failed, {left} left; took {took:.0f} s\n", flush=True)
     return done == len(points)
 
 
-def _teller(progress: "_Progress", points: int, workers: int):
-    """Tells each point as it ends, and on a terminal how many are done and how long the rest may take."""
-    ended: list = []
-    started = time.monotonic()
-
-    def told(outcome, left: int) -> None:
-        if outcome is not None:
-            ended.append(outcome)
-            progress.say(f"{outcome.state:9} {outcome.point.name}  {outcome.seconds:.0f} s")
-        failed = sum(outcome.state == "failed" for outcome in ended)
-        minutes = (time.monotonic() - started) / max(len(ended), 1) * left / 60
-        rest = f"about {minutes:.0f} min left" if ended else ""
-        progress.show(
-            f"{points - left - failed} of {points} done", f"{failed} failed", f"{left} running or to come", rest
-        )
-
-    return told
-
-
 def _verify(options: argparse.Namespace) -> int:
     from swarmbook.reproduction import verify
 
+    _of_clone("verify")
     chosen = _chosen(options.papers, papers.records())
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     say = functools.partial(print, flush=True)
@@ -341,87 +324,32 @@ def _report(options: argparse.Namespace) -> int:
     from swarmbook.reproduction import report
 
     chosen = _chosen(options.papers, papers.records())
-    output = options.output or locations.papers_folder().parent / "runs" / "report"
-    print(f"report    {_short(report.build(chosen, output.absolute()))}")
+    output = options.output or locations.runs_folder() / "report"
+    print(f"report    {short(report.build(chosen, output.absolute()))}")
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
     from swarmbook import export
 
-    run = export.read(options.run)
+    run = export.run_named(options.run)
     say = functools.partial(print, flush=True)
     replica = export.MEAN if options.mean else options.replica
-    print(f"exported  {_short(export.export(run, options.folder, replica, say=say))}")
+    print(f"exported  {short(export.export(run, options.folder, replica, say=say))}")
     return 0
-
-
-class _Progress:
-    """One line on a terminal that says where a notebook is, nothing elsewhere: a log needs no control characters."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.started = time.monotonic()
-        self.shown = sys.stderr.isatty()
-
-    def __call__(self, done: int, cells: int, figure: str, log: str) -> None:
-        self.show(f"cell {done + 1} of {cells}", figure, log)
-
-    def show(self, *parts: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        self._show("  ".join(part for part in (self.name, f"{minutes}:{seconds:02}", *parts) if part))
-
-    def say(self, line: str) -> None:
-        """A line that stays, above the one that moves."""
-        self._show("")
-        print(line, flush=True)
-
-    def __enter__(self) -> "_Progress":
-        self._show(f"{self.name}  starting")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._show("")
-
-    def _show(self, line: str) -> None:
-        if self.shown:
-            room = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:room]:{room}}\r", end="", file=sys.stderr, flush=True)
-
-
-def claims_table(claims: Sequence[Claim], width: int) -> str:
-    """Claims as aligned text of at most about `width` columns."""
-    if not claims:
-        return "no claims yet"
-    rows = [("", "verdict", "paper", "ours", "claim")]
-    rows += [(claim.id, claim.verdict, claim.paper, claim.ours, claim.text) for claim in claims]
-    widths = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate((8, 14, 22, 22))]
-    widths.append(max(width - sum(widths) - 2 * len(widths), 24))
-    lines = []
-    for row in rows:
-        columns = [textwrap.wrap(text, size) for text, size in zip(row, widths, strict=True)]
-        for parts in zip_longest(*columns, fillvalue=""):
-            padded = (part.ljust(size) for part, size in zip(parts, widths, strict=True))
-            lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _list(options: argparse.Namespace) -> int:
     known = papers.records().values()
     if options.json:
         print(json.dumps({"papers": [_as_json(paper) for paper in known]}, indent=2, ensure_ascii=False))
-        return 0
     width = shutil.get_terminal_size((110, 24)).columns
-    for paper in known:
+    for paper in known if not options.json else ():
         print(f"{paper.name}: {paper.title}")
         print(f"{', '.join(paper.figures + paper.tables) or 'no figures yet'}; {paper.runs} recorded runs")
         print(f"{claims_table(paper.claims, width)}\n")
     if not known:
-        print(f"no papers in {locations.papers_folder()}")
+        raise _no_papers()
     return 0
 
 

@@ -1,30 +1,33 @@
 """What a run is: a frozen, validated configuration whose hash names its result.
 
-- `RunConfig` holds everything that changes the numbers of a run, and nothing else; where and how fast it runs
-  is decided elsewhere
-- `grid` spells an experiment as a readable product; all its runs with one seed see the same weights, batches
-  and failures
+- `RunConfig` holds everything that changes the numbers of a run, and nothing else. Where and how fast the run is
+  computed is decided elsewhere
+- `run_config` makes one, and names the offending field, its value and the valid ones if it cannot
+- `grid` spells an experiment as a product of axes; its runs with one seed see the same weights, batches and failures
 - `NUMERICS` is raised by hand when training numbers change on purpose; a golden run in the tests guards it
+
+Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 """
 
 import itertools
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError, unknown
-from swarmbook.methods import recovery, sync
+from swarmbook.methods import consistency, recovery, sync
 from swarmbook.methods.failures import trace
 from swarmbook.methods.gossip_groups import MATCHINGS
-from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.model_size import Shape
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.routing import ROUTES, fields_of
 from swarmbook.methods.sync import SYNCS
-from swarmbook.records.keys import code_of, key_of
+from swarmbook.records.fingerprint import fingerprint_of
+from swarmbook.records.keys import key_of
 
 NUMERICS = 1
 
@@ -34,200 +37,198 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-ARCHITECTURE = {"tokenizer", "stages", "layers_per_stage", "width", "heads", "hidden", "replicas"}
-
-
 class RunConfig(BaseModel):
-    """One training run.
+    """One training run. `RunConfig.model_fields["lr"].description` tells what a field is.
 
-    Sizes: `stages` x `layers_per_stage` LLaMA layers of `width`, `heads` and SwiGLU width `hidden`; a step
-    trains `replicas` x `microbatches` x `batch` sequences of `sequence` tokens. `failure_rate` is the
-    probability that a stage fails, per stage and step (CheckFree section 5; not the hourly rate). An evaluation that
-    coincides with an exchange sees the weights after it (NoLoCo's are all such: `evaluate_every` there is a multiple of
-    `sync_every`), any other the fast weights in between. A default never changes without `NUMERICS`, and a new field's
-    default changes no number: keys hold only what differs from it.
+    In a step every replica makes one step of its optimiser. A replica is one copy of the model. Its layers lie in equal
+    pipeline stages; its embedding, last norm and head are called its ends. In an exchange the replicas combine what
+    they have learnt. Progress counts the steps that no rollback has undone.
+
+    Two fields have other names in records, and so in the columns of tables: `lost_stages` is "losses" there, and
+    `measurements` is "probes". Both names are accepted, but not both at once.
+
+    An evaluation that coincides with an exchange sees the weights after it; any other sees the fast weights.
+
+    A key holds only the fields that differ from their defaults. So a default never changes unless `NUMERICS` does, and
+    the default of a new field changes no number.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True, allow_inf_nan=False
+    )
 
+    # Data
     data: str
+    """Text that is trained on: embedded domains, or corpora of a hub ("hub:tinystories"); "+" joins several."""
     tokenizer: str = "swarmbook"
-    data_limit: Count | None = None  # tokens read from an endless source
-    shards: Literal["mixed", "domains"] = "mixed"  # what replica r reads: all, or the r-th of the domains in turn
+    """Tokenizer: "swarmbook" for the embedded one, "bytes", or the path of another in JSON."""
+    data_limit: Count | None = None
+    """Tokens that are read of the text; None for all, which a corpus without end does not allow."""
+    shards: Literal["mixed", "domains"] = "mixed"
+    """What a replica reads: "mixed" for all of `data`, "domains" for one part of it, dealt to replicas in turn."""
+
+    # Model: a LLaMA with equal pipeline stages
     stages: Count = 6
+    """Pipeline stages of a replica, without its ends."""
     layers_per_stage: Count = 1
+    """Transformer layers of a stage."""
     width: Count = 64
+    """Width of the residual stream, an even multiple of `heads`."""
     heads: Count = 4
+    """Attention heads of a layer."""
     hidden: Count = 256
+    """Hidden width of the SwiGLU."""
+
+    # Batch and steps: a step trains replicas * microbatches * batch sequences
     sequence: Annotated[int, Field(ge=2)] = 128
+    """Tokens of a training sequence, all of which are predicted."""
     replicas: Count = 1
+    """Copies of the model, which train on different batches."""
     microbatches: Count = 4
+    """Parts of a replica's batch, each of which takes its own path through the pipeline."""
     batch: Count = 2
+    """Sequences of a microbatch."""
     steps: Count
+    """Training steps, those of the run `start` included."""
+
+    # Optimiser: Adam in each replica, which is the inner optimiser of DiLoCo and NoLoCo
     lr: Positive = 1e-3
+    """Learning rate at its highest: after the warm-up and before the cosine."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up: it stays, or falls along half a cosine."""
     warmup: Count0 = 0
-    schedule_steps: Count | None = None  # over which the cosine falls; None: all
-    lr_floor: Share = 0.1  # what it falls to, in multiples of lr
+    """Steps in which the learning rate rises linearly to `lr`."""
+    schedule_steps: Count | None = None
+    """Step at which the cosine ends; None for the last step of the run."""
+    lr_floor: Share = 0.1
+    """Learning rate at which the cosine ends, in multiples of `lr`."""
     clip: Positive = 1.0
+    """Largest L2 norm of a gradient; each stage of each replica, and its ends, are clipped on their own."""
+
+    # Numbers
     precision: Literal["fp32", "bf16"] = "fp32"
-    storage: Literal["fp32", "bf16"] = "fp32"  # bf16: weights, moments, slow weights and buffers rounded at every step
+    """Number format of the forward and backward passes."""
+    storage: Literal["fp32", "bf16"] = "fp32"
+    """Number format to which weights, moments, slow weights and buffers are rounded after every step."""
+
+    # Route (SkipPipe, section 4; NoLoCo, section 3.1; CheckFree+, section 4.3)
     route: str = "in order"
-    paths: tuple[tuple[int, ...], ...] = ()  # stages from 0 that microbatches visit in turn, of route "planned"
-    visits: Annotated[float, Field(ge=1)] | None = None  # stages of a random path (a mean, if fractional); None: all
-    swaps: Count0 = 0  # of stages in a random path, at most
-    swap_lag: Count = 1  # how far below the highest stage so far a swapped one is
-    reach: Count | None = None  # how far above it the next one may be; None: anywhere
-    keep_first: bool = True  # random paths begin with stage 0
-    common_start: bool = False  # all replicas start with the weights of the first
+    """Rule for the stages, and their replicas, that a microbatch visits; a name in `methods.routing.ROUTES`."""
+    paths: tuple[tuple[int, ...], ...] = ()
+    """For the route "planned": the stages, from 0, that microbatches visit; microbatches take the paths in turn."""
+    visits: Annotated[float, Field(ge=1)] | None = None
+    """For random and blind paths: the stages on a path, on average over the microbatches; None for all."""
+    swaps: Count0 = 0
+    """For random paths: how many stages of a path, at most, are put off until after a later one."""
+    swap_lag: Count = 1
+    """For random paths: a stage that is put off comes after the stage that is this many stages above it."""
+    reach: Count | None = None
+    """For random paths: how many stages above the highest so far the next one may be; None for any number."""
+    keep_first: bool = True
+    """For random paths: whether every path begins with stage 0, which is then never skipped or swapped."""
+
+    # Exchange between replicas (NoLoCo, section 3.2)
+    common_start: bool = False
+    """Whether all replicas start with the weights of the first."""
     sync: str = "none"
-    sync_every: Count = 50  # steps of progress between two exchanges
-    outer_lr: Positive = 0.7  # NoLoCo's beta
-    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5  # its alpha; of SparseLoCo, the decay of what is unsent
-    consensus: Annotated[float, Field(ge=0)] | None = None  # its gamma; None: outer_lr, as in the released code
-    group: Count = 2  # replicas that meet
+    """Method by which replicas combine what they have learnt; a name in `methods.sync.SYNCS`."""
+    sync_every: Count = 50
+    """Steps of progress between two exchanges: the inner steps of an outer step."""
+    outer_lr: Positive = 0.7
+    """Learning rate of the outer step (beta in NoLoCo, Eq. 2)."""
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Momentum of the outer step (alpha in NoLoCo, Eq. 2); of SparseLoCo, the decay of what was not sent."""
+    consensus: Annotated[float, Field(ge=0)] | None = None
+    """Strength of the pull to the group's mean slow weights (gamma in NoLoCo, Eq. 2); None for `outer_lr`."""
+    group: Count = 2
+    """Replicas in a group, which combine their weights in an exchange (n in NoLoCo)."""
     matching: str = "random"
-    absent: Share = 0.0  # probability that a replica misses an exchange, and loses its steps since the last
-    density: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a matrix's entries that SparseLoCo sends
-    fragments: Count = 1  # of the stages, which exchange one after another (Streaming DiLoCo)
-    delay: Count0 = 0  # steps from an exchange to the arrival of what comes of it
-    mixing: Share = 0.0  # what is left of the fast weights then
+    """Rule that deals the replicas into groups; a name in `methods.gossip_groups.MATCHINGS`."""
+    absent: Share = 0.0
+    """Probability that a replica misses an exchange and loses its steps since the last one."""
+    density: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each matrix's entries that SparseLoCo sends (arXiv 2508.15706)."""
+
+    # Fragments and delay (Streaming DiLoCo, arXiv 2501.18512)
+    fragments: Count = 1
+    """Parts of the model, some stages each, that exchange one after another, each once in `sync_every` steps."""
+    delay: Count0 = 0
+    """Steps from an exchange to the arrival of its result (tau there; `fragment_sync_delay` in torchft)."""
+    mixing: Share = 0.0
+    """Share of the fast weights that is kept then (alpha there; `fragment_update_alpha` in torchft)."""
+
+    # Failures and recovery (CheckFree, sections 4 and 5)
     recovery: str = "none"
+    """Rule that rebuilds a lost stage; a name in `methods.recovery.RULES`."""
     failure_rate: Share = 0.0
-    failing: Literal["interior", "stages", "all"] = "stages"  # but the first and last; all; embedding and head too
-    losses: tuple[tuple[Count0, Count0], ...] = ()  # further failures: (step, stage from 1; 0 is embedding and head)
-    moments: Literal["reset", "keep", "average"] = "reset"  # Adam's, of a rebuilt stage; average: of its neighbours
-    lr_boost: Positive = 1.1  # learning rate of a rebuilt stage, in multiples of lr
-    boost_half_life: Positive | None = None  # steps in which half of the boost is gone; None: it stays
-    keep_every: Count = 100  # steps of progress between the copies that the recovery keeps
+    """Probability that a stage fails in a step (CheckFree, section 5, has it per hour)."""
+    failing: Literal["interior", "stages", "all"] = "stages"
+    """What can fail: stages but the first and last, all stages, or all stages and the ends."""
+    lost_stages: tuple[tuple[Count0, Count0], ...] = Field((), serialization_alias="losses")
+    """Further losses, in every replica: step from 0, and stage from 1, or 0 for the ends."""
+    moments: Literal["reset", "keep", "average"] = "reset"
+    """Adam's moments of a rebuilt stage: set to 0, kept as they were, or the mean of the neighbours' moments."""
+    lr_boost: Positive = 1.1
+    """Learning rate of a rebuilt stage, in multiples of that of the others (CheckFree, Algorithm 1)."""
+    boost_half_life: Positive | None = None
+    """Steps in which half of the boost is gone; None if it stays."""
+    keep_every: Count = 100
+    """Steps of progress between two copies that the recovery keeps, such as checkpoints."""
+
+    # Logging and measurements
     log_every: Count = 10
+    """Steps between two records of the training loss, each a mean over them."""
     evaluate_every: Count = 100
-    held_out: Count = 64  # sequences of the validation split
-    evaluate_on: tuple[str, ...] = ()  # further domains, at the end
-    probes: tuple[str, ...] = ()
-    start: "RunConfig | None" = None  # whose training this run goes on with; its steps count as the first of ours
-    branch: "RunConfig | None" = None  # whose final weights this run begins with; all else begins anew
+    """Steps between two evaluations, which visit all stages in order; a multiple of `log_every`."""
+    held_out: Count = 64
+    """Sequences of the validation split on which the run is evaluated."""
+    evaluate_on: tuple[str, ...] = ()
+    """Further texts, named as in `data`, on which the finished run is evaluated."""
+    measurements: tuple[str, ...] = Field((), serialization_alias="probes")
+    """What is measured on the finished run; names in `methods.measurements.MEASUREMENTS`."""
+
+    # Start
+    start: "RunConfig | None" = None
+    """Run whose training this one continues, with its optimisers and place in the data; its steps count."""
+    branch: "RunConfig | None" = None
+    """Run whose final weights this one begins with; all else begins anew (HDEE, Branch-Train-Merge)."""
     seed: Count0 = 0
+    """Seed of everything that is drawn at random: weights, batches, failures, routes, groups."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, fields: Any) -> Any:
+        return by_name(fields) if isinstance(fields, dict) else fields
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.width % self.heads or self.width // self.heads % 2:
-            raise ValueError(f"width={self.width} must be an even multiple of heads={self.heads}")
-        if self.route not in ROUTES:
-            raise ValueError(unknown("route", self.route, ROUTES))
-        if self.recovery not in RULES:
-            raise ValueError(unknown("recovery", self.recovery, RULES))
-        if self.sync not in SYNCS:
-            raise ValueError(unknown("sync", self.sync, SYNCS))
-        if self.matching not in MATCHINGS:
-            raise ValueError(unknown("matching", self.matching, MATCHINGS))
-        for name in self.probes:
-            if name not in PROBES:
-                raise ValueError(unknown("probe", name, PROBES))
-        if self.recovery == "none" and (self.failure_rate or self.losses):
-            named = f"failure_rate={self.failure_rate}" if self.failure_rate else f"losses={self.losses}"
-            raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
-        for step, stage in self.losses:
-            if step >= self.steps or stage > self.stages:
-                raise ValueError(
-                    f"losses={self.losses}: a loss is (step, stage) with step < steps={self.steps} and stage from 1 to "
-                    f"{self.stages}, or 0 for embedding and head"
-                )
-        if self.start is not None:
-            self._check_start(self.start)
-        if self.branch is not None:
-            self._check_branch(self.branch)
-        if self.evaluate_every % self.log_every:
-            raise ValueError(f"evaluate_every={self.evaluate_every} must be a multiple of log_every={self.log_every}")
-        self._check_route()
-        if self.sync != "none":
-            self._check_sync()
-        domains = self.data.count("+") + 1
-        if self.shards == "domains" and not 1 < domains <= self.replicas:
-            raise ValueError(
-                f"shards='domains' shares out the {domains} domain(s) of data={self.data!r} among "
-                f"replicas={self.replicas}: join two or more with '+', and have as many replicas"
-            )
-        if "own shard" in self.probes and self.held_out < self.replicas:
-            raise ValueError(f"held_out={self.held_out} must be at least replicas={self.replicas} for 'own shard'")
+        for name in self.measurements:
+            if name not in MEASUREMENTS:
+                raise ValueError(unknown("measurement", name, MEASUREMENTS))
+        consistency.check(self)
         return self
-
-    def _check_route(self) -> None:
-
-        taken = fields_of(ROUTES[self.route], RunConfig.model_fields)
-        for name in ("paths", "visits", "swaps", "swap_lag", "reach", "keep_first"):
-            value = getattr(self, name)
-            if name not in taken and value != RunConfig.model_fields[name].default:
-                users = [route for route, rule in ROUTES.items() if name in fields_of(rule, RunConfig.model_fields)]
-                raise ValueError(f"{name}={value} does nothing for route {self.route!r}: it is for {', '.join(users)}")
-        self.route_at(0)
-
-    def _check_sync(self) -> None:
-
-        self.groups_at(0)
-        if SYNCS[self.sync].alike and self.replicas > 1 and not self.common_start and not self.parents:
-            raise ValueError(
-                f"sync {self.sync!r} needs common_start=True: its replicas make the same steps, and would stay as far "
-                "apart as they start"
-            )
-        if SYNCS[self.sync].tied and self.consensus not in (None, self.outer_lr):
-            raise ValueError(
-                f"consensus={self.consensus} must be outer_lr={self.outer_lr} for sync {self.sync!r}: leave it out"
-            )
-        most = min(self.stages, self.sync_every)
-        if self.fragments > most:
-            raise ValueError(
-                f"fragments={self.fragments} must be at most {most}: there are stages={self.stages} to share out, and "
-                f"each fragment exchanges at a step of its own of sync_every={self.sync_every}"
-            )
-        if self.delay >= self.sync_every:
-            raise ValueError(
-                f"delay={self.delay} must be less than sync_every={self.sync_every}: an exchange has to arrive before "
-                "the next one"
-            )
-
-    def _check_shape(self, parent: "RunConfig", same: set[str]) -> None:
-        ours, theirs = (config.model_dump(include=same) for config in (self, parent))
-        if ours != theirs:
-            name = next(name for name in ours if ours[name] != theirs[name])
-            raise ValueError(f"{name}={ours[name]!r} must be that of the run it starts from, {theirs[name]!r}")
-
-    def _check_branch(self, branch: "RunConfig") -> None:
-        if self.start is not None:
-            raise ValueError(
-                "start and branch exclude each other: a run goes on with another, or begins with its weights"
-            )
-        self._check_shape(branch, ARCHITECTURE - {"replicas"})
-        if branch.replicas not in (1, self.replicas):
-            raise ValueError(
-                f"replicas={self.replicas} cannot begin with the weights of {branch.replicas} replicas: branch from a "
-                f"run of 1 replica, or of {self.replicas}"
-            )
-
-    def _check_start(self, start: "RunConfig") -> None:
-        self._check_shape(start, ARCHITECTURE)
-        if start.steps >= self.steps:
-            raise ValueError(f"steps={self.steps} must be more than the {start.steps} of the run it starts from")
-        earlier = {loss for loss in self.losses if loss[0] < start.steps}
-        if earlier - set(start.losses):
-            raise ValueError(f"losses={self.losses} must be at steps from {start.steps} on, where the run starts")
 
     @property
     def key(self) -> str:
-        """Names the result: a hash of configuration, data, numerics version, and the code of rules that are not ours.
+        """The name of the result: a hash of configuration, data, `NUMERICS`, and the code of a user's own rules.
 
-        Of a user's own route, sync, matching, recovery or probe its own code counts, not that of functions it calls.
+        A user's own route, sync, matching, recovery or measurement counts with the helpers that it calls, the globals
+        that it reads and the state of objects; `swarmbook.records.fingerprint` says how. ConfigError names what cannot
+        be compared with that of another process, such as an open file.
         """
-
-        strategy, method = RULES[self.recovery], sync.SYNCS[self.sync]
+        strategy, method = RULES[self.recovery], SYNCS[self.sync]
         named = {"route": ROUTES[self.route], "matching": MATCHINGS[self.matching]}
-        named |= {f"probe {name}": PROBES[name] for name in self.probes}
-        own = {name: code_of(part) for name, part in named.items() if not part.__module__.startswith("swarmbook.")}
+        named |= {f"probe {name}": MEASUREMENTS[name] for name in self.measurements}  # "probe" is in old keys
+        own = {
+            name: fingerprint_of(part, name)
+            for name, part in named.items()
+            if not part.__module__.startswith("swarmbook.")
+        }
         if strategy != recovery.OURS.get(self.recovery):
-            own["recovery"] = code_of(strategy.rule)
+            own["recovery"] = fingerprint_of(strategy.rule, f"recovery {self.recovery!r}")
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
         if method != sync.OURS.get(self.sync):
-            own["sync"] = code_of(method.rule)
+            own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(
@@ -243,33 +244,39 @@ class RunConfig(BaseModel):
         )
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """The fields by the names that they have in records and in columns of tables."""
+        return {type(self).model_fields[name].serialization_alias or name: value for name, value in self}
+
+    @property
     def parents(self) -> tuple["RunConfig", ...]:
         """The runs whose final states this one begins with."""
         return tuple(parent for parent in (self.start, self.branch) if parent is not None)
 
     @property
     def tokens_per_step(self) -> int:
+        """The tokens that all replicas together predict in a step."""
         return self.replicas * self.microbatches * self.batch * self.sequence
 
     def shape(self, vocabulary: int) -> Shape:
-        """The sizes of its model; vocabulary: tokens that the tokenizer knows."""
+        """The sizes of the model; vocabulary: the number of tokens that the tokenizer knows."""
         return Shape(self.stages, self.layers_per_stage, self.width, self.heads, self.hidden, vocabulary)
 
     def failures(self) -> np.ndarray:
-        """Bool [steps, R, S + 1]: which cells die at the start of a step; the last column is the embedding and head."""
+        """The cells that die at the start of each step, bool [steps, R, S + 1]; the last column is the ends."""
         drawn = self.rng("failures"), self.rng("failures", 0)
-        return trace(*drawn, self.steps, self.replicas, self.stages, self.failure_rate, self.failing, self.losses)
+        return trace(*drawn, self.steps, self.replicas, self.stages, self.failure_rate, self.failing, self.lost_stages)
 
     def route_at(self, step: int) -> np.ndarray:
-        """The cells [P, R, M, 2] that the microbatches of a step visit, as `swarmbook.methods.routing` has them."""
+        """The cells [P, R, M, 2] that the microbatches of a step visit, as `swarmbook.methods.routing` defines them."""
         rule = ROUTES[self.route]
         fields = {name: getattr(self, name) for name in fields_of(rule, RunConfig.model_fields)}
         return rule(self.replicas, self.stages, self.microbatches, self.rng("route", step), **fields)
 
     def groups_at(self, step: int) -> np.ndarray:
-        """Who meets whom, int [N / n, n], in the (step + 1)-th exchange between the replicas.
+        """The groups of replicas that meet in the (step + 1)-th exchange, int [N / n, n].
 
-        ConfigError or ValueError where the matching cannot deal the replicas, each into one group.
+        ConfigError or ValueError if the matching cannot deal every replica into exactly one group.
         """
         if not SYNCS[self.sync].groups:
             return np.arange(self.replicas)[None]
@@ -282,7 +289,7 @@ class RunConfig(BaseModel):
         return np.ascontiguousarray(groups, dtype=np.int64)
 
     def present_at(self, step: int) -> np.ndarray | None:
-        """Which replicas take part in the (step + 1)-th exchange, bool [N]; None for all."""
+        """The replicas that take part in the (step + 1)-th exchange, bool [N]; None for all."""
         return None if self.absent == 0 else self.rng("sync", step, 1).random(self.replicas) >= self.absent
 
     def rng(self, purpose: str, *where: int) -> np.random.Generator:
@@ -290,8 +297,20 @@ class RunConfig(BaseModel):
         return np.random.default_rng(self.seeds(purpose, *where))
 
     def seeds(self, purpose: str, *where: int) -> np.random.SeedSequence:
+        """The seeds from which `rng` draws."""
         branch = ("weights", "batches", "failures", "route", "recovery", "sync").index(purpose)
         return np.random.SeedSequence(self.seed, spawn_key=(branch, *where))
+
+
+NAMES = {field.serialization_alias: name for name, field in RunConfig.model_fields.items() if field.serialization_alias}
+
+
+def by_name(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields by their names in `RunConfig`; ConfigError for one that is given by this name and by that in records."""
+    for recorded, name in NAMES.items():
+        if recorded in fields and name in fields:
+            raise ConfigError(f"{recorded} and {name} are one field: give {name} alone")
+    return {NAMES.get(name, name): value for name, value in fields.items()}
 
 
 def run_config(**fields) -> RunConfig:
@@ -304,7 +323,7 @@ def run_config(**fields) -> RunConfig:
 
 def grid(base: dict | RunConfig, **axes: Iterable) -> list[RunConfig]:
     """All combinations of the axes' values over the base: `grid(base, route=[...], seed=range(3))`."""
-    fields = base if isinstance(base, dict) else base.model_dump()
+    fields, axes = by_name(dict(base)), by_name(axes)
     for name, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise ConfigError(f"{name}={values!r} must be a list of values; write {name}=[{values!r}]")
@@ -322,7 +341,7 @@ def _reason(item: dict) -> str:
 
 
 def choose(profile: str, **options):
-    """The option of a profile: `choose(profile, smoke=2, cpu=5)`."""
+    """The option of a profile: `choose(profile, smoke=2, cpu=5)`. ConfigError for a profile without an option."""
     if profile not in options:
         raise ConfigError(unknown("profile", profile, options))
     return options[profile]

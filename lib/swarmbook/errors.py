@@ -1,4 +1,7 @@
-"""The exceptions that the library raises on purpose; each message names the value and the remedy."""
+"""The exceptions that the library raises on purpose. Each message names the value and the remedy.
+
+Serves: all of the library.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -25,7 +28,7 @@ class PlanError(ValueError):
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> str:
-    """The message for a name that is not among the valid ones: the nearest of them, then all."""
+    """The message for a name that is not among the valid ones. It names the nearest of them, then all."""
     names = list(valid)
     folded = {known.casefold(): known for known in names}
     close = difflib.get_close_matches(str(name).casefold(), folded, n=1)

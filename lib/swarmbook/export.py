@@ -1,19 +1,20 @@
-"""Finished runs as models of the Hugging Face ecosystem: a folder that transformers loads, and the Fleet's logits.
+"""Finished runs as models of the Hugging Face ecosystem: a folder that transformers loads, with the Fleet's logits.
 
-- weights in fp32 under transformers' names for its LLaMA: one replica's, or the mean of all replicas'
-- the whole model, all stages in order, whatever paths microbatches took through it in training
-- the tokenizer encodes as for training: a text begins and ends without marks; end-of-text tells documents apart
-- the folder appears whole or not at all; weights trained for an export are kept, so another one trains nothing
+- Weights are in fp32 under transformers' names for its LLaMA: those of one replica, or the mean of all replicas.
+- The model is the whole one, all stages in order, whatever paths microbatches took through it in training.
+- The tokenizer encodes as for training: a text begins and ends without marks, and end-of-text separates documents.
+- The folder appears whole or not at all. Weights that were trained for an export are kept: another one trains nothing.
+
+Serves: `swarmbook export`.
 """
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -23,13 +24,14 @@ from swarmbook.data import corpora, tokenization
 from swarmbook.errors import ConfigError, StoreError
 from swarmbook.locations import papers_folder
 from swarmbook.methods.model_size import Shape
-from swarmbook.records.atomic_files import replace
+from swarmbook.records.atomic_files import write_folder, writes
 from swarmbook.records.store import Record, Store, open_store
 from swarmbook.reproduction.training_time import duration
 from swarmbook.runs import config_of, final_states
 from swarmbook.training.llama import INIT_STD, NORM_EPS, ROPE_THETA
 
 MEAN = "mean"
+CURE = "Make room or make it writable, or name another folder; the weights are kept, and nothing is trained again."
 
 
 def export(
@@ -41,10 +43,11 @@ def export(
 ) -> Path:
     """Write the final weights of a run, its tokenizer and a model card to a new `folder`; returns its absolute path.
 
-    replica: its number from 0, "mean", or None for the only one. Weights that the store does not keep are trained
-    first (recorded runs come without weights), which `say` is told before, with about how long it takes. Raises
-    ConfigError for a replica that is not there and for a folder that is not empty, before anything is trained;
-    StoreError for a folder that cannot be written, TrainingError for a run that diverges.
+    replica: its number from 0, "mean", or None for the only one.
+    say: is told about how long it takes if the weights have to be trained first, because the store does not keep them.
+    Recorded runs come without weights.
+    Raises ConfigError for a replica that is not there and for a folder that is not empty, before anything is trained;
+    StoreError for a folder that cannot be written; TrainingError for a run that diverges.
     """
     folder = Path(folder).absolute()
     _check_replica(replica, run.replicas)
@@ -53,18 +56,19 @@ def export(
         say(plan(first))
     state = final_states([run], device)[run.key]["fleet"]
     coder = tokenization.tokenizer(run.tokenizer)
-    shape = run.shape(coder.get_vocab_size())
+    shape = run.shape(tokenization.vocabulary_of(coder))
     files = files_of(state, shape, 0 if replica is None else replica, run.sequence, coder)
     files["run.json"] = (run.model_dump_json(indent=2, exclude_defaults=True) + "\n").encode()
     files["README.md"] = card(run, open_store().get(run.key), replica).encode()
-    write(folder, files)
+    with writes(folder, CURE):
+        write_folder(folder, files)
     return folder
 
 
-def read(name: str) -> RunConfig:
+def run_named(name: str) -> RunConfig:
     """The configuration in a JSON file, or that of the recorded or finished run of this key.
 
-    Raises ConfigError for a name that is neither, and for a run that this version would train otherwise.
+    Raises ConfigError for a name that is neither, and for a run which this version would give another key.
     """
     run = config_of(name)
     if not Path(name).is_file() and run.key != name:
@@ -76,7 +80,7 @@ def read(name: str) -> RunConfig:
 
 
 def untrained(run: RunConfig, store: Store) -> list[RunConfig]:
-    """What has to be trained for the final weights of a run, in this order: those it begins with, and itself."""
+    """The runs to be trained for the final weights of a run, in this order: those with which it begins, and itself."""
     keeping, line = store.keeping(), []
     waiting = [run]
     while waiting:
@@ -88,7 +92,7 @@ def untrained(run: RunConfig, store: Store) -> list[RunConfig]:
 
 
 def plan(runs: list[RunConfig]) -> str:
-    """What is said before runs are trained for an export."""
+    """What is said before these runs are trained for an export."""
     store = open_store(sorted(papers_folder().glob("*/runs")))
     records = [store.get(run.key) for run in runs]
     steps = sum(run.steps - (run.start.steps if run.start else 0) for run in runs)
@@ -103,9 +107,9 @@ def plan(runs: list[RunConfig]) -> str:
 def files_of(
     state: dict[str, Tensor], shape: Shape, replica: int | str, sequence: int, coder: Tokenizer
 ) -> dict[str, bytes]:
-    """What transformers reads of one replica, or of the "mean" of all, of a `Fleet.state_dict`, by file name.
+    """The files that transformers reads, by name.
 
-    sequence: tokens of the longest text that the model was trained on.
+    state: a `Fleet.state_dict`. replica: its number, or "mean". sequence: tokens of the longest text in training.
     """
     end = tokenization.end_of_text(coder)
     return {
@@ -118,7 +122,7 @@ def files_of(
 
 
 def tensors(state: dict[str, Tensor], replica: int | str) -> dict[str, Tensor]:
-    """One replica's weights, or their "mean", of a `Fleet.state_dict` under transformers' names, [out, in]."""
+    """The weights of one replica of a `Fleet.state_dict`, or their "mean", under transformers' names, [out, in]."""
 
     def chosen(weight: Tensor, dim: int) -> Tensor:
         return weight.double().mean(dim).float() if replica == MEAN else weight.select(dim, replica)
@@ -180,7 +184,7 @@ def llama_config(shape: Shape, sequence: int, end: int) -> dict:
 
 
 def tokenizer_config(end: str, sequence: int) -> dict:
-    """The end of one document is what the next begins after, so one token is both marks."""
+    """transformers' configuration of the tokenizer. One token begins and ends a text: what ends a document."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end,
@@ -192,7 +196,7 @@ def tokenizer_config(end: str, sequence: int) -> dict:
 
 
 def plain(coder: Tokenizer) -> Tokenizer:
-    """The tokenizer without what would put marks around a text: training does without them."""
+    """The tokenizer without what would put marks around a text, because training does without them."""
     return Tokenizer.from_str(json.dumps(json.loads(coder.to_str()) | {"post_processor": None}))
 
 
@@ -202,11 +206,10 @@ def card(run: RunConfig, record: Record, replica: int | str | None) -> str:
     losses = record.metrics[record.metrics["metric"] == "validation loss"]["value"]
     texts = [f"- {name}: {_origin(name)}" for name in run.data.split("+")]
     provenance = [f"| {name} | {value} |" for name, value in record.provenance.items()]
+    about = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["swarmbook"])
     lines = [
         "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [swarmbook]",
+        about.to_yaml(),
         "---",
         f"# Run {run.key}, {of}",
         "",
@@ -245,19 +248,7 @@ def card(run: RunConfig, record: Record, replica: int | str | None) -> str:
         f"| key | {run.key} |",
         *provenance,
     ]
-    return "\n".join(lines) + "\n"
-
-
-def write(folder: Path, files: dict[str, bytes]) -> None:
-    """Make a folder of these files, whole or not at all."""
-    with _writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:
-            whole = Path(scratch) / folder.name
-            whole.mkdir()
-            for name, content in files.items():
-                replace(whole / name, content)
-            os.replace(whole, folder)
+    return str(ModelCard("\n".join(lines) + "\n"))
 
 
 def _check_replica(replica: int | str | None, replicas: int) -> None:
@@ -270,7 +261,7 @@ def _check_replica(replica: int | str | None, replicas: int) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    with _writing(folder):
+    with writes(folder, CURE):
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise ConfigError(f"{folder} is there already and no empty folder: name another")
         near = next(parent for parent in folder.parents if parent.exists())
@@ -278,17 +269,6 @@ def _check_folder(folder: Path) -> None:
             raise ConfigError(f"{folder} cannot be made: {near} is no folder")
         if not os.access(near, os.W_OK):
             raise StoreError(f"cannot write {folder}: make {near} writable, or name another folder")
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {folder}: {error.strerror or error}. Make room or make it writable, or name another folder; "
-            "the weights are kept, and nothing is trained again."
-        ) from error
 
 
 def _origin(source: str) -> str:

@@ -1,11 +1,16 @@
-"""TODO"""
+"""Finished runs as tables: a measurement, the last one, the steps to a target, by the fields in which runs differ.
+
+An arm is one of several sets of runs that are compared, such as all seeds of one recovery strategy.
+
+Serves: every figure and table that stands on training.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from swarmbook.config import RunConfig
+from swarmbook.config import RunConfig, by_name
 from swarmbook.errors import ConfigError
 from swarmbook.records.store import Record
 
@@ -26,14 +31,15 @@ class Runs:
 
     @property
     def axes(self) -> list[str]:
-        """The seed, and the configuration fields in which the runs differ."""
-        fields = [dict(config) for config in self.configs]
+        """The seed, and the configuration fields in which the runs differ, by their names in records."""
+        fields = [config.recorded for config in self.configs]
         return [name for name in fields[0] if name == "seed" or any(f[name] != fields[0][name] for f in fields)]
 
     def where(self, **fields) -> "Runs":
-        """The runs whose configuration has these values."""
+        """The runs whose configuration has these values; raises ConfigError if there are none."""
         pairs = zip(self.configs, self.records, strict=True)
-        chosen = [(c, r) for c, r in pairs if all(getattr(c, name) == value for name, value in fields.items())]
+        wanted = by_name(fields)
+        chosen = [(c, r) for c, r in pairs if all(getattr(c, name) == value for name, value in wanted.items())]
         if not chosen:
             raise ConfigError(f"no run has {fields}; there are {self.provenance()[self.axes].drop_duplicates()}")
         return Runs(*zip(*chosen, strict=True))
@@ -41,22 +47,25 @@ class Runs:
     def table(self, metric: str) -> pd.DataFrame:
         """One row a measurement of a metric: the fields in which the runs differ, step, stage, label, value.
 
-        Metrics: "validation loss", "training loss" (mean since the last row), "gradient norm" (by stage),
-        "replica spread" (root mean square, over the weights, of their standard deviation over the run's replicas, if
-        there are several), "failure" (one row a lost stage, 0 for the ends), "domain loss" (by domain in `label`),
-        "ledger" (by entry in `label`), and those of the probes.
+        - "validation loss", and "domain loss" (by domain, in `label`): nats a token
+        - "training loss": nats a token, the mean since the last row
+        - "gradient norm": by stage, before clipping
+        - "replica spread": of several replicas, the root mean square over weights of their standard deviation
+        - "failure": one row a lost stage, from 1; 0 stands for the ends (embedding and head)
+        - "ledger": what the run has cost, by entry in `label`
+        - the metrics of the run's `measurements`, see `swarmbook.methods.measurements`
         """
         axes = self.axes
         parts = []
         for config, record in zip(self.configs, self.records, strict=True):
             part = record.metrics[record.metrics["metric"] == metric].drop(columns="metric")
             if len(part):
-                parts.append(part.assign(**{name: [getattr(config, name)] * len(part) for name in axes}))
+                parts.append(part.assign(**{name: [config.recorded[name]] * len(part) for name in axes}))
         columns = [*axes, "step", "stage", "label", "value"]
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
     def by_step(self, metric: str = "validation loss") -> pd.DataFrame:
-        """A measurement [step, seed], of runs that differ in nothing but the seed."""
+        """A metric as a table [step, seed], for runs that differ in nothing but the seed."""
         return self.table(metric).pivot(index="step", columns="seed", values="value")
 
     def final(self, metric: str = "validation loss") -> pd.DataFrame:
@@ -64,13 +73,13 @@ class Runs:
         return self._each(self.table(metric), lambda run: run["value"].iloc[-1])
 
     def steps_to(self, target: float, metric: str = "validation loss") -> pd.DataFrame:
-        """Steps until the metric first falls to the target, interpolated; NaN where it never does."""
+        """The step at which the metric first falls to the target, interpolated; NaN for runs in which it never does."""
         return self._each(self.table(metric), lambda run: _crossing(run["step"], run["value"], target))
 
     def provenance(self) -> pd.DataFrame:
-        """Where every run's numbers come from: key, fields in which the runs differ, versions, device, time."""
+        """One row a run: its key, the fields in which the runs differ, versions, device, time."""
         rows = [
-            {"key": r.key, **{name: getattr(c, name) for name in self.axes}, **r.provenance}
+            {"key": r.key, **{name: c.recorded[name] for name in self.axes}, **r.provenance}
             for c, r in zip(self.configs, self.records, strict=True)
         ]
         return pd.DataFrame(rows)
@@ -81,9 +90,9 @@ class Runs:
 
 
 def arms(groups: Mapping[str, Runs], measure: Callable[[Runs], pd.DataFrame]) -> pd.DataFrame:
-    """One table of several sets of runs: what `measure` gives for each, under its name in the column "arm".
+    """What `measure` gives for each of several sets of runs, as one table with the name of the set in column "arm".
 
-    `arms({"copy": a, "average": b}, Runs.final)`. Of the fields in which runs differ only the seed stays.
+    Such as `arms({"copy": a, "average": b}, Runs.final)`. Of the fields in which runs differ only the seed stays.
     """
     kept = ["seed", "step", "stage", "label", "value"]
     tables = [measure(group).filter(kept).assign(arm=name) for name, group in groups.items()]
@@ -91,6 +100,7 @@ def arms(groups: Mapping[str, Runs], measure: Callable[[Runs], pd.DataFrame]) ->
 
 
 def _crossing(steps: pd.Series, values: pd.Series, target: float) -> float:
+    """The step at which values first reach the target, on a line between two measurements; NaN if they never do."""
     steps, values = steps.to_numpy(float), values.to_numpy(float)
     below = np.flatnonzero(values <= target)
     if not len(below):
@@ -98,5 +108,5 @@ def _crossing(steps: pd.Series, values: pd.Series, target: float) -> float:
     i = below[0]
     if i == 0:
         return steps[0]
-    share = (values[i - 1] - target) / (values[i - 1] - values[i])
-    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+    way = (values[i - 1] - target) / (values[i - 1] - values[i])
+    return float(steps[i - 1] + way * (steps[i] - steps[i - 1]))

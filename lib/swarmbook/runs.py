@@ -1,7 +1,9 @@
 """Runs by configuration: from the record where they are there, trained now where they are not.
 
-runs = run(grid(base, route=["in order", "swapped ends"], seed=range(3)))
-runs.table("validation loss")
+    runs = run(grid(base, route=["in order", "swapped ends"], seed=range(3)))
+    runs.table("validation loss")
+
+Serves: every figure and table that stands on training.
 """
 
 import json
@@ -12,7 +14,7 @@ from pathlib import Path
 from swarmbook.config import RunConfig, run_config
 from swarmbook.errors import ConfigError, TrainingError
 from swarmbook.locations import papers_folder
-from swarmbook.records.computed import _note
+from swarmbook.records.computed import note
 from swarmbook.records.store import Store, open_store
 from swarmbook.results import Runs
 
@@ -25,12 +27,18 @@ def run(
     store: Store | None = None,
     keep: bool = False,
 ) -> Runs:
-    """The results of all configurations; those not yet recorded or stored are trained now, packed.
+    """The results of all configurations. Those that are neither recorded nor stored are trained now, in packs.
 
-    `recorded` is the folder of the notebook's recorded runs. Interrupted training resumes from its last checkpoint;
-    runs that another process is training are awaited. Runs that begin with the final state of another (`start`,
-    `branch`) have it trained first if its final state is not in the store. `keep` stores the final states of the others
-    too. Raises `TrainingError` for runs that diverge, after all others are finished and stored.
+    Interrupted training resumes from its last checkpoint, and runs that another process is training are awaited. A run
+    that begins with the final state of another (`start`, `branch`) has that trained first if its final state is not in
+    the store.
+    recorded: the folder of the notebook's recorded runs.
+    device: as torch names it, or "auto" for CUDA where there is one.
+    show: whether progress is shown.
+    store: by default the user's, of `open_store`.
+    keep: whether final states are stored of runs with which no other begins, too.
+    Raises TrainingError for runs that diverge, after all others are finished and stored; StoreError if a result cannot
+    be written.
     """
     store = store or open_store(recorded=[Path(recorded)])
     keys = [config.key for config in configs]
@@ -40,12 +48,12 @@ def run(
         left = {key: by_key[key] for key in missing if store.get(key) is None}
         if left and not _train(left, by_key, store, device, show, keep):
             store.wait(left)
-    _note(by_key)
+    note(by_key)
     return Runs(configs, [store.get(key) for key in keys])
 
 
 def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: str, show: bool, keep: bool) -> bool:
-    """Train what nobody else is training, packs that were interrupted first; False if there was nothing to train."""
+    """Train what nobody else is training, interrupted packs first; returns False if there was nothing to train."""
     from swarmbook.training.packing import packs
     from swarmbook.training.trainer import train
 
@@ -77,18 +85,18 @@ def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: st
 
 
 def final_states(configs: Iterable[RunConfig], device: str = "auto", show: bool = True) -> dict[str, dict]:
-    """By key the states in which runs ended, as of `Pack.state`; those that are not in the store are trained now."""
+    """The states in which runs ended, by key, as `Pack.state` gives them; what is not in the store is trained now."""
     return _final_states(set(configs), open_store(), device, show)
 
 
 def _final_states(configs: set[RunConfig], store: Store, device: str, show: bool) -> dict[str, dict]:
-    """By key the states in which runs ended; those that are not in the store are trained, recorded or not."""
+    """The states in which runs ended, by key. What is not in the store is trained, whether recorded or not."""
     _keep_states(configs, store, device, show)
     return {key: store.state(key) for key in (config.key for config in configs)}
 
 
 def _keep_states(configs: set[RunConfig], store: Store, device: str, show: bool) -> None:
-    """Train, ancestors first and each generation packed, the runs whose final states are not in the store."""
+    """Train the runs whose final states are not in the store: ancestors first, each generation in packs."""
     keeping, key_of_run, there = store.keeping(), cache(lambda config: config.key), set()
     while True:
         missing, rest = {}, list(configs)
@@ -110,7 +118,7 @@ def _keep_states(configs: set[RunConfig], store: Store, device: str, show: bool)
 
 
 def config_of(name: str) -> RunConfig:
-    """The configuration in a JSON file, or that of the recorded or stored run of this key."""
+    """The configuration in a JSON file, or that of the recorded or stored run of this key; ConfigError for neither."""
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
         try:

@@ -5,8 +5,8 @@
     python tests/benchmarks/gpu.py fleets           # R replicas of a model of 10M weights in one Fleet
 
 A step is forward, backward, clipping and Adam, in bf16 over fp32 weights, on fresh tokens from the CPU; its time is
-the median of several between CUDA events. FLOPs are those of matmuls and causal attention (`ledger.flops`, three times
-for forward and backward), set against the fastest matmul of this card, measured here, and against a datasheet's
+the median of several between CUDA events. FLOPs are those of matmuls and causal attention (`model_size.flops`, three
+times for forward and backward), set against the fastest matmul of this card, measured here, and against a datasheet's
 989 TFLOP/s (dense bf16, H100 and H200 SXM).
 
 Peers in the same run: transformers' LLaMA under autocast, each decoder layer compiled, with torch's fused Adam and

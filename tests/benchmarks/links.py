@@ -34,8 +34,9 @@ from swarmbook.methods.routing import in_order  # noqa: E402
 from swarmbook.planning.pipeline import Plan
 from swarmbook.planning.planners import PLANNERS  # noqa: E402
 from swarmbook.planning.replay import replay  # noqa: E402
-from swarmbook.simulation.iteration_time import Workload, simulate  # noqa: E402
+from swarmbook.simulation.iteration_time import simulate  # noqa: E402
 from swarmbook.simulation.network import Network  # noqa: E402
+from swarmbook.simulation.recovery_schemes import Workload
 
 RANKS = 4
 SMALL = Workload(stages=4, replicas=1)  # as many stages as CheckFree's small model has

@@ -30,8 +30,7 @@ import simpy
 
 from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.syncpcn.timing import Timing
-from swarmbook.payments.syncpcn.world import SyncPCN
+from swarmbook.payments.syncpcn import SyncPCN, Timing
 
 ROUNDS = 5
 EVENTS = 200_000

@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from skippipe import CASES, instance, released  # noqa: E402
 
 from swarmbook.planning import placement  # noqa: E402
-from swarmbook.planning.annealing import search
+from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.bounds import closed_form, lower_bound  # noqa: E402
 from swarmbook.planning.conflict_based_search import conflict_search  # noqa: E402
-from swarmbook.planning.pipeline import RULES, Pipeline, Plan, Rules
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import DISPATCH_RULES, Pipeline, Plan
 from swarmbook.planning.planners import PLANNERS, full_pipelines  # noqa: E402
 from swarmbook.planning.replay import replay  # noqa: E402
 from swarmbook.simulation.network import SKIPPIPE, Network  # noqa: E402
@@ -53,7 +54,7 @@ def cases(names: str, limits: tuple[float, ...], effort: float) -> None:
         for method in ("dtfm_skip", "skippipe_no_tc2", "skippipe"):
             if "paths" in CASES[name]["results"].get(method, {}):
                 loose = instance(name, relay_limit=pipeline.count)  # case A's paths overload a relay
-                plans = [Plan.of_slots(loose, released(name, method), rule) for rule in RULES]
+                plans = [Plan.of_slots(loose, released(name, method), rule) for rule in DISPATCH_RULES]
                 row(f"released {method}", None, min(replay(loose, plan).makespan for plan in plans))
         for planner in ("blind", "shortest"):
             started = time.perf_counter()
@@ -63,7 +64,7 @@ def cases(names: str, limits: tuple[float, ...], effort: float) -> None:
         row("conflict-based, no TC2", calm.seconds, calm.makespan)
         found = conflict_search(pipeline, expand=None, seconds=limits[-1])
         anytime("conflict-based", found.history, limits, row)
-        found = search(pipeline, np.random.default_rng(0), seconds=limits[-1])
+        found = annealing_search(pipeline, np.random.default_rng(0), seconds=limits[-1])
         anytime("annealing", found.history, limits, row)
 
 
@@ -77,12 +78,12 @@ def anytime(planner: str, history: tuple, limits: tuple[float, ...], row) -> Non
 def scale(nodes: int, limits: tuple[float, ...]) -> None:
     network = Network.over("twelve", nodes, **SKIPPIPE)
     hops, rng = network.matrix(SAMPLES * BYTES), np.random.default_rng(0)
-    placed = placement.place(hops, placement.sizes(nodes, STAGES, VISITS), rng, FORWARD)
-    pipeline = Pipeline(placed.groups, hops, FORWARD, Rules(VISITS), microbatches=SIZES[nodes])
+    placed = placement.place(hops, placement.group_sizes(nodes, STAGES, VISITS), rng, FORWARD)
+    pipeline = Pipeline(placed.groups, hops, FORWARD, PathRules(VISITS), microbatches=SIZES[nodes])
     started = time.perf_counter()
     bound = float(closed_form(pipeline).max())
     bounding = time.perf_counter() - started
-    found = search(pipeline, rng, seconds=limits[-1])
+    found = annealing_search(pipeline, rng, seconds=limits[-1])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def row(_: str, seconds: float, makespan: float) -> None:

@@ -88,7 +88,7 @@ def set_up(paper: papers.Paper, place: Path) -> papers.Paper:
     for table in paper.notebook.parent.glob("*.csv"):
         (folder / table.name).symlink_to(table)
     (folder / paper.notebook.name).write_text(nbformat.writes(content))
-    return papers.read(folder / paper.notebook.name)
+    return papers.read_paper(folder / paper.notebook.name)
 
 
 def packed(counts: list[int]) -> None:

@@ -1,9 +1,11 @@
-"""Claims as code: what a paper says, what we measured, and whether it holds.
+"""Claims as code: what a paper says, what was measured here, and whether the claim holds.
 
-A claim is a check over paired differences or ratios between runs of equal seed. Its verdict follows from the 95 %
-confidence interval of the mean over seeds and the side of a bound on which the paper puts it: all of the interval
-on that side, *holds*; all on the other, *does not hold*; otherwise, or with fewer than three seeds, *undecided at
-this scale*.
+Most claims put a number above or below a bound. The number is a mean over seeds, mostly of differences or ratios
+between runs of equal seed, and has a 95 % confidence interval. If the whole interval lies on the side that the paper
+claims, the verdict is *holds*. If it lies on the other side, the verdict is *does not hold*. Otherwise, or with fewer
+than three seeds, it is *undecided at this scale*.
+
+Serves: every claim of every notebook, the tables "What held", `swarmbook list` and the report.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -22,7 +24,10 @@ MIMETYPE = "application/vnd.swarmbook.claims+json"  # a list of {id, text, paper
 
 
 def verdict(measured: "Estimate", above: float | None = None, below: float | None = None) -> str:
-    """Whether the estimate lies above (or below) a bound, with its whole confidence interval."""
+    """The verdict on a claim that a number lies above a bound, or below one; `measured` is our estimate of it.
+
+    ValueError unless exactly one of `above` and `below` is given.
+    """
     if (above is None) == (below is None):
         raise ValueError("give one of above= and below=: the side of the bound on which the claim puts the number")
     if measured.n < 3:  # two seeds give an interval, but not one to rest a verdict on
@@ -36,18 +41,22 @@ def verdict(measured: "Estimate", above: float | None = None, below: float | Non
 
 
 def decided(true: bool) -> str:
-    """The verdict on a claim that follows from counting or arithmetic, without spread."""
+    """The verdict on a claim that is true or false by counting or arithmetic, without spread."""
     return HOLDS if true else FAILS
 
 
 def all_of(*verdicts: str) -> str:
-    """The verdict on a claim of several parts: it fails if one of them fails, and holds if all of them hold."""
+    """The verdict on a claim of several parts: it fails if one part fails, and holds if all parts hold."""
     return FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a paper, as its notebook judged it; `paper` and `ours` are ready to print."""
+    """One claim of a paper and the verdict of its notebook.
+
+    paper, ours: what the paper says and what was measured here, as text that is ready to print. verdict: one of
+    `VERDICTS`.
+    """
 
     id: str
     text: str
@@ -61,12 +70,15 @@ class Claim:
 
 @dataclass
 class Claims:
-    """The claims of one notebook; shown as a table, and read back from the notebook by `swarmbook list`."""
+    """The claims of one notebook. It is shown as a table, from which `swarmbook list` reads the claims back."""
 
     claims: list[Claim] = field(default_factory=list)
 
     def add(self, id: str, text: str, paper: object, ours: object, verdict: str) -> Claim:
-        """Note a claim; shown as one sentence where it stands last in a cell."""
+        """Note a claim, in place of an earlier one with this id; it is shown as a sentence if it ends a cell.
+
+        ValueError for a verdict that is not in `VERDICTS`.
+        """
         if verdict not in VERDICTS:
             raise ValueError(unknown("verdict", verdict, VERDICTS))
         claim = Claim(id, text, str(paper), str(ours), verdict)
@@ -74,6 +86,7 @@ class Claims:
         return claim
 
     def table(self) -> "pd.DataFrame":
+        """One row a claim, by its id."""
         import pandas as pd
 
         return pd.DataFrame([asdict(claim) for claim in self.claims]).set_index("id")
@@ -91,14 +104,14 @@ class Claims:
 
 
 def published(path: str | Path = "published.csv") -> "pd.DataFrame":
-    """What the paper printed: columns item (figure or table), series, quantity, value, unit, source, note."""
+    """What the paper printed, with columns item (figure or table), series, quantity, value, unit, source, note."""
     import pandas as pd
 
     return pd.read_csv(path)
 
 
 def printed(table: "pd.DataFrame", item: str, series: str, quantity: str) -> float:
-    """One published number; an unknown one is refused with those there are."""
+    """One published number; KeyError, with the numbers that there are, unless exactly one fits."""
     rows = table[(table["item"] == item) & (table["series"] == series) & (table["quantity"] == quantity)]
     if len(rows) != 1:
         known = table[["item", "series", "quantity"]].to_string(index=False, header=False)

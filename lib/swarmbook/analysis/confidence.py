@@ -1,4 +1,7 @@
-"""Means over seeds and how far to trust them: paired differences and ratios with 95 % confidence intervals."""
+"""Means over seeds and how far to trust them: 95 % confidence intervals, also of paired differences and ratios.
+
+Serves: every verdict, and every interval in a table or figure.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds with the half-width of its 95 % confidence interval (Student's t)."""
+    """A mean over n seeds; `half` is half the width of its 95 % confidence interval (Student's t)."""
 
     mean: float
     half: float
@@ -18,18 +21,20 @@ class Estimate:
 
     @property
     def low(self) -> float:
+        """The lower end of the interval."""
         return self.mean - self.half
 
     @property
     def high(self) -> float:
+        """The upper end of the interval."""
         return self.mean + self.half
 
     def __mul__(self, factor: float) -> "Estimate":
-        """In another unit: both mean and interval times a positive number without spread."""
+        """The estimate in another unit: mean and interval times a positive number."""
         return Estimate(self.mean * factor, self.half * factor, self.n)
 
     def __str__(self) -> str:
-        """Rounded to the digits that the interval justifies, three after the point at most."""
+        """Mean and half-width, rounded to the digits that the interval justifies, three after the point at most."""
         if not np.isfinite(self.half):
             return f"{self.mean:.2g} (one seed)" if self.n == 1 else "not reached"
         digits = 3 if self.half == 0 else min(3, max(0, 1 - int(np.floor(np.log10(self.half)))))
@@ -37,19 +42,25 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and confidence interval; one value, or a missing one, has an infinite interval."""
+    """The mean of values and its confidence interval, which is infinite for one value, or if a value is missing.
+
+    `scipy.stats.ttest_1samp` gives the same interval, but warns if the values are equal, and loses digits if they
+    nearly are.
+    """
     values = np.asarray(values, dtype=float)
     n = len(values)
     if n < 2 or not np.isfinite(values).all():
         return Estimate(float(values.mean()) if n else float("nan"), float("inf"), n)
-    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    half = stats.t.ppf(0.975, n - 1) * stats.sem(values)
     return Estimate(float(values.mean()), float(half), n)
 
 
 def paired(table: pd.DataFrame, axis: str, a: object, b: object, ratio: bool = False) -> Estimate:
-    """Value at `axis` = a minus (or over) the value at `axis` = b, seed by seed, of the seeds that both have.
+    """The difference, or ratio, between the values at `axis` = a and at `axis` = b, seed by seed.
 
-    Needs columns seed and value. A value that is NaN makes the estimate infinite: a seed that never got there counts.
+    table: with the columns seed, value and `axis`. Only seeds that both sides have count. A seed whose value is NaN
+    counts too, and makes the interval infinite: it never got there. KeyError if a side is not in the table; ValueError
+    if it has several values of a seed.
     """
     sides = []
     for name in (a, b):

@@ -1,4 +1,9 @@
-"""One look for all figures: colour-blind safe, bands over seeds, the paper's values as open markers or dashed lines."""
+"""One look for all figures: colours that the colour-blind can tell apart, and bands or intervals over seeds.
+
+Most functions draw into given matplotlib axes and pass further keywords on to matplotlib or seaborn.
+
+Serves: the figures of all five notebooks.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,14 +40,17 @@ def style() -> None:
 def panels(
     count: int, ratios: Sequence[float] | None = None, height: float = 3.6, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of page width with panels side by side."""
+    """A figure of the width of a page with panels side by side; ratios: their widths; height: in inches."""
     size = (WIDTH, height)
     figure, axes = plt.subplots(1, count, figsize=size, width_ratios=ratios, sharey=sharey, squeeze=False)
     return figure, list(axes[0])
 
 
 def curves(table: pd.DataFrame, hue: str, order: Sequence, labels: Sequence[str], ax: Axes, **kwargs) -> None:
-    """Mean over seeds against step, with a band from the lowest to the highest seed; one line a value of `hue`."""
+    """Lines of the mean over seeds against the step, with a band from the lowest to the highest seed.
+
+    table: with columns step, value, seed and `hue`. Each value of `hue` in `order` has a line; `labels` name them.
+    """
     names = dict(zip(order, labels, strict=True))
     named = table[table[hue].isin(order)].assign(**{hue: table[hue].map(names)})
     sns.lineplot(named, x="step", y="value", hue=hue, hue_order=labels, errorbar=("pi", 100), ax=ax, **kwargs)
@@ -51,7 +59,10 @@ def curves(table: pd.DataFrame, hue: str, order: Sequence, labels: Sequence[str]
 
 
 def gaps(table: pd.DataFrame, axis: str, order: Sequence, baseline: object, ax: Axes, **kwargs) -> None:
-    """Value at each `axis` of `order` minus that at `baseline`, seed by seed: mean and 95 % interval over steps."""
+    """Lines of the difference to a baseline against the step, seed by seed: mean and 95 % interval.
+
+    table: with columns step, seed, value and `axis`. Each value of `axis` in `order` has a line; `baseline` is another.
+    """
     wide = table.pivot(index=["step", "seed"], columns=axis, values="value")
     for value in order:
         differences = (wide[value] - wide[baseline]).dropna().groupby("step")
@@ -64,7 +75,7 @@ def gaps(table: pd.DataFrame, axis: str, order: Sequence, baseline: object, ax: 
 
 
 def dots(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: float = 0.0, **kwargs) -> None:
-    """Every seed as a small dot and their mean as a marker, at each value of `x`, at positions 0, 1, 2, ..."""
+    """Every seed as a small dot and the mean as a marker; the values of column `x` in `order` lie at 0, 1, 2, ..."""
     style = {"marker": "o", "markersize": 6, "linestyle": "none", **kwargs}
     places = {value: i + shift for i, value in enumerate(order)}
     part = table[table[x].isin(order)]
@@ -75,7 +86,7 @@ def dots(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: float = 
 
 
 def intervals(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: float = 0.0, **kwargs) -> None:
-    """Mean over seeds with its 95 % confidence interval at each value of `x`, at positions 0, 1, 2, ..."""
+    """The mean over seeds with its 95 % interval; the values of column `x` in `order` lie at 0, 1, 2, ..."""
     there = set(table[x])
     estimates = {i: estimate(table[table[x] == value]["value"]) for i, value in enumerate(order) if value in there}
     ax.errorbar(
@@ -88,7 +99,7 @@ def intervals(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: flo
 
 
 def forest(estimates: Mapping[str, Estimate], ax: Axes, **kwargs) -> None:
-    """Estimates below one another, the first on top: mean and 95 % interval, and a line at 0."""
+    """Estimates below one another, the first on top, each a mean with its 95 % interval; and a line at 0."""
     style = {"marker": "o", "markersize": 6, "capsize": 3, "linestyle": "none", **kwargs}
     values = list(estimates.values())
     ax.errorbar(
@@ -100,7 +111,7 @@ def forest(estimates: Mapping[str, Estimate], ax: Axes, **kwargs) -> None:
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """One legend for all panels, below them: the entries of the first panel that has the most."""
+    """One legend for all panels, below them, with the entries of the panel that has the most."""
     for ax in axes:
         if ax.get_legend() is not None:
             ax.get_legend().remove()
@@ -109,7 +120,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
 
 
 def band(ax: Axes, table: pd.DataFrame, **kwargs) -> None:
-    """A measurement [step or other index, seed]: mean over seeds with a band for its 95 % interval."""
+    """A line of the mean over seeds with a band for its 95 % interval; table: [step or other index, seed]."""
     estimates = table.apply(estimate, axis=1)
     (line,) = ax.plot(estimates.index, [e.mean for e in estimates], **kwargs)
     low, high = [e.low for e in estimates], [e.high for e in estimates]
@@ -117,7 +128,7 @@ def band(ax: Axes, table: pd.DataFrame, **kwargs) -> None:
 
 
 def plain(axis: Axis, ticks: Sequence[float]) -> None:
-    """Plain numbers on a logarithmic axis, those of `ticks` that fall into what it shows."""
+    """Label a logarithmic axis with plain numbers: those of `ticks` that lie in the range that it shows."""
     low, high = axis.get_view_interval()
     shown = [tick for tick in ticks if low <= tick <= high]
     axis.set_ticks(shown, [f"{tick:g}" for tick in shown])
@@ -125,12 +136,15 @@ def plain(axis: Axis, ticks: Sequence[float]) -> None:
 
 
 def zoom(ax: Axes, values: Sequence[float], room: float) -> None:
-    """Show loss curves from just below their lowest value up to `room` above it; the start of training is far above."""
+    """Show loss curves from just below their lowest value up to `room` above it, without the start of training."""
     ax.set_ylim(min(values) - 0.06 * room, min(values) + room)
 
 
 def timeline(tasks: pd.DataFrame, colours: Mapping[str, str], ax: Axes) -> None:
-    """Tasks (node, kind, start, end in seconds) as bars, one row a node, the first on top; one colour a kind."""
+    """Tasks as bars, one row a node, the first on top, one colour a kind.
+
+    tasks: with columns node, kind, start and end, both in seconds. colours: by kind.
+    """
     for kind, colour in colours.items():
         part = tasks[(tasks["kind"] == kind) & (tasks["end"] > tasks["start"])]
         ax.barh(
@@ -147,9 +161,10 @@ def timeline(tasks: pd.DataFrame, colours: Mapping[str, str], ax: Axes) -> None:
 
 
 def gantt(tasks: pd.DataFrame, groups: Sequence[Sequence[int]], ax: Axes) -> None:
-    """A replay's tasks (node, microbatch, kind, start, end in seconds): one row a node, stages below one another.
+    """The tasks of a schedule as bars, one row a node, one colour a microbatch.
 
-    One colour a microbatch, which is numbered from 1 in its bars; forward passes pale, backward passes framed.
+    tasks: with columns node, microbatch, kind, start and end, both in seconds. groups: the nodes of each stage, the
+    first stage on top. Bars bear the microbatch, from 1. Forward passes are pale and backward passes framed.
     """
     rows = {node: row for row, node in enumerate(node for group in groups for node in group)}
     colours = sns.color_palette("husl", int(tasks["microbatch"].max()) + 1)

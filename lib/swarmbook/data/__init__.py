@@ -1,1 +1,1 @@
-"""TODO"""
+"""What models read: embedded corpora and those of the hub, as texts, as tokens, and as batches by step."""

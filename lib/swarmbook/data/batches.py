@@ -1,4 +1,9 @@
-"""The order in which training sees the tokens of a corpus, by step, and the windows that are held out of it."""
+"""The order in which training sees the tokens of a corpus, by step, and the windows that it is evaluated on.
+
+A batch is found from its step alone: a run resumes at any step, and runs that are compared see the same batches.
+
+Serves: every run that trains.
+"""
 
 import math
 from collections.abc import Sequence
@@ -25,17 +30,17 @@ class Tokens:
 
 
 class Batches:
-    """Training batches by step: `batches[step]` is int64 [per_step, sequence + 1], inputs and targets
-    overlapping.
+    """Training batches by step: `batches[step]` is int64 [per_step, sequence + 1], inputs and targets overlapping.
 
-    Order: window w holds tokens w * sequence to (w + 1) * sequence, both included, so that the last target of
-    one window is the first input of the next; what is left at the end of the corpus is not used. Epoch e
-    visits all windows once, in a permutation drawn from `SeedSequence(seed, spawn_key=(e,))`. Steps take
-    windows from the endless sequence of epochs, per_step at a time, so that a batch may straddle two epochs.
-    A batch depends on nothing but (tokens, sequence, per_step, seed, step).
+    Window w holds tokens w * sequence to (w + 1) * sequence, both included, so that the last target of one window is
+    the first input of the next. What is left at the end of the corpus is not used. Epoch e visits all windows once, in
+    a permutation drawn from `SeedSequence(seed, spawn_key=(e,))`. Steps take `per_step` windows at a time from the
+    endless sequence of epochs, so that a batch may straddle two epochs. A batch depends on nothing but (tokens,
+    sequence, per_step, seed, step).
 
-    `per_step` may be a shape: (R, M, B) gives [R, M, B, sequence + 1]. `seed` is an int or a `SeedSequence`,
-    whose spawn key is then extended by e.
+    per_step: how many windows, or a shape: (R, M, B) gives [R, M, B, sequence + 1].
+    seed: an int, or a `SeedSequence` whose spawn key is extended by e.
+    Raises DataError for a corpus of less than one window.
     """
 
     def __init__(

@@ -1,17 +1,18 @@
-"""TODO"""
+"""The embedded corpora: their card, and the checked files of their texts.
+
+A domain is one corpus, `data/<name>.parquet`, with a line on `data/card.json`. Its kind says what it is for: training,
+the seed models of HDEE, evaluation only, or the toy corpus of tests and examples.
+
+Serves: every run that trains, and the domains of HDEE.
+"""
 
 import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from swarmbook.errors import DataError, unknown
-
-if TYPE_CHECKING:
-    pass
-
 from swarmbook.locations import data_folder
 
 SPLITS = ("train", "validation", "test")
@@ -20,9 +21,9 @@ DIFFICULTIES = ("easy", "middle", "hard")
 
 
 def domains(kind: str | None = None, difficulty: str | None = None) -> list[str]:
-    """Names of the embedded domains, in the order of the card, optionally of one kind or difficulty."""
-    _known("kind", kind, (None, *KINDS))
-    _known("difficulty", difficulty, (None, *DIFFICULTIES))
+    """The names of the embedded domains in the order of the card; of one of KINDS or DIFFICULTIES if that is given."""
+    check_known("kind", kind, (None, *KINDS))
+    check_known("difficulty", difficulty, (None, *DIFFICULTIES))
     return [
         entry["name"]
         for entry in _cards()
@@ -31,13 +32,17 @@ def domains(kind: str | None = None, difficulty: str | None = None) -> list[str]
 
 
 def card(name: str) -> dict:
-    """The card of an embedded domain: kind, difficulty, origin, licence, size, checksum."""
+    """What the card says of a domain: kind, difficulty, origin, licence, sizes by split, checksum.
+
+    Raises DataError for an unknown name, and where there is no card.
+    """
     cards = {entry["name"]: entry for entry in _cards()}
-    _known("domain", name, list(cards))
+    check_known("domain", name, list(cards))
     return cards[name]
 
 
-def _known(what: str, name, valid: Sequence) -> None:
+def check_known(what: str, name, valid: Sequence) -> None:
+    """Raise DataError, which names the nearest valid name, for a name that is not among the valid ones."""
     if name in valid:
         return
     raise DataError(unknown(what, name, [str(known) for known in valid if known is not None]))
@@ -53,12 +58,13 @@ def _cards() -> list[dict]:
         raise DataError(f"{path} is damaged ({error}); restore it with git") from error
 
 
-def _checked_file(name: str) -> tuple[Path, str]:
+def checked_file(name: str) -> tuple[Path, str]:
     """The parquet file of an embedded domain and its sha256, which must be the one on its card."""
     path = data_folder() / f"{name}.parquet"
     expected = card(name)["sha256"]
     if not path.is_file():
-        raise DataError(f"{path} is missing although card.json lists {name!r}; restore it with git")
+        cure = "restore it with git, or set SWARMBOOK_DATA to the folder data of a clone"
+        raise DataError(f"{path} is missing although card.json lists {name!r}; {cure}")
     status = path.stat()
     found = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
     if found != expected:
@@ -73,7 +79,8 @@ def _sha256(path: Path, size: int, modified: int, inode: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _table(name: str, split: str):
+def read_split(name: str, split: str):
+    """A split of an embedded domain as a pyarrow Table, one row a document."""
     from pyarrow import parquet
 
-    return parquet.read_table(_checked_file(name)[0], filters=[("split", "==", split)], use_threads=False)
+    return parquet.read_table(checked_file(name)[0], filters=[("split", "==", split)], use_threads=False)

@@ -11,6 +11,7 @@
 import dataclasses
 import fnmatch
 import functools
+import glob
 import hashlib
 import os
 import re
@@ -155,17 +156,16 @@ def texts(wanted: HubCorpus, split: str) -> "IterableDataset":
 
     Raises `DataError` without delay if neither a local copy nor the hub can give them.
     """
-    import datasets
-
     names = _files(wanted, wanted.files.get(split, wanted.files["train"]))
     readers = {_reader(name) for name in names}
     if len(readers) > 1:
         raise DataError(f"{wanted.repository} mixes {sorted(readers)} files for {split!r}: keep one format")
-    with tempfile.TemporaryDirectory() as scratch:  # load_dataset drops a lock file there even when streaming
-        stream = datasets.load_dataset(
-            readers.pop(), data_files=names, split="train", streaming=True, cache_dir=scratch
-        )
-    columns = stream.column_names or list(next(iter(stream), {}))
+    stream = _stream(readers.pop(), names)
+    try:
+        columns = stream.column_names or list(next(iter(stream), {}))
+    except Exception as error:  # the readers raise what they like
+        said = unreadable(wanted, split) or _first_line(error)
+        raise DataError(f"{wanted.repository} ({split}) cannot be read: {said}") from error
     if wanted.column not in columns:
         raise DataError(f"{names[0]} has the columns {columns}, but {wanted.repository} needs {wanted.column!r}")
     stream = stream.select_columns(wanted.column)
@@ -174,6 +174,26 @@ def texts(wanted: HubCorpus, split: str) -> "IterableDataset":
     if set(wanted.files) != {"train"}:
         return stream
     return stream.filter(lambda _, index: [_carved(i) == split for i in index], with_indices=True, batched=True)
+
+
+def unreadable(wanted: HubCorpus, split: str) -> str:
+    """What is wrong with the first file of a split that cannot be read on its own; empty if each can."""
+    for name in _files(wanted, wanted.files.get(split, wanted.files["train"])):
+        try:
+            for _ in _stream(_reader(name), [name]).iter(batch_size=1000):
+                pass
+        except Exception as error:  # the readers raise what they like
+            return f"{name} is damaged or no such file ({_first_line(error)}); get it anew"
+    return ""
+
+
+def _stream(reader: str, names: list[str]) -> "IterableDataset":
+    """The rows of files, one after another. Their names are taken as they are: `datasets` reads them as patterns."""
+    import datasets
+
+    named = [glob.escape(name) for name in names]
+    with tempfile.TemporaryDirectory() as scratch:  # load_dataset drops a lock file there even when streaming
+        return datasets.load_dataset(reader, data_files=named, split="train", streaming=True, cache_dir=scratch)
 
 
 def tokenizer_file(name: str) -> Path:
@@ -219,6 +239,9 @@ def _files(wanted: HubCorpus, pattern: str) -> list[str]:
             f"named {pattern!r}; get it with\n  {_download(wanted)}"
         )
     if local is not None:
+        for _, path in local:  # `datasets` takes the name of what lies in a packed file for an address
+            if path.suffix in (".gz", ".zst") and set("[]") & set(path.name):
+                raise DataError(f"{path} cannot be streamed with brackets in its name: rename it")
         return [str(path) for _, path in local]
     _pinned(wanted)
     if wanted.archive:

@@ -38,7 +38,7 @@ class RankExchange(Exchange):
         if super().size:
             super().send(copies, hops, early)
         else:
-            self.ledger.add("serial hops", hops)
+            self.costs.add("serial hops", hops)
 
 
 class RankOuter(OuterOptimizer):

@@ -5,12 +5,12 @@ It is one concept, longer than most: a rank in training, and what the phases of 
 - a stage that the run's trace kills loses its weights, and its rank rebuilds it from what other ranks send to it. A
   rank whose process is killed can come back as a new one that has lost all its cells. The others then repeat the step
   from the weights before it, which they still have: no weight is written until all ranks have their gradients
-- copies that a recovery relies on are kept where the stage is, and what sending them would cost is in the ledger. Only
+- copies that a recovery relies on are kept where the stage is, and what sending them would cost is in the costs. Only
   where processes can be replaced do copies of the ends, on which CheckFree+ relies, lie with another process
 - every rank has the same table of metrics as stacked training. Losses and norms for it are summed over all ranks, which
   the methods themselves do not need
 - rank 0 keeps checkpoints and final states as stacked training does (`swarmbook.distributed.resharding`), reads those
-  that a run begins with, and measures alone what probes ask for
+  that a run begins with, and takes alone the measurements that runs ask for
 
 Serves: `python -m swarmbook.distributed`.
 """
@@ -35,11 +35,11 @@ from swarmbook.distributed.remote_stages import RemoteStages
 from swarmbook.distributed.schedule_1f1b import PipelineTask, tasks_of
 from swarmbook.distributed.stage_shard import StageShard
 from swarmbook.errors import TrainingError
-from swarmbook.methods.costs import ENTRIES, Ledger
+from swarmbook.methods.costs import ENTRIES, Costs
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.routing import in_order, stage_visits
 from swarmbook.methods.sync import SYNCS
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.training import packing, rebuilding, trainer
 from swarmbook.training.bookkeeping import Bookkeeping, erase
 from swarmbook.training.device import moved
@@ -53,14 +53,14 @@ class RankTrainer(Bookkeeping):
     one exchange ahead of another. `phase` counts them: 3 t + LOSE, 3 t + LEARN, 3 t + MEASURE. The one before the first
     step measures what the run begins with; None is that of a process that has none of what belongs to it yet.
 
-    With a recovery `norms` and `losses` are those of all ranks, else this rank's part. `ledgers` are those of all ranks
+    With a recovery `norms` and `losses` are those of all ranks, else this rank's part. `costs` are those of all ranks
     together; `pending` is what this rank has counted since they were last summed. progress: where rank 0 keeps the
     run's rows and checkpoints; None on other ranks.
     """
 
     LOSE, LEARN, MEASURE = range(3)
 
-    def __init__(self, run: RunConfig, mesh: Mesh, comm: Communicator, progress: Progress | None = None):
+    def __init__(self, run: RunConfig, mesh: Mesh, comm: Communicator, progress: WorkInProgress | None = None):
         super().__init__([run], progress)
         self.run, self.mesh, self.comm = run, mesh, comm
         self.phase: int | None = None
@@ -74,7 +74,7 @@ class RankTrainer(Bookkeeping):
         self.ends_copies = EndsCopies(self.fleet, mesh, comm) if replaceable else None
         all_cells = run.replicas, run.stages + 1
         self.norms = torch.ones(all_cells if self.strategy else self.rebuilt.shape, device=self.fleet.device)
-        self.pending = Ledger()
+        self.pending = Costs()
         self.rows: list[dict] = []
         self._unconfirmed: list[dict] = []  # rows of this phase, until its exchange is done
         self._tasks: tuple[bytes, list[PipelineTask]] = (b"", [])  # of the last route
@@ -102,8 +102,8 @@ class RankTrainer(Bookkeeping):
         if given:
             self._take_over(0, resharding.scatter(whole, self.mesh, self.comm))
         if news:
-            self.step, self.rows, ledger, self.seconds = news
-            self.ledgers, self._first = [Ledger(ledger)], 3 * self.step
+            self.step, self.rows, costs, self.seconds = news
+            self.costs, self._first = [Costs(costs)], 3 * self.step
             self.comm.print_once(f"goes on from its checkpoint at step {self.step}")
         else:
             self._keep_copies(0)
@@ -174,19 +174,19 @@ class RankTrainer(Bookkeeping):
                 self.save()
 
     def finish(self) -> None:
-        """Losses on further domains, the ledger, and probes."""
+        """Losses on further domains, the costs, and measurements."""
         self._unconfirmed = []
         self._charge(self._summed(self._own_costs()))
         super().finish()
 
-    def probe(self) -> None:
-        """Rank 0 measures what probes do, in a Fleet of the whole run."""
+    def take_measurements(self) -> None:
+        """Rank 0 takes the measurements that the run asks for, in a Fleet of the whole run."""
         self._confirm()
-        if not self.run.probes:
+        if not self.run.measurements:
             return
         self.save()
         if self.progress:
-            trainer.Pack([self.run], self.progress, str(self.comm.device)).probe()
+            trainer.Pack([self.run], self.progress, str(self.comm.device)).take_measurements()
             self.rows += self._stream()[self._streamed :]
 
     def save(self) -> None:
@@ -197,7 +197,7 @@ class RankTrainer(Bookkeeping):
         if whole:
             self.progress.append(self.rows[self._streamed :])
             self._streamed = len(self.rows)
-            progress = [whole["position"]], [whole["outer"]], self.ledgers, copies, self.diverged, self._elapsed()
+            progress = [whole["position"]], [whole["outer"]], self.costs, copies, self.diverged, self._elapsed()
             self.progress.save(rebuilding.checkpoint_of(whole, *progress), self.step)
         self._saved = time.monotonic()
 
@@ -254,14 +254,14 @@ class RankTrainer(Bookkeeping):
 
         new: ranks that have lost all of theirs with their process.
         """
-        cells, spent = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)], Ledger()
+        cells, spent = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)], Costs()
         self._unconfirmed = []
         for _, stage in cells:
             self._failure(0, stage)
         here = [cell for cell in cells if self.cells.holds(*cell)]
         mine = dict(zip(here, self._lost_cells(0, here, dying), strict=True))
         for cell in mine.values():
-            cell.ledger = spent
+            cell.costs = spent
         if self.ends_copies and new:
             self.ends_copies.give_back(new, mine)
         erase(mine.values())
@@ -277,7 +277,7 @@ class RankTrainer(Bookkeeping):
         *amounts, back = self._summed(torch.tensor(amounts, dtype=torch.float64, device=self.comm.device)).tolist()
         for name, amount in zip(ENTRIES, amounts, strict=True):
             if amount:
-                self.ledgers[0].add(name, amount)
+                self.costs[0].add(name, amount)
         self._confirm()
         if back:
             self._roll_back(0)
@@ -297,10 +297,10 @@ class RankTrainer(Bookkeeping):
         if self.phase is not None and self.phase < ahead and self.phase % 3 == self.LEARN:
             self._update()
             self.phase += 1
-        news = self.rows, self.losses, self.norms, self.ledgers, self.position
+        news = self.rows, self.losses, self.norms, self.costs, self.position
         news = self.comm.broadcast(news, places.index(ahead))
-        self.rows, self.losses, self.norms, self.ledgers, self.position = news
-        self.pending = Ledger()
+        self.rows, self.losses, self.norms, self.costs, self.position = news
+        self.pending = Costs()
         self.step = (ahead + 1) // 3
         if new:
             self.comm.print_once(f"step {self.step}: rank {', '.join(map(str, new))} was lost and is replaced")
@@ -323,11 +323,11 @@ class RankTrainer(Bookkeeping):
         return torch.tensor(own, dtype=torch.float64, device=self.fleet.device)
 
     def _charge(self, entries: Tensor) -> None:
-        """Move what is pending on this rank, summed over all ranks in `entries`, to the ledger of all."""
+        """Move what is pending on this rank, summed over all ranks in `entries`, to the costs of all."""
         for name, amount in zip(ENTRIES, entries.tolist(), strict=True):
             if amount or name in self.pending:
-                self.ledgers[0].add(name, amount)
-        self.pending = Ledger()
+                self.costs[0].add(name, amount)
+        self.pending = Costs()
 
     def _agree_to_save(self) -> bool:
         """Whether a checkpoint is due by the clock of rank 0."""
@@ -340,7 +340,7 @@ class RankTrainer(Bookkeeping):
             return self.comm.all_reduce(amount)
         return float(self._summed(torch.tensor([amount], dtype=torch.float64, device=self.comm.device)))
 
-    def _exchanged(self, i: int) -> Ledger:
+    def _exchanged(self, i: int) -> Costs:
         return self.pending
 
     def _place(self, replica: int, stage: int) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """Ensembles of experts: the probabilities of several models of one tokenizer, mixed token by token.
 
-- an expert is what a training run ended with (of a run with several replicas, their mean), of any size
-- p(x_t | x_<t) = sum over j of w_j(t) p_j(x_t | x_<t). In a posterior the weight of expert j is its prior times how
-  likely it found the sequence so far (Branch-Train-Merge, HDEE); it starts anew with every sequence
-- priors are estimated on validation data, never on what is scored
-- an expert that several ensembles share is scored once; of one domain at a time, in float64 from there on
+- an expert is the model in which a training run ended, of any size; of a run with several replicas it is their mean
+- p(x_t | x_<t) = sum over experts j of w_j(t) p_j(x_t | x_<t). Under a posterior, the weight of expert j is its prior
+  times the probability that it gave to the sequence so far (Branch-Train-Merge, HDEE); every sequence begins anew
+- priors are estimated on validation data, never on the text that is scored
+- an expert that several ensembles share is scored once. One domain is scored at a time, and mixed in float64
+
+Serves: HDEE's tables of perplexities and wins, and its figures of mixing, weights and merging.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +19,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import logsumexp, softmax
 
-from swarmbook.config import ARCHITECTURE, Count, RunConfig
+from swarmbook.config import Count, RunConfig
 from swarmbook.data import batches, tokenization
 from swarmbook.errors import ConfigError
+from swarmbook.methods.consistency import ARCHITECTURE
 from swarmbook.records.computed import computed
-from swarmbook.records.keys import code_of
+from swarmbook.records.fingerprint import fingerprint_of
 from swarmbook.runs import final_states
 
 if TYPE_CHECKING:
@@ -30,20 +33,20 @@ if TYPE_CHECKING:
     from swarmbook.training.fleet import Fleet
 
 VERSION = 1  # to be raised whenever the same ensemble would get other numbers; a golden test guards it
-DECAY = 0.3  # of the priors (HDEE's released code, Branch-Train-Merge)
-AT_ONCE = 24  # experts scored side by side, at most
+DECAY = 0.3  # decay of the priors (HDEE's released code, Branch-Train-Merge)
+AT_ONCE = 24  # experts that are scored side by side, at most
 
 Mixed = tuple[np.ndarray, np.ndarray | None]  # log p of each target [N, T]; weights [k, N, T] if any are defined
 
 
 class Ensemble(BaseModel):
-    """Experts side by side, and what they are evaluated on.
+    """Experts that predict together, and the text on which they are evaluated.
 
-    Raises ValueError for experts that do not predict the same tokens, or cannot be merged though they should be.
-
-    `sequences` windows of the experts' length are scored of the test split of each domain, evenly spaced;
-    `prior_sequences` of its validation split give the prior. `merged`: one model instead, the mean of the experts'
-    weights, which must be of one size.
+    experts: the runs that end in them. domains: the texts. sequences: the windows, of the experts' length and evenly
+    spaced, that are scored of the test split of each domain. prior_sequences: the windows of its validation split that
+    give the prior. merged: whether the experts are one model instead, the mean of their weights.
+    ValueError without experts or domains, for experts that do not predict the same tokens, and for experts of several
+    sizes that are to be merged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,10 +71,14 @@ class Ensemble(BaseModel):
 
     @property
     def depends_on(self) -> dict:
-        """What its numbers depend on, as `swarmbook.records.computed.computed` wants it."""
+        """Everything that its numbers depend on, in the form that `swarmbook.records.computed.computed` takes."""
         tokenizer = self.experts[0].tokenizer
         rules = {**PRIORS, **AVERAGES}
-        own = {name: code_of(rule) for name, rule in rules.items() if not rule.__module__.startswith("swarmbook.")}
+        own = {
+            name: fingerprint_of(rule, name)
+            for name, rule in rules.items()
+            if not rule.__module__.startswith("swarmbook.")
+        }
         return {
             "ensemble": self.model_dump(mode="json", exclude={"experts"}),
             "experts": [expert.key for expert in self.experts],
@@ -82,26 +89,32 @@ class Ensemble(BaseModel):
         } | ({"rules": own} if own else {})
 
     def _limit(self, domain: str, split: str) -> int | None:
-        """Tokens to be read of a corpus that is too large to tokenize whole."""
+        """The tokens to be read of a corpus that is too large to be tokenized whole; None for all."""
         windows = self.sequences if split == "test" else self.prior_sequences
         return windows * self.experts[0].sequence + 1 if domain.startswith("hub:") else None
 
     def windows(self, domain: str, split: str) -> np.ndarray:
-        """What is scored (split "test") or gives the prior ("validation"): int64 [1, N, T + 1]."""
+        """The windows that are scored (split "test") or give the prior ("validation"), int64 [1, N, T + 1]."""
         count = self.sequences if split == "test" else self.prior_sequences
         tokens = tokenization.tokens(domain, split, self.experts[0].tokenizer, self._limit(domain, split))
         return batches.held_out(tokens, self.experts[0].sequence, count)[None]
 
 
 def posterior(log_p: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Weights [k, N, T] of k experts before each token, from their log p of the targets [k, N, T] and a prior [k]."""
-    past = np.cumsum(log_p, -1) - log_p
+    """The weights [k, N, T] of k experts before each token.
+
+    log_p: their log-probabilities of the targets [k, N, T]. prior: their weights [k] at the start of a sequence.
+    """
+    total = np.cumsum(log_p, -1)
+    before = np.concatenate([np.zeros_like(total[..., :1]), total[..., :-1]], -1)
+    with np.errstate(invalid="ignore"):  # where a target is impossible, infinity less infinity is no number
+        past = np.where(np.isneginf(log_p), before, total - log_p)
     with np.errstate(divide="ignore"):  # an expert without prior stays without weight
         return softmax(np.log(prior)[:, None, None] + past, axis=0)
 
 
 def mixed(log_p: np.ndarray, prior: np.ndarray) -> Mixed:
-    """The mixture of probabilities under the posterior that a prior leads to (HDEE's released code)."""
+    """The experts' probabilities mixed under the posterior that follows from a prior (HDEE's released code)."""
     return _weighted(log_p, posterior(log_p, prior))
 
 
@@ -111,17 +124,20 @@ def averaged(log_p: np.ndarray) -> Mixed:
 
 
 def geometric(log_p: np.ndarray) -> Mixed:
-    """The mean of the experts' log-probabilities, which is no distribution: `simple_avg` of the released code."""
+    """The mean of the experts' log-probabilities, which is no distribution (`simple_avg` in HDEE's released code)."""
     return log_p.mean(0), None
 
 
 def uniform_prior(log_p: np.ndarray) -> np.ndarray:
-    """Every expert the same, [k]."""
+    """The prior [k] that gives every expert the same weight."""
     return np.full(len(log_p), 1 / len(log_p))
 
 
 def cached_prior(log_p: np.ndarray) -> np.ndarray:
-    """Prior [k] as HDEE's released code estimates it, on sequences [k, N, T]: it decays by 0.3^i, and locks on."""
+    """The prior [k] that HDEE's released code estimates from sequences [k, N, T].
+
+    What it has learnt is multiplied by 0.3^i at the i-th sequence, and the prior locks on to one expert.
+    """
     kept = np.zeros(len(log_p))  # logarithms, not normalised
     for i, total in enumerate(log_p.sum(-1).T):  # [k] of each sequence
         with np.errstate(divide="ignore"):  # a weight of 0 stays 0
@@ -130,7 +146,7 @@ def cached_prior(log_p: np.ndarray) -> np.ndarray:
 
 
 def moving_average_prior(log_p: np.ndarray) -> np.ndarray:
-    """Prior [k] of Branch-Train-Merge: an exponential moving average of each sequence's mean posterior."""
+    """The prior [k] of Branch-Train-Merge: an exponential moving average of the mean posterior of each sequence."""
     prior = uniform_prior(log_p)
     for i in range(log_p.shape[1]):
         prior = (1 - DECAY) * prior + DECAY * posterior(log_p[:, i : i + 1], prior).mean((1, 2))
@@ -138,14 +154,14 @@ def moving_average_prior(log_p: np.ndarray) -> np.ndarray:
 
 
 def top(prior: np.ndarray, count: int) -> np.ndarray:
-    """The `count` largest entries of a prior [k], the first of equal ones; the rest 0, their sum 1."""
+    """A prior [k] of which only the `count` largest entries are kept, scaled to the sum 1; of equal ones the first."""
     kept = np.argsort(-prior, kind="stable")[:count]
     chosen = np.zeros_like(prior)
     chosen[kept] = prior[kept]
     return chosen / chosen.sum()
 
 
-# A further one needs a name here; its code is then part of what an ensemble depends on.
+# A further prior or average is registered here by a name; its code is then part of what an ensemble depends on.
 PRIORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "uniform prior": uniform_prior,
     "cached prior": cached_prior,
@@ -155,18 +171,19 @@ AVERAGES: dict[str, Callable[[np.ndarray], Mixed]] = {
     "mean of probabilities": averaged,
     "geometric mean": geometric,
 }
-WEIGHTINGS = (*PRIORS, *AVERAGES, "top 1", "top 2", "best expert")  # ours
+WEIGHTINGS = (*PRIORS, *AVERAGES, "top 1", "top 2", "best expert")  # those that come with the library
 
 
 def perplexities(
     ensembles: Sequence[Ensemble], recorded: str | Path = "runs", device: str = "auto", show: bool = True
 ) -> list[pd.DataFrame]:
-    """Of each ensemble a table with the columns domain, weighting, quantity and value.
+    """For each ensemble a table with the columns domain, weighting, quantity and value.
 
-    weighting: one of `WEIGHTINGS`, or "expert 1", ... alone. "best expert" is chosen with hindsight, on what is
-    scored. quantity: "loss" (nats a token), "error" (its standard error over sequences); of a weighting also
-    "weight 1", ... (mean over tokens) and "prior 1", ... where they are defined. Perplexity is exp(loss). Experts that
-    are not in the store are trained first; an ensemble whose numbers are recorded or stored needs none of them.
+    weighting: one of `WEIGHTINGS`, or "expert 1" and so on for a single expert. "best expert" is the one with the
+    lowest loss on what is scored, chosen with hindsight. quantity: "loss" in nats per token and "error", its standard
+    error over sequences; for a weighting also "weight 1" and so on, the mean weight of each expert over tokens, and
+    "prior 1" and so on, where they exist. The perplexity is exp(loss).
+    Experts that are not in the store are trained first. An ensemble whose numbers are recorded or stored needs none.
     """
     asked = [ensemble.depends_on for ensemble in ensembles]
 
@@ -178,9 +195,9 @@ def perplexities(
 
 
 def table_of(log_p: np.ndarray, development: np.ndarray) -> list[tuple[str, str, float]]:
-    """Rows (weighting, quantity, value) of one domain, from log p of the targets [k, N, T].
+    """Rows (weighting, quantity, value) of one domain, from the experts' log p of the scored targets [k, N, T].
 
-    development: the same of the validation split [k, n, T], for the priors.
+    development: their log p of the targets of the validation split [k, n, T], which gives the priors.
     """
     priors = {name: prior(development) for name, prior in PRIORS.items()}
     priors |= {f"top {n}": top(priors["moving average"], n) for n in (1, 2)}
@@ -203,14 +220,17 @@ def _weighted(log_p: np.ndarray, weights: np.ndarray) -> Mixed:
 
 
 def _losses(weighting: str, log_p: np.ndarray) -> list[tuple[str, str, float]]:
-    """Loss and standard error of log p [N, T]; sequences, not tokens, are independent."""
+    """The loss and its standard error from log p [N, T]; sequences count as independent, tokens do not."""
     each = -log_p.mean(-1)
     error = each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan
     return [(weighting, "loss", float(each.mean())), (weighting, "error", float(error))]
 
 
 def _batches(ensembles: Sequence[Ensemble]) -> Iterator[list[Ensemble]]:
-    """Neighbours that ask the same of at most `AT_ONCE` experts together; those of one ensemble are never parted."""
+    """Ensembles that follow one another and ask the same, in batches of at most `AT_ONCE` different experts.
+
+    The experts of one ensemble stay together, however many they are.
+    """
     batch: list[Ensemble] = []
     for ensemble in ensembles:
         asked = ensemble.model_dump(include={"domains", "sequences", "prior_sequences"})
@@ -228,7 +248,7 @@ def _batches(ensembles: Sequence[Ensemble]) -> Iterator[list[Ensemble]]:
 
 
 def _scored(batch: Sequence[Ensemble], device: str, show: bool) -> list[pd.DataFrame]:
-    """The tables of ensembles that ask the same: every expert goes through every domain once."""
+    """The tables of ensembles that ask the same; every expert scores every domain once."""
     from tqdm import tqdm
 
     experts = {expert.key: expert for ensemble in batch for expert in ensemble.experts}
@@ -251,12 +271,15 @@ def _scored(batch: Sequence[Ensemble], device: str, show: bool) -> list[pd.DataF
 
 
 def _side_by_side(models: dict[str, tuple[RunConfig, list[dict]]], device: str) -> list[tuple[list[str], "Fleet"]]:
-    """Models by name, each the mean over the replicas of final states, in one Fleet for those of a size."""
+    """Fleets with the names of their models: one Fleet for all models of a size.
+
+    models: by name a configuration and final states; the model is the mean over the replicas of all these states.
+    """
     from swarmbook.training.fleet import Fleet
 
     sizes: dict[object, list[str]] = {}
     for name, (config, _) in models.items():
-        vocabulary = tokenization.tokenizer(config.tokenizer).get_vocab_size()
+        vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
         sizes.setdefault((config.shape(vocabulary), config.precision), []).append(name)
     fleets = []
     for (shape, precision), names in sizes.items():
@@ -269,7 +292,7 @@ def _side_by_side(models: dict[str, tuple[RunConfig, list[dict]]], device: str) 
 
 
 def _mean(name: str, weights: Sequence["Tensor"]) -> "Tensor":
-    """Mean over replicas and states of a weight as `Fleet.state_dict` has it, as of one replica."""
+    """The mean of a weight over replicas and states, in the form that `Fleet.state_dict` has for one replica."""
     import torch
 
     dim = 2 if name.startswith("layers.") else 0
@@ -277,7 +300,7 @@ def _mean(name: str, weights: Sequence["Tensor"]) -> "Tensor":
 
 
 def _log_p(fleets: list[tuple[list[str], "Fleet"]], tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each model log p of the targets of tokens [1, N, T + 1]: [N, T], float64."""
+    """By model the log p of the targets of tokens [1, N, T + 1], each float64 [N, T]."""
     found = {}
     for names, fleet in fleets:
         found |= dict(zip(names, -fleet.nats(tokens).double().cpu().numpy(), strict=True))

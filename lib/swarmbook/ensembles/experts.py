@@ -1,9 +1,11 @@
 """Experts: models that branch from a seed model, train on one domain after another, and share a budget of compute.
 
-- a lane is the line of one expert: branch from its last weights, train on the next domain with a fresh optimizer
-  (HDEE as released; Branch-Train-Merge without a mixture of parents)
-- expert lengths of one lane lie on one learning-rate schedule, so the longer run goes on with the shorter one
-- budgets are counted in FLOPs of the runs themselves, and can be shared out by what a domain still gains
+- a lane is the history of one expert: in each iteration it branches from its last weights and trains on the next domain
+  with a fresh optimiser (HDEE as released; Branch-Train-Merge without a mixture of parents)
+- experts of several lengths can follow one trajectory, so that a longer run continues the shorter one
+- a budget is counted in FLOPs of the runs themselves, and can be shared out by what each domain still gains
+
+Serves: HDEE's tables of lengths, its iterations, and who should get the steps.
 """
 
 from collections.abc import Sequence
@@ -13,15 +15,25 @@ import numpy as np
 from swarmbook.config import RunConfig, run_config
 from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError
+from swarmbook.methods.model_size import flops
 
-OWN = {"data", "start", "branch", "steps", "schedule_steps", "evaluate_on", "probes", "losses"}  # not its parent's
+OWN = {
+    "data",
+    "start",
+    "branch",
+    "steps",
+    "schedule_steps",
+    "evaluate_on",
+    "measurements",
+    "lost_stages",
+}  # not taken over from the parent
 
 
 def trained(parent: RunConfig, domain: str, steps: int, through: Sequence[int] = (), **fields) -> RunConfig:
-    """The expert that `parent` becomes in `steps` steps on a domain, with everything else as in `parent` or `fields`.
+    """The expert that `parent` becomes in `steps` steps on a domain; fields: what else differs from the parent.
 
-    through: lengths at which other experts leave the same trajectory; this run goes on with the shorter of them, so
-    that they are trained once.
+    through: lengths, in steps, of other experts on the same trajectory. This run continues the shorter ones among them,
+    so that they are trained once.
     """
     kept = {name: getattr(parent, name) for name in RunConfig.model_fields if name not in OWN}
     base = {**kept, "data": domain, **fields}
@@ -35,7 +47,11 @@ def trained(parent: RunConfig, domain: str, steps: int, through: Sequence[int] =
 def lane(
     seed_model: RunConfig, domains: Sequence[str], steps: int | Sequence[int], through: Sequence[int] = (), **fields
 ) -> list[RunConfig]:
-    """A lane's expert after each of its domains; steps: of every iteration, or one for each."""
+    """The expert of a lane after each of its domains.
+
+    steps: the length of every iteration, or one length for each domain. through, fields: as in `trained`. ConfigError
+    unless there are as many lengths as domains.
+    """
     lengths = [steps] * len(domains) if isinstance(steps, int) else list(steps)
     if len(lengths) != len(domains):
         raise ConfigError(f"steps={steps!r} must be one number, or as many as the {len(domains)} domains of the lane")
@@ -46,13 +62,11 @@ def lane(
 
 
 def training_flops(expert: RunConfig, vocabulary: int | None = None) -> int:
-    """FLOPs of all that an expert was trained for after its seed model: the budget that HDEE holds equal.
+    """The FLOPs of all training of an expert since its seed model; HDEE holds this budget equal.
 
-    vocabulary: to spare fetching the tokenizer, which has it.
+    vocabulary: the number of tokens that the tokenizer knows; None to look it up.
     """
-    from swarmbook.methods.model_size import flops
-
-    vocabulary = vocabulary or tokenization.tokenizer(expert.tokenizer).get_vocab_size()
+    vocabulary = vocabulary or tokenization.vocabulary_of(tokenization.tokenizer(expert.tokenizer))
     total = 0
     while expert.parents:
         (parent,) = expert.parents
@@ -64,10 +78,10 @@ def training_flops(expert: RunConfig, vocabulary: int | None = None) -> int:
 
 
 def gain(steps: Sequence[float], losses: Sequence[float]) -> float:
-    """Nats that a doubling of the steps saves: slope of a learning curve against log2 of the steps, by least squares.
+    """The loss, in nats, that doubling the steps saves: the slope of a learning curve against log2 of its steps.
 
-    Loss curves of this length are nearly straight there. Points at step 0 are left out. Raises ConfigError for fewer
-    than two points.
+    The line is fitted by least squares, without points at step 0; loss curves of this length are nearly straight.
+    ConfigError for fewer than two points.
     """
     points = [(np.log2(n), loss) for n, loss in zip(steps, losses, strict=True) if n > 0]
     if len(points) < 2:
@@ -76,10 +90,10 @@ def gain(steps: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def allocate(gains: Sequence[float], budget: float, least: float = 0.0, most: float = np.inf) -> np.ndarray:
-    """Steps [k] for domains whose loss falls by `gains` [k] with each doubling, so that the sum of losses is least.
+    """Steps [k] for k domains that make the sum of their losses least, if each doubling saves `gains` [k].
 
-    That is where one more step saves the same everywhere: in proportion to the gains, `budget` in all, and no domain
-    below `least` or above `most`. Raises ConfigError where those leave no choice.
+    At the optimum one more step saves the same in every domain, so steps are in proportion to the gains. budget: the
+    sum of the steps. least, most: bounds for the steps of a domain. ConfigError if the budget does not fit the bounds.
     """
     k = len(gains)
     if not least * k <= budget <= most * k:

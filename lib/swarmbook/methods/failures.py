@@ -1,13 +1,16 @@
-"""Which stages die when.
+"""Which stages fail, and when.
 
-The failure process of CheckFree (section 5): every stage fails independently with probability p in every step,
-whatever the recovery rule. All runs of one seed draw the same uniform numbers, so that a trace at a low rate is
-part of the trace at a higher one and rules are compared under the same losses.
+In CheckFree (section 5) every stage fails independently with probability p in every step, whatever the recovery rule.
+All runs of one seed draw the same uniform numbers. So the failures at a low rate are among those at a higher rate, and
+rules are compared under the same losses.
 
-- a trace is a bool array [steps, replicas, stages]; `events` lists it as (step, stage), stages counted from 1
-- `trace` is that of a run, with one column more for its ends
+- a trace is a bool array [steps, replicas, stages], true where a stage is lost at the start of a step; `events` lists
+  it as pairs (step from 0, stage from 1)
+- `trace` is the trace of a run, with one more column for its ends: embedding, last norm and head
 - `released_failures` and `released_schedule` are the very traces of the authors' training and throughput runs
-- the paper states chances per hour, its code holds chances per step: `per_step` and `per_hour` convert
+- the paper states probabilities per hour and its code holds probabilities per step: `per_step` and `per_hour` convert
+
+Serves: CheckFree figures 3 and 4, table 2, its throughput, and the failure process.
 """
 
 import random
@@ -18,11 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 HOUR = 3600.0  # seconds
-SCHEDULE_RATES = {5: 0.0009, 10: 0.002, 16: 0.004, 33: 0.01}  # % an hour: per iteration; released code, medium model
+SCHEDULE_RATES = {5: 0.0009, 10: 0.002, 16: 0.004, 33: 0.01}  # per iteration, by % per hour; released, medium model
 
 
 def failures(rng: np.random.Generator, steps: int, replicas: int, stages: int, rate: float) -> np.ndarray:
-    """Bool [steps, replicas, stages]: the cell is lost at the start of the step. `rate` is per cell and step."""
+    """A random trace, bool [steps, replicas, stages]; `rate` is the probability per stage, replica and step."""
     return rng.random((steps, replicas, stages)) < rate
 
 
@@ -34,12 +37,12 @@ def trace(
     stages: int,
     rate: float,
     failing: Literal["interior", "stages", "all"],
-    losses: Sequence[tuple[int, int]],
+    lost_stages: Sequence[tuple[int, int]],
 ) -> np.ndarray:
-    """Bool [steps, R, S + 1]: which cells die at the start of a step; the last column is the embedding and head.
+    """The trace of a run, bool [steps, R, S + 1]; its last column is the ends.
 
-    rate: chance of each cell in each step. failing, losses: as in `swarmbook.config.RunConfig`. The stages draw from
-    `rng` and the embedding and head from `rng_of_ends`, so that the same stages die whether or not the ends may.
+    rate: the probability that a stage is lost in a step. failing, lost_stages: as in `swarmbook.config.RunConfig`. The
+    stages draw from `rng` and the ends from `rng_of_ends`, so that the same stages die whether or not the ends can.
     """
     dying = np.zeros((steps, replicas, stages + 1), dtype=bool)
     dying[..., :-1] = failures(rng, steps, replicas, stages, rate)
@@ -47,13 +50,13 @@ def trace(
         dying[..., [0, -2]] = False
     if failing == "all":
         dying[..., -1:] = failures(rng_of_ends, steps, replicas, 1, rate)
-    for step, stage in losses:
-        dying[step, :, stage - 1] = True  # stage 0, the embedding and head, is the last column
+    for step, stage in lost_stages:
+        dying[step, :, stage - 1] = True  # stage 0, which stands for the ends, is the last column
     return dying
 
 
 def per_step(hourly: ArrayLike, seconds: ArrayLike) -> np.ndarray:
-    """Chance to fail in a step of `seconds`, of a stage that fails within an hour with chance `hourly`.
+    """The probability that a stage fails in a step of `seconds`; `hourly` is that of failing within an hour.
 
     p = 1 - (1 - P) ** (seconds / 3600); arrays broadcast. ValueError unless 0 <= hourly < 1 and seconds > 0.
     """
@@ -62,7 +65,7 @@ def per_step(hourly: ArrayLike, seconds: ArrayLike) -> np.ndarray:
 
 
 def per_hour(rate: ArrayLike, seconds: ArrayLike) -> np.ndarray:
-    """Chance to fail within an hour, of a stage that fails with chance `rate` in each step of `seconds`.
+    """The probability that a stage fails within an hour; `rate` is that of failing in a step of `seconds`.
 
     The inverse of `per_step`; arrays broadcast. ValueError unless 0 <= rate < 1 and seconds > 0.
     """
@@ -71,17 +74,20 @@ def per_hour(rate: ArrayLike, seconds: ArrayLike) -> np.ndarray:
 
 
 def implied_seconds(hourly: ArrayLike, rate: ArrayLike) -> np.ndarray:
-    """How long a step must last for `rate` a step to come to `hourly` an hour; arrays broadcast.
+    """Seconds that a step lasts if `rate` per step and `hourly` per hour are the same; arrays broadcast.
 
-    CheckFree states the one (section 5) and its released code holds the other. ValueError unless both lie between
-    0 and 1, ends excluded: without failures any length would do.
+    CheckFree states probabilities per hour (section 5) and its released code holds them per step. ValueError unless
+    both lie between 0 and 1, and are neither: without failures every length would do.
     """
     hourly, rate = checked_chance("hourly", hourly, positive=True), checked_chance("rate", rate, positive=True)
     return HOUR * np.log1p(-rate) / np.log1p(-hourly)
 
 
 def any_stage(rate: ArrayLike, stages: ArrayLike) -> np.ndarray:
-    """Chance that a step loses at least one of `stages` stages, each with chance `rate`: q = 1 - (1 - p) ** S."""
+    """The probability q = 1 - (1 - p) ** S that a step loses at least one of S `stages`, each lost with p = `rate`.
+
+    Arrays broadcast. ValueError unless 0 <= rate < 1 and stages >= 1.
+    """
     rate, stages = checked_chance("rate", rate), np.asarray(stages)
     if not (stages >= 1).all():
         raise ValueError(f"stages={stages.tolist()} cannot fail: give a whole number of at least 1")
@@ -89,13 +95,13 @@ def any_stage(rate: ArrayLike, stages: ArrayLike) -> np.ndarray:
 
 
 def released_failures(rate: float, steps: int, stages: int, seed: int = 42) -> np.ndarray:
-    """Bool [steps, 1, stages]: the trace that CheckFree's training script draws (released code).
+    """The trace [steps, 1, stages] that CheckFree's training script draws (released code).
 
-    Every iteration draws one number for each stage in ascending order, and the stage fails where it exceeds
-    1 - rate. A failure then draws the microbatch in which it strikes; the script overwrites that with the first,
-    but the draw moves all later failures, and by the same for any power of two of microbatches, such as all of its
-    models have. So a low rate's trace is not part of a higher one's; that of fewer steps is the beginning of that of
-    more. ValueError unless 0 <= rate < 1.
+    Every iteration draws one number for each stage in ascending order, and the stage fails if the number exceeds
+    1 - rate. Each failure then draws the microbatch in which it strikes. The script overwrites this microbatch with the
+    first, but the draw shifts all later failures, by the same amount for every power of two of microbatches, such as
+    all of its models have. So the failures at a low rate are not among those at a higher rate. The trace of fewer steps
+    is the beginning of the trace of more. ValueError unless 0 <= rate < 1.
     """
     checked_chance("rate", rate)
     draw = random.Random(seed)
@@ -109,11 +115,11 @@ def released_failures(rate: float, steps: int, stages: int, seed: int = 42) -> n
 
 
 def released_schedule(rate_percent: int, iterations: int = 500) -> np.ndarray:
-    """Bool [iterations, 1, 6]: the failures of CheckFree's throughput experiment (released code).
+    """The trace [iterations, 1, 6] of CheckFree's throughput experiment (released code).
 
-    Unlike in training, one draw an iteration decides whether any of the six stages fails at all, and one from
-    a second generator, seeded with the rate, which; iterations that save a checkpoint, every 100th from 1 on, draw
-    nothing. `rate_percent` is the paper's chance an hour: 5, 10, 16 or 33; ValueError for another.
+    Unlike in training, one draw per iteration decides whether any of the six stages fails, and a draw from a second
+    generator, seeded with the rate, decides which one. Iterations that save a checkpoint, which are 1, 101, 201 and so
+    on, draw nothing. rate_percent: the paper's rate in percent per hour, 5, 10, 16 or 33; ValueError for another.
     """
     if rate_percent not in SCHEDULE_RATES:
         raise ValueError(
@@ -135,10 +141,11 @@ def events(trace: np.ndarray) -> list[tuple[int, int]]:
 
 
 class Losses(NamedTuple):
-    """What a trace asks of a recovery rule; an iteration of each replica counts for itself.
+    """How much a trace loses; each replica's iterations count on their own.
 
-    stages: lost stages; iterations: those that lose any; double: those that lose two or more; adjacent: those that
-    lose two stages next to each other, which averaging neighbours cannot recover (CheckFree, section 6).
+    stages: the number of lost stages. iterations: the number of iterations that lose a stage. double: the number of
+    iterations that lose two or more. adjacent: the number of iterations that lose two neighbouring stages, which
+    averaging neighbours cannot recover (CheckFree, section 6).
     """
 
     stages: int
@@ -155,7 +162,7 @@ def losses(trace: np.ndarray) -> Losses:
 
 
 def checked_chance(name: str, value: ArrayLike, positive: bool = False) -> np.ndarray:
-    """`value` as floats; ValueError that names it unless 0 <= value < 1, or 0 < value < 1 where it must be positive."""
+    """A probability as floats; ValueError that names it unless 0 <= value < 1, and value > 0 if it must be positive."""
     chance = np.asarray(value, float)
     bad = chance[~((chance >= 0) & (chance < 1)) | (positive & (chance == 0))]
     if bad.size:

@@ -1,12 +1,12 @@
-"""Who meets whom: the groups that average at an outer step, and the replicas that a microbatch passes through.
+"""Which replicas meet at an outer step: the groups in which they average.
 
-- `MATCHINGS[name](replicas, step, rng, size)` deals the replicas into groups of `size`: int array [R / size, size], in
-  which every replica occurs once. `step` counts outer steps from 0; only "random" draws from the generator
-- NoLoCo meets at random (section 3.2): every outer step deals new pairs, all stages the same ones
-- `permuted_replicas` is its random pipeline routing (section 3.1), for `swarmbook.methods.routing`: at each boundary between
-  stages each microbatch of a replica goes to a random one, and no two to the same
-- `released_groups` and `released_route` are the very draws of the authors' code, which derives them from counters so
-  that every worker finds the same without a message
+- a matching is a function (replicas, step, rng, size) -> groups, int [R / size, size], in which every replica occurs
+  once; `MATCHINGS` has them by name. `step` counts outer steps from 0. Only "random" draws from the generator
+- NoLoCo deals new pairs at random at every outer step, the same ones for all stages (section 3.2)
+- `released_groups` are the very draws of the authors' code, which seeds them with a counter of steps, so that every
+  worker finds the same groups without a message
+
+Serves: NoLoCo table 2, its theory, and its comparison of group sizes and matchings.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MATCHINGS: dict[str, Rule] = {}
 
 
 def matching(name: str) -> Callable[[Rule], Rule]:
-    """Register a rule (replicas, step, generator, size=2) -> groups [replicas / size, size] under a name."""
+    """Register a matching (replicas, step, rng, size=2) -> groups [replicas / size, size] under a name."""
 
     def register(rule: Rule) -> Rule:
         MATCHINGS[name] = rule
@@ -31,9 +31,9 @@ def matching(name: str) -> Callable[[Rule], Rule]:
 
 @matching("random")
 def random_groups(replicas: int, step: int, rng: np.random.Generator, size: int = 2) -> np.ndarray:
-    """Groups dealt at random: g, g + R / size, g + 2 R / size ... of one permutation meet (released code).
+    """Groups that are dealt at random: entries g, g + R / size, g + 2 R / size ... of one permutation (released code).
 
-    ConfigError unless `size` divides `replicas`: nobody is left over, as in the released code.
+    ConfigError unless `size` divides `replicas`. Nobody is left over, as in the released code.
     """
     _divisible("random", replicas, size)
     return rng.permutation(replicas).reshape(size, -1).T
@@ -41,11 +41,13 @@ def random_groups(replicas: int, step: int, rng: np.random.Generator, size: int 
 
 @matching("hypercube")
 def hypercube(replicas: int, step: int, rng: np.random.Generator, size: int = 2) -> np.ndarray:
-    """Replicas whose numbers differ in one digit to base `size` meet, in another digit at each step.
+    """Replicas meet whose numbers, written to base `size`, differ in one digit; each step takes the next digit.
 
     Plain averaging reaches the exact mean in log(R) / log(size) steps. ConfigError unless R is a power of `size`.
     """
     _divisible("hypercube", replicas, size)
+    if size == 1 < replicas:
+        raise ConfigError(f"matching 'hypercube' cannot place {replicas} replicas in groups of 1: give a larger size")
     digits = 1
     while size**digits < replicas:
         digits += 1
@@ -60,9 +62,9 @@ def hypercube(replicas: int, step: int, rng: np.random.Generator, size: int = 2)
 
 @matching("ring")
 def ring(replicas: int, step: int, rng: np.random.Generator, size: int = 2) -> np.ndarray:
-    """Neighbours on a ring: pairs 01, 23 ... at even steps and 12, 34 ... at odd ones; groups move by half their size.
+    """Neighbours on a ring meet: pairs 01, 23 ... at even steps and 12, 34 ... at odd steps.
 
-    ConfigError unless `size` divides `replicas`.
+    Larger groups shift by half their size at odd steps. ConfigError unless `size` divides `replicas`.
     """
     _divisible("ring", replicas, size)
     return np.roll(np.arange(replicas), -(size // 2) * (step % 2)).reshape(-1, size)
@@ -70,7 +72,7 @@ def ring(replicas: int, step: int, rng: np.random.Generator, size: int = 2) -> n
 
 @matching("fixed")
 def fixed(replicas: int, step: int, rng: np.random.Generator, size: int = 2) -> np.ndarray:
-    """The same groups of consecutive replicas at every step, so that groups never hear of each other.
+    """Consecutive replicas meet, the same ones at every step, so that groups never learn from one another.
 
     ConfigError unless `size` divides `replicas`.
     """
@@ -79,9 +81,9 @@ def fixed(replicas: int, step: int, rng: np.random.Generator, size: int = 2) -> 
 
 
 def deal(name: str, replicas: int, steps: int, rng: np.random.Generator, size: int = 2) -> np.ndarray:
-    """Groups [steps, R / size, size] of the matching of that name at each of `steps` outer steps.
+    """The groups [steps, R / size, size] that a matching deals at each of `steps` outer steps.
 
-    ConfigError for an unknown name, or a number of replicas that the matching cannot deal.
+    name: a key of `MATCHINGS`. ConfigError for an unknown name, or for replicas that the matching cannot deal.
     """
     if name not in MATCHINGS:
         raise ConfigError(unknown("matching", name, MATCHINGS))
@@ -90,15 +92,16 @@ def deal(name: str, replicas: int, steps: int, rng: np.random.Generator, size: i
 
 
 def released_groups(replicas: int, step: int, size: int = 2) -> np.ndarray:
-    """Groups [R / size, size] that NoLoCo's released code forms after inner step `step` (50, 100, ...; from 1).
+    """The groups [R / size, size] that NoLoCo's released code forms after inner step `step`.
 
-    The generator's seed is step + 1, whatever the stage, run or seed of the run. ConfigError as `random_groups`.
+    step: counted from 1, so 50, 100 and so on. The seed of its generator is step + 1, whatever the stage and the seed
+    of the run. ConfigError as `random_groups`.
     """
     return random_groups(replicas, step, np.random.default_rng(step + 1), size)
 
 
 def partners(groups: np.ndarray) -> np.ndarray:
-    """The partner [R] of each replica in pairs [R / 2, 2]. ValueError for larger groups."""
+    """The partner of each replica, int [R], from pairs [R / 2, 2]. ValueError for larger groups."""
     if groups.ndim != 2 or groups.shape[1] != 2:
         raise ValueError(f"groups of shape {list(groups.shape)} are not pairs: give [R / 2, 2]")
     partner = np.empty(groups.size, dtype=np.int64)
@@ -107,7 +110,7 @@ def partners(groups: np.ndarray) -> np.ndarray:
 
 
 def mixing(groups: np.ndarray) -> np.ndarray:
-    """Float [R, R] that replaces each replica's value by the mean of its group: symmetric, a projection."""
+    """The matrix [R, R] that replaces each replica's value by the mean of its group; a symmetric projection."""
     weights = np.zeros((groups.size, groups.size))
     weights[groups[:, :, None], groups[:, None, :]] = 1 / groups.shape[1]
     return weights

@@ -1,103 +1,73 @@
-"""What finished runs are asked: one small function a measurement, named in `PROBES`.
+"""What is measured on finished runs: one small function a measurement, named in `MEASUREMENTS`.
 
-- a probe gets a pack and the indices of the runs that asked for it, and yields rows of their record
-- it loses, rebuilds and skips stages of all runs at once, and goes through those after a loss only: what enters the
-  lost stage is the same whatever replaces it
+- a measurement gets finished runs that share a Fleet, and the indices of those that ask for it, and yields rows of
+  their records
+- it loses, rebuilds and skips stages of all runs at once, and computes only the stages from the lost one on, because
+  what enters the lost stage is the same whatever replaces it
 - whatever it changed is back, bit for bit, before it yields or fails
+
+Serves: CheckFree's single losses, pairs, Eq. 1 and similarity of stages; NoLoCo table 2 ("own shard"), its mean model
+and its last rounds; SkipPipe's inference with a part of the model.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.routing import deal
 from swarmbook.methods.sync import Exchange
+from swarmbook.methods.trained import Model, Trained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Row = tuple[int, str, int, str, float]  # run, metric, stage from 1 (0: of none), label, value
-
-
-class Model(Protocol):
-    """What a measurement may do with trained weights: those of all replicas, side by side, as a Fleet has them."""
-
-    shape: Any
-    layers: "dict[str, Tensor]"
-
-    def embed(self, tokens) -> "Tensor": ...
-    def apply(self, stage: int, x: "Tensor") -> "Tensor": ...
-    def head_loss(self, x: "Tensor", targets, per_sequence: bool = False) -> "Tensor": ...
-    def loss(self, tokens, cells=None, per_sequence: bool = False) -> "Tensor": ...
-    def stage(self, replica: int, stage: int) -> "dict[str, Tensor]": ...
-    def replica_views(self, replicas: range) -> "dict[str, Tensor]": ...
-    def state_dict(self, replicas: Sequence[int] | None = None) -> "dict[str, Tensor]": ...
-    def load_state_dict(self, state: "dict[str, Tensor]", replicas: Sequence[int] | None = None) -> None: ...
-
-
-class Trained(Protocol):
-    """What a measurement is given: finished runs that share a Fleet, as `swarmbook.training.trainer.Pack` has them.
-
-    runs: their configurations. held_out: int [1 or R, N, T + 1]. norms: gradient norms [R, S + 1] of the last step.
-    step: how many steps they took.
-    """
-
-    fleet: Model
-    runs: Sequence
-    held_out: np.ndarray
-    norms: "Tensor"
-    step: int
-
-    def replicas(self, i: int) -> range: ...
-    def spread(self, i: int) -> float: ...
-    def rebuild(self, i: int, row: int, stage: int, dead: frozenset[int], rule: str) -> None: ...
-
-
-Probe = Callable[[Trained, list[int]], Iterator[Row]]
-PROBES: dict[str, Probe] = {}
+MeasuredRow = tuple[int, str, int, str, float]  # index of the run, metric, stage from 1 or 0 for none, label, value
+Measurement = Callable[[Trained, list[int]], Iterator[MeasuredRow]]
+MEASUREMENTS: dict[str, Measurement] = {}
 
 JUMP_RULES = ("random", "copy previous", "uniform average", "CheckFree", "identity")
-SEQUENCES = 16  # of the held-out ones, where a sample will do
-SUBSETS = 12  # of the stages of a model, at most, for each number of stages that are left out
+SEQUENCES = 16  # held-out sequences that are used where a sample will do
+SUBSETS = 12  # choices of the stages that are left out, at most, for each number of them
 
 
-def probe(name: str) -> Callable[[Probe], Probe]:
-    """Register a measurement (pack, asking) under a name.
+def measurement(name: str) -> Callable[[Measurement], Measurement]:
+    """Register a measurement (pack, asking) -> rows under a name.
 
-    pack: a `Trained`; asking: indices of the runs that list the name in their `probes`. Yields, for each of them,
-    rows (run, metric, stage from 1 or 0 for none, label, value), and leaves the pack as it found it.
+    pack: a `Trained`. asking: indices of the runs that have the name in their `measurements`. For each of these it
+    yields rows, each a `MeasuredRow`, and it leaves the pack as it found it.
     """
 
-    def register(measure: Probe) -> Probe:
-        PROBES[name] = measure
+    def register(measure: Measurement) -> Measurement:
+        MEASUREMENTS[name] = measure
         return measure
 
     return register
 
 
-@probe("loss jump")
-def loss_jump(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """Rise of the validation loss, in nats, when one stage is lost and rebuilt by the rule in `label`."""
+@measurement("loss jump")
+def loss_jump(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """The rise of the validation loss, in nats, if one stage is lost and rebuilt by the rule in `label`."""
     yield from _jumps(pack, asking, "loss jump", 1, pack.held_out)
 
 
-@probe("pair jump")
-def pair_jump(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """Rise of the loss, in nats, when stages s and s + 1 are lost at once, which CheckFree leaves open (section 6).
+@measurement("pair jump")
+def pair_jump(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """The rise of the loss, in nats, if stages s and s + 1 are lost at once, which CheckFree leaves open (section 6).
 
-    Each is rebuilt from the nearest survivors by the rule in `label`; on the first `SEQUENCES` held-out sequences.
+    Each is rebuilt from the nearest survivors by the rule in `label`. The loss is that on the first `SEQUENCES`
+    held-out sequences.
     """
     yield from _jumps(pack, asking, "pair jump", 2, pack.held_out[:, :SEQUENCES])
 
 
-@probe("missing stages")
-def missing_stages(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """Validation loss, in nats, when 1, 2 or 3 (`label`) stages from s on are passed by and not replaced.
+@measurement("missing stages")
+def missing_stages(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """The validation loss, in nats, if 1, 2 or 3 stages from s on are skipped; `label` is the number of them.
 
     Embedding and head stay, and so does at least one stage.
     """
@@ -110,14 +80,15 @@ def missing_stages(pack: Trained, asking: list[int]) -> Iterator[Row]:
         x = fleet.apply(s, x)
 
 
-@probe("partial model")
-def partial_model(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """Inference with any share of the stages: metrics "partial loss" and "partial perplexity".
+@measurement("partial model")
+def partial_model(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """Inference with a part of the stages: metrics "partial loss" and "partial perplexity" (SkipPipe).
 
-    For each number of stages that can be left out, from none to all but the first: all choices of them, or `SUBSETS`
-    that leave out every stage equally often, the same for all runs. Label: the stages left out, from 1, as in "2 5";
-    the others run in order. Loss: mean over tokens, in nats; perplexity: of each sequence, then the mean (SkipPipe's
-    released code), which is above exp(loss). Stage 0 has the embedding and always runs.
+    Every number of stages is left out, from none to all but the first, which lies with the embedding and always runs.
+    For each number, all choices of stages are measured, or `SUBSETS` choices that leave out every stage equally often;
+    the choices are the same for all runs. The other stages run in order. `label` lists the stages that are left out,
+    from 1, as in "2 5". The loss is the mean over tokens, in nats. The perplexity is that of each sequence, averaged
+    over sequences (SkipPipe's released code), which is above exp(loss).
     """
     import torch
 
@@ -136,26 +107,27 @@ def partial_model(pack: Trained, asking: list[int]) -> Iterator[Row]:
 
 
 def subsets(stages: int) -> list[tuple[int, ...]]:
-    """What "partial model" leaves out: stages from 0, the first never among them."""
+    """The choices of stages, from 0, that "partial model" leaves out; the first stage is in none of them."""
     sets: list[tuple[int, ...]] = []
     for size in range(stages):
         if math.comb(stages - 1, size) <= SUBSETS:
             sets += itertools.combinations(range(1, stages), size)
             continue
         rng, chosen = np.random.default_rng((stages, size)), set()
-        while len(chosen) < SUBSETS:  # a few may come twice
+        while len(chosen) < SUBSETS:  # a few hands may be the same
             chosen = {tuple(sorted(hand)) for hand in deal(range(1, stages), [size] * SUBSETS, rng)}
         sets += sorted(chosen)
     return sets
 
 
-@probe("similarity")
-def similarity(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """Cosines of the neighbouring stages s and s + 1, between -1 and 1.
+@measurement("similarity")
+def similarity(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """Cosine similarity, between -1 and 1, of the neighbouring stages s and s + 1.
 
-    "weights": of all their matrices, laid end to end. The gains of the norms are left out: they start at 1 and stay
-    near it, so that any two stages would look alike. "functions": of their residual updates of the same input, which
-    is what enters stage s in order; mean over the tokens of the first `SEQUENCES` held-out sequences.
+    Label "weights": the similarity of all their matrices, laid end to end. The gains of the norms are left out: they
+    start at 1 and stay near it, so that any two stages would look alike. Label "functions": the similarity of their
+    residual updates of the same input, the one that enters stage s in order; the mean over the tokens of the first
+    `SEQUENCES` held-out sequences.
     """
     from torch.nn.functional import cosine_similarity  # here, so that configurations need no torch
 
@@ -170,15 +142,16 @@ def similarity(pack: Trained, asking: list[int]) -> Iterator[Row]:
         x = y
 
 
-@probe("re-initialisation error")
-def reinitialisation_error(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """What a failure costs in CheckFree's bound (section 4.4, Eq. 1), in parts of the lost stage's own update.
+@measurement("re-initialisation error")
+def reinitialisation_error(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """The error of a rebuilt stage in CheckFree's bound (section 4.4, Eq. 1), relative to the lost stage's own update.
 
-    sum |g(x) - f_s(x)|^2 / sum |f_s(x)|^2 over tokens of the first `SEQUENCES` held-out sequences; f_s: residual
-    update of stage s, x: what enters it in order; g: that of the stage rebuilt by the rule in `label`. The method
-    averages weights but its bound speaks of averaged functions, g = w_1 f_(s-1) + w_2 f_(s+1): labels "uniform average
-    of functions" and "CheckFree of functions" (squared gradient norms as weights), for stages with two neighbours.
-    1 is the error of a stage that is skipped. NaN or infinite for a stage that does nothing.
+    It is sum |g(x) - f_s(x)|^2 / sum |f_s(x)|^2 over the tokens of the first `SEQUENCES` held-out sequences. f_s is the
+    residual update of stage s, x is what enters it in order, and g is the update of the stage rebuilt by the rule in
+    `label`. The method averages weights, but its bound speaks of averaged functions, g = w_1 f_(s-1) + w_2 f_(s+1).
+    Stages with two neighbours have these as well, under the labels "uniform average of functions" and "CheckFree of
+    functions", whose weights are squared gradient norms. A stage that is skipped has the error 1. A stage that does
+    nothing has NaN or infinity.
     """
     fleet, S = pack.fleet, pack.fleet.shape.stages
     x = fleet.embed(pack.held_out[:, :SEQUENCES, :-1])
@@ -190,10 +163,7 @@ def reinitialisation_error(pack: Trained, asking: list[int]) -> Iterator[Row]:
             with _rebuilt(pack, asking, range(s, s + 1), rule):
                 errors[rule] = _square(fleet.apply(s, x) - y) / size
         if 0 < s < S - 1:
-            before, after = (
-                fleet.apply(s - 1, x),
-                fleet.apply(s + 1, x),
-            )  # less x each: it drops out, as the shares sum to 1
+            before, after = fleet.apply(s - 1, x), fleet.apply(s + 1, x)  # x drops out below: the shares sum to 1
             norms = pack.norms[:, [s - 1, s + 1]].to(x).square()  # [R, 2]
             norms[norms.sum(1) == 0] = 1.0
             share = (norms[:, 0] / norms.sum(1)).view(-1, 1, 1, 1)
@@ -204,9 +174,9 @@ def reinitialisation_error(pack: Trained, asking: list[int]) -> Iterator[Row]:
         x = y
 
 
-@probe("mean weights")
-def mean_weights(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """Metric "mean-weight loss": validation loss, in nats, of the one model whose weights are the replicas' mean."""
+@measurement("mean weights")
+def mean_weights(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """Metric "mean-weight loss": the validation loss, in nats, of the model whose weights are the replicas' mean."""
     fleet, rows = pack.fleet, [row for i in asking for row in pack.replicas(i)]
     kept = fleet.state_dict(rows)
     try:
@@ -219,13 +189,14 @@ def mean_weights(pack: Trained, asking: list[int]) -> Iterator[Row]:
     yield from ((i, "mean-weight loss", 0, "", losses[pack.replicas(i)[0]]) for i in asking)
 
 
-@probe("averaging rounds")
-def averaging_rounds(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """What further rounds of averaging weights in pairs, without training, would make of the replicas.
+@measurement("averaging rounds")
+def averaging_rounds(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """The replicas after further rounds of averaging weights in pairs, without training.
 
-    Metrics "averaged loss", in nats, mean over replicas, and "averaged spread", as "replica spread"; label: the
-    matching and the rounds so far, such as "random 2". Random pairs halve the variance between replicas in each round;
-    the hypercube, for a power of 2 of replicas R, reaches their mean in log2 R. None for an odd R.
+    Metric "averaged loss" is the mean loss of the replicas, in nats; "averaged spread" is their spread, measured like
+    "replica spread". `label` is the matching and the number of rounds, such as "random 2". Random pairs halve the
+    variance between replicas in each round. The hypercube, for a power of 2 of replicas R, reaches their mean in log2 R
+    rounds. Nothing is measured for an odd R.
     """
     fleet, rows = pack.fleet, [row for i in asking for row in pack.replicas(i)]
     R = pack.runs[0].replicas
@@ -250,20 +221,20 @@ def averaging_rounds(pack: Trained, asking: list[int]) -> Iterator[Row]:
     yield from found
 
 
-@probe("replicas")
-def replicas(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """Metric "replica loss": validation loss, in nats, of each replica (`label`, from 1)."""
+@measurement("replicas")
+def replicas(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """Metric "replica loss": the validation loss, in nats, of each replica; `label` is its number, from 1."""
     losses = pack.fleet.loss(pack.held_out).tolist()
     for i in asking:
         for r, row in enumerate(pack.replicas(i)):
             yield i, "replica loss", 0, str(r + 1), losses[row]
 
 
-@probe("own shard")
-def own_shard(pack: Trained, asking: list[int]) -> Iterator[Row]:
-    """Metric "own-shard loss": mean over replicas r of their losses on the held-out sequences r, r + R, ...
+@measurement("own shard")
+def own_shard(pack: Trained, asking: list[int]) -> Iterator[MeasuredRow]:
+    """Metric "own-shard loss": the mean, over the R replicas r of a run, of their losses on sequences r, r + R, ...
 
-    In nats; what NoLoCo's perplexities are made of (released code). R: replicas of the run.
+    In nats. NoLoCo's perplexities are made of it (released code).
     """
     losses = pack.fleet.loss(pack.held_out, per_sequence=True)  # [R, N]
     for i in asking:
@@ -272,8 +243,8 @@ def own_shard(pack: Trained, asking: list[int]) -> Iterator[Row]:
         yield i, "own-shard loss", 0, "", sum(shards) / len(shards)
 
 
-def _jumps(pack: Trained, asking: list[int], metric: str, width: int, tokens) -> Iterator[Row]:
-    """Rise of the loss on `tokens` when `width` consecutive stages are lost at once, for all of them and each rule."""
+def _jumps(pack: Trained, asking: list[int], metric: str, width: int, tokens) -> Iterator[MeasuredRow]:
+    """The rise of the loss on `tokens` if `width` consecutive stages are lost at once: everywhere, and by each rule."""
     fleet, places = pack.fleet, range(pack.fleet.shape.stages - width + 1)
     x = fleet.embed(tokens[..., :-1])
     found = []
@@ -289,7 +260,7 @@ def _jumps(pack: Trained, asking: list[int], metric: str, width: int, tokens) ->
 
 @contextmanager
 def _rebuilt(pack: Trained, asking: list[int], stages: range, rule: str) -> Iterator[None]:
-    """Stages lost at once and rebuilt, in all replicas of the runs that ask; afterwards as they were, bit for bit."""
+    """Within the context, stages that are lost at once and rebuilt, in all replicas of the runs that ask."""
     dead = frozenset(stages)
     cells = [(i, row, stage) for i in asking for row in pack.replicas(i) for stage in stages]
     kept = [{name: w.clone() for name, w in pack.fleet.stage(row, stage).items()} for _, row, stage in cells]
@@ -307,7 +278,7 @@ def _rebuilt(pack: Trained, asking: list[int], stages: range, rule: str) -> Iter
 
 
 def _loss(fleet: Model, first: int, x: "Tensor", tokens) -> "Tensor":
-    """Mean cross-entropy [R] on tokens [1, N, T + 1] when x [R, N, T, D] enters stage `first`; S: the head."""
+    """Mean cross-entropy [R] on tokens [1, N, T + 1] if x [R, N, T, D] enters stage `first`; stage S is the head."""
     for stage in range(first, fleet.shape.stages):
         x = fleet.apply(stage, x)
     return fleet.head_loss(x, tokens[..., 1:])
@@ -316,7 +287,10 @@ def _loss(fleet: Model, first: int, x: "Tensor", tokens) -> "Tensor":
 def _walks(
     fleet: Model, stage: int, x: "Tensor", sets: Sequence[tuple[int, ...]]
 ) -> Iterator[tuple[tuple[int, ...], "Tensor"]]:
-    """What leaves the last stage without each set of stages, given x at `stage`; what sets share is computed once."""
+    """For each set of stages, what leaves the last stage if the set is skipped and x enters `stage`.
+
+    What several sets share is computed once.
+    """
     if stage == fleet.shape.stages:
         yield from ((left_out, x) for left_out in sets)
         return
@@ -327,7 +301,7 @@ def _walks(
 
 
 def _matrices(fleet: Model, stage: int) -> "Tensor":
-    """All weights of a stage but the norms' gains, end to end for each replica: [R, n]."""
+    """All weights of a stage but the gains of the norms, laid end to end for each replica: [R, n]."""
     import torch
 
     matrices = [w for name, w in fleet.layers.items() if not name.endswith("norm")]
@@ -335,12 +309,14 @@ def _matrices(fleet: Model, stage: int) -> "Tensor":
 
 
 def _square(x: "Tensor") -> "Tensor":
-    """Squared length of x [R, N, T, D], summed over all tokens of a replica: [R]."""
+    """The squared length of x [R, N, T, D], summed over all tokens of a replica: [R]."""
     return x.square().sum((1, 2, 3))
 
 
-def _rows(pack: Trained, asking: list[int], metric: str, stage: int, label: str, values: "Tensor") -> Iterator[Row]:
-    """Rows of the runs that ask, each the mean of values [R] over its replicas; stage from 0."""
+def _rows(
+    pack: Trained, asking: list[int], metric: str, stage: int, label: str, values: "Tensor"
+) -> Iterator[MeasuredRow]:
+    """One row for each run that asks, the mean of values [R] over its replicas; stage from 0, -1 for none."""
     values = values.tolist()
     for i in asking:
         own = [values[row] for row in pack.replicas(i)]

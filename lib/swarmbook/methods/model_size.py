@@ -1,4 +1,7 @@
-"""TODO"""
+"""The sizes of a model: shapes of its parameters, how many there are, and the FLOPs of a forward pass.
+
+Serves: CheckFree tables 1 and 4; NoLoCo table 1; HDEE's tables of sizes and its budgets.
+"""
 
 import math
 from dataclasses import dataclass, fields
@@ -6,10 +9,11 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one LLaMA: `stages` equal pipeline stages of `layers_per_stage` layers, and its two ends.
+    """Sizes of one LLaMA: equal pipeline stages, and its ends, which are the embedding, the last norm and the head.
 
-    width: D, of the residual stream; heads: attention heads, width / heads must be even; hidden: H, of the
-    SwiGLU; vocabulary: V. Raises ValueError for sizes that make no model.
+    stages: the number S of stages. layers_per_stage: the transformer layers of a stage. width: the width D of the
+    residual stream. heads: the attention heads of a layer; width / heads must be an even whole number. hidden: the
+    hidden width H of the SwiGLU. vocabulary: the number V of tokens. ValueError for sizes that make no model.
     """
 
     stages: int
@@ -38,15 +42,17 @@ class Shape:
 
     @property
     def layers(self) -> int:
+        """The number of layers of all stages together."""
         return self.stages * self.layers_per_stage
 
     @property
     def head_width(self) -> int:
+        """The width of one attention head."""
         return self.width // self.heads
 
     @property
     def layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Parameters of one layer, in the order in which `layer` takes them."""
+        """Shapes of the parameters of one layer, by name."""
         D, H = self.width, self.hidden
         return {
             "attention_norm": (D,),
@@ -59,27 +65,31 @@ class Shape:
 
     @property
     def ends_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters of the ends, by name."""
         D, V = self.width, self.vocabulary
         return {"embedding": (V, D), "norm": (D,), "head": (D, V)}
 
     @property
     def stage_parameters(self) -> int:
+        """The number of parameters of one stage."""
         return self.layers_per_stage * sum(map(math.prod, self.layer_shapes.values()))
 
     @property
     def ends_parameters(self) -> int:
+        """The number of parameters of the ends."""
         return sum(map(math.prod, self.ends_shapes.values()))
 
     @property
     def parameters(self) -> int:
+        """The number of parameters of the whole model."""
         return self.stages * self.stage_parameters + self.ends_parameters
 
 
 def flops(shape: Shape, tokens: int, sequence: int, share: float = 1.0, ends: bool = True) -> int:
     """FLOPs of one forward pass over `tokens` tokens in sequences of `sequence`; a backward pass takes twice as many.
 
-    share: of the stages, that a token goes through on average. A multiply-add counts 2; matmuls and causal attention
-    only.
+    share: the share of the stages that a token goes through, on average. ends: whether the head counts too. A
+    multiply-add counts as 2 FLOPs. Only matmuls and causal attention are counted.
     """
     D, H = shape.width, shape.hidden
     layer = 2 * (4 * D * D + 3 * D * H) + 2 * D * (sequence + 1)  # scores and values of half the positions

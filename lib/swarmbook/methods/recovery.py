@@ -1,9 +1,11 @@
-"""What stands in for a lost stage: one small function a strategy, named in `RULES`.
+"""How a lost stage is rebuilt: one small function a rule, named in `RULES`.
 
-A rule gets a `Lost` stage and writes its weights in place. What it wants to know of other nodes it asks for, by
-`fetch`, `norm` or `copy`: each counts the bytes that would cross the network, and none answers for a dead stage, whose
-own weights are NaN by then. A strategy that keeps copies on other nodes says so when it is registered, and is charged
-for them. Afterwards the trainer resets (or keeps, or averages) the stage's Adam moments and raises its learning rate.
+A rule gets a `Lost` stage and writes its weights in place. What it needs from other nodes it asks for, by `fetch`,
+`norm` or `copy`. Each counts the bytes that would cross the network, and none answers for a dead stage, whose weights
+are NaN by then. A rule that relies on copies on other nodes says so when it is registered, as a `Strategy`, and the run
+is charged for them. Afterwards the trainer sets the stage's Adam moments and raises its learning rate.
+
+Serves: CheckFree figures 2 to 4 and table 1, and what it says of single losses, pairs and moments.
 """
 
 from collections.abc import Callable, Mapping, Set
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from swarmbook.methods.costs import Ledger, bytes_of
+from swarmbook.methods.costs import Costs, bytes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,22 +23,32 @@ Weights = Mapping[str, "Tensor"]
 
 
 class Cells(Protocol):
-    """Where a rule reads and writes stages: a Fleet, or one rank's view of a run that is spread over processes."""
+    """Where a rule reads and writes stages.
+
+    It is a `swarmbook.training.fleet.Fleet`, or what one rank sees of a run on many processes. shape: the sizes of the
+    model, a `swarmbook.methods.model_size.Shape`. Stages count from 0; stage S is the ends.
+    """
 
     shape: Any
 
-    def stage(self, replica: int, stage: int) -> "dict[str, Tensor]": ...
-    def initialise(self, replica: int, stage: int, seed: int) -> None: ...
+    def stage(self, replica: int, stage: int) -> "dict[str, Tensor]":
+        """Weights of a stage by name, each [layers per stage, ...]; views, so that writing to them sets the weights."""
+
+    def initialise(self, replica: int, stage: int, seed: int) -> None:
+        """Write fresh weights, drawn with the seed."""
 
 
 @dataclass
 class Lost:
-    """A lost cell. Stages count from 0; stage `fleet.shape.stages` is the ends: embedding, last norm and head.
+    """A lost stage of one replica. Stages count from 0; stage S is the ends: embedding, last norm and head.
 
-    dead: all stages of its replica that died in the same step, this one included. norms [R, S + 1]: gradient norms of
-    the last step before clipping to `clip`. kept: what the strategy keeps of this stage elsewhere, as it was when it
-    was copied; None where no copy survived. rng: the rule's own. A rule may change what the trainer does next:
-    `moments`, as configured, and `boosted`, whether the stage's learning rate is raised.
+    fleet: where stages are read and written. dead: all stages of the replica that died in the same step, this one
+    included. norms: gradient norms [R, S + 1] of the last step, before they were clipped to `clip`. rng: the generator
+    of this rule in this step. kept: the copy that the strategy has of this stage on other nodes, None if none survived.
+    costs: where what is sent is counted.
+
+    A rule can change what the trainer does next. moments: what becomes of Adam's moments, as in `RunConfig`. boosted:
+    whether the learning rate of the stage is raised. rolled_back: whether the whole run goes back to its last copy.
     """
 
     fleet: Cells
@@ -50,18 +62,18 @@ class Lost:
     moments: Literal["reset", "keep", "average"] = "reset"
     boosted: bool = True
     rolled_back: bool = False
-    ledger: Ledger = field(default_factory=Ledger)
+    costs: Costs = field(default_factory=Costs)
 
     @property
     def weights(self) -> Weights:
-        """Views of the lost stage, each [layers per stage, ...], to be written."""
+        """Weights of the lost stage, each [layers per stage, ...]; views that the rule is to write."""
         return self.fleet.stage(self.replica, self.stage)
 
     @property
     def neighbours(self) -> list[int]:
-        """The nearest surviving stage on each side, the one nearer the embedding first; at an end only one.
+        """The nearest surviving stage on each side, the earlier one first.
 
-        None for the embedding and head themselves: no stage is like them.
+        The first and the last stage have one neighbour, and the ends have none, because no stage is like them.
         """
         stages = self.fleet.shape.stages
         if self.stage == stages:
@@ -71,34 +83,38 @@ class Lost:
         return before[-1:] + after[:1]
 
     def fetch(self, stage: int) -> Weights:
-        """Weights of a surviving stage of the same replica, sent over the network. KeyError for a dead one."""
+        """Weights of a surviving stage of the same replica, sent over the network; KeyError for a dead stage."""
         self._alive(stage)
         weights = self.fleet.stage(self.replica, stage)
-        self.ledger.add("sent on failure", bytes_of(weights))
+        self.costs.add("sent on failure", bytes_of(weights))
         return weights
 
     def norm(self, stage: int) -> float:
-        """Gradient norm of a surviving stage in the last step, before clipping. KeyError for a dead one."""
+        """Gradient norm of a surviving stage in the last step, before clipping; KeyError for a dead stage."""
         self._alive(stage)
-        self.ledger.add("sent on failure", 4)
+        self.costs.add("sent on failure", 4)
         return float(self.norms[self.replica, stage])
 
     def copy(self) -> Weights | None:
-        """The copy of this stage that the strategy keeps on another node, sent back; None where none survived."""
+        """The copy of this stage that the strategy keeps on another node, sent back; None if none survived."""
         if self.kept is not None:
-            self.ledger.add("sent on failure", bytes_of(self.kept))
+            self.costs.add("sent on failure", bytes_of(self.kept))
         return self.kept
 
     def write(self, weights: Weights) -> None:
+        """Set the weights of the lost stage."""
         for name, weight in self.weights.items():
             weight.copy_(weights[name])
 
     def draw(self) -> None:
-        """Write freshly initialised weights."""
+        """Set the weights of the lost stage to fresh random ones."""
         self.fleet.initialise(self.replica, self.stage, int(self.rng.integers(2**63)))
 
     def mix(self, shares: Mapping[int, float]) -> None:
-        """Write the average of surviving stages in these shares (equal ones if all are 0); fresh weights if none."""
+        """Write the weighted average of surviving stages; `shares` are the weights by stage, in any unit.
+
+        If all shares are 0 they count as equal. Without any share, fresh random weights are written.
+        """
         if not shares:
             return self.draw()
         total = sum(shares.values())
@@ -107,7 +123,7 @@ class Lost:
         self.write({name: sum(shares[s] * sources[s][name] for s in shares) for name in self.weights})
 
     def roll_back(self) -> None:
-        """Ask the trainer to put the whole run back to where its last copy was taken."""
+        """Ask the trainer to put the whole run back to its last copy."""
         self.rolled_back = True
 
     def _alive(self, stage: int) -> None:
@@ -122,10 +138,11 @@ Rule = Callable[[Lost], None]
 class Strategy:
     """A rule and the copies that it relies on.
 
-    keeps: what is copied: "ends" (embedding, last norm, head), "stages" (weights of every stage) or "run" (all weights
-    and Adam moments). holders: where the copy of a stage lies, as distances to other stages (-1: the one before it,
-    around the ring through the ends); none: in storage that does not fail. always: copied after every step; otherwise
-    every `keep_every` steps. forwards: every stage also runs what it holds copies of forward, in every step.
+    keeps: what is copied. "ends" is the embedding, last norm and head; "stages" is the weights of every stage, and of
+    the ends; "run" is all weights and Adam moments; None is nothing. holders: which stages hold the copy of a stage, as
+    distances from it; -1 is the stage before it, on a ring that closes through the ends. Without holders, the copy lies
+    in storage that does not fail. always: whether copies are taken after every step, and not every `keep_every` steps.
+    forwards: whether every stage also runs the stages whose copies it holds forward, in every step.
     """
 
     rule: Rule
@@ -135,17 +152,17 @@ class Strategy:
     forwards: bool = False
 
     def covers(self, stage: int, stages: int) -> bool:
-        """Whether it keeps a copy of a stage; stage `stages` is the ends."""
+        """Whether a copy of this stage, of S `stages`, is kept; stage S is the ends."""
         return self.keeps is not None and (self.keeps != "ends" or stage == stages)
 
     def holders_of(self, stage: int, stages: int) -> set[int]:
-        """Stages that hold the copy of a stage. Of the ends, embedding and head lie with the stages next to them."""
+        """The stages that hold the copy of a stage; for the ends, the first holds the embedding, the last the head."""
         if stage == stages and self.holders:
             return {0, stages - 1}
         return {(stage + distance) % (stages + 1) for distance in self.holders}
 
     def survives(self, stage: int, stages: int, dead: Set[int]) -> bool:
-        """Whether a copy of a stage is left when it dies with all of `dead`."""
+        """Whether a copy of a stage is left if all stages of `dead` die with it."""
         if self.keeps == "run" or not self.covers(stage, stages):
             return False
         holders = self.holders_of(stage, stages)
@@ -158,7 +175,7 @@ RULES: dict[str, Strategy | None] = {"none": None}
 
 
 def recovery(name: str, **copies) -> Callable[[Rule], Rule]:
-    """Register a rule under a name; `copies` are the fields of `Strategy`, for a rule that calls `lost.copy()`."""
+    """Register a rule under a name. A rule that calls `lost.copy()` gives the other fields of `Strategy` as well."""
 
     def register(rule: Rule) -> Rule:
         RULES[name] = Strategy(rule, **copies)
@@ -169,13 +186,13 @@ def recovery(name: str, **copies) -> Callable[[Rule], Rule]:
 
 @recovery("random")
 def random(lost: Lost) -> None:
-    """A freshly initialised stage."""
+    """Fresh random weights (CheckFree, figure 2)."""
     lost.draw()
 
 
 @recovery("identity")
 def identity(lost: Lost) -> None:
-    """A fresh stage whose two output projections are zero: it passes its input on unchanged until it has learnt."""
+    """Fresh weights whose two output projections are zero: the stage passes its input on until it has learnt."""
     lost.draw()
     for name in ("output", "down"):
         if name in lost.weights:
@@ -184,7 +201,7 @@ def identity(lost: Lost) -> None:
 
 @recovery("all zeros")
 def all_zeros(lost: Lost) -> None:
-    """What the released code's "copy" and "random" come to: every weight zero, norm gains included.
+    """All weights zero, the gains of the norms included: what "copy" and "random" come to in the released code.
 
     The stage passes its input on and never learns again, because all its gradients are zero.
     """
@@ -194,15 +211,16 @@ def all_zeros(lost: Lost) -> None:
 
 @recovery("copy previous")
 def copy_previous(lost: Lost) -> None:
-    """The nearest surviving stage before it (the one after it for the first stage)."""
+    """A copy of the nearest surviving stage before it, or after it for the first stage (CheckFree, figure 2)."""
     lost.mix({s: 1.0 for s in lost.neighbours[:1]})
 
 
 def norm_average(power: float, clipped: bool = False, floor: float = 0.0) -> Rule:
-    """Rule: the neighbours averaged with weights norm ** power + floor (section 4.2); at either end a copy.
+    """The rule that averages the neighbours with weights norm ** power + floor (CheckFree, section 4.2).
 
-    power: 2 in the paper, 1 in the released code, 0 for equal weights. clipped: take the norm after clipping, so that
-    all neighbours that were clipped count alike. floor: 1e-4 in the released code.
+    The first and the last stage have one neighbour and become a copy of it. power: 2 in the paper, 1 in the released
+    code, 0 for equal weights. clipped: whether the norm is taken after clipping, so that all neighbours that were
+    clipped count alike. floor: 1e-4 in the released code.
     """
 
     def rule(lost: Lost) -> None:
@@ -225,9 +243,10 @@ recovery("CheckFree, as released")(released)
 
 @recovery("CheckFree+", keeps="ends", holders=(-1,), always=True)
 def checkfree_plus(lost: Lost) -> None:
-    """As CheckFree; embedding and head come back exactly, from the copies on the first and last stage (section 4.3).
+    """CheckFree for stages; the ends come back exactly, from copies on the first and last stage (section 4.3).
 
-    Meant for the route "swapped ends", which makes the copy that replaces a lost first or last stage a good one.
+    It is meant for the route "swapped ends". There the second stage learns to be the first one as well, and the last
+    but one to be the last, so that a copy of it is a good replacement.
     """
     if not _exact(lost):
         checkfree(lost)
@@ -235,7 +254,7 @@ def checkfree_plus(lost: Lost) -> None:
 
 @recovery("CheckFree+, as released", keeps="ends", holders=(-1,), always=True)
 def checkfree_plus_released(lost: Lost) -> None:
-    """Also the partners of the ends are copies: stage 2 of stage 1, and the last but one of the last."""
+    """As the released code has it: a lost second stage becomes a copy of the first, the last but one of the last."""
     last = lost.fleet.shape.stages - 1
     partner = {1: 0, last - 1: last}.get(lost.stage)
     if _exact(lost):
@@ -248,7 +267,7 @@ def checkfree_plus_released(lost: Lost) -> None:
 
 @recovery("neighbour snapshot", keeps="stages", holders=(-1, 1))
 def neighbour_snapshot(lost: Lost) -> None:
-    """The stage as it was up to `keep_every` steps ago, from either neighbour's memory; else the uniform average."""
+    """The stage as it was up to `keep_every` steps ago, from a neighbour's memory; if lost too, the uniform average."""
     copy = lost.copy()
     if copy is not None:
         lost.write(copy)
@@ -258,7 +277,10 @@ def neighbour_snapshot(lost: Lost) -> None:
 
 @recovery("redundant computation", keeps="stages", holders=(-1,), always=True, forwards=True)
 def redundant_computation(lost: Lost) -> None:
-    """The stage as it was, moments included, from the one before it (section 5); lost with it, the uniform average."""
+    """The stage as it was, moments included, from the stage before it (CheckFree, section 5).
+
+    If both are lost, the uniform average of the neighbours.
+    """
     if _exact(lost):
         lost.moments = "keep"
     else:
@@ -267,22 +289,22 @@ def redundant_computation(lost: Lost) -> None:
 
 @recovery("rollback", keeps="run")
 def rollback(lost: Lost) -> None:
-    """All stages go back to the last checkpoint, with moments and place in the data (section 5)."""
+    """All stages go back to the last checkpoint, with their moments and place in the data (CheckFree, section 5)."""
     lost.roll_back()
 
 
 @recovery("learning rate alone", keeps="stages", always=True)
 def learning_rate_alone(lost: Lost) -> None:
-    """A control: the stage comes back as it was, moments included, and only its learning rate is raised."""
+    """A control: the stage comes back as it was, moments included, but its learning rate is raised."""
     lost.write(lost.copy())
     lost.moments = "keep"
 
 
-OURS = dict(RULES)  # whose numbers `NUMERICS` stands for; of any other the key of a run holds the code
+OURS = dict(RULES)  # `NUMERICS` stands for the numbers of these; the key of a run holds the code of any other rule
 
 
 def _exact(lost: Lost) -> bool:
-    """Put back the copy kept of this very step, without a higher learning rate; False where there is none."""
+    """Put back the copy of this very step, without a higher learning rate; False if there is none."""
     copy = lost.copy()
     if copy is None:
         return False

@@ -1,10 +1,12 @@
-"""Which (replica, stage) cells a microbatch visits, and in what order.
+"""Which cells, each a (replica, stage), a microbatch visits, and in what order.
 
-- a route is an int array [P, R, M, 2]: at position p, microbatch m that started on replica r visits cell
-  (replica, stage); stage -1 passes it on unchanged. Stage S at the last position names the replica whose head takes the
-  loss; without it, that is its own. Gradients travel home the same way
-- a path is the stages of one microbatch in the order of its visits, counted from 0; those not in it are skipped
-- drawn paths use every stage that they may skip equally often within a step, or once more (SkipPipe's constraint TC1)
+- a route is an int array [P, R, M, 2]: at position p, microbatch m that started on replica r visits the cell
+  (replica, stage). Stage -1 passes the microbatch on unchanged. Stage S at the last position names the replica whose
+  head takes the loss; without it, the head of replica r takes it. Gradients go back the same way
+- a path is the stages of one microbatch in the order of its visits, counted from 0; it skips the stages not in it
+- within a step, random paths visit every stage that they may skip equally often, or once more (SkipPipe, rule TC1)
+
+Serves: CheckFree+ in CheckFree figures 3 and 4; NoLoCo figures 1 and 4; SkipPipe's convergence and its constraints.
 """
 
 import inspect
@@ -18,9 +20,9 @@ ROUTES: dict[str, Rule] = {}
 
 
 def route(name: str) -> Callable[[Rule], Rule]:
-    """Register a rule (replicas, stages, microbatches, generator) -> cells [P, R, M, 2] under a name.
+    """Register a rule (replicas, stages, microbatches, rng) -> cells [P, R, M, 2] under a name.
 
-    Fields of the configuration that it needs beyond these are keyword-only parameters of the same names.
+    If the rule needs further fields of the configuration, it has keyword-only parameters of the same names.
     """
 
     def register(rule: Rule) -> Rule:
@@ -31,7 +33,7 @@ def route(name: str) -> Callable[[Rule], Rule]:
 
 
 def fields_of(rule: Rule, known: Collection[str]) -> list[str]:
-    """The configuration fields, of those known, that a rule asks for."""
+    """The fields of the configuration that a rule asks for; known: the names of all fields."""
     parameters = inspect.signature(rule).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in known]
 
@@ -47,7 +49,10 @@ def in_order(replicas: int, stages: int, microbatches: int, rng: np.random.Gener
 
 @route("swapped ends")
 def swapped_ends(replicas: int, stages: int, microbatches: int, rng: np.random.Generator) -> np.ndarray:
-    """Odd microbatches visit the first two stages, and the last two, in reverse (CheckFree+, section 4.3)."""
+    """Odd microbatches visit the first two stages in reverse, and the last two as well (CheckFree+, section 4.3).
+
+    ValueError for fewer than 4 stages or an odd number of microbatches.
+    """
     if stages < 4 or microbatches % 2:
         raise ValueError(
             f"route 'swapped ends' needs at least 4 stages and an even number of microbatches, "
@@ -62,10 +67,11 @@ def swapped_ends(replicas: int, stages: int, microbatches: int, rng: np.random.G
 
 @route("random replicas")
 def random_replicas(replicas: int, stages: int, microbatches: int, rng: np.random.Generator) -> np.ndarray:
-    """At every boundary each microbatch goes on to a random replica, no two to the same (NoLoCo, section 3.1).
+    """After every stage each microbatch goes on to a random replica, no two to the same one (NoLoCo, section 3.1).
 
-    The replica that runs the last stage takes the loss, for which the labels travel along (released code). There a
-    microbatch is one sequence: `batch=1`. What a routed step sends is what a pipeline sends anyway.
+    The replica that runs the last stage takes the loss, for which the labels travel along (released code). In the
+    released code a microbatch is one sequence, which is `batch=1` here. A routed step sends no more than a pipeline
+    sends anyway.
     """
     cells = permuted_replicas(replicas, stages, microbatches, rng)
     heads = cells[-1:].copy()
@@ -74,11 +80,11 @@ def random_replicas(replicas: int, stages: int, microbatches: int, rng: np.rando
 
 
 def permuted_replicas(replicas: int, stages: int, microbatches: int, rng: np.random.Generator) -> np.ndarray:
-    """NoLoCo's random pipeline routing (section 3.1) as cells [P, R, M, 2] of (replica, stage).
+    """NoLoCo's random pipeline routing (section 3.1) as cells [P, R, M, 2].
 
-    A microbatch starts on its own replica; at each of the P - 1 boundaries a permutation drawn for the m-th
-    microbatches of all replicas says where each goes on, so that every cell has M of them. Gradients go back the
-    same way. With one stage, or one replica, it is in order.
+    A microbatch starts on its own replica. After each stage but the last, one permutation for each m says on which
+    replicas the m-th microbatches go on, so that every cell has M microbatches. With one stage, or one replica, the
+    route is in order.
     """
     order = np.broadcast_to(np.arange(replicas), (stages - 1, microbatches, replicas))
     return _permuted_cells(rng.permuted(order, axis=-1))
@@ -87,9 +93,9 @@ def permuted_replicas(replicas: int, stages: int, microbatches: int, rng: np.ran
 def released_route(replicas: int, stages: int, microbatches: int, processed: int = 0) -> np.ndarray:
     """The cells [P, R, M, 2] through which NoLoCo's released code sends the next M sequences of each replica.
 
-    processed: training sequences that each replica has had before; a microbatch is one sequence. The permutation of
-    sequence c at the boundary after stage s has seed c * P + s + 1, so evaluation, which stays in order, and the seed
-    of the run leave it as it is.
+    processed: the training sequences that each replica has had before; a microbatch is one sequence. The permutation of
+    sequence c after stage s has the seed c * P + s + 1. So neither the seed of the run nor evaluation, which stays in
+    order, changes it.
     """
     first = np.arange(processed, processed + microbatches) * stages + 1
     drawn = [[np.random.default_rng(seed + s).permutation(replicas) for seed in first] for s in range(stages - 1)]
@@ -97,7 +103,7 @@ def released_route(replicas: int, stages: int, microbatches: int, processed: int
 
 
 def _permuted_cells(permutations: np.ndarray) -> np.ndarray:
-    """Cells [P, R, M, 2] of microbatches that go from replica r to permutations[s, m, r] after stage s."""
+    """The cells [P, R, M, 2] of microbatches that go from replica r to permutations[s, m, r] after stage s."""
     boundaries, microbatches, replicas = permutations.shape
     cells = np.empty((boundaries + 1, replicas, microbatches, 2), dtype=np.int64)
     cells[..., 1] = np.arange(boundaries + 1)[:, None, None]
@@ -118,9 +124,9 @@ def planned(
     *,
     paths: Sequence[Sequence[int]] = (),
 ) -> np.ndarray:
-    """Paths that a planner fixed before the training: microbatch m follows paths[m % len(paths)] at every step.
+    """Paths that a planner fixed before the training: microbatch m follows paths[m % len(paths)] in every step.
 
-    Raises ValueError for no paths, or for one that is empty, names a stage twice, or one that is not there.
+    ValueError without paths, or for a path that is empty, visits a stage twice, or visits one that does not exist.
     """
     if not paths:
         raise ValueError("route 'planned' needs paths: give each one's stages in order, such as ((0, 1, 3), (0, 2, 1))")
@@ -146,14 +152,14 @@ def random_paths(
     reach: int | None = None,
     keep_first: bool = True,
 ) -> np.ndarray:
-    """Fresh random paths at every step, under SkipPipe's convergence constraints (section 4; rules as released).
+    """Random paths, new ones in every step, under SkipPipe's convergence constraints (section 4; rules as released).
 
-    visits: stages of a path; a fraction in between is their mean, None is all. keep_first: stage 0 is the first of all
-    paths; otherwise it is skipped and swapped like any other. reach: how far the next stage is above the highest so
-    far, at most. swaps: a swap puts a stage off until after the one `swap_lag` above it, where the path has that one; a
-    path has as many as it has room for, up to this number. The rules as released are reach=4, swap_lag=1, and 2 swaps
-    at most; there a path need not swap.
-    Raises ValueError for limits that no paths keep which use all stages equally often.
+    visits: the stages of a path, on average over the microbatches; None for all. keep_first: stage 0 comes first on
+    every path; otherwise it is skipped and swapped like any other stage. reach: how many stages above the highest so
+    far the next one may be; None for any number. A swap puts a stage off until after the stage `swap_lag` above it, if
+    that one is on the path. swaps: a path makes as many swaps as it has room for, up to this number. The released rules
+    are reach=4, swap_lag=1 and at most 2 swaps; there a path need not swap.
+    ValueError for limits that no paths can keep that visit all stages equally often.
     """
     first = int(keep_first)
     sizes = _sizes(visits, stages, microbatches)
@@ -170,16 +176,19 @@ def random_paths(
 def blind_paths(
     replicas: int, stages: int, microbatches: int, rng: np.random.Generator, *, visits: float | None = None
 ) -> np.ndarray:
-    """Paths of `visits` random stages in random order, the first stage like any other: no convergence constraint."""
+    """Paths of `visits` random stages in random order, stage 0 like any other, under no convergence constraint.
+
+    ValueError unless 1 <= visits <= stages; None is all stages.
+    """
     sizes = _sizes(visits, stages, microbatches)
     hands = [deal(range(stages), sizes, rng) for _ in range(replicas)]
     return _cells([[rng.permutation(sorted(hand)).tolist() for hand in own] for own in hands])
 
 
 def deal(members: Sequence[int], sizes: Sequence[int], rng: np.random.Generator) -> list[set[int]]:
-    """Random sets of the given sizes, each member in equally many of them, or in one more.
+    """Random sets of the given sizes, in which every member occurs equally often, or once more.
 
-    Sets of equal size are all equally likely, but not independent of one another. No size may exceed the members.
+    All sets of a size are equally likely, but the sets are not independent. No size may exceed the number of members.
     """
     hands: list[set[int]] = []
     stock: list[int] = []
@@ -194,7 +203,7 @@ def deal(members: Sequence[int], sizes: Sequence[int], rng: np.random.Generator)
 
 
 def _sizes(visits: float | None, stages: int, microbatches: int) -> np.ndarray:
-    """How many stages each microbatch visits, `visits` on average."""
+    """The number of stages that each microbatch visits, int [M], `visits` on average; ValueError if that cannot be."""
     visits = stages if visits is None else visits
     if not 1 <= visits <= stages:
         raise ValueError(f"visits={visits} must be from 1 to stages={stages}")
@@ -202,14 +211,14 @@ def _sizes(visits: float | None, stages: int, microbatches: int) -> np.ndarray:
 
 
 def _bring_within(reach: int, chosen: list[set[int]], first: int, rng: np.random.Generator) -> None:
-    """Exchange stages between paths, in place, until no path goes further up than `reach` at once."""
+    """Exchange stages between paths, in place, until no path goes up by more than `reach` stages at once."""
 
     def excess(path: set[int]) -> int:
         steps = np.diff(sorted(path), prepend=0) if path else np.zeros(0)
         return int(np.maximum(steps - reach, 0).sum())
 
     above = [excess(path) for path in chosen]
-    for _ in range(_EXCHANGES * len(chosen)):
+    for _ in range(_ATTEMPTS * len(chosen)):
         if not any(above):
             return
         a = int(rng.choice(np.flatnonzero(above)))
@@ -231,7 +240,7 @@ def _bring_within(reach: int, chosen: list[set[int]], first: int, rng: np.random
 def _swapped(
     path: list[int], swaps: int, lag: int, reach: int | None, first: int, rng: np.random.Generator
 ) -> list[int]:
-    """An ascending path with `swaps` of its stages, or as many as it has room for, put off until after later ones.
+    """An ascending path in which `swaps` stages, or as many as there is room for, are put off until after later ones.
 
     All choices of disjoint swaps are equally likely.
     """
@@ -260,10 +269,10 @@ def _swapped(
 
 
 def _cells(routes: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
-    """The paths [R][M] of microbatches that stay on their replicas, as cells [P, R, M, 2].
+    """The cells [P, R, M, 2] of microbatches that stay on their replicas, from their paths [R][M].
 
-    Every path's visits are laid out one after another, or each at the position of its stage's number (later where the
-    path is late): whichever has more of those that visit a stage do so together.
+    Either the visits of every path follow one another without a gap, or each visit stands at the position of its
+    stage's number, or later if the path is late. The layout is taken in which more microbatches visit a stage together.
     """
     layouts = [
         [[place(path) for path in own] for own in routes] for place in (_by_stage, lambda path: range(len(path)))
@@ -286,23 +295,23 @@ def _by_stage(path: Sequence[int]) -> list[int]:
 
 
 def _visits(layout: Sequence, routes: Sequence) -> int:
-    """In how many pieces the replicas' work comes: different (position, stage) pairs."""
+    """The number of different pairs (position, stage) of each replica, summed: its work comes in so many pieces."""
     pairs = (set(zip(chain(*p), chain(*own), strict=True)) for p, own in zip(layout, routes, strict=True))
     return sum(map(len, pairs))
 
 
-_EXCHANGES = 400  # attempted per path; a few are enough where it can be done at all
+_ATTEMPTS = 400  # attempts per path; a few are enough where it can be done at all
 
 
 def stage_visits(cells: np.ndarray, stages: int) -> int:
-    """How many stages all microbatches of a route [P, R, M, 2] go through together, skipped ones and heads left out."""
+    """The number of visits to stages by all microbatches of a route [P, R, M, 2]; heads do not count."""
     return int(((cells[..., 1] >= 0) & (cells[..., 1] < stages)).sum())
 
 
 def side_by_side(routes: Sequence[np.ndarray], stages: int) -> np.ndarray:
-    """Routes of several runs, each [P, R, M, 2] with replicas from 0, as one route of all their replicas.
+    """One route for the replicas of several runs, from their routes [P, R, M, 2], each with replicas counted from 0.
 
-    Shorter ones wait for the others before the heads.
+    Shorter routes wait for the others before the heads.
     """
     bodies = [cells[:-1] if (cells[-1, ..., 1] == stages).all() else cells for cells in routes]
     whole, first = [], 0

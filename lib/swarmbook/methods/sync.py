@@ -1,15 +1,19 @@
-"""What replicas exchange, and when: one small function a method, named in `SYNCS`.
+"""What replicas exchange: one small function a method, named in `SYNCS`.
 
-A rule gets an `Exchange`, the weights of one run's N replicas side by side, and changes them in place. What crosses the
-network it states by `send`, so that bytes and serial hops are counted.
+A rule gets an `Exchange`, which holds the weights of one run's N replicas side by side, and changes them in place. By
+`send` it states what crosses the network, so that bytes and serial hops are counted.
 
-- theta: weights in training ("fast"), phi: those after the last exchange ("slow"), delta: a buffer of the method's own,
-  which starts at 0 and stays where it is; each [N, L, S, ...]: replica, layer of a stage, stage (NoLoCo, section 3.2)
-- the outer gradient is theta - phi and points down the slope. NoLoCo's Eq. 2 has it with the wrong sign;
-  "NoLoCo, as printed" shows what becomes of that
-- every method but those on gradients can go in fragments, late, and mixed with the fast weights, as Streaming DiLoCo
-  does (arXiv 2501.18512): that is "DiLoCo" with `fragments`, `delay` and `mixing`
+- theta are the fast weights, which are in training. phi are the slow weights, which the last exchange left. delta is a
+  buffer of the method's own, which starts at 0 and is never sent. Each is [N, L, S, ...]: replica, layer of a stage,
+  stage (NoLoCo, section 3.2)
+- the outer gradient, or pseudo-gradient, is theta - phi here and points down the slope. NoLoCo prints it in Eq. 2 with
+  the wrong sign; "NoLoCo, as printed" shows what becomes of that
+- every method but those on gradients can exchange in fragments, with a delay, and mixed with the fast weights. "DiLoCo"
+  with these fields is Streaming DiLoCo (arXiv 2501.18512). In torchft's DiLoCo `fragment_sync_delay` is our `delay`,
+  `fragment_update_alpha` our `mixing`, and its model fragments are our `fragments`
 - a stage that is lost and rebuilt keeps its phi and delta: the next exchange pulls it back to where it was
+
+Serves: NoLoCo figures 2 and 3, tables 2 and 3, and its comparison with other methods; CheckFree under exchanges.
 """
 
 import math
@@ -19,22 +23,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swarmbook.methods.costs import Ledger
+from swarmbook.methods.costs import Costs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Weights = dict[str, Tensor]  # by parameter, each [N, L, S, ...]; embedding, norm and head have L = S = 1
-
 
 @dataclass
 class Exchange:
-    """One exchange among the N replicas of a run, of all their weights or of one fragment.
+    """One exchange among the N replicas of a run, of all their weights or of one fragment. Iterating gives `tensors`.
 
-    tensors: (theta, phi, delta) of every parameter, each [N, L, S, ...], to be changed in place; phi and delta are None
-    for methods that keep nothing. groups: int [N / n, n], who meets whom. momentum, lr, consensus, density: alpha,
-    beta, gamma of NoLoCo and the share of entries that SparseLoCo sends, as configured. late: training goes on while
-    the exchange is on its way. present: bool [N], who takes part; None: all. held: whose the tensors are; None: all's.
+    tensors: (theta, phi, delta) of every parameter, each [N, L, S, ...], to be changed in place. The ends have
+    L = S = 1. phi and delta are None for methods that keep nothing. groups: the replicas that meet, int [N / n, n].
+    momentum, lr, consensus: alpha, beta and gamma of NoLoCo, Eq. 2. density: the share of entries that SparseLoCo
+    sends. late: whether training goes on while the result is on its way. costs: where what is sent is counted. present:
+    the replicas that take part, bool [N]; None for all. held: the replicas whose tensors these are; None for all.
     """
 
     tensors: "Sequence[tuple[Tensor, Tensor | None, Tensor | None]]"
@@ -44,7 +47,7 @@ class Exchange:
     consensus: float = 0.7
     density: float = 1.0
     late: bool = False
-    ledger: Ledger = field(default_factory=Ledger)
+    costs: Costs = field(default_factory=Costs)
     present: np.ndarray | None = None
     held: range | None = None
 
@@ -53,27 +56,27 @@ class Exchange:
 
     @property
     def replicas(self) -> int:
-        """How many take part."""
+        """The number of replicas that take part."""
         return self.groups.size if self.present is None else int(self.present.sum())
 
     @property
     def absent(self) -> list[int]:
-        """Rows of the tensors whose replicas do not take part."""
+        """The rows of the tensors that belong to replicas that do not take part."""
         held = self.held or range(self.groups.size)
         return [] if self.present is None else [i for i, replica in enumerate(held) if not self.present[replica]]
 
     @property
     def size(self) -> int:
-        """Bytes of one replica's share of what is exchanged."""
+        """The bytes that one replica has of what is exchanged: one copy."""
         return sum(theta[0].numel() * theta.element_size() for theta, _, _ in self.tensors)
 
     def mean(self, tensor: "Tensor") -> "Tensor":
-        """For every replica the mean over those of its group who are present, [N, ...]; its own if nobody is."""
+        """For every replica the mean over the present members of its group, [N, ...]; its own value if none is."""
         import torch  # here, so that configurations need no torch
 
-        from swarmbook.training.device import moved
-
-        groups = moved(self.groups, tensor.device)
+        groups = torch.from_numpy(self.groups)
+        if tensor.is_cuda:  # through pinned memory, so that nobody waits until the groups have arrived
+            groups = groups.pin_memory().to(tensor.device, non_blocking=True)
         out = torch.empty_like(tensor)
         if self.present is None:
             out[groups] = tensor[groups].mean(1, keepdim=True).expand(-1, groups.shape[1], *tensor.shape[1:])
@@ -87,18 +90,18 @@ class Exchange:
         return out
 
     def send(self, copies: float, hops: int, early: float = 0) -> None:
-        """Every replica present sends `copies` times what is exchanged, in `hops` messages that wait for one another.
+        """Count that every replica present sends `copies` copies, in `hops` messages that wait for one another.
 
-        early: how many of the copies are known, and sent, before the step of the exchange.
+        early: the copies among these that are known, and sent, before the step of the exchange.
         """
-        self.ledger.add("sent in training", round(self.replicas * copies * self.size))
+        self.costs.add("sent in training", round(self.replicas * copies * self.size))
         background = copies if self.late else early
         if background:
-            self.ledger.add("sent in background", round(self.replicas * background * self.size))
-        self.ledger.add("serial hops", hops)
+            self.costs.add("sent in background", round(self.replicas * background * self.size))
+        self.costs.add("serial hops", hops)
 
     def send_to_group(self, copies: float, early: float = 0) -> None:
-        """Every replica sends these copies to each other member of its group, all at once."""
+        """Count that every replica sends `copies` copies to each other member of its group, all at once."""
         others = self.groups.shape[1] - 1
         if self.present is not None:
             there = self.present[self.groups].sum(1)
@@ -106,7 +109,7 @@ class Exchange:
         self.send(copies * others, hops=int(others > 0), early=early * others)
 
     def send_to_all(self) -> None:
-        """An all-reduce, at its best: a ring sends the least, 2 (N - 1) / N copies; a tree waits for 2 log2 N hops."""
+        """Count an all-reduce at its best: 2 (N - 1) / N copies, as in a ring, and 2 log2 N hops, as in a tree."""
         N = max(1, self.replicas)
         self.send(2 * (N - 1) / N, hops=2 * math.ceil(math.log2(N)))
 
@@ -118,10 +121,11 @@ Rule = Callable[[Exchange], None]
 class Method:
     """A rule and what it works on.
 
-    groups: it connects the groups of the matching, otherwise all replicas. keeps: it has slow weights and a buffer.
-    gradients: it works on the clipped gradients of every step, as theta, before the inner optimizer does.
-    tied: it takes the consensus for the learning rate, gamma = beta. alike: all replicas make the same outer step and
-    nothing pulls them together, so that they have to start alike.
+    groups: whether it works within the groups of the matching, and not among all replicas. keeps: whether it has slow
+    weights and a buffer. gradients: whether it works on the clipped gradients of every step, given as theta, before the
+    inner optimiser sees them. tied: whether it supposes gamma = beta, the consensus equal to the outer learning rate.
+    alike: whether all replicas make the same outer step, so that they must start alike because nothing would pull them
+    together.
     """
 
     rule: Rule
@@ -136,7 +140,7 @@ SYNCS: dict[str, Method | None] = {"none": None}
 
 
 def sync(name: str, **options) -> Callable[[Rule], Rule]:
-    """Register a rule under a name; `options` are the fields of `Method`."""
+    """Register a rule under a name; `options` are the other fields of `Method`."""
 
     def register(rule: Rule) -> Rule:
         SYNCS[name] = Method(rule, **options)
@@ -147,7 +151,7 @@ def sync(name: str, **options) -> Callable[[Rule], Rule]:
 
 @sync("all-reduce", groups=False, keeps=False, gradients=True, alike=True)
 def all_reduce(x: Exchange) -> None:
-    """Data-parallel training: gradients, each clipped on its own, are averaged in every step ("FSDP" in NoLoCo)."""
+    """Data-parallel training: the replicas' clipped gradients are averaged in every step ("FSDP" in NoLoCo)."""
     for gradient, _, _ in x:
         gradient.copy_(x.mean(gradient))
     x.send_to_all()
@@ -155,7 +159,7 @@ def all_reduce(x: Exchange) -> None:
 
 @sync("DiLoCo", groups=False, alike=True)
 def diloco(x: Exchange) -> None:
-    """Outer gradients averaged over all, then heavy-ball momentum, as NoLoCo's released baseline has it."""
+    """Outer gradients averaged over all replicas, then heavy-ball momentum, as in NoLoCo's released baseline."""
     for theta, phi, delta in x:
         delta.mul_(x.momentum).add_(x.mean(theta - phi), alpha=x.lr)
         phi.add_(delta)
@@ -165,7 +169,7 @@ def diloco(x: Exchange) -> None:
 
 @sync("DiLoCo, Nesterov", groups=False, alike=True)
 def diloco_nesterov(x: Exchange) -> None:
-    """DiLoCo as its own paper has it (arXiv 2311.08105): Nesterov's momentum, which looks one step ahead."""
+    """DiLoCo as in its own paper (arXiv 2311.08105), with Nesterov's momentum, which looks one step ahead."""
     for theta, phi, delta in x:
         gradient = x.mean(theta - phi)
         delta.mul_(x.momentum).add_(gradient)
@@ -176,21 +180,21 @@ def diloco_nesterov(x: Exchange) -> None:
 
 @sync("NoLoCo")
 def noloco(x: Exchange) -> None:
-    """Outer gradients and slow weights averaged within a group (NoLoCo Eq. 1 to 3, sign of the gradient corrected)."""
+    """Outer gradients and slow weights averaged within a group (NoLoCo, Eq. 1 to 3, its sign corrected)."""
     _noloco(x, slope=1)
     x.send_to_group(copies=2)
 
 
 @sync("NoLoCo, prefetched")
 def noloco_prefetched(x: Exchange) -> None:
-    """The same numbers; slow weights, known since the last exchange, went ahead to the next partner (section 3.2)."""
+    """NoLoCo's numbers, but the slow weights, known since the last exchange, are sent early (NoLoCo, section 3.2)."""
     _noloco(x, slope=1)
     x.send_to_group(copies=2, early=1)
 
 
 @sync("NoLoCo, one tensor", tied=True)
 def noloco_one_tensor(x: Exchange) -> None:
-    """The same for gamma = beta, as released, where fast weights are all that must be sent: half the bytes."""
+    """NoLoCo with gamma = beta, as released: there only fast weights need to be sent, which are half the bytes."""
     for theta, phi, delta in x:
         delta.mul_(x.momentum).add_(x.mean(theta).sub_(phi), alpha=x.lr)
         phi.add_(delta)
@@ -200,7 +204,7 @@ def noloco_one_tensor(x: Exchange) -> None:
 
 @sync("NoLoCo, as printed")
 def noloco_as_printed(x: Exchange) -> None:
-    """Eq. 2 with the sign that the paper prints: it climbs."""
+    """NoLoCo with the sign that Eq. 2 prints: it climbs."""
     _noloco(x, slope=-1)
     x.send_to_group(copies=2)
 
@@ -215,7 +219,7 @@ def _noloco(x: Exchange, slope: int) -> None:
 
 @sync("gossip", keeps=False)
 def gossip(x: Exchange) -> None:
-    """Weights averaged within a group, and no momentum (epidemic learning, arXiv 2310.01972)."""
+    """Weights averaged within a group, without momentum (epidemic learning, arXiv 2310.01972)."""
     for theta, _, _ in x:
         theta.copy_(x.mean(theta))
     x.send_to_group(copies=1)
@@ -225,8 +229,8 @@ def gossip(x: Exchange) -> None:
 def sparse_loco(x: Exchange) -> None:
     """DiLoCo that sends the largest entries of each matrix's outer gradient and keeps the rest (arXiv 2508.15706).
 
-    delta is the error feedback, which decays by `momentum`. A sent entry costs its value and a 4-byte place, and
-    reaches all others by an all-gather, since places differ.
+    delta is the error feedback: what was not sent, which decays by the factor `momentum`. A sent entry costs its value
+    and 4 bytes for its place. Entries reach all other replicas by an all-gather, since their places differ.
     """
     sent = 0
     for theta, phi, delta in x:
@@ -244,4 +248,4 @@ def sparse_loco(x: Exchange) -> None:
     x.send(others * sent / x.size, hops=math.ceil(math.log2(others + 1)))
 
 
-OURS = dict(SYNCS)  # whose numbers `NUMERICS` stands for; of any other the key of a run holds the code
+OURS = dict(SYNCS)  # `NUMERICS` stands for the numbers of these; the key of a run holds the code of any other rule

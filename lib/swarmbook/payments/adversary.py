@@ -1,23 +1,33 @@
 """What faulty parties and members do, made by composition: a node has any number of faults, each a filter.
 
-- a `Fault` sees every message that its node would send, and may send others instead; and every message that arrives,
-  and may keep it from the honest code
-- faults sign with their own node's key alone; what they forge must be found out by those who get it
-- `World.corrupt` hands a node over
+- A `Fault` sees every message that its node would send, and may send others instead. It also sees every message that
+  arrives, and may keep it from the honest code.
+- Faults sign with the key of their own node alone. What they forge must be found out by those who receive it.
+- `World.corrupt` hands a node over to the adversary.
+
+Serves: claims S1, S2 and S8 to S14, through `attacks`; the drawings of SyncPCN's claim, refund and concession.
 """
 
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from swarmbook.payments.channel import PAID, REFUNDED, prove
-from swarmbook.payments.channel_update import Ack, Announce, Cosign, Propose
-from swarmbook.payments.psyncpcn import ABORT, LOCK, PAY, Order, Relay, Share
+from swarmbook.payments.channel import lock_digest, prove
+from swarmbook.payments.channel_committee import Ack, Announce
+from swarmbook.payments.channel_update import Cosign, Propose
+from swarmbook.payments.outcomes import Decision
+from swarmbook.payments.payment_network import World
+from swarmbook.payments.psyncpcn import CarriedCertificate, Order, Share
+from swarmbook.payments.psyncpcn.member import OrderState
 from swarmbook.payments.simulation import Node
-from swarmbook.payments.syncpcn.committee import Warden, lock_digest
-from swarmbook.payments.syncpcn.messages import Claim, RefundRequest, Vote
+from swarmbook.payments.syncpcn import Claim, RefundRequest, SyncPCNMember, SyncPCNParty, Vote
 
-OPPOSITE = {PAID: REFUNDED, REFUNDED: PAID, LOCK: ABORT, ABORT: PAY, PAY: ABORT}
+OPPOSITE = {
+    Decision.REFUNDED: Decision.PAID,
+    Decision.LOCK: Decision.ABORT,
+    Decision.ABORT: Decision.PAID,
+    Decision.PAID: Decision.ABORT,
+}
 
 
 class Fault:
@@ -33,7 +43,7 @@ class Fault:
 
 
 class Silent(Fault):
-    """Sends nothing from a time on, or nothing of some kinds, or nothing for which `when` is true."""
+    """Sends nothing after a time, of some kinds of messages (all by default), and for which `when` is true."""
 
     def __init__(self, after: float = 0.0, kinds: tuple[type, ...] = (), when: Callable[[object], bool] | None = None):
         self.after, self.kinds, self.when = after, kinds, when
@@ -56,7 +66,7 @@ class Deaf(Fault):
 
 
 class Selective(Fault):
-    """Sends to some alone."""
+    """Sends to the nodes of these names alone."""
 
     def __init__(self, names: Iterable[str]):
         self.names = set(names)
@@ -66,7 +76,11 @@ class Selective(Fault):
 
 
 class Late(Fault):
-    """Holds messages of a kind back so that they arrive at exactly the time that `arrival` says (None: as usual)."""
+    """Holds messages of some kinds back, so that they arrive at exactly the time that `arrival` gives.
+
+    arrival: of the receiver and the message; None for a message that is sent as usual. delay: how long a message that
+    is held back takes.
+    """
 
     def __init__(self, kinds: type | tuple[type, ...], arrival: Callable[[Node, object], float | None], delay: float):
         self.kinds, self.arrival, self.delay = kinds, arrival, delay
@@ -81,13 +95,13 @@ class Late(Fault):
 
 
 class Equivocating(Fault):
-    """A member that votes both ways: on a lock for everybody, on an order to each half of those who listen."""
+    """A member that votes two ways: on a lock to everybody, on an order one way to each half of those who listen."""
 
     def outgoing(self, node, to, message):
-        if isinstance(message, Vote) and message.outcome in OPPOSITE:
-            other = OPPOSITE[message.outcome]
+        if isinstance(message, Vote) and message.decision in OPPOSITE:
+            other = OPPOSITE[message.decision]
             signature = node.keys.sign(node.name, ("vote", message.cid, message.about, other))
-            return [(to, message), (to, message._replace(outcome=other, signature=signature))]
+            return [(to, message), (to, message._replace(decision=other, signature=signature))]
         if isinstance(message, Share) and message.what in OPPOSITE and sum(to.name.encode()) % 2:
             other = OPPOSITE[message.what]
             signature = node.keys.sign(node.name, ("share", other, message.cid, message.pid))
@@ -100,24 +114,25 @@ class Careless(Fault):
 
     def incoming(self, node, sender, message):
         if isinstance(message, Claim | RefundRequest):
-            outcome, key = (PAID, message.key) if isinstance(message, Claim) else (REFUNDED, None)
+            claims = isinstance(message, Claim)
+            decision, key = (Decision.PAID, message.key) if claims else (Decision.REFUNDED, None)
             about = lock_digest(message.proof.lock, node.keys)
-            signature = node.keys.sign(node.name, ("vote", message.cid, about, outcome))
+            signature = node.keys.sign(node.name, ("vote", message.cid, about, decision))
             for party in node.parties:
-                node.send(party, Vote(message.cid, about, outcome, key, signature))
+                node.send(party, Vote(message.cid, about, decision, key, signature))
             return False
         if isinstance(message, Announce):
             signature = node.keys.sign(node.name, ("ack", message.cid, message.seq, message.root))
             node.send(sender, Ack(message.cid, message.seq, message.root, signature))
-        if isinstance(message, Order) and (entry := node.entry(message)) is not None and entry.state == "new":
-            entry.state = "waiting"
+        if isinstance(message, Order) and (entry := node.entry(message)) is not None and entry.state == OrderState.NEW:
+            entry.state = OrderState.WAITING
             node.decide(entry, True)
             return False
         return True
 
 
-class Stale(Fault):
-    """A member that acknowledges what is new and remembers what is old."""
+class Forgetful(Fault):
+    """A member that acknowledges new states and forgets them."""
 
     def incoming(self, node, sender, message):
         if isinstance(message, Announce):
@@ -142,7 +157,7 @@ class Forging(Fault):
 
 
 class Replaying(Fault):
-    """Sends everything again, also as of another channel or payment, and what it has received as its own."""
+    """Sends everything twice, also as if it were of other channels or payments, and votes of others as its own."""
 
     def __init__(self, cids: Iterable[int] = (), pids: Iterable[object] = ()):
         self.cids, self.pids = list(cids), list(pids)
@@ -162,7 +177,7 @@ class Replaying(Fault):
 
 
 class Leaking(Fault):
-    """Tells an accomplice what it sees, out of band."""
+    """Tells an accomplice what it receives."""
 
     def __init__(self, listen: Callable[[Node, object], None]):
         self.listen = listen
@@ -173,9 +188,9 @@ class Leaking(Fault):
 
 
 class Wormhole(Fault):
-    """The downstream half of a pair around an honest party: gives the key to its accomplice, and fails its own hop."""
+    """The downstream party of two around an honest one: it gives the key to its accomplice, and fails its own hop."""
 
-    def __init__(self, accomplice):
+    def __init__(self, accomplice: SyncPCNParty):
         self.accomplice = accomplice
 
     def outgoing(self, node, to, message):
@@ -201,7 +216,7 @@ class Shortcut(Fault):
         self.members = list(members)
 
     def outgoing(self, node, to, message):
-        if isinstance(message, Relay) or isinstance(message, Share) and message.order is not None:
+        if isinstance(message, CarriedCertificate) or isinstance(message, Share) and message.order is not None:
             return [(member, message) for member in self.members]
         return [(to, message)]
 
@@ -209,7 +224,8 @@ class Shortcut(Fault):
 class Erratic(Fault):
     """Does anything at random: drops, repeats, delays, forges, and disputes when it should not.
 
-    rng: what it does. horizon: the longest delay, and the time within which it disputes.
+    rng: what it does. horizon: the longest delay, and the time within which it disputes. calm: the chance that it sends
+    what an honest node would.
     """
 
     def __init__(self, rng: np.random.Generator, horizon: float = 60.0, calm: float = 0.5):
@@ -238,7 +254,7 @@ class Erratic(Fault):
             node.sim.timer(node, self.rng.random() * self.horizon, dispute, (node, self.rng.random() < 0.5))
         if isinstance(message, Cosign):
             node.sim.timer(node, self.rng.random() * self.horizon, dispute, (node, self.rng.random() < 0.5))
-        if isinstance(node, Warden) and self.rng.random() < 0.3:
+        if isinstance(node, SyncPCNMember) and self.rng.random() < 0.3:
             return Careless().incoming(node, sender, message)
         return True
 
@@ -259,7 +275,7 @@ def dispute(node: Node, claim: bool) -> None:
                 node.sim.transmit(node, member, message)
 
 
-def double_order(world, members: Iterable[Node], first: Order, second: Order) -> None:
+def double_order(world: World, members: Iterable[Node], first: Order, second: Order) -> None:
     """A faulty sender gives one order to some members of the first committee and another one to the rest."""
     sender = world.party(first.sender)
     chosen = set(members)

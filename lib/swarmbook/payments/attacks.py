@@ -1,57 +1,54 @@
-"""Directed attacks on the protocols, the mutants that they must catch, and how losses grow with what goes wrong.
+"""Directed attacks on the protocols, random adversaries, and how losses grow with what goes wrong.
 
-- each function of `DIRECTED` builds a world in which an adversary does the worst that it may, and returns what is
-  wrong with it afterwards: nothing, for the protocols as they are
-- `MUTANTS` are plausible mistakes in them; `mutated` makes one, and `caught_by` says which attacks notice
-- `skipping` is an attempt to take the fee of an honest party between two others
-- `split_votes` and `last_coins` are constructive attacks with any number of faulty members: they succeed from f + 1 on
-- `synchronous_world` and `asynchronous_world` make a random adversary from a seed
-- `cell` and `channel_two_apart` play the impossibility with the protocols themselves
-- `loss_rate` is the share of payments in which an honest party loses, when messages take longer than SyncPCN assumes
+- Each function of `DIRECTED` builds a world in which an adversary does the worst that it may, and returns what is wrong
+  with it afterwards: nothing, for the protocols as they are.
+- `skipping` tries to take the fee of an honest party between two others.
+- `split_votes` and `last_coins` are attacks with any number of faulty members, which succeed from f + 1 on.
+- `synchronous_world` and `asynchronous_world` make a random adversary from a seed.
+- `cell` and `channel_two_apart` play the impossibility with the protocols themselves.
+- `loss_rate` is the share of payments in which an honest party loses, when messages take longer than SyncPCN assumes.
+
+The file is a list of short experiments, and long for that reason alone.
+
+Serves: the twin runs, the table of requirements, the figures of thresholds and of late messages; claims S1, S2 and S8
+to S14.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
-from swarmbook.payments import channel_update, psyncpcn, signatures
 from swarmbook.payments.adversary import (
     Careless,
     Deaf,
     Equivocating,
     Erratic,
     Fault,
+    Forgetful,
     Forging,
     Late,
     Replaying,
     Selective,
     Shortcut,
     Silent,
-    Stale,
     Wormhole,
     dispute,
 )
 from swarmbook.payments.channel_update import Cosign, Propose
-from swarmbook.payments.payment_network import World, line
+from swarmbook.payments.payment_network import Payment, World, line
 from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.requirements import Watch, check
+from swarmbook.payments.requirements import Violation, Watch, check
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, stable_after, unit, within
-from swarmbook.payments.syncpcn import committee
-from swarmbook.payments.syncpcn import party as party_module
-from swarmbook.payments.syncpcn import timing as timing_module
-from swarmbook.payments.syncpcn.messages import Claim
-from swarmbook.payments.syncpcn.timing import Timing
-from swarmbook.payments.syncpcn.world import SyncPCN
+from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing
 
 SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8", "R11")
 
 
 def names(hops: int) -> list[str]:
+    """The parties of `line(hops)`."""
     return [f"u{i}" for i in range(hops + 1)]
 
 
-def opening(message) -> bool:
+def opening(message: object) -> bool:
+    """Whether a payee proposes to open a lock."""
     return isinstance(message, Propose) and message.change.what == "open"
 
 
@@ -92,12 +89,16 @@ def last_coins(faulty: int, bad: int) -> PSyncPCN:
     return world
 
 
-def claim_world(offset: float, subset: tuple[int, ...], bad: tuple[int, ...] = (), trace: bool = False, timing=None):
-    """A receiver that tells its payer nothing and claims, so that it arrives at T_2 + offset at some members of C_2."""
-    timing = timing or Timing()
-    world = SyncPCN(line(2), timing=timing, sim=Simulation(trace=trace))
+def claim_world(
+    offset: float, subset: tuple[int, ...], bad: tuple[int, ...] = (), trace: bool = False
+) -> tuple[SyncPCN, Payment]:
+    """A receiver that tells its payer nothing, and whose claim arrives at T_2 + offset at some members of C_2.
+
+    subset: the members that get the claim; bad: those that equivocate, both by their numbers from 0.
+    """
+    world = SyncPCN(line(2), sim=Simulation(trace=trace))
     payment = world.pay(names(2), 10)
-    expiry = timing.expiries(0.0, 2)[1]
+    expiry = world.timing.expiries(0.0, 2)[1]
     receiver = world.party("u2")
     world.corrupt(receiver, Silent(kinds=(Propose,)), Late(Claim, lambda to, m: expiry + offset, 1.0))
     members = world.members(1)
@@ -107,29 +108,28 @@ def claim_world(offset: float, subset: tuple[int, ...], bad: tuple[int, ...] = (
     return world, payment
 
 
-def early_refund():
+def _refund_asked(after: float) -> list[Violation]:
+    """A payer that signs no opening, and asks for its refund at T_1 + after."""
+    world = SyncPCN(line(1))
+    world.pay(names(1), 10)
+    payer = world.party("u0")
+    world.corrupt(payer, Deaf(opening))
+    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + after, dispute, (payer, False))
+    world.run()
+    return check(world, SAFETY)
+
+
+def early_refund() -> list[Violation]:
     """A payer that signs no opening, and asks for its refund so that this arrives with the claim, at T_1."""
-    world = SyncPCN(line(1))
-    world.pay(names(1), 10)
-    payer = world.party("u0")
-    world.corrupt(payer, Deaf(opening))
-    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] - 1.0, dispute, (payer, False))
-    world.run()
-    return check(world, SAFETY)
+    return _refund_asked(-1.0)
 
 
-def double_dispute():
+def double_dispute() -> list[Violation]:
     """A payer that signs no opening, and asks for its refund after the payee's claim has succeeded."""
-    world = SyncPCN(line(1))
-    world.pay(names(1), 10)
-    payer = world.party("u0")
-    world.corrupt(payer, Deaf(opening))
-    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + 5.0, dispute, (payer, False))
-    world.run()
-    return check(world, SAFETY)
+    return _refund_asked(5.0)
 
 
-def late_claim():
+def late_claim() -> list[Violation]:
     """A receiver that claims at T_2, and a sender that signs no opening."""
     world, _ = claim_world(0.0, (0, 1, 2, 3))
     world.corrupt(world.party("u0"), Silent(kinds=(Cosign,)))
@@ -137,13 +137,13 @@ def late_claim():
     return check(world, SAFETY)
 
 
-def votes_are_split():
+def votes_are_split() -> list:
     """The same with f faulty members: no two opposite certificates."""
     world = split_votes(1, 1)
     return check(world, SAFETY) + world.opposite()
 
 
-def old_announcement():
+def old_announcement() -> list:
     """A party that announces an earlier state again after a later one."""
     world = SyncPCN(line(1))
     watch = Watch(world)
@@ -160,7 +160,7 @@ def old_announcement():
     return wrong + watch.look() + check(world, SAFETY)
 
 
-def forwards_too_early():
+def forwards_too_early() -> list[str]:
     """Every party between waits for the certificate of its incoming lock before it locks the next hop."""
     world = SyncPCN(line(3), sim=Simulation(trace=True))
     world.pay(names(3), 10)
@@ -177,11 +177,14 @@ def forwards_too_early():
 
 
 def skipping(kind: type[World], **more) -> World:
-    """u1 and u3, in PSyncPCN with f members of every committee, do what they can to skip u2 and keep its fee."""
+    """u1 and u3 do what they can to skip u2 and keep its fee.
+
+    Where parties pass payments on, u3 gives the key to u1 past u2. Where committees do, f members of each help them.
+    """
     world = kind(line(4), **more)
     world.pay(names(4), 10, fee=1)
     upper, lower = world.party("u1"), world.party("u3")
-    if kind is SyncPCN:
+    if not kind.delegates:
         world.corrupt(upper, Fault())
         world.corrupt(lower, Wormhole(upper))
     else:
@@ -194,7 +197,7 @@ def skipping(kind: type[World], **more) -> World:
     return world
 
 
-def certificates_skip_a_party():
+def certificates_skip_a_party() -> list[Violation]:
     """Colluding parties around an honest one carry certificates past it and its committees (PSyncPCN)."""
     return check(skipping(PSyncPCN, relay="party"), ("R1", "R6", "R11"))  # without live parties a lock may stay (R5)
 
@@ -204,42 +207,9 @@ DIRECTED = (
     certificates_skip_a_party,
 )
 
-MUTANTS = {  # (class, attribute, what it becomes), ...
-    "the quorum is 2 f": [(signatures.Committee, "quorum", property(lambda self: 2 * self.faulty))],
-    "members vote as often as they are asked": [(committee.Warden, "may_vote", lambda self, about, outcome: True)],
-    "hops expire delta apart": [(timing_module.Timing, "margin", property(lambda self: self.delta))],
-    "members ignore numbers": [
-        (channel_update.Member, "next", lambda self, seq: True),
-        (committee.Warden, "fresh", lambda self, seq: True),
-    ],
-    "a payee goes on before the certificate": [
-        (party_module.Party, "await_certificate", lambda self, end, seq, lock: self.secured(end.cid, lock, self.clock))
-    ],
-    "refunds begin at T_i": [(timing_module.Timing, "refund_wait", property(lambda self: 0.0))],
-    "committees heed any other": [(psyncpcn.Member, "adjacent", lambda self, entry, place, step: True)],
-}
-
-
-@contextmanager
-def mutated(name: str) -> Iterator[None]:
-    """The protocols with one mistake, and as they were afterwards."""
-    kept = [(owner, attribute, owner.__dict__[attribute]) for owner, attribute, _ in MUTANTS[name]]
-    try:
-        for owner, attribute, value in MUTANTS[name]:
-            setattr(owner, attribute, value)
-        yield
-    finally:
-        for owner, attribute, value in kept:
-            setattr(owner, attribute, value)
-
-
-def caught_by() -> list[str]:
-    """The directed attacks that find something wrong, by name."""
-    return [attack.__name__ for attack in DIRECTED if attack()]
-
 
 def late_network(late: float, rng: np.random.Generator, since: float, factor: float = 40.0):
-    """Delays in (0, 1], but from a time on, with chance `late`, up to `factor` times as long."""
+    """Delays in (0, 1]. From a time on, with the chance `late`, a message takes up to `factor` times as long."""
 
     def delay(sender, to, message) -> float:
         slow = sender.sim.now >= since and rng.random() < late
@@ -251,13 +221,14 @@ def late_network(late: float, rng: np.random.Generator, since: float, factor: fl
 def late_world(kind: type[World], late: float, seed: int, attacked: bool) -> World:
     """A payment over three hops in a network in which messages take longer than delta once all hops may be locked.
 
-    late: their chance. attacked: the receiver of SyncPCN tells its payer nothing and claims at the last moment, and the
-    sender signs no opening, so that everything depends on the bound.
+    late: the chance that a message is late. attacked: of a protocol with deadlines (SyncPCN); the receiver tells its
+    payer nothing and claims at the last moment, and the sender signs no opening, so that everything depends on the
+    bound.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, int(1e6 * late)]))
     world = kind(line(3), sim=Simulation(late_network(late, rng, since=8.0)), seed=seed)
     world.pay(names(3), 10)
-    if attacked and kind is SyncPCN:
+    if attacked:
         last = world.timing.expiries(0.0, 3)[-1]
         silent = Silent(kinds=(Propose,), when=opening)
         world.corrupt(world.party("u3"), silent, Late(Claim, lambda to, m: last, 1.0))
@@ -267,7 +238,7 @@ def late_world(kind: type[World], late: float, seed: int, attacked: bool) -> Wor
 
 
 def loss_rate(kind: type[World], late: float, seeds: range, attacked: bool) -> tuple[float, float]:
-    """Share of `late_world` in which an honest party loses (R1, R2, R3), and in which a lock is left (R5)."""
+    """The shares of late worlds in which an honest party loses (R1, R2, R3), and in which a lock is left (R5)."""
     lost = left = 0
     for seed in seeds:
         world = late_world(kind, late, seed, attacked)
@@ -302,10 +273,11 @@ def channel_two_apart(faulty: bool, kind: type[World] = SyncPCN, since: float = 
 def cell(kind: type[World], synchronous: bool, faulty: bool) -> list[str]:
     """What becomes of honest parties in one of four worlds, as the requirements that fail.
 
-    In the asynchronous ones, and in the faulty ones, channel 2 is apart from the rest as above; for PSyncPCN from the
-    beginning. With a faulty channel, only its own two parties may lose, and only parties elsewhere count.
+    In the asynchronous ones and in the faulty ones, channel 2 is apart from the rest (`channel_two_apart`); from the
+    beginning, where committees pass payments on. With a faulty channel, its own two parties may lose, and only parties
+    elsewhere count.
     """
-    since = 6.0 if kind is SyncPCN else 1.0
+    since = 1.0 if kind.delegates else 6.0
     if synchronous and not faulty:
         world = kind(line(2))
         world.pay(names(2), 10)
@@ -322,7 +294,10 @@ def edges(sender, to, message) -> float:
 
 
 def synchronous_world(seed: int, extra: int = 0, single: bool = False) -> SyncPCN:
-    """Any network within the bound, any faulty parties, at most f (or exactly f + extra) faulty members a committee."""
+    """A random network within the bound, any faulty parties, and at most f faulty members in each committee.
+
+    extra: if not 0, exactly f + extra members are faulty. single: one payment instead of up to six.
+    """
     rng = np.random.default_rng(seed)
     n, f, skew = int(rng.integers(1, 5)), int(rng.integers(1, 3)), float(rng.choice([0, 0.3, 1.0]))
     everybody = names(n) + [f"C{c + 1}.{k + 1}" for c in range(n) for k in range(3 * f + 1)]
@@ -338,7 +313,7 @@ def synchronous_world(seed: int, extra: int = 0, single: bool = False) -> SyncPC
         Silent(),
         Equivocating(),
         Careless(),
-        Stale(),
+        Forgetful(),
         Erratic(rng),
         Silent(after=20.0),
         Forging("u0"),
@@ -363,10 +338,10 @@ def synchronous_world(seed: int, extra: int = 0, single: bool = False) -> SyncPC
 
 
 def asynchronous_world(seed: int, ordering: str, extra: int = 0, synchronous: bool = False) -> PSyncPCN:
-    """Any schedule, at most f (or exactly f + extra) faulty members a committee; several payments if they are ordered.
+    """A random schedule, and at most f faulty members in each committee; several payments if the committee orders them.
 
-    With ordering="agreed" the network becomes stable in the end, which its progress needs. With synchronous=True every
-    message takes at most 1.
+    extra: if not 0, exactly f + extra members are faulty. With ordering="agreed" the network becomes stable in the end,
+    which its progress needs. With synchronous=True every message takes at most 1.
     """
     rng = np.random.default_rng(seed)
     n, f = int(rng.integers(1, 5)), int(rng.integers(1, 3))

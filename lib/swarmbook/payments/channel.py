@@ -1,24 +1,27 @@
 """A channel of two parties: its states, the locks in them, how one state follows from another, and what a close gives.
 
-- side 0 is the left party, side 1 the right one; balances and amounts are whole numbers
-- `follow` computes the next state from a change; both parties do it on their own, so that a proposal need not be
-  believed
-- `Commitment` hides a state behind a digest; a `Proof` shows one of its locks and nothing of balances or other locks
-- `close` is the contract: of the announcements of a quorum the newest counts
+- Side 0 is the left party, side 1 the right one. Balances and amounts are whole numbers of coins.
+- `follow` computes the next state from a change. Both parties compute it on their own, so that neither has to believe
+  the other's proposal.
+- A `Commitment` hides a state behind a digest. A `Proof` shows one of its locks, and nothing of balances or other
+  locks.
+- `close` is the contract on the blockchain: of the states that a quorum of members announces, the newest counts.
+
+Serves: SyncPCN in all its figures; requirements R6 and R8 (claims S8 and S12), privacy (S14).
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.signatures import Keys
-
-PAID, REFUNDED, CONCEDED = "PAID", "REFUNDED", "CONCEDED"
 
 
 class Lock(NamedTuple):
-    """An amount set aside until it is opened or refunded.
+    """An amount that is set aside until it is opened or refunded.
 
-    pid: random, of this hop alone. payer: its side. condition: what a key must open. expiry: time.
+    pid: a random number that names this lock. payer: the side that pays. amount: coins. condition: what a key has to
+    open (`lock_conditions`). expiry: the time until which a key counts.
     """
 
     pid: int
@@ -32,7 +35,11 @@ class Lock(NamedTuple):
 
 
 class State(NamedTuple):
-    """A state of channel cid: seq counts updates, balances (left, right) are what is not locked."""
+    """A state of channel `cid`.
+
+    seq: the number of updates so far. left, right: the coins of each side that are not locked. nonce: a random number
+    that keeps others from guessing the balances.
+    """
 
     cid: int
     seq: int
@@ -43,9 +50,11 @@ class State(NamedTuple):
 
     @property
     def capacity(self) -> int:
+        """All coins in the channel."""
         return self.left + self.right + sum(lock.amount for lock in self.locks)
 
     def lock(self, pid: int) -> Lock | None:
+        """The lock of that name, or None if the state does not hold it."""
         for lock in self.locks:
             if lock.pid == pid:
                 return lock
@@ -53,10 +62,11 @@ class State(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What is to be done: add `lock`, or open, fail or resolve the lock `pid`, or pay `amount` from side to side.
+    """What an update does to a state.
 
-    what: lock, open, fail or pay. key: of an opening. resolved: certificates of locks that a committee has decided,
-    folded into the same update.
+    what: "lock" adds `lock`; "open" pays the lock `pid` out with `key`; "fail" gives the lock `pid` back; "pay" moves
+    `amount` to the other side, in the direct payment `pid`. resolved: certificates of locks that a committee has
+    decided, which the same update removes.
     """
 
     what: str
@@ -68,21 +78,21 @@ class Change(NamedTuple):
 
 
 class Refused(Exception):
-    """A change that this state does not allow."""
+    """The state does not allow a change."""
 
 
-def follow(state: State, side: int, change: Change, nonce: int, outcomes: Iterable[tuple[int, str]] = ()) -> State:
+def follow(state: State, side: int, change: Change, nonce: int, decided: Iterable[tuple[int, str]] = ()) -> State:
     """The state after a change that `side` proposes.
 
-    outcomes: (pid, PAID or REFUNDED) of the locks in change.resolved, which the caller has verified. Refused if the
-    change is not that side's to make, or a balance would become negative.
+    decided: (pid, decision) of each lock in `change.resolved`; the caller has verified their certificates. Raises
+    Refused if that side may not make the change, or if a balance would become negative.
     """
     balances, locks = [state.left, state.right], state.locks
-    for pid, outcome in outcomes:
+    for pid, decision in decided:
         lock = state.lock(pid)
         if lock is None:
             raise Refused(f"no lock {pid} to resolve")
-        balances[lock.payer ^ (outcome != REFUNDED)] += lock.amount
+        balances[lock.payer ^ (decision != Decision.REFUNDED)] += lock.amount
         locks = tuple(other for other in locks if other.pid != pid)
     if change.what == "lock":
         lock = change.lock
@@ -107,7 +117,7 @@ def follow(state: State, side: int, change: Change, nonce: int, outcomes: Iterab
 
 
 class Commitment(NamedTuple):
-    """A state's digest, and the digests it is made of: of balances with the nonce, and of each lock."""
+    """The digest `root` of a state, and the digests that it is made of: of the balances, and of each lock."""
 
     root: object
     balances: object
@@ -115,18 +125,26 @@ class Commitment(NamedTuple):
 
 
 def commit(state: State, keys: Keys) -> Commitment:
-    """root = H(cid, seq, H(left, right, nonce), H(lock) ...); without the nonce nobody can guess balances from it."""
+    """The commitment root = H(cid, seq, H(left, right, nonce), H(lock), ...).
+
+    Who does not know the nonce cannot guess the balances from it.
+    """
     if keys.mode == "mock":
         locks = tuple(map(hash, state.locks))
         balances = hash((state.left, state.right, state.nonce))
         return Commitment(hash((state.cid, state.seq, balances, locks)), balances, locks)
-    locks = tuple(keys.digest(lock.statement()) for lock in state.locks)
+    locks = tuple(lock_digest(lock, keys) for lock in state.locks)
     balances = keys.digest(("balances", state.left, state.right, state.nonce))
     return Commitment(keys.digest(("state", state.cid, state.seq, balances, locks)), balances, locks)
 
 
+def lock_digest(lock: Lock, keys: Keys) -> object:
+    """The digest by which committees and commitments name a lock."""
+    return hash(lock) if keys.mode == "mock" else keys.digest(lock.statement())
+
+
 class Proof(NamedTuple):
-    """Shows that a lock is in the state with this digest: the lock, and the digests of everything else."""
+    """Shows that a state holds a lock: the lock itself, and the digests of everything else in the state."""
 
     seq: int
     lock: Lock
@@ -135,22 +153,22 @@ class Proof(NamedTuple):
 
     def root(self, cid: int, keys: Keys) -> object:
         """The digest of the state that this proves, or None if the lock is not in it."""
-        mock = keys.mode == "mock"
-        if (hash(self.lock) if mock else keys.digest(self.lock.statement())) not in self.locks:
+        if lock_digest(self.lock, keys) not in self.locks:
             return None
-        if mock:
+        if keys.mode == "mock":
             return hash((cid, self.seq, self.balances, self.locks))
         return keys.digest(("state", cid, self.seq, self.balances, self.locks))
 
 
 def prove(state: State, commitment: Commitment, lock: Lock) -> Proof:
+    """The proof that this state, which has this commitment, holds this lock."""
     return Proof(state.seq, lock, commitment.balances, commitment.locks)
 
 
 def close(published: Iterable[tuple[int, object]], quorum: int) -> tuple[int, object]:
-    """What the contract takes from the first quorum of members' announcements (seq, root): the newest.
+    """The newest of the first `quorum` announcements (seq, root): the state that the contract pays out.
 
-    ValueError with fewer.
+    Raises ValueError if there are fewer.
     """
     claims = list(published)[:quorum]
     if len(claims) < quorum:

@@ -1,8 +1,11 @@
 """What a payment costs, in closed form: messages, delays, bytes and time for which coins are locked.
 
 n is the number of hops, f the most faulty members of a committee, m = 3 f + 1 its size. Messages are point to point,
-counted when sent, none to oneself; delays count one for every message in a row. The forms are of the flows in this
-package, and its tests and notebook find the same numbers by counting; none of them is confirmed by the paper's text.
+counted when sent, without those to oneself. A delay is one message after another. The forms are of the protocols as
+they stand in this package. Its tests and notebook find the same numbers by counting; the paper's text confirms none of
+them.
+
+Serves: the cost table and figures, the longest lock of a hop; claims S4 and S5.
 """
 
 from collections.abc import Callable
@@ -16,12 +19,17 @@ SIZES = {  # bytes of the parts of a message
 
 
 def size(faulty: int) -> int:
+    """m, the members of a committee."""
     return 3 * faulty + 1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Closed forms of one protocol, each a function of (n, f)."""
+    """Closed forms of one protocol.
+
+    messages: of (n, f). receiver_safe, receipt, settled: delays until then, of n. network, faults, private: what it
+    assumes and claims, in words.
+    """
 
     messages: Callable[[int, int], int]
     receiver_safe: Callable[[int], int]
@@ -33,6 +41,7 @@ class Cost:
 
 
 def _v1(n: int, f: int) -> int:
+    """Messages of PSyncPCN without ordering."""
     m = size(f)
     return m * (2 * n + 1) + 2 * (n - 1) * m * m
 

@@ -1,8 +1,10 @@
 """Pictures of runs, drawn from their traces: every arrow is a logged message.
 
-- `lanes` puts parties and committees side by side along a path; members of a committee share a lane
-- `arrows` gathers messages of a kind that leave one lane and reach another at the same times into one arrow
-- `overview` draws a run as a map, `instant` what is on its way at one time, `sequence` a run over time
+- `lanes` puts parties and committees side by side along a path; the members of a committee share a lane.
+- `arrows` gathers the messages of one kind that leave one lane and reach another at the same times into one arrow.
+- `overview` draws a run as a map, `instant` what is on its way at one time, and `sequence` a run over time.
+
+Serves: the maps, the pictures through a trace, the twin runs, and both protocols message by message.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +44,7 @@ def named(event: Event) -> str:
     """The kind of a message; of a proposal what it proposes, of a share or vote what it says."""
     message = event.message
     change = getattr(message, "change", None)
-    what = getattr(change, "what", None) or getattr(message, "what", None) or getattr(message, "outcome", None)
+    what = getattr(change, "what", None) or getattr(message, "what", None) or getattr(message, "decision", None)
     return f"{event.kind} {what}" if what else event.kind
 
 

@@ -2,6 +2,8 @@
 
 A statement is a tuple of text, bytes, integers and tuples of them. The encoding is injective (every part carries its
 type and its length) and begins with the domain of this package; the first part of a statement is its kind.
+
+Serves: signatures and digests of every protocol.
 """
 
 import hashlib

@@ -1,19 +1,23 @@
 """The impossibility, shown on a finite class: every protocol of two channels that decide by what they saw last.
 
-Channels 1 (upstream) and 2 are processes joined by FIFO links, with messages L (locked), P (paid, a certificate) and
-R (refunded). Channel 1 starts Locked and has sent L; channel 2 locks on L and answers L, or is refunded on R. A
-*protocol* is a table for each: last message received (none, L, P, R) x timer fired (no, yes) -> stay, pay or refund,
-applied after each input; paying sends P, refunding sends R. These are 3 ** 16 = 43,046,721 protocols.
+Channels 1 (upstream) and 2 are processes joined by FIFO links, with messages L (locked), P (paid, a certificate) and R
+(refunded). Channel 1 starts locked and has sent L. Channel 2 locks on L and answers L, or is refunded on R. A
+*protocol* is a table for each channel, which is applied after every input: the last message received (none, L, P, R)
+and whether its timer has fired (no, yes) give an action (stay, pay, refund). Paying sends P, refunding sends R. These
+are 3 ** 16 = 43,046,721 protocols.
 
-- asynchronous: a timer may fire at any moment. Synchronous: only when nothing is in flight, and channel 1's only after
-  channel 2's has fired, or channel 2 is resolved or faulty
-- a faulty channel sends up to three messages of its choice, at most two in flight. In the count that we compare with,
-  what it leaves behind is judged once it has sent all three; with `silence` it may stop at any time
-- `search` counts the protocols that satisfy everything: it explores all runs with a table of which nothing is fixed,
-  and branches on an entry only when a run reads it, so that a leaf with k entries stands for 3 ** (16 - k) protocols
-- `judge` explores one full table, and gives the shortest run to what is wrong with it
+- In the asynchronous model a timer may fire at any moment. In the synchronous one it fires only when nothing is in
+  flight, and channel 1's only after channel 2's has fired, or channel 2 is resolved or faulty.
+- A faulty channel sends up to three messages of its choice, at most two of them in flight. In the count that we compare
+  with, what it leaves behind is judged once it has sent all three; with `silence` it may stop at any time.
+- `count_protocols` counts the protocols that satisfy everything. It explores all runs with a table of which nothing is
+  fixed, and branches on an entry only when a run reads it, so that a leaf with k entries stands for 3 ** (16 - k)
+  protocols.
+- `judge` explores one full table, and gives the shortest run to what is wrong with it.
 
 This illustrates the theorem on a class; the argument in the notebook is what covers all protocols.
+
+Serves: the tables and the map of the impossibility; claims S1 to S3.
 """
 
 import functools
@@ -23,8 +27,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
+from swarmbook.payments.outcomes import Outcome
+
 NONE, L, P, R = "none", "L", "P", "R"
-INIT, LOCKED, PAID, REFUNDED = "Init", "Locked", "Paid", "Refunded"
+INIT = "Init"  # of a channel that has not locked; else one of `Outcome`
 STAY, PAY, REFUND = "stay", "pay", "refund"
 ACTIONS = STAY, PAY, REFUND
 ENTRIES = tuple(product((1, 2), (NONE, L, P, R), (False, True)))  # (channel, last message, timer fired)
@@ -58,7 +64,7 @@ class Side(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One state of both channels; links: messages in flight to channel 2 and to channel 1."""
+    """One state of both channels. down, up: the messages in flight to channel 2 and to channel 1."""
 
     one: Side
     two: Side
@@ -70,14 +76,14 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """The network, which channel is faulty (0: none), and whether a faulty one may fall silent early."""
+    """Whether the network is synchronous, which channel is faulty (0 for none), and whether it may stop early."""
 
     synchronous: bool
     faulty: int = 0
     silence: bool = False
 
     def start(self) -> Run:
-        return Run(Side(LOCKED, NONE, False), Side(INIT, NONE, False), () if self.faulty else (L,), ())
+        return Run(Side(Outcome.LOCKED, NONE, False), Side(INIT, NONE, False), () if self.faulty else (L,), ())
 
     def moves(self, run: Run) -> list["Move"]:
         """What the correct channels and the network can do next."""
@@ -87,7 +93,7 @@ class Model:
         if run.down and self.faulty != 2:
             moves.append(Move(f"deliver {run.down[0]} to 2", *self._deliver_down(run)))
         quiet = not run.up and not run.down
-        late = run.two.fired or run.two.state in (PAID, REFUNDED) or self.faulty == 2
+        late = run.two.fired or run.two.state in (Outcome.PAID, Outcome.REFUNDED) or self.faulty == 2
         if self.faulty != 1 and self._waits(run.one) and (not self.synchronous or quiet and late):
             moves.append(Move("timeout 1", *self._act(1, run, run.one._replace(fired=True))))
         if self.faulty != 2 and self._waits(run.two) and (not self.synchronous or quiet):
@@ -111,21 +117,21 @@ class Model:
 
     @staticmethod
     def _waits(side: Side) -> bool:
-        return side.state == LOCKED and not side.fired
+        return side.state == Outcome.LOCKED and not side.fired
 
     def _act(self, channel: int, run: Run, side: Side) -> tuple[tuple, tuple[Run, ...]]:
         """What becomes of a channel that has just got an input, for each action that the protocol may take."""
         name, link = ("one", "down") if channel == 1 else ("two", "up")
         stays = run._replace(**{name: side})
         ends = []
-        for state, message in ((PAID, P), (REFUNDED, R)):
+        for state, message in ((Outcome.PAID, P), (Outcome.REFUNDED, R)):
             sent = () if self.faulty else (*getattr(run, link), message)
             ends.append(run._replace(**{name: side._replace(state=state), link: sent}))
         return (channel, side.last, side.fired), (stays, *ends)
 
     def _deliver_up(self, run: Run) -> tuple[tuple | None, tuple[Run, ...]]:
         message, rest = run.up[0], run._replace(up=run.up[1:])
-        if run.one.state != LOCKED:
+        if run.one.state != Outcome.LOCKED:
             return None, (rest,)
         rest = rest._replace(certified=run.certified or message == P)
         return self._act(1, rest, run.one._replace(last=message))
@@ -134,16 +140,16 @@ class Model:
         message, rest = run.down[0], run._replace(down=run.down[1:])
         if run.two.state == INIT and message == L:
             rest = rest._replace(up=() if self.faulty else (*rest.up, L))
-            return self._act(2, rest, Side(LOCKED, L, run.two.fired))
+            return self._act(2, rest, Side(Outcome.LOCKED, L, run.two.fired))
         if run.two.state == INIT and message == R:
-            return None, (rest._replace(two=run.two._replace(state=REFUNDED)),)
-        if run.two.state == LOCKED:
+            return None, (rest._replace(two=run.two._replace(state=Outcome.REFUNDED)),)
+        if run.two.state == Outcome.LOCKED:
             return self._act(2, rest, run.two._replace(last=message))
         return None, (rest,)
 
 
 class Move(NamedTuple):
-    """A step: the entry of the table that it reads, and what comes after for each action; None: there is no choice."""
+    """A step: the entry of the table that it reads, or None if there is no choice, and what comes after each action."""
 
     name: str
     entry: tuple | None
@@ -153,7 +159,7 @@ class Move(NamedTuple):
 class Graph:
     """All runs of a model, whatever the protocol, numbered and expanded when first met.
 
-    what[i]: the loss that run i shows, or "stuck", "unproven", "success" or nothing; moves[i]: (name, entry, numbers).
+    marks[i]: what is wrong in run i, or SATISFIED. moves[i]: (name, entry, numbers of the runs after each action).
     """
 
     def __init__(self, model: Model) -> None:
@@ -184,12 +190,12 @@ class Graph:
         states, faulty = (run.one.state, run.two.state), self.model.faulty
         marks = set()
         if not faulty:
-            marks |= {U1_LOSES} if states == (REFUNDED, PAID) else set()
-            marks |= {SENDER_LOSES} if states == (PAID, REFUNDED) else set()
-            marks |= {SATISFIED} if states == (PAID, PAID) else set()
+            marks |= {U1_LOSES} if states == (Outcome.REFUNDED, Outcome.PAID) else set()
+            marks |= {SENDER_LOSES} if states == (Outcome.PAID, Outcome.REFUNDED) else set()
+            marks |= {SATISFIED} if states == (Outcome.PAID, Outcome.PAID) else set()
         concerned = {0: states, 1: states[1:], 2: states[:1]}[faulty]
-        marks |= {ENDLESS} if rest and LOCKED in concerned else set()
-        marks |= {NO_RECEIPT} if faulty == 2 and states[0] == PAID and not run.certified else set()
+        marks |= {ENDLESS} if rest and Outcome.LOCKED in concerned else set()
+        marks |= {NO_RECEIPT} if faulty == 2 and states[0] == Outcome.PAID and not run.certified else set()
         return frozenset(marks)
 
 
@@ -199,14 +205,14 @@ def graph(model: Model) -> Graph:
 
 
 class Verdict(NamedTuple):
-    """What is wrong with a protocol in one model (None: nothing), and the shortest run to it."""
+    """What is wrong with a protocol in one model, or None, and the shortest run to it."""
 
     wrong: str | None
     run: tuple[str, ...] = ()
 
 
 def judge(table: Table, model: Model) -> Verdict:
-    """Explore all runs, breadth first. Missing if the table does not fix what they read.
+    """Explore all runs, breadth first. Raises Missing if the table does not fix what they read.
 
     A loss (R1, R2) counts before a lock that is never resolved (R5), this before paying without receipt (R2), and that
     before never being able to succeed (R7, where nobody is faulty).
@@ -248,8 +254,8 @@ def judge_all(table: Table, synchronous: bool, faults: Iterable[int], silence: b
     return Verdict(None)
 
 
-def search(synchronous: bool, faults: Iterable[int], silence: bool = False) -> Counter:
-    """How many of all protocols satisfy everything, and how many fail first by what."""
+def count_protocols(synchronous: bool, faults: Iterable[int], silence: bool = False) -> Counter:
+    """How many of all protocols satisfy everything (SATISFIED), and how many fail first by what."""
     models = [Model(synchronous, faulty, silence) for faulty in (0, *faults)]
     counts: Counter = Counter()
     tables: list[tuple[dict, int]] = [({}, 0)]  # and the models it has passed, whose runs read nothing else

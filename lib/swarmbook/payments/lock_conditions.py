@@ -1,12 +1,15 @@
 """What a locked payment waits for: a hash or a point, and the keys that open a path of them.
 
-With point locks (AMHL) every hop of a path has another lock: Y_i = R + (y_1 + ... + y_i) G, where R = r G is the
-receiver's. Whoever learns the key of hop i + 1 computes that of hop i, k_i = k_(i+1) - y_(i+1); the sender recovers r,
-its receipt. With one hash for all hops, colluding parties recognise a payment, and can skip those in between.
+With point locks every hop of a path has another lock: Y_i = R + (y_1 + ... + y_i) G, where R = r G is the receiver's
+(anonymous multi-hop locks, AMHL; Malavolta et al., NDSS 2019). Whoever learns the key of hop i + 1 computes that of hop
+i, k_i = k_(i+1) - y_(i+1). The sender recovers r, its receipt. With one hash for all hops, colluding parties recognise
+a payment, and can skip those in between.
 
-- `Points` is the curve of Bitcoin; cryptography multiplies the generator, adding two points is a formula
-- `Mock` is the same algebra with g(k) = 7 k: not one-way, for runs with millions of locks
-- `Hash` is Lightning's single hash
+- `Points` is the curve of Bitcoin, secp256k1. cryptography multiplies the generator; adding two points is a formula.
+- `Mock` is the same algebra with g(k) = 7 k. It is not one-way, and serves runs with millions of locks.
+- `Hash` is Lightning's single hash.
+
+Serves: SyncPCN in all its figures; links and wormholes (S14).
 """
 
 import hashlib
@@ -22,7 +25,7 @@ ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D036414
 
 
 class Points:
-    """Locks k G on secp256k1, as pairs (x, y); the group is written additively, None is its zero."""
+    """Locks k G on secp256k1, as pairs (x, y). The group is written additively; None is its zero."""
 
     def secret(self, rng: np.random.Generator) -> int:
         """A scalar from 1 to ORDER - 1."""
@@ -85,7 +88,7 @@ SCHEMES = {"point": Points(), "mock": Mock(), "hash": Hash()}
 
 
 def scheme(name: str) -> Points:
-    """A way to lock by its name. ConfigError for another one."""
+    """A way to lock by its name: "point", "mock" or "hash". Raises ConfigError for another one."""
     if name not in SCHEMES:
         raise ConfigError(unknown("lock", name, SCHEMES))
     return SCHEMES[name]
@@ -93,18 +96,19 @@ def scheme(name: str) -> Points:
 
 @dataclass(frozen=True)
 class Path:
-    """What the sender prepares: locks[i] of hop i + 1, its step steps[i], and the sum of steps for the receiver."""
+    """What the sender prepares: the lock locks[i] of hop i + 1 and its step steps[i], which is y_(i+1)."""
 
     locks: tuple
     steps: tuple[int, ...]
 
     @property
     def total(self) -> int:
+        """The sum of all steps, which the receiver needs."""
         return sum(self.steps) % ORDER
 
 
 def path(locks: Points, invoice: object, hops: int, rng: np.random.Generator) -> Path:
-    """Locks for a path of hops to the one whose invoice shows R."""
+    """Locks for a path of this many hops to the receiver whose invoice is R."""
     steps = tuple(0 if isinstance(locks, Hash) else locks.secret(rng) for _ in range(hops))
     made, at = [], invoice
     for step in steps:

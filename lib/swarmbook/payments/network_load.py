@@ -1,11 +1,13 @@
 """Many payments over a large network: what locks cost when they hold the coins that other payments need.
 
-Flows instead of messages: a payment reserves hop after hop at the times at which the protocol would, and settles or
-gives back at the times of its closed forms; what counts is which coins are locked for how long.
+Flows stand for messages here: a payment reserves hop after hop at the times at which the protocol would, and settles or
+gives back at the times of its closed forms. What counts is which coins are locked for how long.
 
-- `graph` generates a network like Lightning's: preferential attachment, log-normal capacities split at random
-- `Profile` says when a protocol locks and frees each hop, and what a party that does not respond does to it
-- `simulate` sends payments at a rate and counts which succeed, how fast, and how much was locked
+- `graph` generates a network like Lightning's: preferential attachment, log-normal capacities split at random.
+- A `Profile` says when a protocol locks and frees each hop, and what a party that does not respond does to it.
+- `simulate` sends payments at a rate and counts which succeed, how fast, and how much was locked.
+
+Serves: the table and figure under load, the table of collateral, the figure of committee sizes; SyncPCN's time line.
 """
 
 from collections.abc import Callable
@@ -23,10 +25,10 @@ EXPIRY_BLOCKS = 70.9  # mean margin of a hop in a snapshot of Lightning of 2020 
 
 
 def graph(nodes: int, rng: np.random.Generator, links: int = 5, median: float = 800.0) -> networkx.Graph:
-    """A network of `nodes`, each new one with `links` channels; edges carry `balance`, coins by end.
+    """A network of `nodes` parties, each new one with `links` channels. The edge attribute `balance` has coins by end.
 
     Capacities are log-normal with this median (thousand msat) and quartiles near a quarter and four times of it, as in
-    a snapshot of Lightning of 2020; each is split uniformly.
+    a snapshot of Lightning of 2020. Each is split uniformly between its two ends.
     """
     if nodes <= links:
         raise ConfigError(f"{nodes} nodes cannot have {links} channels each: give more nodes")
@@ -42,9 +44,10 @@ def graph(nodes: int, rng: np.random.Generator, links: int = 5, median: float = 
 class Profile:
     """A protocol's times in message delays, for hop i (from 0) of n.
 
-    locked: when the hop's coins are set aside. freed: when they move, if all goes well. receipt: of n. stuck: seconds
-    for which the hop stays locked if a party of the path does not respond, from n, i and delta; None: it needs none.
-    turn: messages by which a sender asks for its turn on a channel that the other party has used last.
+    locked: of (n, i), when the hop's coins are set aside. freed: of (n, i), when they move, if all goes well. receipt:
+    of n. stuck: of (n, i, delta), the seconds for which the hop stays locked if a party of the path does not respond;
+    None for a protocol that needs no response. turn: the messages by which a sender asks for its turn on a channel that
+    the other party has used last.
     """
 
     name: str
@@ -76,15 +79,18 @@ PROFILES = {
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Payments sent, with a path, and successful; seconds to the receipt [successful]; coins x seconds locked."""
+class LoadResult:
+    """How many payments were sent, found a path (routed), and were paid; and what they locked.
+
+    seconds: until the receipt, of those paid [paid]. locked: coins times seconds. coins: in all channels at the end.
+    """
 
     sent: int
     routed: int
     paid: int
     seconds: np.ndarray
     locked: float
-    coins: float  # in all channels, at the end
+    coins: float
 
 
 def simulate(
@@ -95,13 +101,13 @@ def simulate(
     delta: float = 10.0,
     silent: frozenset[int] = frozenset(),
     paths: dict[tuple[int, int], list[int]] | None = None,
-) -> Outcome:
+) -> LoadResult:
     """Run payments (time, from, to, amount) over a network, which stays as it is.
 
-    message: seconds that one takes; delta: the bound that SyncPCN assumes. silent: parties that do not respond; hops
-    before one stay locked until their deadline. A path is a shortest one with enough capacity; paths: those found so
-    far by (from, to), to be shared among simulations of one network. Left out: that a channel can be busy with another
-    payment.
+    message: the seconds that one takes. delta: the bound in seconds that SyncPCN assumes. silent: parties that do not
+    respond; hops before one stay locked until their deadline. A payment takes a shortest path, if its channels have the
+    capacity. paths: those found so far by (from, to), to be shared among simulations of one network. It is left out
+    that a channel can be busy with another payment.
     """
     events: list[tuple] = []
     number = 0
@@ -167,7 +173,7 @@ def simulate(
         _, _, call, arguments = heappop(events)
         call(*arguments)
     coins = sum(sum(balance[edge].values()) for edge in network.edges)
-    return Outcome(counts["sent"], counts["routed"], len(seconds), np.array(seconds), locked, coins)
+    return LoadResult(counts["sent"], counts["routed"], len(seconds), np.array(seconds), locked, coins)
 
 
 def poisson(

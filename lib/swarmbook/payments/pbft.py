@@ -1,24 +1,32 @@
 """How a committee agrees on LOCK or ABORT for one payment when its members see competing ones in different orders.
 
-Single-shot PBFT for each payment: the leader proposes (`PrePrepare`), the others say so to all (`Prepare`), who holds a
-quorum says that to all (`Commit`), and a quorum of those decides: 2 m (m - 1) messages and three delays. Who waits too
-long asks for the next leader (`ViewChange`); it proposes what may already have been decided, or its own choice, and
-shows a quorum of requests for it (`NewView`). Waiting times double from view to view: progress needs a network that
-is eventually synchronous, safety needs nothing.
+This is PBFT (Castro and Liskov, 1999) with a single decision for each payment:
 
-Whether LOCK can be backed depends on what else a member has backed (`acceptable`): having backed it once, it keeps the
-amount aside until this payment is decided, so that two payments for the same coins never both find a quorum.
+- The leader of a view proposes a value (`PrePrepare`). The other members say to all that they back it (`Prepare`). Who
+  holds a quorum of these says that to all (`Commit`), and a quorum of commits decides. That takes 2 m (m - 1) messages
+  and three delays in a committee of m members.
+- A member that waits too long asks for the next leader (`ViewChange`). The new leader proposes what may already have
+  been decided, or else its own choice, and shows a quorum of requests for its view (`NewView`).
+- Waiting times double from view to view. Progress needs a network that is eventually synchronous; safety needs nothing.
+
+Whether a member can back LOCK depends on what else it has backed (`acceptable`). Having backed it once, it keeps the
+amount aside until the payment is decided, so that two payments for the same coins never both find a quorum.
+
+Serves: the row "PSyncPCN, V3" of the cost table (S4), and claim S9.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from swarmbook.payments.outcomes import Decision
+from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Node
 
-LOCK, ABORT = "LOCK", "ABORT"
 LAST_VIEW = 20  # nobody waits for a later one, so that a simulation with too many faulty members ends
 
 
 class PrePrepare(NamedTuple):
+    """The leader of a view proposes a value."""
+
     cid: int
     pid: object
     view: int
@@ -27,6 +35,8 @@ class PrePrepare(NamedTuple):
 
 
 class Prepare(NamedTuple):
+    """A member backs what the leader of a view has proposed."""
+
     cid: int
     pid: object
     view: int
@@ -35,6 +45,8 @@ class Prepare(NamedTuple):
 
 
 class Commit(NamedTuple):
+    """A member has seen a quorum back a value."""
+
     cid: int
     pid: object
     view: int
@@ -53,6 +65,8 @@ class ViewChange(NamedTuple):
 
 
 class NewView(NamedTuple):
+    """The leader of a new view proposes a value, and shows a quorum of requests for its view."""
+
     cid: int
     pid: object
     view: int
@@ -61,10 +75,30 @@ class NewView(NamedTuple):
     signature: object
 
 
-class Agreement:
-    """One member's part in agreeing on one payment. value: what was decided, once it was."""
+class Voter(Protocol):
+    """What agreement asks of a member of the committee, which is also a `Node`."""
 
-    def __init__(self, member: Node, members: list[Node], pid: object, timeout: float) -> None:
+    cid: int
+    keys: Keys
+
+    def acceptable(self, pid: object, value: str) -> bool:
+        """Whether the member may back a value now."""
+
+    def backed(self, pid: object, value: str) -> None:
+        """The member has backed a value."""
+
+    def agreed(self, pid: object, value: str) -> None:
+        """A value is decided."""
+
+
+class Agreement:
+    """One member's part in agreeing on the payment `pid`. value: what was decided, or None.
+
+    members: of the committee, in the order in which they lead. timeout: the waiting time of the first view, in the
+    simulation's unit of time.
+    """
+
+    def __init__(self, member: Voter, members: list[Node], pid: object, timeout: float) -> None:
         self.member, self.members, self.pid, self.timeout = member, members, pid, timeout
         self.names = [other.name for other in members]
         self.quorum = len(members) - (len(members) - 1) // 3
@@ -78,6 +112,7 @@ class Agreement:
         self.requests: dict[int, dict[str, ViewChange]] = {}
 
     def leader(self, view: int) -> Node:
+        """The member that proposes in a view."""
         return self.members[view % len(self.members)]
 
     def begin(self) -> None:
@@ -94,6 +129,7 @@ class Agreement:
         self._consider()
 
     def receive(self, sender: Node, m: object) -> None:
+        """Take a message of another member, if its signature is right."""
         kind = type(m)
         if not self.member.keys.verify(sender.name, self._statement(m), m.signature):
             return
@@ -126,7 +162,7 @@ class Agreement:
                 self.member.send(other, message)
 
     def _choice(self) -> str:
-        return LOCK if self.member.acceptable(self.pid, LOCK) else ABORT
+        return Decision.LOCK if self.member.acceptable(self.pid, Decision.LOCK) else Decision.ABORT
 
     def _consider(self) -> None:
         """Back what the leader of this view proposes, if it may, and if this member has begun and can."""

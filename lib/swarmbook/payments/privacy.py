@@ -1,13 +1,16 @@
-"""What members and colluding parties can tell: two games, played against the message-level protocols.
+"""What members and colluding parties can tell: two games, played against the protocols message by message.
 
-- `views` is what the members of all committees receive in one payment; in SyncPCN without a dispute it is the same for
-  any amount, but for digests and signatures (R9), in PSyncPCN the order tells all
-- `link` plays relationship anonymity (R10): two equal payments share one honest party; who corrupts the parties before
-  and behind it guesses which sender pays which receiver. With one hash it compares hashes; with points there is
-  nothing to compare; the order of arrival is another matter, which no lock hides
+- `views` is what the members of all committees receive in one payment. In SyncPCN without a dispute it is the same for
+  any amount, apart from digests and signatures (R9). In PSyncPCN the order tells everything.
+- `link` plays relationship anonymity (R10). Two equal payments share one honest party; who corrupts the parties before
+  and behind it guesses which sender pays which receiver. With one hash for the whole path it compares hashes. With
+  points there is nothing to compare, but the order of arrival is left, which no lock hides.
+
+Serves: the figure of advantages; claims S14 and S15.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
@@ -15,11 +18,17 @@ from swarmbook.payments.payment_network import Topology, World, line
 from swarmbook.payments.psyncpcn import Order, PSyncPCN, Share
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation, within
-from swarmbook.payments.syncpcn.world import SyncPCN
+from swarmbook.payments.syncpcn import SyncPCN
+
+PROTOCOLS = {"SyncPCN": SyncPCN, "PSyncPCN": PSyncPCN}
+REAL = {**PROTOCOLS, "SyncPCN": partial(SyncPCN, lock="point")}  # with locks that are one-way
 
 
 def views(world: World, amount: int) -> list[tuple]:
-    """What members receive, opaque values (digests, signatures, keys) replaced by a mark: (time, member, message)."""
+    """What members receive in a payment of this amount over the whole path: (time, member, kind, message).
+
+    Digests, signatures and keys are replaced by a mark, since they tell nothing by themselves.
+    """
     path = [f"u{i}" for i in range(len(world.topology.channels) + 1)]
     world.pay(path, amount)
     world.run()
@@ -47,16 +56,13 @@ def amount_in_view(kind: str, amount: int) -> bool:
 
 
 def same_views(kind: str, amounts: tuple[int, int]) -> bool:
-    """Whether members see the same for two amounts, but for what is opaque (R9)."""
+    """Whether members see the same for two amounts, apart from digests, signatures and keys (R9)."""
     first, second = (views(_traced(kind, 2), amount) for amount in amounts)
     return first == second
 
 
 def _traced(kind: str, hops: int) -> World:
-    sim = Simulation(trace=True)
-    if kind == "SyncPCN":
-        return SyncPCN(line(hops, balance=1000), sim=sim, keys=Keys("cached"), lock="point")
-    return PSyncPCN(line(hops, balance=1000), sim=sim, keys=Keys("cached"))
+    return REAL[kind](line(hops, balance=1000), sim=Simulation(trace=True), keys=Keys("cached"))
 
 
 def _numbers(value: object) -> set[int]:
@@ -66,16 +72,16 @@ def _numbers(value: object) -> set[int]:
 
 
 def guess_amount(kind: str, trials: int, rng: np.random.Generator, amounts: tuple[int, int] = (123, 457)) -> np.ndarray:
-    """Whether a member guesses right [trials] which of two amounts is paid.
+    """Whether a member guesses right which of two amounts is paid, in each trial [trials].
 
-    It reads the order if it gets one; else it takes the parity of the last digest that it was shown.
+    It reads the order if it gets one. Otherwise it takes the parity of the last digest that it was shown.
     """
     right = []
     for _ in range(trials):
         truth = int(rng.integers(2))
-        maker = SyncPCN if kind == "SyncPCN" else PSyncPCN
         seed = int(rng.integers(2**31))
-        world = maker(line(1, balance=1000), sim=Simulation(trace=True), keys=Keys("cached", seed), seed=seed)
+        sim, keys = Simulation(trace=True), Keys("cached", seed)
+        world = PROTOCOLS[kind](line(1, balance=1000), sim=sim, keys=keys, seed=seed)
         world.pay(["u0", "u1"], amounts[truth])
         world.run()
         seen = [e.message for e in world.sim.trace if e.what == "deliver" and e.node == "C1.1"]
@@ -94,11 +100,11 @@ CROSSING = Topology(
 
 
 def link(lock: str, trials: int, rng: np.random.Generator, timing: bool = False) -> np.ndarray:
-    """Whether the adversary links senders and receivers rightly [trials].
+    """Whether the adversary links senders and receivers rightly, in each trial [trials].
 
-    Two equal payments start at once, s0 and s1 pay r0 and r1 or r1 and r0, through `before` and `behind`, which are
-    corrupted, and `shared`, which is honest. With timing=True the guess rests on the order of arrival; else on the
-    conditions of locks, and on a coin where they tell nothing.
+    lock: "point", "mock" or "hash" (`lock_conditions`). Two equal payments start at once, s0 and s1 pay r0 and r1 or r1
+    and r0, through `before` and `behind`, which are corrupted, and `shared`, which is honest. With timing=True the
+    guess rests on the order of arrival; else on the conditions of locks, and on a coin where they tell nothing.
     """
     right = []
     for _ in range(trials):

@@ -1,25 +1,21 @@
 """What a secure payment has to satisfy, as functions that return violations.
 
-R1 to R11 are the standard requirements of multi-hop payments (the paper's wording is unknown); `check` applies those
-that are read off a world at rest, at which no message and no timer is left:
+R1 to R11 are the standard requirements of multi-hop payments; the paper's wording is unknown to us. `REQUIREMENTS`
+lists them. `check` applies those that can be read off a world at rest, in which no message and no timer is left. R9 and
+R10 are games (`swarmbook.payments.privacy`). `invariants` has to hold at any time.
 
-R1 parties between keep their balance, R2 the sender pays only for a receipt, R3 the receiver of an opened payment is
-paid, R4 all hops end alike, R5 every lock ends, R6 nothing is spent twice, R7 honest payments succeed, R8 a close is
-fresh, R9 members learn no amount, R10 payments cannot be linked, R11 nobody between is skipped. R9 and R10 are games
-(`swarmbook.payments.privacy`).
+Nothing here knows the protocols: the world says how hops ended and what its committees hold (`World`). A violation
+carries the part of the trace on which its party's loss depends (`causal_past`), if there is a trace.
 
-A violation carries the part of the trace that its party's loss depends on (`causal_past`), if there is a trace.
+Serves: the table of requirements and the last table of the notebook; claims S2, S8, S9, S13 and S14.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
 
-from swarmbook.payments.channel import close
-from swarmbook.payments.payment_network import LOCKED, PAID, Payment, World
-from swarmbook.payments.psyncpcn import PAY, PSyncPCN
+from swarmbook.payments.outcomes import Outcome
+from swarmbook.payments.payment_network import Payment, World
 from swarmbook.payments.simulation import Event, causal_past
-from swarmbook.payments.syncpcn.world import SyncPCN
 
 REQUIREMENTS = {
     "R1": "parties between keep their balance",
@@ -89,7 +85,7 @@ def intermediaries(world: World) -> list[Violation]:
             before, after, correct = _hops(world, payment, party)
             if party in world.faulty or not correct:
                 continue
-            if after == PAID and before != PAID:
+            if after == Outcome.PAID and before != Outcome.PAID:
                 found.append(_violation(world, "R1", party, f"hop {i + 1} {after}, hop {i} {before}"))
     for party in _protected(world):
         between = all(party in payment.path[1:-1] or party not in payment.path for payment in world.payments)
@@ -105,7 +101,7 @@ def senders(world: World) -> list[Violation]:
     for payment in world.payments:
         sender = payment.path[0]
         _, after, correct = _hops(world, payment, sender)
-        if sender not in world.faulty and correct and after == PAID and not world.receipt(payment):
+        if sender not in world.faulty and correct and after == Outcome.PAID and not world.receipt(payment):
             found.append(_violation(world, "R2", sender, "paid, and holds no receipt"))
     return found
 
@@ -117,7 +113,7 @@ def receivers(world: World) -> list[Violation]:
         receiver = payment.path[-1]
         before, _, correct = _hops(world, payment, receiver)
         given = "receipt exists" in payment.times or world.receipt(payment)
-        if receiver not in world.faulty and correct and given and before != PAID:
+        if receiver not in world.faulty and correct and given and before != Outcome.PAID:
             found.append(_violation(world, "R3", receiver, f"gave a receipt, and its hop is {before}"))
     return found
 
@@ -129,7 +125,7 @@ def atomicity(world: World) -> list[Violation]:
         if any(party in world.faulty for party in payment.path) or not all(map(world.correct, payment.cids)):
             continue
         outcomes = set(world.outcomes(payment))
-        if PAID in outcomes and outcomes != {PAID}:
+        if Outcome.PAID in outcomes and outcomes != {Outcome.PAID}:
             found.append(_violation(world, "R4", payment.path[0], f"hops ended {world.outcomes(payment)}"))
     return found
 
@@ -140,15 +136,16 @@ def termination(world: World) -> list[Violation]:
     for payment in world.payments:
         for i, (cid, outcome) in enumerate(zip(payment.cids, world.outcomes(payment), strict=True), 1):
             honest = [party for party in payment.path[i - 1 : i + 1] if party not in world.faulty]
-            if outcome == LOCKED and honest and world.correct(cid):
+            if outcome == Outcome.LOCKED and honest and world.correct(cid):
                 found.append(_violation(world, "R5", honest[0], f"hop {i} is locked for ever"))
     return found
 
 
-def in_time(world: SyncPCN, payment: Payment) -> list[Violation]:
+def in_time(world: World, payment: Payment) -> list[Violation]:
     """R5 with its bound: lets the world run to T_i + 4 delta, hop by hop from the last; a lock left then is too late.
 
-    Only of a single payment, whose expiries follow from its start, over honest parties' hops and correct committees.
+    world: of a protocol with deadlines (`world.timing`), with this single payment, whose deadlines follow from its
+    start. Only hops with an honest party and a correct committee count.
     """
     timing, found = world.timing, []
     sender = world.party(payment.path[0])
@@ -160,7 +157,7 @@ def in_time(world: SyncPCN, payment: Payment) -> list[Violation]:
         world.run(expiries[i - 1] + 4 * timing.delta + timing.skew)
         honest = [party for party in payment.path[i - 1 : i + 1] if party not in world.faulty]
         cid = payment.cids[i - 1]
-        if honest and world.correct(cid) and world.outcomes(payment)[i - 1] == LOCKED:
+        if honest and world.correct(cid) and world.outcomes(payment)[i - 1] == Outcome.LOCKED:
             found.append(_violation(world, "R5", honest[0], f"hop {i} is locked after T_{i} + 4 delta"))
     return found
 
@@ -173,20 +170,10 @@ def conservation(world: World) -> list[Violation]:
             found.append(_violation(world, "R6", f"C{cid + 1}", f"opposite certificates {what[-2:]}"))
     for cid, channel in enumerate(world.topology.channels):
         if world.correct(cid):
-            balances = _balances(world, cid)
+            balances = world.balances(cid)
             if min(balances) < 0 or sum(balances) != sum(channel[2:]):
                 found.append(_violation(world, "R6", f"C{cid + 1}", f"balances {balances} of {sum(channel[2:])}"))
     return found
-
-
-def _balances(world: World, cid: int) -> tuple[int, ...]:
-    if isinstance(world, SyncPCN):
-        left, right = world.topology.channels[cid][:2]
-        end = world.party(left if left not in world.faulty else right).ends.get(cid)
-        if end is not None:
-            return (end.state.left, end.state.right, *(lock.amount for lock in end.state.locks))
-        return world.topology.channels[cid][2:]
-    return world.balances(cid) if hasattr(world, "balances") else world.topology.channels[cid][2:]
 
 
 def success(world: World) -> list[Violation]:
@@ -194,42 +181,18 @@ def success(world: World) -> list[Violation]:
     return [
         _violation(world, "R7", payment.path[0], f"hops ended {world.outcomes(payment)}")
         for payment in world.payments
-        if set(world.outcomes(payment)) != {PAID}
+        if set(world.outcomes(payment)) != {Outcome.PAID}
     ]
 
 
 def freshness(world: World) -> list[Violation]:
     """R8: whichever quorum of a correct committee answers a close, faulty ones with what is oldest, it is fresh."""
-    found = []
-    if isinstance(world, PSyncPCN):
-        return _certified_and_unknown(world)
-    for cid, channel in enumerate(world.topology.channels):
-        ends = [world.party(name).ends.get(cid) for name in channel[:2] if name not in world.faulty]
-        ends = [end for end in ends if end is not None]
-        if not ends or not world.correct(cid):
-            continue
-        certified = max(end.certified for end in ends)
-        members, quorum = world.members(cid), ends[0].committee.quorum
-        published = {m.name: (0 if m.name in world.faulty else m.seq, m.root) for m in members}
-        if len(members) <= 10:
-            subsets = combinations(published.values(), quorum)
-        else:  # the quorum with the oldest is the worst of all
-            subsets = iter([tuple(sorted(published.values(), key=lambda claim: claim[0]))[:quorum]])
-        worst = min(close(subset, quorum)[0] for subset in subsets)
-        if worst < certified:
-            found.append(_violation(world, "R8", channel[0], f"a close of C{cid + 1} gives {worst} < {certified}"))
-    return found
-
-
-def _certified_and_unknown(world: PSyncPCN) -> list[Violation]:
-    """A certified payment must be known to f + 1 honest members, so that one of any quorum brings it to a close."""
-    found = []
-    for name in sorted({name for channel in world.topology.channels for name in channel[:2]} - world.faulty):
-        for what, cid, pid in world.party(name).certificates:
-            known = sum(m.entries[pid].state == "paid" for m in world.honest(cid) if pid in m.entries)
-            if what == PAY and world.correct(cid) and known <= world.topology.faulty:
-                found.append(_violation(world, "R8", name, f"{known} honest members of C{cid + 1} know of a payment"))
-    return found
+    return [
+        _violation(world, "R8", who, what)
+        for cid in range(len(world.topology.channels))
+        if world.correct(cid)
+        for who, what in world.stale_closes(cid)
+    ]
 
 
 def wormholes(world: World) -> list[Violation]:
@@ -239,64 +202,48 @@ def wormholes(world: World) -> list[Violation]:
         outcomes = world.outcomes(payment)
         for i, party in enumerate(payment.path[1:-1], 1):
             before, after, correct = _hops(world, payment, party)
-            skipped = before != PAID and after != PAID and PAID in outcomes[: i - 1] and PAID in outcomes[i + 1 :]
+            skipped = (
+                before != Outcome.PAID
+                and after != Outcome.PAID
+                and Outcome.PAID in outcomes[: i - 1]
+                and Outcome.PAID in outcomes[i + 1 :]
+            )
             if party not in world.faulty and correct and skipped:
                 found.append(_violation(world, "R11", party, f"hops ended {outcomes}"))
     return found
 
 
 def invariants(world: World) -> list[str]:
-    """What has to hold after every event, of what honest parties and members of correct committees hold.
+    """The invariants that do not hold now, of what honest parties and members of correct committees have.
 
-    I1 conservation, I2 no negative balance, I3 one certified state a number, I4 no opposite certificates, I7 nothing
-    accepted without its signatures. (I5 and I6 speak of two moments; see `Watch`.)
+    I1 conservation of coins, I2 no negative balance, I3 one certified state a number, I4 no opposite certificates, I7
+    nothing accepted without its signatures. I5 and I6 compare two moments (`Watch`).
     """
     wrong = [f"I4: {what}" for what in world.opposite() if world.correct(what[0])]
-    for cid, channel in enumerate(world.topology.channels):
-        if not world.correct(cid):
-            continue
-        capacity, members = sum(channel[2:]), [m for m in world.members(cid) if m.name not in world.faulty]
-        if isinstance(world, SyncPCN):
-            ends = [world.party(name).ends[cid] for name in channel[:2] if name not in world.faulty]
-            for state in (end.state for end in ends):
-                wrong += [f"I1: {state}"] * (state.capacity != capacity)
-                wrong += [f"I2: {state}"] * (min(state.left, state.right) < 0)
-            for seq in {seq for member in members for seq in member.log}:
-                roots = [member.log[seq] for member in members if seq in member.log]
-                enough = ends[0].committee.quorum - world.topology.faulty if ends else 1
-                certified = {root for root in roots if roots.count(root) >= enough}
-                wrong += [f"I3: C{cid + 1} has two states {seq}"] * (len(certified) > 1)
-            wrong += [f"I7: {m} holds {m.newest}" for m in members if m.newest and not m.signed(m.newest)]
-        else:
-            for member in members:
-                wrong += [f"I1: {member} {member.balances}"] * (sum(member.balances) != capacity)
-                wrong += [f"I2: {member} {member.balances}"] * (min(member.balances) < 0)
+    for cid in range(len(world.topology.channels)):
+        if world.correct(cid):
+            wrong += world.invariants(cid)
     return wrong
 
 
 class Watch:
-    """Looks at a world again and again: I5 no honest member changes a vote, I6 its number only grows."""
+    """Looks at a world again and again: no honest member changes a decision (I5), and its number only grows (I6)."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.votes: dict[tuple, str] = {}
+        self.decisions: dict[tuple, str] = {}
         self.numbers: dict[str, int] = {}
 
     def look(self) -> list[str]:
+        """What is wrong now, or has changed since the last look and may not."""
         wrong = invariants(self.world)
         for cid in range(len(self.world.topology.channels)):
-            for member in self.world.members(cid):
-                if member.name in self.world.faulty:
-                    continue
-                if isinstance(self.world, SyncPCN):
-                    wrong += [f"I6: {member} went back"] * (member.seq < self.numbers.get(member.name, 0))
-                    self.numbers[member.name] = member.seq
-                    votes = member.votes
-                else:
-                    ended = ("paid", "aborted")
-                    votes = {pid: entry.state for pid, entry in member.entries.items() if entry.state in ended}
-                for about, vote in votes.items():
-                    if self.votes.setdefault((member.name, about), vote) != vote:
+            for member in self.world.honest(cid):
+                number, decided = self.world.progress(member)
+                wrong += [f"I6: {member} went back"] * (number < self.numbers.get(member.name, 0))
+                self.numbers[member.name] = number
+                for about, decision in decided.items():
+                    if self.decisions.setdefault((member.name, about), decision) != decision:
                         wrong.append(f"I5: {member} changed its vote")
         return wrong
 

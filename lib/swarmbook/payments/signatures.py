@@ -1,10 +1,12 @@
 """Who signed what: Ed25519 keys, quorums and their certificates.
 
-- `Keys` signs and verifies in one of three modes: `real` checks every signature, `cached` each distinct one once,
-  `mock` replaces it with the pair of signer and statement, for runs in which millions are exchanged
-- a statement is a tuple that begins with its kind (`swarmbook.payments.encoding`)
-- a `Committee` has m members, of which f = (m - 1) // 3 may be faulty, and a quorum of m - f
-- a `Certificate` holds votes of distinct members on one statement; it is worth what `verify` says, not who sent it
+- `Keys` signs and verifies in one of three modes: "real" checks every signature; "cached" checks each distinct one
+  once; "mock" replaces a signature by the pair of signer and statement, for runs in which millions are exchanged.
+- A statement is a tuple that begins with its kind (`swarmbook.payments.encoding`).
+- A `Committee` has m members, of which f = (m - 1) // 3 may be faulty, and a quorum of m - f.
+- A `Certificate` holds votes of distinct members on one statement. It is worth what `verify` says, whoever sent it.
+
+Serves: every protocol with committees; the table of signatures made and verified, and the threshold f of 3 f + 1 (S12).
 """
 
 import hashlib
@@ -21,9 +23,10 @@ MODES = ("mock", "cached", "real")
 
 
 class Keys:
-    """The key pairs of everybody in a simulation, by name; made when first used, the same for the same seed.
+    """The key pairs of everybody in a simulation, by name. They are made when first used, the same for the same seed.
 
-    signed, verified: how often either was asked for; checked: how many Ed25519 verifications were really made.
+    signed, verified: how many signatures were asked for, and how many verifications. checked: how many Ed25519
+    verifications were really made. Raises ConfigError for an unknown mode.
     """
 
     def __init__(self, mode: str = "mock", seed: int = 0) -> None:

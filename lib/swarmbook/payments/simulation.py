@@ -1,14 +1,17 @@
 """Messages and clocks: who gets what when, decided by a seed or by an adversary, and written down.
 
-- a `Simulation` delivers messages by virtual time; delays come from a function of sender, receiver and message, which
-  is how networks with a bound, with tables of delays or with an adversary are made (`within`, `unit`). A heap orders
-  the times; what is due at one time, often messages to all members of a committee, waits there in the order of sending
-- an `Asynchronous` one has no clock that messages obey: a chooser picks any pending message, or the next timer; it may
-  deliver one again; `patience` bounds for how many steps one can be passed over, which makes every schedule fair
-- a `Node` reacts to messages and to timers of its own clock, which is off by its skew
-- with `trace=True` every send, delivery, timer and note is an `Event`; `causal_past` is the part of a trace that an
-  event depends on
-- a message to oneself takes no time and is not counted; the others are counted when sent
+- A `Simulation` delivers messages by virtual time. Delays are a function of sender, receiver and message, which is how
+  networks with a bound, with tables of delays or with an adversary are made (`within`, `unit`). A heap orders the
+  times. What is due at one time, often messages to all members of a committee, waits there in the order of sending.
+- An `Asynchronous` simulation has no clock that messages obey: a chooser picks any pending message, or the next timer,
+  and may deliver a message again. `patience` bounds for how many steps a message can be passed over, so that every
+  schedule is fair.
+- A `Node` reacts to messages, and to timers of its own clock, which is off by its skew.
+- With `trace=True` every send, delivery, timer and note is an `Event`. `causal_past` is the part of a trace on which an
+  event depends.
+- A message to oneself takes no time and is not counted. The others are counted when sent.
+
+Serves: every figure, table and claim of the notebook that runs a protocol; S10 counts its schedules.
 """
 
 from collections import deque
@@ -22,9 +25,10 @@ from swarmbook.errors import ConfigError
 
 
 class Event(NamedTuple):
-    """One line of a trace. what: send, deliver, timer or note; peer: the other end of a message, else empty.
+    """One line of a trace.
 
-    number: of the message, the same for its sending and its deliveries.
+    what: "send", "deliver", "timer" or "note". peer: the other end of a message, else empty. message: of a timer the
+    name of what it calls, of a note its text. number: of a message, the same for its sending and its deliveries.
     """
 
     time: float
@@ -88,7 +92,11 @@ def stable_after(time: float, delta: float, wild: float, rng: np.random.Generato
 
 
 class Simulation:
-    """A virtual clock and the messages in flight. now: the time; sent: messages so far; events: what has happened."""
+    """A virtual clock and the messages in flight.
+
+    now: the time. sent: how many messages were sent. events: how many deliveries and timers there were. trace: all
+    events, or None if they are not written down.
+    """
 
     def __init__(self, delay: Callable[[Node, Node, object], float] = unit, trace: bool = False) -> None:
         self.delay = delay

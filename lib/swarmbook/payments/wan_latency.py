@@ -1,25 +1,28 @@
 """How long payments take across the world: everybody at a random place, delays from measured round trips.
 
-- `data/wan_delays.csv` has round trips in milliseconds between AWS regions (January 2019) and Azure regions (2026);
-  `delays` halves them, and takes a third set, Google's, from `data/links.csv`, whose latencies are one-way
-- `latencies` runs the message-level protocols with the same places for all of them, without jitter or computing time
-- `flows` computes the same times without messages, from quorums as order statistics: a million payments in a minute
+- `data/wan_delays.csv` has round trips in milliseconds between AWS regions (January 2019) and between Azure regions
+  (2026). `delays` halves them. A third set, Google's, comes from `data/links.csv`, whose latencies are one-way.
+- `latencies` runs the protocols message by message, with the same places for all of them, without jitter or computing
+  time.
+- `flows` computes the same times without messages, from quorums as order statistics: a million payments in a minute.
+
+Serves: the table and the figure of latencies, and the choice of delta (`jitter`); claims S6, S7 and S16.
 """
 
 import csv
 import functools
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from swarmbook.errors import ConfigError, DataError, unknown
 from swarmbook.locations import data_folder
 from swarmbook.payments.lightning import Lightning
-from swarmbook.payments.payment_network import Topology, World, line
+from swarmbook.payments.payment_network import line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.simulation import Node, Simulation
-from swarmbook.payments.syncpcn.timing import Timing
-from swarmbook.payments.syncpcn.world import SyncPCN
+from swarmbook.payments.syncpcn import SyncPCN, Timing
 from swarmbook.simulation.network import links
 
 SAME_PLACE = 0.5  # milliseconds, one way
@@ -28,9 +31,10 @@ TABLES = ("aws", "azure", "google")
 
 @functools.cache
 def delays(table: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Places [N], and milliseconds one way [N, N] between them; 0.5 within one.
+    """The names of N places, and the one-way delays between them in milliseconds [N, N]; 0.5 within one place.
 
-    ConfigError for a table that is not there, DataError if the file is missing or damaged.
+    table: "aws", "azure" or "google". Raises ConfigError for another one, and DataError if the file is missing or
+    damaged.
     """
     if table == "google":
         known = links("google")
@@ -64,31 +68,27 @@ def placed(rows: list[list[float]]) -> Callable[[Node, Node, object], float]:
     return lambda sender, to, message: rows[sender.site][to.site]
 
 
-def _make(kind: str, topology: Topology, sim: Simulation) -> World:
-    if kind == "Lightning":
-        return Lightning(topology, sim=sim)
-    if kind == "SyncPCN":
-        return SyncPCN(topology, sim=sim, timing=Timing(1000.0))  # above any delay in the tables
-    return PSyncPCN(topology, sim=sim)
-
-
-PROTOCOLS = ("Lightning", "SyncPCN", "PSyncPCN")
+PROTOCOLS = {
+    "Lightning": Lightning,
+    "SyncPCN": partial(SyncPCN, timing=Timing(1000.0)),  # above any delay in the tables
+    "PSyncPCN": PSyncPCN,
+}
 
 
 def latencies(
     table: str, hops: int, faulty: int, trials: int, rng: np.random.Generator
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Milliseconds [trials] until the receiver is safe and until the sender has its receipt, of each of `PROTOCOLS`.
+    """Milliseconds [trials] until the receiver is safe and until the sender has its receipt, for each of `PROTOCOLS`.
 
-    Keys are (protocol, "receiver safe" or "receipt"). All protocols see the same places: of parties u_0 ... u_n, and
-    of the members of every committee.
+    Keys are (protocol, "receiver safe" or "receipt"). All protocols see the same places of the parties u_0 ... u_n and
+    of the members of every committee. table: of delays. faulty: f of the committees.
     """
     matrix = delays(table)[1]
     rows = matrix.tolist()
     times: dict[tuple[str, str], list[float]] = {}
     for parties, members in zip(*map(np.ndarray.tolist, _sites(len(rows), hops, faulty, trials, rng)), strict=True):
-        for kind in PROTOCOLS:
-            world = _make(kind, line(hops, faulty), Simulation(placed(rows)))
+        for kind, protocol in PROTOCOLS.items():
+            world = protocol(line(hops, faulty), sim=Simulation(placed(rows)))
             for i, site in enumerate(parties):
                 world.party(f"u{i}").site = site
             for cid in range(hops):

@@ -1,11 +1,13 @@
 """How short an iteration of a partial pipeline can be: what no plan can beat, whoever finds it.
 
-- `round_trips` and `closed_form` take a moment for any instance; `lower_bound` adds the exact optimum of single data
-  nodes that have all relays to themselves; `proven` records it
-- `optimum` is the whole problem, paths and orders, for OR-Tools CP-SAT: for small instances; its lower bound holds
-  whenever it stops
-- everything is in whole ticks, as in the replay; CP-SAT runs on one thread and counts its own work instead of seconds,
-  so that results are repeatable
+- `round_trips` and `closed_form` take a moment for any instance. `lower_bound` adds what can be proven of single data
+  nodes that have all relays to themselves, and `proven` records it
+- `optimum` gives the whole problem, paths and orders, to OR-Tools CP-SAT. It ends on small instances; its lower bound
+  holds whenever it stops
+- everything is in whole ticks, as in the replay. CP-SAT runs on one thread and counts its own work instead of seconds,
+  so that results are repeatable. The functions that need it import it themselves, since it is slow to load
+
+Serves: the bounds and gaps of SkipPipe's iteration times, and its figure of larger swarms.
 """
 
 import itertools
@@ -17,7 +19,7 @@ from pathlib import Path as File
 import numpy as np
 import pandas as pd
 
-from swarmbook.planning.annealing import search
+from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.pipeline import TICK, Path, Pipeline, Plan
 from swarmbook.records.computed import computed
 
@@ -26,7 +28,7 @@ VERSION = 1  # of what `lower_bound` proves: to be raised when the same effort w
 
 @dataclass(frozen=True)
 class Optimum:
-    """lower, upper: seconds between which the shortest makespan lies, equal if it is proven; plan: with `upper`."""
+    """The shortest makespan is from `lower` to `upper` seconds, equal if it is proven; `plan` takes `upper`."""
 
     lower: float
     upper: float
@@ -36,7 +38,7 @@ class Optimum:
 def round_trips(pipeline: Pipeline) -> np.ndarray:
     """Seconds [D] of the shortest round trip of each data node over any relays that the rules allow, without waiting.
 
-    By dynamic programming over the stages visited that a path may still come back to.
+    It is found by dynamic programming over those visited stages that a path could still come back to.
     """
     rules, groups = pipeline.rules, [np.array(group) for group in pipeline.groups]
     both, work = pipeline.travel + pipeline.travel.T, pipeline.work
@@ -67,7 +69,7 @@ def round_trips(pipeline: Pipeline) -> np.ndarray:
 
 
 def closed_form(pipeline: Pipeline) -> np.ndarray:
-    """Seconds [D] that each data node needs at least: its launches, and one round trip after another in a slot."""
+    """Seconds [D] that each data node needs at least: launches of its slots, then a slot's round trips in turn."""
     last = pipeline.chains[: pipeline.slots]
     uses = max(len(chain) for chain in last)
     ties = sum(len(chain) == uses for chain in last)
@@ -76,7 +78,7 @@ def closed_form(pipeline: Pipeline) -> np.ndarray:
 
 
 def longest_round_trip(pipeline: Pipeline, effort: float = 20.0) -> float:
-    """Seconds that the longest round trip of all slots takes at least, if each keeps to one path (by CP-SAT)."""
+    """Seconds that the longest round trip of all slots takes at least, if each slot keeps to one path (by CP-SAT)."""
     from ortools.sat.python import cp_model
 
     model, used, worst = cp_model.CpModel(), {}, _horizon(pipeline)
@@ -104,7 +106,7 @@ def longest_round_trip(pipeline: Pipeline, effort: float = 20.0) -> float:
 
 
 def lower_bound(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2) -> float:
-    """Seconds that no plan can beat: of data nodes alone, the best proven.
+    """Seconds that no plan can beat: the largest bound proven of any single data node that has the relays to itself.
 
     effort: CP-SAT's deterministic time for each of the `nodes` data nodes whose closed form is largest.
     """
@@ -116,7 +118,7 @@ def lower_bound(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2) -> flo
 
 
 def proven(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2, recorded: str | File = "runs") -> float:
-    """`lower_bound`, from the record if it is there. Never below the closed form, which is worked out each time."""
+    """`lower_bound`, from the record if it is there. It is never below the closed form, which is computed each time."""
     given = {"bound": pipeline.digest, "effort": effort, "nodes": nodes, "version": VERSION}
 
     def compute(_: list[dict]) -> Iterator[pd.DataFrame]:
@@ -127,19 +129,19 @@ def proven(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2, recorded: s
 
 
 def alone(pipeline: Pipeline, data_node: int) -> Pipeline:
-    """The same for one data node, by its position in group 0, with all relays to itself."""
+    """The same pipeline with one data node, by its position in group 0, which has all relays to itself."""
     return replace(pipeline, groups=(pipeline.groups[0][data_node : data_node + 1], *pipeline.groups[1:]))
 
 
 def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> Optimum:
     """The shortest makespan over all paths and orders, by CP-SAT.
 
-    effort: deterministic time; with less than the proof takes, lower and upper differ. moves: of the annealing whose
-    plan CP-SAT has to beat.
+    effort: CP-SAT's deterministic time; if the proof takes more, lower and upper differ. moves: those of the annealing
+    whose plan CP-SAT has to beat.
     """
     from ortools.sat.python import cp_model
 
-    found = search(pipeline, np.random.default_rng(0), moves=moves)
+    found = annealing_search(pipeline, np.random.default_rng(0), moves=moves)
     model, P = cp_model.CpModel(), pipeline.visits
     relays = [node for group in pipeline.groups[1:] for node in group]
     horizon = round(found.makespan / TICK) - 1
@@ -233,12 +235,13 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
 
 
 def _horizon(pipeline: Pipeline) -> int:
-    """Ticks in which everything is done one after another."""
+    """Ticks that are enough to do everything one after another."""
     hop, work = int(pipeline.travel.max()), int(pipeline.work.sum(0).max())
     return pipeline.count * (2 * pipeline.visits * (hop + work + round(pipeline.gap / TICK)) + work)
 
 
 def _solver(effort: float):
+    """CP-SAT on one thread, for so much deterministic time."""
     from ortools.sat.python import cp_model
 
     solver = cp_model.CpSolver()
@@ -249,19 +252,23 @@ def _solver(effort: float):
 
 
 def _at(node: int, home: int, relays: list[int]) -> int:
+    """The number of a node in the circuit of a path, 0 for the data node."""
     return 0 if node == home else 1 + relays.index(node)
 
 
 def _steps(order: tuple[int, ...]) -> set[tuple[int, int]]:
+    """The pairs of successive stages on a path out and back to stage 0."""
     stages = (0, *order, 0)
     return set(itertools.pairwise(stages))
 
 
 def _paths_of(pipeline: Pipeline, order: tuple[int, ...]) -> list[Path]:
+    """All paths whose relays are of these stages, in this order."""
     return list(itertools.product(*(pipeline.groups[stage] for stage in order)))
 
 
 def _solution(pipeline: Pipeline, solver, arcs_of: dict, begins: dict) -> Plan:
+    """The plan that CP-SAT found, from the arcs and start times of its variables."""
     paths, timed = [], []
     for j in range(pipeline.count):
         after = {a: b for a, b, arc in arcs_of[j] if a != b and solver.boolean_value(arc)}

@@ -1,15 +1,20 @@
-"""SkipPipe's own planner, rebuilt: conflict-based search, for comparison with the planner that one would use.
+"""SkipPipe's own planner, rebuilt: conflict-based search, for comparison with `swarmbook.planning.annealing`.
 
-- a microbatch's slot is an agent; each takes its shortest path under what is forbidden to it. Of the first violation in
-  an arrangement of all paths the search makes a few children, each of which forbids some agent something more: a stage
-  that too many chose, a relay that too many chose (TC1), or a time at which the relay works for another (TC2)
+- an agent is a slot, and an arrangement is a path for every agent. Each agent takes its shortest path under what is
+  forbidden to it. For the first violation in an arrangement, the search makes a few children. Each forbids one agent
+  something more: a stage that too many chose, a relay that too many chose (TC1), or a time at which the relay works for
+  another agent (TC2)
 - what is known of the released code (a_star_modified.py, CBS.py) is kept: the order of checks and children, the 32
-  assignments of stages from which it starts again, and when it stops. Its ties are not known; here the earlier child is
-  the first, so that paths of equal length may differ from the released ones. Nothing is random
-- a plan's makespan is that of all its microbatches, nodes doing backward passes first, then what came first. Where
-  slots share a path much comes in one tick, and what is first then is worth 0.26 s on the shipped schedule of 20 nodes
-- without TC2 the first arrangement that fits the relays is the plan. With it the search rarely ends by itself: it has a
-  limit, and gives the best plan by then
+  assignments of stages from which it starts again, and when it stops. How it breaks ties is not known. Here the earlier
+  child comes first, so that paths of equal length may differ from the released ones. Nothing is random
+- a plan's makespan is that of all its microbatches, with nodes that do backward passes first, then what came first.
+  Where slots share a path much arrives in one tick; which of it is first is worth 0.26 s on the shipped schedule of 20
+  nodes
+- without TC2 the plan is the first arrangement that fits the relays. With TC2 the search rarely ends by itself: it has
+  a limit, and gives the best plan found by then
+
+Serves: "rebuilt" in SkipPipe's table of iteration times, the table of the released search, and the claim "planner,
+rebuilt".
 """
 
 import heapq
@@ -22,24 +27,25 @@ from functools import cached_property
 import numpy as np
 
 from swarmbook.errors import PlanError
-from swarmbook.planning.encoding import Search, dispatched, no_room
+from swarmbook.planning.encoding import SearchResult, dispatched, no_room_message
 from swarmbook.planning.pipeline import TICK, Path, Pipeline
 
-GOAL = 0.88  # of the first plan's makespan: a plan below that ends the search (0.92 in the code's first version)
-SOLUTIONS = 8  # arrangements without a collision after which it ends
-LOOSE = 5.0  # seconds above the best plan at which an arrangement is dropped
-ASSIGNMENTS = 32  # of stages, from which the search starts again
-STAGE_CHILDREN, RELAY_CHILDREN = 3, 2
-# Seconds for each agent too many on a stage or relay, in the order of expansion. The released code has 0.01, with which
-# this search, whose ties are its own, wanders among arrangements whose slowest agent is the same (20 nodes, A2).
+GOAL = 0.88  # a plan below so much of the first plan's makespan ends the search (0.92 in the code's first version)
+SOLUTIONS = 8  # so many arrangements without a collision end the search
+LOOSE = 5.0  # an arrangement is dropped if its plan takes so many seconds more than the best one
+ASSIGNMENTS = 32  # assignments of stages to agents from which the search starts again
+STAGE_CHILDREN, RELAY_CHILDREN = 3, 2  # children of an arrangement in which a stage, or a relay, has too many agents
+# Arrangements are expanded in the order of their slowest agent's time, plus so many seconds for each agent too many on
+# a stage or relay. The released code has 0.01. With that this search, which breaks ties in its own way, wanders among
+# arrangements whose slowest agent is the same (case A2, 20 nodes).
 PENALTY = 1.0
-SLOWEST = 4  # of two forward passes that collide, those of this part (a quarter) of the agents do not wait
-PATHS = 100_000  # of a data node, above which they are not listed
+SLOWEST = 4  # where two forward passes collide, an agent of the slowest quarter does not wait
+PATHS = 100_000  # a data node with more paths is refused, as all are listed
 
 
 @dataclass(frozen=True)
 class _Work:
-    """An operation of an agent, in ticks."""
+    """An operation of an agent: its node, its times in ticks, and whether it is a backward pass."""
 
     node: int
     begin: int
@@ -47,16 +53,19 @@ class _Work:
     backward: bool
 
     def collides(self, other: "_Work") -> bool:
-        """Whether both would be done at once, and not both of them are backward passes, which may wait (TC2)."""
+        """Whether both would run at once, unless both are backward passes, which may wait (TC2)."""
         meet = self.node == other.node and self.begin < other.end and other.begin < self.end
         return meet and not (self.backward and other.backward)
 
 
 @dataclass(frozen=True)
 class _Agent:
-    """A slot with its path so far.
+    """A slot with its path and what is forbidden to it.
 
-    banned: nodes as bits. windows: (node, from, to) in which it must not work there. works: its first microbatch.
+    - `microbatches` are those of the slot; `delay` is when its first may begin, in ticks.
+    - `path` and `works` are its relays and the operations of its first microbatch.
+    - `banned` has a bit for each node that it must not visit. `windows` are (node, from, to) in which it must not work
+      there.
     """
 
     microbatches: tuple[int, ...]
@@ -68,16 +77,16 @@ class _Agent:
 
     @property
     def weight(self) -> int:
-        """Places that it takes on a relay."""
+        """How many places it takes on a relay."""
         return len(self.microbatches)
 
     @property
     def end(self) -> int:
-        """When its first microbatch is back."""
+        """The tick at which its first microbatch is back."""
         return self.works[-1].end
 
     def avoiding(self, work: _Work) -> tuple[tuple[int, int, int], ...]:
-        """Its windows with the one in which a node does another agent's work."""
+        """Its windows, and the one in which a node does another agent's work."""
         return (*self.windows, (work.node, work.begin, work.end))
 
     @cached_property
@@ -88,7 +97,7 @@ class _Agent:
 
 @dataclass(frozen=True)
 class _Excess:
-    """Agents that chose the same nodes, as bits, fastest first, and how many of them are too many."""
+    """Nodes that too many agents chose (as bits), how many agents are too many, and the agents, fastest first."""
 
     nodes: int
     surplus: int
@@ -112,7 +121,7 @@ class _Problem:
             )
 
     def paths(self, home: int) -> list[tuple[int, int, Path]]:
-        """(ticks of the round trip, nodes as bits, path) of all that the rules allow, by round trip."""
+        """All paths that the rules allow, as (ticks of the round trip, nodes as bits, path), shortest first."""
         if home not in self.listed:
             groups, microbatch = self.pipeline.groups, self.pipeline.groups[0].index(home) * self.pipeline.microbatches
             options = (p for o in self.pipeline.orders for p in itertools.product(*(groups[s] for s in o)))
@@ -121,8 +130,8 @@ class _Problem:
         return self.listed[home]
 
     def timed(self, microbatch: int, path: Path, begin: int, windows: Sequence[tuple[int, int, int]]) -> list[_Work]:
-        """A microbatch's operations, each begun as soon as it may be."""
-        way, P, works, now = self.pipeline.way(microbatch, path), self.pipeline.visits, [], begin
+        """A microbatch's operations from tick `begin`, each begun as soon as the windows allow."""
+        way, P, works, now = self.pipeline.itinerary(microbatch, path), self.pipeline.visits, [], begin
         for position, node in enumerate(way):
             length = self.work[(position >= P) + (position > P)][node]
             there = [window for window in windows if window[0] == node]
@@ -145,7 +154,7 @@ class _Problem:
         return best
 
     def excess(self, agents: Sequence[_Agent], nodes: Sequence[int]) -> _Excess | None:
-        """Whether more microbatches go through some nodes than fit."""
+        """The excess of microbatches that go through some nodes; None if they fit."""
         bits = sum(1 << node for node in nodes)
         there = [i for i, agent in enumerate(agents) if agent.nodes & bits]
         over = sum(agents[i].weight for i in there) - self.pipeline.capacity * len(nodes)
@@ -153,27 +162,27 @@ class _Problem:
         return _Excess(bits, -(-over // max(agents[i].weight for i in there)), tuple(there)) if over > 0 else None
 
     def full_stages(self, agents: Sequence[_Agent]) -> list[_Excess]:
-        """Stages that too many chose."""
+        """The stages that too many agents chose."""
         stages = (self.excess(agents, group) for group in self.pipeline.groups[1:])
         return list(filter(None, stages))
 
     def full_relays(self, agents: Sequence[_Agent]) -> list[_Excess]:
-        """Relays that too many chose."""
+        """The relays that too many agents chose."""
         relays = (self.excess(agents, [node]) for group in self.pipeline.groups[1:] for node in group)
         return list(filter(None, relays))
 
     def relieved(self, agents: tuple[_Agent, ...], excess: _Excess, children: int) -> Iterator[tuple[_Agent, ...]]:
-        """Children that forbid the nodes to one agent each, the fastest ones that have another path."""
+        """Children that each forbid the nodes to one agent; the fastest agents that have another path come first."""
         found = (self.changed(agents, i, banned=agents[i].banned | excess.nodes) for i in excess.agents)
         return itertools.islice(filter(None, found), children)
 
     def changed(self, agents: tuple[_Agent, ...], i: int, **prohibitions) -> tuple[_Agent, ...] | None:
-        """The arrangement with other prohibitions for agent i, and its path found anew; None if it has none."""
+        """The arrangement with other prohibitions for agent i and a new path for it; None if it has no path left."""
         agent = self.routed(replace(agents[i], **prohibitions))
         return None if agent is None else (*agents[:i], agent, *agents[i + 1 :])
 
     def apart(self, agents: tuple[_Agent, ...]) -> list[tuple[_Agent, ...]] | None:
-        """Children that let one agent wait where two collide first, seen from the slowest; None if none collide."""
+        """Children that each let an agent wait at the first collision of the slowest agent; None if none collide."""
         slowest = sorted(range(len(agents)), key=lambda i: -agents[i].end)
         there: dict[int, list[tuple[int, _Work]]] = {}
         for i in slowest:
@@ -195,7 +204,7 @@ class _Problem:
 
 
 class _Tree:
-    """Arrangements that wait to be expanded, each once; first the one whose slowest agent is fastest."""
+    """Arrangements that wait to be expanded, each once; the one whose slowest agent is fastest comes first."""
 
     def __init__(self, expand: int | None, seconds: float | None):
         self.expand, self.seconds, self.expanded = expand, seconds, 0
@@ -209,7 +218,7 @@ class _Tree:
         return time.thread_time() - self.begun
 
     def push(self, agents: tuple[_Agent, ...], full: Sequence[_Excess]) -> None:
-        """full: where too many go."""
+        """Add an arrangement unless its prohibitions were seen; `full`: the stages and relays that too many chose."""
         prohibitions = tuple((agent.banned, agent.windows) for agent in agents)
         if prohibitions not in self.seen:
             self.seen.add(prohibitions)
@@ -217,12 +226,12 @@ class _Tree:
             heapq.heappush(self.heap, (slowest, len(self.seen), agents))
 
     def over(self, share: float = 1.0) -> bool:
-        """Whether that share of the limits is used up."""
+        """Whether that share of the limits on expansions and seconds is used up."""
         late = self.seconds is not None and time.monotonic() - self.started >= share * self.seconds
         return late or (self.expand is not None and self.expanded >= share * self.expand)
 
     def pop(self, share: float = 1.0) -> tuple[_Agent, ...] | None:
-        """The next to expand; None at the end, or if the share of the limits is used up."""
+        """The next arrangement to expand; None if there is none, or if that share of the limits is used up."""
         if not self.heap or self.over(share):
             return None
         self.expanded += 1
@@ -235,13 +244,13 @@ def conflict_search(
     expand: int | None = 10_000,
     seconds: float | None = None,
     together: bool = False,
-) -> Search:
-    """Conflict-based search for one path a slot. It has `ended` by "goal", "solutions", "all seen", "first" or "limit".
+) -> SearchResult:
+    """Search for one path a slot by conflicts. The result's `ended` is goal, solutions, all seen, first or limit.
 
-    collisions: whether microbatches must not meet on a node (TC2). expand, seconds: when to stop at the latest, after
-    so many arrangements or so long. together: all slots of a data node are one agent, with one path, as in the released
-    schedule of 20 nodes. Raises `PlanError` if no plan was found by then, if there is none, and if a data node has too
-    many paths to list.
+    collisions: whether microbatches must not meet on a node (TC2). expand, seconds: the most arrangements to expand,
+    and the most seconds to search. together: whether all slots of a data node are one agent with one path, as in the
+    released schedule of 20 nodes. Raises `PlanError` if no plan was found by then, if there is none, and if a data node
+    has too many paths to list.
     """
     if (expand is not None and expand < 1) or (seconds is not None and not seconds > 0):
         raise PlanError(f"expand must be at least 1 and seconds above 0, not {expand} and {seconds}")
@@ -260,14 +269,15 @@ def conflict_search(
                 history.append((tree.expanded, tree.clock, best[1]))
         return makespans[paths]
 
-    def finish(ended: str) -> Search:
+    def finish(ended: str) -> SearchResult:
+        """The result with the best plan so far."""
         if best is None:
             if tree.heap:
                 given = f"expanded {tree.expanded} arrangements in {tree.clock:.1f} s"
                 remedy = "raise `expand` and `seconds`, or take the planner 'annealing'"
                 raise PlanError(f"the conflict-based search {given} and did not finish: {remedy}")
-            raise PlanError(no_room(pipeline))
-        return Search(*best, tuple(history), tree.expanded, tree.clock, ended)
+            raise PlanError(no_room_message(pipeline))
+        return SearchResult(*best, tuple(history), tree.expanded, tree.clock, ended)
 
     for agents in _assignments(problem, tree, together):
         tree.push(agents, problem.full_relays(agents))
@@ -296,7 +306,7 @@ def conflict_search(
 
 
 def _assignments(problem: _Problem, tree: _Tree, together: bool) -> list[tuple[_Agent, ...]]:
-    """Arrangements in which no stage is chosen by too many, of different assignments of agents to stages."""
+    """Arrangements that differ in the stages of their agents, and in which no stage is chosen by too many."""
     pipeline = problem.pipeline
     slots = [pipeline.chains[d : d + pipeline.slots] for d in range(0, len(pipeline.chains), pipeline.slots)]
     agents = [

@@ -1,4 +1,10 @@
-"""TODO"""
+"""Pipelines and plans as the arrays of `swarmbook.planning.jobshop`, and back.
+
+- a `Pipeline` becomes a `Shop`, and paths or a `Plan` become a `State`
+- `dispatched` lets nodes choose the order by a dispatching rule; `cost` is what a plan with orders takes
+
+Serves: `swarmbook.planning.annealing`, `swarmbook.planning.slot_paths` and `swarmbook.planning.conflict_based_search`.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -8,15 +14,18 @@ import numpy as np
 
 from swarmbook.errors import PlanError, unknown
 from swarmbook.planning import jobshop
-from swarmbook.planning.pipeline import RULES, TICK, Path, Pipeline, Plan, rest, ticks
+from swarmbook.planning.pipeline import DISPATCH_RULES, TICK, Path, Pipeline, Plan, remaining_ticks, ticks
 
 
 @dataclass(frozen=True)
-class Search:
-    """What a search found: plan, its makespan in seconds, and (moves, seconds, makespan) at every improvement.
+class SearchResult:
+    """What a search found.
 
-    moves, seconds: of the whole search; a move of the conflict-based one is an arrangement that it branches on. Seconds
-    are processor time, which a busy machine does not stretch. ended: why it stopped.
+    - `plan` is the best plan, and `makespan` is what it takes in seconds.
+    - `history` has (moves, seconds, makespan) at every improvement.
+    - `moves` and `seconds` are those of the whole search. A move of the conflict-based search is an arrangement that it
+      branches on. Seconds are processor time, which a busy machine does not stretch.
+    - `ended` says why the search stopped.
     """
 
     plan: Plan
@@ -28,75 +37,80 @@ class Search:
 
 
 def dispatched(pipeline: Pipeline, paths: Sequence[Path], rule: str) -> tuple[Plan, float]:
-    """The plan of paths [D * M] whose nodes choose by a rule, with the orders that they come to; its makespan.
+    """The plan whose nodes choose by a dispatching rule, with the orders that they come to, and its seconds.
 
-    As in the replay, but compiled; of operations that become ready in the same tick the earlier microbatch's is first.
+    paths [D * M]: one for every microbatch. rule: one of `DISPATCH_RULES`. It does what the replay does, but compiled.
+    Of operations that become ready in the same tick it takes that of the earlier microbatch first. Raises `PlanError`
+    for an unknown rule, and for paths that break a constraint.
     """
-    if rule not in RULES:
-        raise PlanError(unknown("rule", rule, RULES))
+    if rule not in DISPATCH_RULES:
+        raise PlanError(unknown("rule", rule, DISPATCH_RULES))
     Plan(tuple(paths)).check(pipeline)
-    state = _state(pipeline, paths)
+    state = state_of_paths(pipeline, paths)
     P = pipeline.visits
     if rule == "longest rest":
-        key = _longest_rest(pipeline, state)
+        key = longest_rest_priorities(pipeline, state)
     else:
         forward = np.arange(len(state.node)) % (2 * P + 1) < P
         key = forward.astype(np.int64) if rule == "backward first" else np.zeros(len(state.node), np.int64)
-    jobshop.dispatch(_shop(pipeline), state, key)
-    return _plan(pipeline, state), TICK * _makespan(state)
+    jobshop.dispatch(shop_of(pipeline), state, key)
+    return plan_of(pipeline, state), TICK * makespan_of(state)
 
 
 def cost(pipeline: Pipeline, plan: Plan) -> float:
-    """Seconds that a plan with given orders takes, by the longest path through them; the planners' own number.
+    """Seconds that a plan with orders takes, by the longest path through its operations: the planners' own number.
 
-    Raises `PlanError` for a plan that breaks a constraint, or whose nodes wait for each other for ever.
+    Raises `PlanError` for a plan that breaks a constraint, whose order is a rule, or whose nodes wait for each other
+    for ever.
     """
-    return TICK * _makespan(_of_plan(pipeline, plan))
+    return TICK * makespan_of(state_of_plan(pipeline, plan))
 
 
-def _of_plan(pipeline: Pipeline, plan: Plan) -> jobshop.State:
-    """The state of a plan with given orders, if it is a valid one."""
+def state_of_plan(pipeline: Pipeline, plan: Plan) -> jobshop.State:
+    """The state of a plan with orders. Raises `PlanError` as `cost` does."""
     plan.check(pipeline)
     if isinstance(plan.order, str):
         raise PlanError(f"order={plan.order!r} leaves the order to the nodes: replay the plan")
-    state, P = _state(pipeline, plan.paths), pipeline.visits
-    operation = _numbers(pipeline, state)
+    state, P = state_of_paths(pipeline, plan.paths), pipeline.visits
+    operation = _operation_numbers(pipeline, state)
     for node, order in plan.order.items():
         held = 0
         for microbatch, position in order:
             jobshop.append(state, node, operation[microbatch, position], held)
             held += (position < P) - (position > P)
-    if _makespan(state) < 0:
+    if makespan_of(state) < 0:
         raise PlanError("order: nodes wait for each other for ever")
     return state
 
 
-def no_room(pipeline: Pipeline) -> str:
-    """The message for microbatches that do not fit the relays."""
+def no_room_message(pipeline: Pipeline) -> str:
+    """The message of the error for microbatches that do not fit into the relays."""
     return (
         f"no paths of {pipeline.visits} stages were found that fit {pipeline.count} microbatches into relays for "
         f"{pipeline.capacity} each under {pipeline.rules}: give the relay stages more nodes, or the rules more room"
     )
 
 
-def _spare(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
-    """Relays that are chosen less often than they may be."""
+def relays_if_room(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    """All relays as an array, or none if every relay is chosen as often as it may be (TC1)."""
     relays = [node for group in pipeline.groups[1:] for node in group]
     total = sum(int(state.chosen[node]) for node in relays)
     return np.array(relays if total < pipeline.capacity * len(relays) else [], dtype=np.int64)
 
 
-def _longest_rest(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
-    operation = _numbers(pipeline, state)
+def longest_rest_priorities(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    """Keys [O] by which `jobshop.dispatch` takes first what is farthest from its microbatch's end."""
+    operation = _operation_numbers(pipeline, state)
     key = np.zeros(len(state.node), np.int64)
-    for microbatch, path in enumerate(_paths(pipeline, state)):
-        left = rest(pipeline, pipeline.way(microbatch, path), pipeline.travel)
+    for microbatch, path in enumerate(paths_of(pipeline, state)):
+        left = remaining_ticks(pipeline, pipeline.itinerary(microbatch, path), pipeline.travel)
         for position, seconds in enumerate(left):
             key[operation[microbatch, position]] = -seconds
     return key
 
 
-def _shop(pipeline: Pipeline) -> jobshop.Shop:
+def shop_of(pipeline: Pipeline) -> jobshop.Shop:
+    """The pipeline as plain arrays."""
     stage = np.full(len(pipeline.hops), -1, np.int64)
     for node, s in pipeline.stage_of.items():
         stage[node] = s
@@ -112,26 +126,27 @@ def _shop(pipeline: Pipeline) -> jobshop.Shop:
     return jobshop.Shop(pipeline.travel, pipeline.work, stage, start, slot, before, after, np.array(limits, np.int64))
 
 
-def _state(pipeline: Pipeline, paths: Sequence[Path]) -> jobshop.State:
-    """Paths without orders."""
+def state_of_paths(pipeline: Pipeline, paths: Sequence[Path]) -> jobshop.State:
+    """The state of paths [D * M], one for every microbatch, without orders."""
     J, P, N = pipeline.count, pipeline.visits, len(pipeline.hops)
-    state = jobshop.empty(J, P, N)
+    state = jobshop.empty_state(J, P, N)
     for j, path in enumerate(paths):
         home = pipeline.data_node(j)
         state.node.reshape(J, -1)[j] = (home, *path, home, *path, home)
         for node in path:
             state.chosen[node] += 1
-    jobshop.lay(_shop(pipeline), state)
+    jobshop.lay_out(shop_of(pipeline), state)
     return state
 
 
-def _makespan(state: jobshop.State) -> int:
-    makespan, _ = jobshop.follow(state, np.zeros(len(state.node), np.int8), np.zeros(len(state.node), np.int64))
+def makespan_of(state: jobshop.State) -> int:
+    """Ticks that a state with orders takes; -1 if its nodes wait for each other in a circle."""
+    makespan, _ = jobshop.start_times(state, np.zeros(len(state.node), np.int8), np.zeros(len(state.node), np.int64))
     return int(makespan)
 
 
-def _numbers(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
-    """Operations by microbatch and position on its way [J, 2 P + 1]."""
+def _operation_numbers(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
+    """The number of each operation in a state, by microbatch and position on its way [J, 2 P + 1]."""
     J, P = pipeline.count, pipeline.visits
     first = np.arange(J)[:, None] * (2 * P + 1)
     ends = [np.full((J, 1), k) for k in (0, P, 2 * P)]
@@ -139,13 +154,15 @@ def _numbers(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
     return first + k
 
 
-def _paths(pipeline: Pipeline, state: jobshop.State) -> list[Path]:
-    operation = _numbers(pipeline, state)
+def paths_of(pipeline: Pipeline, state: jobshop.State) -> list[Path]:
+    """The path of every microbatch in a state."""
+    operation = _operation_numbers(pipeline, state)
     return [tuple(row) for row in state.node[operation[:, 1 : pipeline.visits]].tolist()]
 
 
-def _plan(pipeline: Pipeline, state: jobshop.State) -> Plan:
-    operation = _numbers(pipeline, state)
+def plan_of(pipeline: Pipeline, state: jobshop.State) -> Plan:
+    """The paths and orders of a state as a plan."""
+    operation = _operation_numbers(pipeline, state)
     named = {int(op): where for where, op in np.ndenumerate(operation)}
     order = {}
     for node, op in enumerate(state.first.tolist()):
@@ -155,4 +172,4 @@ def _plan(pipeline: Pipeline, state: jobshop.State) -> Plan:
             op = int(state.later[op])
         if line:
             order[node] = tuple(line)
-    return Plan(tuple(_paths(pipeline, state)), order)
+    return Plan(tuple(paths_of(pipeline, state)), order)

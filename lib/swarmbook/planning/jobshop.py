@@ -1,15 +1,22 @@
 """A partial pipeline as a job shop, compiled: what a planner asks thousands of times a second.
 
-- microbatch j's 2 P + 1 operations are j * (2 P + 1) + k: k = 0 leaves the data node, k = 1 ... P - 1 are the forwards
-  of its relays, P the loss, P + 1 ... 2 P - 1 the backwards of the same relays, 2 P the last one. A relay keeps its k
-  when the order of visits changes
-- a `State` is paths, the order of visits, and every node's order of operations as a linked list; `held` counts the
-  activations that a node holds before an operation, so that whether two may change places is seen at once
-- `follow` finds all start times in one sweep; `anneal` changes states by two kinds of moves: neighbours on the critical
-  path change places, and relays are exchanged between microbatches, reordered, or replaced by ones with room
-- all times are ticks: a state's makespan is exact, and equal to that of the replay
-- `swap`, `_take_place`, `_remove` and `_insert` each write out how neighbours in a list are linked: a shared function
-  for it made the search an eighth to a quarter slower
+- the jobs are microbatches, the machines are nodes, and the operations are forward passes, losses and backward passes.
+  A microbatch's path visits P stages, and it has 2 P + 1 operations
+- operation j * (2 P + 1) + k belongs to microbatch j. k = 0 is the forward pass of the data node, k = 1 ... P - 1 are
+  those of its relays, k = P is the loss, P + 1 ... 2 P - 1 are the backward passes of the same relays, and 2 P is that
+  of the data node. A relay keeps its k when the order of visits changes
+- a `State` is the paths, the order of visits, and every node's order of operations as a linked list. `held` counts the
+  activations that a node holds before an operation; it shows at once whether two operations may change places
+- `start_times` finds all start times in one sweep. `anneal` changes states by two kinds of moves: neighbours on the
+  critical path change places, or relays are exchanged between microbatches, reordered, or replaced by ones with room
+- all times are ticks (`swarmbook.planning.pipeline.TICK`), so a state's makespan is exact and equals the replay's
+- `swap_neighbours`, `_take_place`, `_remove` and `_insert` each write out how neighbours in a list are linked: a shared
+  function for it made the search an eighth to a quarter slower
+
+The file is long because state and moves must stay together: numba does not compile a cached function anew when one that
+it calls changes in another file.
+
+Serves: the planners "annealing", "blind" and "shortest", and so all of SkipPipe's planning figures.
 """
 
 from collections import namedtuple
@@ -19,21 +26,33 @@ import numpy as np
 
 compiled = numba.njit(cache=True, nogil=True)
 
-# What does not change. travel [N, N], work [3, N], stage [N]: ticks and stage; start [J]: data node of each microbatch;
-# slot [J], before [J], after [J]: its slot, and the slot's previous and next microbatch, -1 for none; limits: P, ahead,
-# swaps, lag, lags, memory, gap, launch_gap, capacity of a relay, whether a slot's microbatches share a path.
+# Places in `Shop.limits`: stages on a path (P), the four limits on the order of visits
+# (`swarmbook.planning.path_rules.PathRules`), microbatches whose activations fit on a node, ticks that a node stays
+# busy after an operation and after a data node's first, microbatches that may choose a relay, and whether the
+# microbatches of a slot share a path (1) or not (0).
+VISITS, AHEAD, SWAPS, LAG, LAGS, MEMORY, GAP, LAUNCH_GAP, CAPACITY, SHARED = range(10)
+
+# The instance, of N nodes and J microbatches; -1 stands for none.
+# - travel [N, N]: ticks of a message; work [3, N]: ticks of forward pass, loss and backward pass; stage [N]
+# - start [J]: data node of each microbatch; slot [J]: its slot; before [J], after [J]: the previous and next microbatch
+#   of that slot
+# - limits [10]: as above
 Shop = namedtuple("Shop", "travel work stage start slot before after limits")
-# node [O]: where each operation runs; visit [J, P - 1]: k of the relays by position; earlier, later [O]: neighbours in
-# the node's order, -1 for none; first, last [N]; held [O]; chosen [N]: microbatches that chose a relay; begin [O].
-# Of the microbatch's way, kept by `_lay`: before, after [O]: the operations before and after it, also from one
-# microbatch of a slot to the next, -1 for none; duration, busy (with the gap), lag (duration and message) [O]
+
+# What planners change, over O = J (2 P + 1) operations; -1 stands for none.
+# - node [O]: where each operation runs; visit [J, P - 1]: the k of the relays in the order of visits
+# - earlier, later [O]: neighbours in the node's order; first, last [N]: ends of that order
+# - held [O]: activations that the node holds before the operation; chosen [N]: microbatches that chose a relay
+# - begin [O]: start times in ticks
+# - before, after [O]: the operations before and after it on the microbatch's way, also from one microbatch of a slot to
+#   the next; duration, busy (with the gap) and lag (with the message to the next node) [O]: ticks; set by `_lay_out`
 State = namedtuple("State", "node visit earlier later first last held chosen begin before after duration busy lag")
 
 
 @compiled
-def _lay(shop, state, j):
-    """Work out the way of microbatch j from its nodes and the order of its visits."""
-    P, gap, launch_gap = shop.limits[0], shop.limits[6], shop.limits[7]
+def _lay_out(shop, state, j):
+    """Set the neighbours on its way and the times of microbatch j's operations from its nodes and order of visits."""
+    P, gap, launch_gap = shop.limits[VISITS], shop.limits[GAP], shop.limits[LAUNCH_GAP]
     W = 2 * P + 1
     op = j * W
     for position in range(2 * P + 1):
@@ -55,11 +74,11 @@ def _lay(shop, state, j):
 
 
 @compiled
-def lay(shop, state):
-    """Work out the ways of all microbatches, each slot's one after another."""
-    W = 2 * shop.limits[0] + 1
+def lay_out(shop, state):
+    """Set neighbours and times of all microbatches' operations; those of a slot follow one another."""
+    W = 2 * shop.limits[VISITS] + 1
     for j in range(len(shop.start)):
-        _lay(shop, state, j)
+        _lay_out(shop, state, j)
         last = shop.before[j]
         state.before[j * W] = last * W + W - 1 if last >= 0 else -1
         following = shop.after[j]
@@ -68,7 +87,7 @@ def lay(shop, state):
 
 @compiled
 def _sweep(earlier, later, before, after, busy, lag, begin, waits, stack):
-    """`follow` on plain arrays, which is several times as fast."""
+    """Compute `start_times` on plain arrays, which is several times as fast as on a named tuple."""
     size = len(begin)
     top = 0
     for op in range(size):
@@ -110,18 +129,18 @@ def _sweep(earlier, later, before, after, busy, lag, begin, waits, stack):
 
 
 @compiled
-def follow(state, waits, stack):
-    """Start times of all operations in the nodes' orders; (makespan, sum of ends of slots), or (-1, 0) for a cycle.
+def start_times(state, waits, stack):
+    """Set the start times of all operations as the nodes' orders demand; returns (makespan, sum of ends of slots).
 
-    waits [O], stack [O]: room for counting.
+    Returns (-1, 0) if nodes wait for each other in a circle. waits [O] and stack [O] are working space.
     """
     return _sweep(
         state.earlier, state.later, state.before, state.after, state.busy, state.lag, state.begin, waits, stack
     )
 
 
-def empty(microbatches, visits, nodes):
-    """A state without paths or orders, for J microbatches of P visits on N nodes."""
+def empty_state(microbatches, visits, nodes):
+    """A state without paths or orders, for so many microbatches, visits of each (P) and nodes."""
     size = microbatches * (2 * visits + 1)
     none = [np.full(n, -1, np.int64) for n in (size, size, nodes, nodes)]
     visit = np.tile(np.arange(1, visits, dtype=np.int64), (microbatches, 1))
@@ -131,7 +150,7 @@ def empty(microbatches, visits, nodes):
 
 @compiled
 def append(state, node, op, held):
-    """Put an operation behind all others in a node's order; `held`: activations that the node has then."""
+    """Put an operation behind all others in a node's order; `held`: the activations that the node holds before it."""
     last = state.last[node]
     state.earlier[op], state.later[op], state.held[op] = last, -1, held
     if last >= 0:
@@ -143,7 +162,7 @@ def append(state, node, op, held):
 
 @compiled
 def _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node):
-    """When a node can next begin something, and what it takes then; (-1, -1) if nothing waits that fits."""
+    """When a node can next begin an operation, and which it takes then; (-1, -1) if nothing that waits fits."""
     W = 2 * P + 1
     begin, op = np.int64(-1), waiting[node]
     while op >= 0:
@@ -164,12 +183,12 @@ def _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node):
 
 @compiled
 def dispatch(shop, state, key):
-    """Order all operations as nodes would that take, of what waits and fits, the one with the least key.
+    """Order all operations as nodes would that take, of what waits and fits into memory, the one with the least key.
 
-    key [O]. Fills the lists of the state, whose nodes and visits are given. Nodes work by the clock, so no order comes
-    out in which they wait for each other; memory always suffices, as backwards need none.
+    key [O]: the priorities. Fills the orders of the state, whose nodes and visits are given. As nodes work by the
+    clock, they never wait for each other in a circle. Memory always suffices in the end, as backward passes need none.
     """
-    P, memory = shop.limits[0], shop.limits[5]
+    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
     W = 2 * P + 1
     N, size = len(shop.stage), len(state.node)
     state.first[:], state.last[:], state.earlier[:], state.later[:] = -1, -1, -1, -1
@@ -209,9 +228,15 @@ def dispatch(shop, state, key):
 
 
 @compiled
-def allowed(shop, state, j):
-    """Whether the order of stages of a microbatch keeps the rules."""
-    P, ahead, swaps, lag, lags = shop.limits[0], shop.limits[1], shop.limits[2], shop.limits[3], shop.limits[4]
+def keeps_rules(shop, state, j):
+    """Whether the order of stages of microbatch j keeps the rules."""
+    P, ahead, swaps, lag, lags = (
+        shop.limits[VISITS],
+        shop.limits[AHEAD],
+        shop.limits[SWAPS],
+        shop.limits[LAG],
+        shop.limits[LAGS],
+    )
     W = 2 * P + 1
     frontier, swapped, lagged = 0, 0, 0
     for position in range(P - 1):
@@ -232,7 +257,7 @@ def allowed(shop, state, j):
 @compiled
 def _ascend(shop, state, j):
     """Put the visits of a microbatch in the order of their stages."""
-    P = shop.limits[0]
+    P = shop.limits[VISITS]
     W = 2 * P + 1
     for i in range(1, P - 1):
         visit = state.visit[j, i]
@@ -245,9 +270,9 @@ def _ascend(shop, state, j):
 
 
 @compiled
-def swap(shop, state, a, b):
-    """b, which follows a on the same node, runs before it. False, with nothing changed, if memory does not allow it."""
-    P, memory = shop.limits[0], shop.limits[5]
+def swap_neighbours(shop, state, a, b):
+    """Let b, which follows a on the same node, run before it. False, with nothing changed, if memory forbids it."""
+    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
     W = 2 * P + 1
     held = state.held[a]
     more = (b % W < P) - (b % W > P)
@@ -296,9 +321,9 @@ def _take_place(state, a, b):
 
 
 @compiled
-def exchange(shop, state, i, u, j, v):
-    """Microbatch i gets the relay that j visits as v, in the places that j had there, for the one it visits as u."""
-    P = shop.limits[0]
+def exchange_relays(shop, state, i, u, j, v):
+    """Exchange the relay that microbatch i visits as k = u for the one that j visits as k = v, places included."""
+    P = shop.limits[VISITS]
     W = 2 * P + 1
     _take_place(state, i * W + u, j * W + v)
     _take_place(state, i * W + P + u, j * W + P + v)
@@ -306,6 +331,7 @@ def exchange(shop, state, i, u, j, v):
 
 @compiled
 def _remove(state, op):
+    """Take an operation out of its node's order."""
     earlier, later, node = state.earlier[op], state.later[op], state.node[op]
     if earlier >= 0:
         state.later[earlier] = later
@@ -319,7 +345,7 @@ def _remove(state, op):
 
 @compiled
 def _insert(state, op, node, begin):
-    """Before the first operation of a node that begins later."""
+    """Put an operation into a node's order before the first one that begins later than `begin`."""
     later = state.first[node]
     while later >= 0 and state.begin[later] <= begin:
         later = state.later[later]
@@ -337,8 +363,8 @@ def _insert(state, op, node, begin):
 
 @compiled
 def _recount(shop, state, node):
-    """Count anew what a node holds; False if that is ever more than fits."""
-    P, memory = shop.limits[0], shop.limits[5]
+    """Count anew what a node holds before each operation; False if that is ever more than fits."""
+    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
     W = 2 * P + 1
     held, op, fits = 0, state.first[node], True
     while op >= 0:
@@ -351,8 +377,8 @@ def _recount(shop, state, node):
 
 @compiled
 def _replace(shop, state, j, u, node):
-    """Microbatch j visits another relay as u, about when it visited the old one. False if memory does not allow."""
-    P = shop.limits[0]
+    """Let microbatch j visit another relay as k = u, about when it visited the old one. False if memory forbids it."""
+    P = shop.limits[VISITS]
     W = 2 * P + 1
     old = state.node[j * W + u]
     for op in (j * W + u, j * W + P + u):
@@ -385,9 +411,9 @@ def copy(source, target):
 
 @compiled
 def _critical(slot, width, state, arcs):
-    """Pairs of neighbours on a node, in arcs [:, 2], that a longest path to the makespan goes through; how many.
+    """Write pairs of neighbours on a node that are on a critical path to arcs [:, 2]; returns how many there are.
 
-    slot [J] of microbatches of `width` operations each; those of one slot cannot change places.
+    slot [J]: the slots of the microbatches, which have `width` operations each; two of one slot cannot change places.
     """
     earlier, before, begin, busy = state.earlier, state.before, state.begin, state.busy
     op, latest = -1, -1
@@ -410,13 +436,18 @@ def _critical(slot, width, state, arcs):
 
 @compiled
 def _below(rng, limit):
+    """A random whole number from 0 to limit - 1."""
     return int(rng.random() * limit)
 
 
 @compiled
 def _path_move(shop, state, arcs, count, spare, rng):
-    """Change the path of a microbatch on the critical path, or of any; False if the rules or the memory forbid it."""
-    P, capacity, shared = shop.limits[0], shop.limits[8], shop.limits[9] > 0
+    """Change the path of a microbatch; False if rules or memory forbid it.
+
+    Half of the time it is one on the critical path. Where the microbatches of a slot share a path, it changes that of
+    all of them. On False the caller restores the state.
+    """
+    P, capacity, shared = shop.limits[VISITS], shop.limits[CAPACITY], shop.limits[SHARED] > 0
     W = 2 * P + 1
     J = len(shop.start)
     i = arcs[_below(rng, count), _below(rng, 2)] // W if count > 0 and rng.random() < 0.5 else _below(rng, J)
@@ -431,9 +462,9 @@ def _path_move(shop, state, arcs, count, spare, rng):
         while i >= 0:
             a, b = state.visit[i, position], state.visit[i, position + 1]
             state.visit[i, position], state.visit[i, position + 1] = b, a
-            if not allowed(shop, state, i):
+            if not keeps_rules(shop, state, i):
                 return False
-            _lay(shop, state, i)
+            _lay_out(shop, state, i)
             i = shop.after[i] if shared else -1
         return True
     u, v = 1 + _below(rng, P - 1), 1 + _below(rng, P - 1)
@@ -458,7 +489,7 @@ def _path_move(shop, state, arcs, count, spare, rng):
             if tail > 1:
                 u, v = state.visit[i, P - 1 - tail + step], state.visit[j, P - 1 - tail + step]
             if state.node[i * W + u] != state.node[j * W + v]:
-                exchange(shop, state, i, u, j, v)
+                exchange_relays(shop, state, i, u, j, v)
             elif tail == 1:
                 return False
         if not _settled(shop, state, i) or not _settled(shop, state, j):
@@ -469,8 +500,8 @@ def _path_move(shop, state, arcs, count, spare, rng):
 
 @compiled
 def _imitate(shop, state, i, like, rng):
-    """Microbatch i goes the way of another, if may be of the same data node, in exchange with whoever is there."""
-    P, shared = shop.limits[0], shop.limits[9] > 0
+    """Let microbatch i take the path of another, preferably of its data node, in exchange with whoever is there."""
+    P, shared = shop.limits[VISITS], shop.limits[SHARED] > 0
     W = 2 * P + 1
     J = len(shop.start)
     for step in range(J if rng.random() < 0.7 else 0):
@@ -504,7 +535,7 @@ def _imitate(shop, state, i, like, rng):
             b = shop.before[b]
         partners[position] = b
         while a >= 0 and b >= 0:
-            exchange(shop, state, a, u, b, v)
+            exchange_relays(shop, state, a, u, b, v)
             a, b = (shop.after[a], shop.after[b]) if shared else (-1, -1)
         if a != b:
             return False
@@ -524,12 +555,12 @@ def _imitate(shop, state, i, like, rng):
 
 @compiled
 def _settled(shop, state, j):
-    """Bring a changed path into an order that the rules allow; False if there is none."""
-    if not allowed(shop, state, j):
+    """Bring a changed path into an order that the rules allow; False if none was found."""
+    if not keeps_rules(shop, state, j):
         _ascend(shop, state, j)
-        if not allowed(shop, state, j):
+        if not keeps_rules(shop, state, j):
             return False
-    _lay(shop, state, j)
+    _lay_out(shop, state, j)
     return True
 
 
@@ -545,6 +576,7 @@ def clone(state):
 
 @compiled
 def _round_trip(state, width, j):
+    """Ticks of microbatch j's round trip without waiting."""
     total = 0
     for op in range(j * width, j * width + width):
         total += state.lag[op]
@@ -552,13 +584,14 @@ def _round_trip(state, width, j):
 
 
 @compiled
-def arrange(shop, state, places, spare, moves, hot, cold, rng):
-    """Change paths alone, before there are orders: anneal the fourth powers of the round trips over their mean.
+def anneal_paths(shop, state, places, spare, moves, hot, cold, rng):
+    """Change paths alone, before there are orders, by annealing the sum of (round trip / mean round trip) ** 4.
 
-    Those mind the longest. places [J]: that each takes on a relay. hot = 0 takes every change that the rules allow,
-    whatever the network.
+    The fourth power makes the longest round trips count most. places [J]: how many places each microbatch takes on a
+    relay. spare: relays with room. hot, cold: first and last temperature. With hot = 0 every change that the rules
+    allow is taken, whatever the network.
     """
-    P, capacity = shop.limits[0], shop.limits[8]
+    P, capacity = shop.limits[VISITS], shop.limits[CAPACITY]
     W = 2 * P + 1
     J = len(shop.start)
     visits = np.zeros((2, P - 1), np.int64)
@@ -589,18 +622,18 @@ def arrange(shop, state, places, spare, moves, hot, cold, rng):
         if reorder:
             position = _below(rng, P - 2)
             state.visit[i, position], state.visit[i, position + 1] = visits[0, position + 1], visits[0, position]
-            ok = allowed(shop, state, i)
+            ok = keeps_rules(shop, state, i)
         else:
             state.node[i * W + u] = state.node[i * W + P + u] = y
             if i != j:
                 state.node[j * W + v] = state.node[j * W + P + v] = x
             ok = True
             for k in (i, j):
-                if not allowed(shop, state, k):
+                if not keeps_rules(shop, state, k):
                     _ascend(shop, state, k)
-                    ok = ok and allowed(shop, state, k)
-        _lay(shop, state, i)
-        _lay(shop, state, j)
+                    ok = ok and keeps_rules(shop, state, k)
+        _lay_out(shop, state, i)
+        _lay_out(shop, state, j)
         if ok and hot > 0:
             new = (_round_trip(state, W, i) / scale) ** 4 + (0 if i == j else (_round_trip(state, W, j) / scale) ** 4)
             ok = new <= was or rng.random() < np.exp((was - new) / temperature)
@@ -610,8 +643,8 @@ def arrange(shop, state, places, spare, moves, hot, cold, rng):
                 if i != j:
                     state.node[j * W + v] = state.node[j * W + P + v] = y
             state.visit[i], state.visit[j] = visits[0], visits[1]
-            _lay(shop, state, i)
-            _lay(shop, state, j)
+            _lay_out(shop, state, i)
+            _lay_out(shop, state, j)
         elif not reorder:
             moved = places[i] if i == j else more
             state.chosen[x] -= moved
@@ -620,12 +653,12 @@ def arrange(shop, state, places, spare, moves, hot, cold, rng):
 
 @compiled
 def anneal(shop, state, best, spare, moves, hot, cold, weight, paths, rng):
-    """Simulated annealing from a state; the best seen goes to `best`, which holds a valid one. Returns its makespan.
+    """Anneal a state in place; `best`, a valid state, becomes the best one seen. Returns the ticks that `best` takes.
 
-    moves: how many to try. hot, cold: first and last temperature, in ticks. weight: of the mean end of the slots beside
-    the makespan, in the cost. paths: share of the moves that change paths.
+    moves: how many to try. spare: relays with room. hot, cold: first and last temperature, in ticks. The cost of a
+    state is its makespan plus `weight` times the mean end of the slots. paths: the share of moves that change paths.
     """
-    P = shop.limits[0]
+    P = shop.limits[VISITS]
     size = len(state.node)
     slots = 0
     for j in range(len(shop.start)):
@@ -633,9 +666,9 @@ def anneal(shop, state, best, spare, moves, hot, cold, weight, paths, rng):
     waits, stack = np.zeros(size, np.int8), np.zeros(size, np.int64)
     arcs = np.zeros((size, 2), np.int64)
     kept = clone(state)
-    makespan, total = follow(state, waits, stack)
+    makespan, total = start_times(state, waits, stack)
     cost = makespan + weight * total / slots
-    least, _ = follow(best, waits, stack)
+    least, _ = start_times(best, waits, stack)
     if makespan < least:
         least = makespan
         copy(state, best)
@@ -648,23 +681,23 @@ def anneal(shop, state, best, spare, moves, hot, cold, weight, paths, rng):
         if count > 0 and rng.random() >= paths:
             which = _below(rng, count)
             a, b = arcs[which, 0], arcs[which, 1]
-            if not swap(shop, state, a, b):
+            if not swap_neighbours(shop, state, a, b):
                 continue
-            makespan, total = follow(state, waits, stack)
+            makespan, total = start_times(state, waits, stack)
             new = makespan + weight * total / slots
             if makespan >= 0 and (new <= cost or rng.random() < np.exp((cost - new) / temperature)):
                 cost = new
                 begin[:] = state.begin
                 count = _critical(shop.slot, 2 * P + 1, state, arcs)
             else:
-                swap(shop, state, b, a)
+                swap_neighbours(shop, state, b, a)
                 state.begin[:] = begin
                 continue
         else:
             copy(state, kept)
             done = _path_move(shop, state, arcs, count, spare, rng)
             if done:
-                makespan, total = follow(state, waits, stack)
+                makespan, total = start_times(state, waits, stack)
                 new = makespan + weight * total / slots
                 done = makespan >= 0 and (new <= cost or rng.random() < np.exp((cost - new) / temperature))
             if not done:

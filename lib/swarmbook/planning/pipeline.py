@@ -1,17 +1,20 @@
 """Partial pipelines: microbatches that visit some of the stages, on nodes that do one thing at a time (SkipPipe).
 
 - a `Pipeline` is an instance: which node holds which stage, how long messages and computations take, how many
-  microbatches start where, and the `Rules` on what a path may skip and swap (the convergence constraints)
-- a `Plan` says through which relays each microbatch goes, and in which order every node does its operations
-- `replay` executes a plan by discrete events; it shares no code with the planners, so that a plan's cost and its replay
-  are two independent computations of the same number
+  microbatches start where, and the rules on what a path may skip and swap (`swarmbook.planning.path_rules`)
+- data nodes hold stage 0, which is on every path and always first; the nodes of all other stages are relays
 - a microbatch leaves its data node, goes through its relays, comes back for head and loss, and returns through the same
-  relays in reverse; data nodes hold stage 0, which is on every path and always first
+  relays in reverse. Each of these stops is an operation
+- a data node has a few slots. A slot has one microbatch under way, and sends its next when that one is back
+- a `Plan` says through which relays each microbatch goes, and in which order every node does its operations.
+  `swarmbook.planning.replay` says what it takes
+
+Serves: all of SkipPipe's planning.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -19,105 +22,30 @@ from typing import Literal
 import numpy as np
 
 from swarmbook.errors import ConfigError, PlanError, unknown
+from swarmbook.planning.path_rules import PathRules
 from swarmbook.records.keys import key_of
 
 Path = tuple[int, ...]  # relays in the order of the forward pass
-Operation = tuple[int, int]  # microbatch, position on its way: 0 first forward ... visits: loss ... 2 * visits: end
-RULES = ("fifo", "backward first", "longest rest")
+Operation = tuple[int, int]  # microbatch and position on its way: 0 is its first forward pass, P the loss, 2 P its end
+DISPATCH_RULES = ("fifo", "backward first", "longest rest")
 TICK = 1e-6  # seconds; times are whole ticks, so that sums are exact and ties are ties
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which stages a microbatch may visit, and in what order (the convergence constraints CC of SkipPipe's code).
-
-    visits: P, how many stages are on every path, stage 0 included. ahead: how far the next stage may lie above the
-    highest visited so far. swaps: how many stages may be visited after a higher one; lag: how far below the highest
-    visited so far each of them may lie; lags: the sum of that. The defaults are those of the released code; its first
-    version has ahead=3 and swaps=1.
-    """
-
-    visits: int
-    ahead: int = 4
-    swaps: int = 2
-    lag: int = 1
-    lags: int = 2
-    shared: bool = True
-
-    def __post_init__(self) -> None:
-        if self.visits < 2 or self.ahead < 1 or min(self.swaps, self.lag, self.lags) < 0:
-            raise ConfigError(
-                f"visits must be at least 2, ahead at least 1 and swaps, lag and lags not negative, not {self}"
-            )
-
-    def broken(self, order: Sequence[int]) -> str | None:
-        """The name of a rule that the relay stages, in the order of their visits, break; None if they keep all."""
-        if len(order) != self.visits - 1:
-            return "visits"
-        if len(set(order)) < len(order) or 0 in order:
-            return "each stage once"
-        frontier, swaps, lags = 0, 0, 0
-        for stage in order:
-            if stage > frontier + self.ahead:
-                return "ahead"
-            if stage < frontier:
-                swaps, lags = swaps + 1, lags + frontier - stage
-                if frontier - stage > self.lag:
-                    return "lag"
-            frontier = max(frontier, stage)
-        return "swaps" if swaps > self.swaps else "lags" if lags > self.lags else None
-
-    def steps(self, stages: int, frontier: int, swaps: int, lags: int) -> Iterator[tuple[int, int, int]]:
-        """What may come next on a path, if it was not there yet: a relay stage, and the swaps and lags made with it.
-
-        frontier: the highest stage so far; swaps, lags: made so far.
-        """
-        for stage in range(max(1, frontier - self.lag), min(stages - 1, frontier + self.ahead) + 1):
-            lag = max(0, frontier - stage)
-            if swaps + (lag > 0) <= self.swaps and lags + lag <= self.lags:
-                yield stage, swaps + (lag > 0), lags + lag
-
-    def orders(self, stages: int) -> tuple[tuple[int, ...], ...]:
-        """All orders of relay stages 1 to `stages` - 1 that a path may have, sorted."""
-        found: list[tuple[int, ...]] = []
-
-        def extend(order: tuple[int, ...], frontier: int, swaps: int, lags: int) -> None:
-            if len(order) == self.visits - 1:
-                found.append(order)
-                return
-            for stage, *made in self.steps(stages, frontier, swaps, lags):
-                if stage not in order:
-                    extend((*order, stage), max(frontier, stage), *made)
-
-        extend((), 0, 0, 0)
-        return tuple(sorted(found))
-
-    def draw(self, stages: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """A random order of relay stages that a path may have. Raises `PlanError` if none turns up."""
-        for _ in range(10_000):
-            order, frontier = [], 0
-            for _ in range(self.visits - 1):
-                low, high = max(1, frontier - self.lag), min(stages - 1, frontier + self.ahead)
-                stage = int(rng.integers(low, high + 1))
-                order.append(stage)
-                frontier = max(frontier, stage)
-            if self.broken(order) is None:
-                return tuple(order)
-        raise PlanError(f"no order of {self.visits} of {stages} stages was found that keeps {self}")
 
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """One instance: nodes, times, microbatches and rules.
+    """One instance of a partial pipeline: nodes, times, microbatches and rules.
 
-    groups: nodes by stage; group 0 are the data nodes, where microbatches begin and end. hops [N, N]: seconds of a
-    message from node to node, of activations and of their gradient. forward [N]: seconds of a stage's forward pass on
-    each node, or one number for all. rules: of paths. microbatches: of each data node. memory: m, microbatches that a
-    node holds activations of at once; a data node has as many in flight, its slots, and a slot goes on with its next
-    microbatch when one is back. head, backward: time of loss and backward pass, in forward passes. gap, launch_gap:
-    seconds that a node stays busy after an operation, after a data node's first forward (released code). relay_limit:
-    microbatches that may choose the same relay (TC1); None: as many as m slots have, so that a node's m slots and a
-    relay's m choices come out even.
+    - `groups` are the nodes by stage. Group 0 are the data nodes, where microbatches begin and end.
+    - `hops` [N, N] are seconds of a message from node to node, of activations or of their gradient.
+    - `forward` [N] is seconds of a stage's forward pass on each node; one number stands for all nodes.
+    - `rules` are those that paths keep.
+    - `microbatches` is M, the number that each data node sends.
+    - `memory` is m, how many microbatches' activations a node holds at once. It is also how many microbatches a data
+      node has under way, the number of its slots.
+    - `head` and `backward` are the times of loss and backward pass, in forward passes.
+    - `gap` is seconds that a node stays busy after an operation, `launch_gap` those after a data node's first forward
+      pass (released code).
+    - `relay_limit` is how many microbatches may choose the same relay (TC1). None stands for as many as m slots have.
 
     Raises `ConfigError` for values out of range, and if the relays cannot hold what the paths need.
     """
@@ -125,7 +53,7 @@ class Pipeline:
     groups: tuple[tuple[int, ...], ...]
     hops: np.ndarray
     forward: np.ndarray | float
-    rules: Rules
+    rules: PathRules
     microbatches: int = 6
     memory: int = 3
     head: float = 0.25
@@ -136,7 +64,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         groups = tuple(tuple(int(node) for node in group) for group in self.groups)
-        hops = _seconds(self.hops, len(self.hops))
+        hops = checked_hops(self.hops, len(self.hops))
         N = len(hops)
         nodes = [node for group in groups for node in group]
         if len(groups) < 2 or not all(groups) or len(set(nodes)) < len(nodes) or not set(nodes) <= set(range(N)):
@@ -166,44 +94,44 @@ class Pipeline:
 
     @property
     def stages(self) -> int:
-        """S."""
+        """S, the number of stages, stage 0 included."""
         return len(self.groups)
 
     @property
     def visits(self) -> int:
-        """P, stages on a path."""
+        """P, the number of stages on a path."""
         return self.rules.visits
 
     @property
     def skipped(self) -> float:
-        """Share of the stages that a microbatch passes by, and of the bytes that are saved: 1 - P / S."""
+        """Share of the stages that a microbatch skips, and of the bytes that this saves: 1 - P / S."""
         return 1 - self.visits / self.stages
 
     @cached_property
     def orders(self) -> tuple[tuple[int, ...], ...]:
-        """Orders of relay stages that a path may have."""
+        """All orders of relay stages that a path may have, sorted."""
         return self.rules.orders(self.stages)
 
     @cached_property
     def stage_of(self) -> dict[int, int]:
-        """Stage by node."""
+        """The stage of each node that has one."""
         return {node: s for s, group in enumerate(self.groups) for node in group}
 
     @property
     def slots(self) -> int:
-        """Microbatches that a data node has in flight at most."""
+        """How many microbatches a data node has under way at most."""
         return min(self.memory, self.microbatches)
 
     @property
     def capacity(self) -> int:
-        """Microbatches that may choose the same relay (TC1)."""
+        """How many microbatches may choose the same relay (TC1)."""
         return self.memory * -(-self.microbatches // self.slots) if self.relay_limit is None else self.relay_limit
 
     @cached_property
     def chains(self) -> tuple[tuple[int, ...], ...]:
-        """The microbatches of each slot, one after another; those of data node d are d * M to (d + 1) * M - 1.
+        """The microbatches of each slot in the order in which it sends them; slots of one data node follow one another.
 
-        A slot's microbatches are neighbours, as released: the first two are the first slot's.
+        Data node d has microbatches d * M to (d + 1) * M - 1. As released, those of a slot have successive numbers.
         """
         each, more = divmod(self.microbatches, self.slots)
         chains, first = [], 0
@@ -215,21 +143,21 @@ class Pipeline:
 
     @property
     def count(self) -> int:
-        """Microbatches of all data nodes."""
+        """D * M, the number of microbatches of all D data nodes."""
         return len(self.groups[0]) * self.microbatches
 
     def data_node(self, microbatch: int) -> int:
-        """Where a microbatch begins and ends."""
+        """The data node at which a microbatch begins and ends."""
         return self.groups[0][microbatch // self.microbatches]
 
-    def way(self, microbatch: int, path: Path) -> Path:
-        """The nodes of a microbatch's 2 P + 1 operations: forwards, loss, backwards."""
+    def itinerary(self, microbatch: int, path: Path) -> Path:
+        """The nodes of a microbatch's 2 P + 1 operations: P forward passes, the loss, P backward passes."""
         start = self.data_node(microbatch)
         return (start, *path, start, *reversed(path), start)
 
     @cached_property
     def digest(self) -> str:
-        """20 hex digits for all that decides what a plan of this instance takes, to the tick."""
+        """20 hex digits for all that decides how many ticks a plan of this instance takes."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields |= {"rules": dataclasses.asdict(self.rules), "hops": self.travel.tolist(), "forward": self.work.tolist()}
         return key_of({"pipeline": fields})
@@ -245,23 +173,24 @@ class Pipeline:
         return ticks(np.outer([1.0, self.head, self.backward], self.forward))
 
     def duration(self, position: int, node: int) -> int:
-        """Ticks of the operation at that position of a way on a node."""
+        """Ticks of an operation on a node, by its position on a microbatch's way."""
         return int(self.work[(position >= self.visits) + (position > self.visits), node])
 
     def round_trip(self, microbatch: int, path: Path) -> float:
         """Seconds that a microbatch takes if it never waits."""
-        way = self.way(microbatch, path)
-        return TICK * int(rest(self, way, self.travel)[0])
+        way = self.itinerary(microbatch, path)
+        return TICK * int(remaining_ticks(self, way, self.travel)[0])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Paths of all microbatches, and in which order nodes work.
+    """The paths of all microbatches, and the order in which nodes work.
 
-    paths [D * M]: relays of each microbatch. order: by node the operations (microbatch, position on its way) that it
-    does one after another; or the name of a rule by which a node chooses among the operations that wait and that it may
-    begin: "fifo" the one that came first, "backward first" loss and backwards before forwards, then the first,
-    "longest rest" the one whose microbatch needs longest to its end without waiting.
+    - `paths` [D * M] are the relays of each microbatch.
+    - `order` is, for each node, the operations that it does one after another. Or it is the name of a dispatching rule,
+      by which a node chooses among the operations that wait and that it may begin. "fifo" takes the one that came
+      first. "backward first" takes losses and backward passes before forward passes, then the one that came first.
+      "longest rest" takes the one whose microbatch needs longest to its end without waiting.
     """
 
     paths: tuple[Path, ...]
@@ -269,7 +198,7 @@ class Plan:
 
     @classmethod
     def of_slots(cls, pipeline: Pipeline, paths: Sequence[Path], order="fifo") -> "Plan":
-        """A plan from one path a slot [D * slots], or one a data node [D], which its microbatches share (released)."""
+        """A plan from one path a slot [D * slots], or from one a data node [D] as released; microbatches share it."""
         slots = len(pipeline.chains)
         if len(paths) not in (slots, len(pipeline.groups[0])):
             raise PlanError(
@@ -299,15 +228,16 @@ class Plan:
             if count > pipeline.capacity:
                 raise PlanError(f"TC1: {count} microbatches choose node {node}, at most {pipeline.capacity} may")
         if isinstance(self.order, str):
-            if self.order not in RULES:
-                raise PlanError(unknown("rule", self.order, RULES))
+            if self.order not in DISPATCH_RULES:
+                raise PlanError(unknown("rule", self.order, DISPATCH_RULES))
             return
         self._check_order(pipeline)
 
     def _check_order(self, pipeline: Pipeline) -> None:
+        """Raise `PlanError` unless nodes do all operations of the paths, within their memory."""
         want: dict[int, set[Operation]] = {}
         for microbatch, path in enumerate(self.paths):
-            for position, node in enumerate(pipeline.way(microbatch, path)):
+            for position, node in enumerate(pipeline.itinerary(microbatch, path)):
                 want.setdefault(node, set()).add((microbatch, position))
         for node in want | self.order:
             given, operations = self.order.get(node, ()), want.get(node, set())
@@ -323,8 +253,8 @@ class Plan:
                     )
 
 
-def _seconds(hops: np.ndarray, nodes: int) -> np.ndarray:
-    """Hops as floats, if they can be the seconds of messages between so many nodes."""
+def checked_hops(hops: np.ndarray, nodes: int) -> np.ndarray:
+    """Hops as floats. Raises `ConfigError` unless they are seconds [nodes, nodes], finite and not negative."""
     hops = np.array(hops, dtype=float)
     if hops.shape != (nodes, nodes):
         raise ConfigError(
@@ -340,12 +270,12 @@ def _seconds(hops: np.ndarray, nodes: int) -> np.ndarray:
 
 
 def ticks(seconds: float | np.ndarray) -> np.ndarray:
-    """Whole ticks, rounded."""
+    """Seconds as whole ticks, rounded."""
     return np.rint(np.asarray(seconds) / TICK).astype(np.int64)
 
 
-def rest(pipeline: Pipeline, way: Path, travel: np.ndarray) -> np.ndarray:
-    """Ticks from the start of each operation of a way to the end, without waiting."""
+def remaining_ticks(pipeline: Pipeline, way: Path, travel: np.ndarray) -> np.ndarray:
+    """Ticks [2 P + 1] from the start of each operation on a microbatch's way to its end, without waiting."""
     computing = [pipeline.duration(position, node) for position, node in enumerate(way)]
     moving = [*(travel[a, b] for a, b in itertools.pairwise(way)), 0]
     return np.cumsum((np.array(computing) + moving)[::-1])[::-1]

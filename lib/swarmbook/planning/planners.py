@@ -1,12 +1,15 @@
-"""Which relays every microbatch goes through, and in what order nodes work, so that an iteration is short (SkipPipe).
+"""Planners by name: which relays every microbatch goes through, and in what order nodes work (SkipPipe).
 
-- `PLANNERS[name](pipeline, rng)` gives a `Plan`; all of them keep the rules and the capacity of relays
-- "annealing" is the one to use: simulated annealing over paths and orders together, on the compiled `jobshop`; more
-  moves never give a worse plan, and the same moves from the same generator always the same one
-- "blind" stands for DT-FM-skip: paths that keep the rules and know nothing of the network; a distribution, not a number
+- `PLANNERS[name](pipeline, rng)` gives a `Plan`. All planners keep the rules and the capacity of relays (TC1)
+- "annealing" is the one to use: `swarmbook.planning.annealing` over paths and orders together
+- "blind" stands for DT-FM-skip, whose paths keep the rules and know nothing of the network. As they are drawn at
+  random, its result is a distribution
+- "shortest" is SkipPipe without the collision constraint TC2
 - "conflict-based" is the search that SkipPipe's authors released, rebuilt in `swarmbook.planning.conflict_based_search`
-- `planned` records what a search finds and reads it from the record, where the plan is checked and replayed again
+- `planned` records what a search finds. From the record the plan is read, checked and replayed
 - `full_pipelines` is the baseline in which no microbatch skips anything (DT-FM)
+
+Serves: all of SkipPipe's planning figures, and its claims K1, K5, "planner" and "planner, rebuilt".
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +21,13 @@ import numpy as np
 import pandas as pd
 
 from swarmbook.errors import PlanError
-from swarmbook.planning.annealing import blind, search, shortest
+from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.conflict_based_search import conflict_search
-from swarmbook.planning.encoding import Search
-from swarmbook.planning.pipeline import Pipeline, Plan, Rules
+from swarmbook.planning.encoding import SearchResult
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import Pipeline, Plan
 from swarmbook.planning.replay import replay
+from swarmbook.planning.slot_paths import random_paths, short_paths
 from swarmbook.records.computed import computed
 from swarmbook.records.keys import key_of
 
@@ -43,25 +48,36 @@ def planner(name: str) -> Callable[[Planner], Planner]:
     return register
 
 
-planner("blind")(blind)
-planner("shortest")(shortest)
+@planner("blind")
+def blind(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """Random paths that do not look at the network; nodes do backward passes first. It stands for DT-FM-skip."""
+    return Plan.of_slots(pipeline, random_paths(pipeline, rng), "backward first")
+
+
+@planner("shortest")
+def shortest(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
+    """Short round trips with no thought of who waits for whom; nodes work in the order of arrival.
+
+    This is SkipPipe without its collision constraint TC2.
+    """
+    return Plan.of_slots(pipeline, short_paths(pipeline, rng), "fifo")
 
 
 @planner("annealing")
 def annealing(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
-    """`search` with moves for some ten seconds on one core for 30 microbatches."""
-    return search(pipeline, rng, moves=1_000_000).plan
+    """`annealing_search` with a million moves, some ten seconds on one core for 30 microbatches."""
+    return annealing_search(pipeline, rng, moves=1_000_000).plan
 
 
 @planner("conflict-based")
 def conflict_based(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
-    """The released planner's search, `swarmbook.planning.conflict_based_search`, stopped after 10,000 arrangements. Nothing is random."""
+    """The search of the released planner, stopped after 10,000 arrangements. Nothing is random."""
     return conflict_search(pipeline).plan
 
 
 @planner("conflict-based without collisions")
 def conflict_based_without_collisions(pipeline: Pipeline, rng: np.random.Generator) -> Plan:
-    """The same without the collision constraint TC2: its first arrangement that fits the relays. Nothing is random."""
+    """The same without the collision constraint TC2: the first arrangement that fits the relays. Nothing is random."""
     return conflict_search(pipeline, collisions=False).plan
 
 
@@ -72,11 +88,12 @@ def planned(
     start: Plan | None = None,
     recorded: str | File = "runs",
     **limits,
-) -> Search:
-    """A search by `search` or `swarmbook.planning.conflict_based_search.conflict_search`, from the record if it is there, as training runs.
+) -> SearchResult:
+    """What `annealing_search` or `conflict_search` finds, from the record if it is there, as training runs are.
 
-    limits: the search's own options. A recorded plan is checked against the pipeline and replayed; its times are those
-    of when it was found. Raises `PlanError` if a recorded plan does not take what its record says.
+    limits: the search's own options. seed, start: of the annealing alone. A recorded plan is checked against the
+    pipeline and replayed; its seconds of search are those of when it was found. Raises `PlanError` if a recorded plan
+    does not take what its record says.
     """
     given = {"planner": how, "pipeline": pipeline.digest, "limits": limits, "version": VERSION}
     if how == "annealing":
@@ -84,7 +101,7 @@ def planned(
 
     def compute(_: list[dict]) -> Iterator[pd.DataFrame]:
         if how == "annealing":
-            found = search(pipeline, np.random.default_rng(seed), start=start, **limits)
+            found = annealing_search(pipeline, np.random.default_rng(seed), start=start, **limits)
         else:
             found = conflict_search(pipeline, **limits)
         steps = pd.DataFrame(found.history, columns=["moves", "seconds", "makespan"])
@@ -105,17 +122,17 @@ def planned(
             "plan anew"
         )
     history = tuple(steps[["moves", "seconds", "makespan"]].itertuples(index=False, name=None))
-    return Search(plan, takes, history, end.moves, end.seconds, end.what)
+    return SearchResult(plan, takes, history, end.moves, end.seconds, end.what)
 
 
 def _table(plan: Plan) -> pd.DataFrame:
-    """The operations of a plan with orders, node by node in its order."""
+    """The operations of a plan with orders as a table, node by node, each node's in its order."""
     rows = [(node, *operation) for node, line in sorted(plan.order.items()) for operation in line]
     return pd.DataFrame(rows, columns=list(OPERATION))
 
 
 def _plan_of(pipeline: Pipeline, line: pd.DataFrame) -> Plan:
-    """The plan of such a table."""
+    """The plan of a table that `_table` gave."""
     way, order = {}, {}
     for node, microbatch, position in line[list(OPERATION)].itertuples(index=False, name=None):
         order.setdefault(node, []).append((microbatch, position))
@@ -128,15 +145,16 @@ def _plan_of(pipeline: Pipeline, line: pd.DataFrame) -> Plan:
 def full_pipelines(
     pipeline: Pipeline, columns: Sequence[Sequence[int]] | None = None, microbatches: int | None = None
 ) -> tuple[Pipeline, Plan]:
-    """No skipping: pipeline i goes through the i-th node of every stage, in order (DT-FM); the other data nodes idle.
+    """The instance and plan without skipping (DT-FM): pipeline i goes through the i-th node of every stage, in order.
 
-    columns [K][S]: nodes of each pipeline, the first a data node; default: the i-th of each group. microbatches: of
-    each pipeline; default: so many that none are lost, D * M / K rounded up.
+    Data nodes beyond the number of pipelines K idle. columns [K][S]: the nodes of each pipeline, the first a data node;
+    by default the i-th of each group. microbatches: those of each pipeline; by default so many that none are lost,
+    D * M / K rounded up.
     """
     K = min(len(group) for group in pipeline.groups)
     columns = [[group[i] for group in pipeline.groups] for i in range(K)] if columns is None else columns
     groups = tuple(tuple(column[s] for column in columns) for s in range(pipeline.stages))
     each = -(-pipeline.count // len(columns)) if microbatches is None else microbatches
-    rules = Rules(pipeline.stages, pipeline.rules.ahead, swaps=0)
+    rules = PathRules(pipeline.stages, pipeline.rules.ahead, swaps=0)
     whole = replace(pipeline, groups=groups, rules=rules, microbatches=each, relay_limit=None)
     return whole, Plan.of_slots(whole, [tuple(column[1:]) for column in columns])

@@ -1,4 +1,10 @@
-"""TODO"""
+"""What a plan takes, by discrete events.
+
+It shares no code with the planners, so that a plan's cost there and its replay are two independent computations of one
+number.
+
+Serves: all iteration times and schedules of SkipPipe's planning part.
+"""
 
 import itertools
 from dataclasses import dataclass, field
@@ -8,24 +14,28 @@ import pandas as pd
 import simpy
 
 from swarmbook.errors import PlanError
-from swarmbook.planning.pipeline import TICK, Operation, Pipeline, Plan, _seconds, rest, ticks
+from swarmbook.planning.pipeline import TICK, Operation, Pipeline, Plan, checked_hops, remaining_ticks, ticks
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What happened: tasks with the columns node, stage, microbatch, position, kind (forward, loss, backward), ready,
-    start, end in seconds; makespan: the end of the last backward pass, the paper's iteration time."""
+    """What happened when a plan was executed.
+
+    - `tasks` has a row for every operation: node, stage, microbatch, position on its way, kind (forward, loss or
+      backward), and ready, start and end in seconds.
+    - `makespan` is the end of the last backward pass in seconds, the paper's iteration time.
+    """
 
     tasks: pd.DataFrame
     makespan: float
 
     @property
     def waiting(self) -> float:
-        """Seconds that operations stood ready and did not run, summed."""
+        """Seconds for which operations stood ready and did not run, summed over all operations."""
         return float((self.tasks["start"] - self.tasks["ready"]).sum())
 
     def order(self) -> dict[int, tuple[Operation, ...]]:
-        """By node the operations in the order in which they ran."""
+        """The operations of each node in the order in which they ran."""
         ordered = self.tasks.sort_values("start", kind="stable")
         return {
             int(node): tuple(zip(part["microbatch"].tolist(), part["position"].tolist(), strict=True))
@@ -35,7 +45,7 @@ class Replay:
 
 @dataclass
 class _Node:
-    """What a node of a replay has before it."""
+    """The state of a node: what waits there, the activations that it holds, and how many operations it has done."""
 
     waiting: list[tuple[int, int, Operation]] = field(default_factory=list)  # ready, arrival, operation
     held: int = 0
@@ -44,20 +54,20 @@ class _Node:
 
 
 def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Replay:
-    """Execute a plan by discrete events; `hops` [N, N] replaces the seconds that messages really take.
+    """Execute a plan by discrete events. `hops` [N, N]: the seconds that messages really take, if not the pipeline's.
 
-    A node does one operation at a time, in the plan's order, or by its rule, which it applies to what has come by then:
-    of messages that come in the same tick, the first sent is the first. A forward pass needs one of the node's m
+    A node does one operation at a time, in the plan's order, or by its rule, which it applies to what has arrived. Of
+    messages that arrive in the same tick, the one sent first arrives first. A forward pass needs one of the node's m
     places for activations, which the backward pass frees. Raises `PlanError` for a plan that breaks a constraint, and
     for an order in which nodes wait for each other for ever; `ConfigError` for hops that are no such seconds.
     """
     plan.check(pipeline)
-    travel = pipeline.travel if hops is None else ticks(_seconds(hops, len(pipeline.hops)))
+    travel = pipeline.travel if hops is None else ticks(checked_hops(hops, len(pipeline.hops)))
     gap, launch_gap = int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap))
     clock = simpy.Environment()
     nodes = {node: _Node() for group in pipeline.groups for node in group}
-    ways = [pipeline.way(microbatch, path) for microbatch, path in enumerate(plan.paths)]
-    left = [rest(pipeline, way, travel) for way in ways]
+    ways = [pipeline.itinerary(microbatch, path) for microbatch, path in enumerate(plan.paths)]
+    left = [remaining_ticks(pipeline, way, travel) for way in ways]
     follows = {a: b for chain in pipeline.chains for a, b in itertools.pairwise(chain)}
     ends = 2 * pipeline.visits
     arrivals, rows = itertools.count(), []

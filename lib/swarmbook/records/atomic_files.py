@@ -1,38 +1,73 @@
-"""Files that are there whole or not at all, and the spelling of JSON that checksums and keys are taken of."""
+"""Files and folders that are there whole or not at all.
+
+Whatever is written appears under its name by a rename, after all of it is on disk. A writer that is killed leaves
+`<name>.<8 hex digits>.tmp` behind, which no reader looks at; `clean` removes it.
+
+Serves: whatever the library writes (store, token cache, notebooks, pages, exports).
+"""
 
 import os
+import secrets
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from swarmbook.errors import StoreError
 
+STORE_CURE = (
+    "Make room or make it writable, or set SWARMBOOK_STORE to another folder, and run the same command again: what is "
+    "finished is kept and the rest resumes."
+)
+
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, guard: Callable[[], AbstractContextManager] = nullcontext) -> Iterator[BinaryIO]:
     """An empty file to write and read, which takes the place of `path` once the block is left without an error.
 
-    Until then it is `<path>.tmp`. The caller holds a lock under which nobody else writes it.
+    Its name until then is its own, so that writers at the same time do not disturb each other: the last one counts.
+    guard: makes a context for what this function itself does to the file system, such as one that explains errors.
     """
-    part = path.with_name(path.name + ".tmp")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with part.open("w+b") as file:
+        with guard():
+            file = part.open("x+b")
+        with file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+            with guard():
+                file.flush()
+                os.fsync(file.fileno())
+        with guard():
+            os.replace(part, path)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. The caller holds a lock under which nobody else writes it."""
-    with whole(path) as file:
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with whole_file(path) as file:
         file.write(data)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make a folder of these files, whole or not at all. It must not be there yet, or be empty."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:
+        part = Path(scratch) / folder.name
+        part.mkdir()
+        for name, content in files.items():
+            write(part / name, content)
+        os.replace(part, folder)
+
+
+def clean(path: Path) -> None:
+    """Remove what killed writers of `path` left. The caller holds a lock under which nobody else writes it."""
+    for part in path.parent.glob(f"{escape(path.name)}.*.tmp"):
+        part.unlink(missing_ok=True)
 
 
 def save_tensors(state: dict[str, Any], file: BinaryIO) -> None:
@@ -47,21 +82,9 @@ def save_tensors(state: dict[str, Any], file: BinaryIO) -> None:
 
 
 @contextmanager
-def writes(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about writing `path` into what the user can do about it."""
+def writes(path: Path, cure: str = STORE_CURE) -> Iterator[None]:
+    """Raise StoreError, which names `path` and the cure, where the operating system refuses to write it."""
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {error.strerror or error}. Make room or make it writable, or set "
-            "SWARMBOOK_STORE to another folder, and run the same command again: what is finished is kept and "
-            "the rest resumes."
-        ) from error
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write under another name, then rename: a reader never sees half a file."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
-        partial = Path(scratch) / path.name
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        raise StoreError(f"cannot write {path}: {error.strerror or error}. {cure}") from error

@@ -1,4 +1,9 @@
-"""Work in progress: how far the training of a pack of runs has come, kept so that it survives being killed."""
+"""Work in progress: how far the training of a pack of runs has come, kept so that it survives being killed.
+
+A pack is a set of runs that are trained together, side by side in one set of tensors.
+
+Serves: every run that trains.
+"""
 
 import hashlib
 import json
@@ -13,15 +18,16 @@ from typing import Any
 import pandas as pd
 
 from swarmbook.errors import StoreError
-from swarmbook.records.atomic_files import replace, save_tensors, writes
+from swarmbook.records.atomic_files import save_tensors, write, writes
 from swarmbook.records.keys import canonical, key_of
 
 
-class Progress:
-    """What a pack has reached: a checkpoint, and a stream of metrics that is cut back to it on resuming.
+class WorkInProgress:
+    """What a pack has reached: a checkpoint, and a stream of metrics that is cut back to it when training resumes.
 
-    Files: `pack.json` (which runs), `metrics.jsonl`, `checkpoint.json` (step, how much of the stream belongs
-    to it, checksums) and the file that it names, one of two that take turns so that one is always whole.
+    Files: `pack.json` says which runs these are. `metrics.jsonl` holds the metrics, one row a line. `checkpoint.json`
+    holds the step, how much of the stream belongs to it, checksums, and the name of the file with the weights. Two such
+    files take turns, so that one is always whole.
     """
 
     def __init__(self, folder: Path):
@@ -64,7 +70,7 @@ class Progress:
         return state, mark["step"]
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Stream rows of metrics to disk. Without a load() before, the pack starts again from nothing."""
+        """Add rows of metrics to the stream. Without a `load` before, the pack starts again from nothing."""
         if self._digest is None:
             self._restart()
         data = "".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode()
@@ -73,7 +79,7 @@ class Progress:
         self._digest.update(data)
 
     def save(self, state: dict[str, Any], step: int) -> None:
-        """Replace the checkpoint: state (what `torch.load(weights_only=True)` reads) after `step` steps."""
+        """Replace the checkpoint. state: what torch.load(weights_only=True) reads, as it is after `step` steps."""
         if self._digest is None:
             self._restart()
         last = None
@@ -92,7 +98,7 @@ class Progress:
                     os.fsync(stream.fileno())
                     size = stream.tell()
                 mark = {"step": step, "bytes": size, "stream": self._digest.hexdigest()}
-                replace(self._mark, _seal({**mark, "file": name, "weights": weights}))
+                write(self._mark, _seal({**mark, "file": name, "weights": weights}))
             except OSError:
                 (self.folder / name).unlink(missing_ok=True)
                 raise
@@ -100,14 +106,14 @@ class Progress:
                 (self.folder / last).unlink(missing_ok=True)
 
     def metrics(self) -> pd.DataFrame:
-        """All rows so far, in order; text as categories in alphabetical order, what a row lacks as NaN."""
+        """All rows so far, in order. Text is categories in alphabetical order; what a row lacks is NaN."""
         text = self._stream.read_text() if self._stream.exists() else ""
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         frame = pd.DataFrame([json.loads(line) for line in lines])
         return frame.astype({name: "category" for name in frame if frame[name].dtype == "str"})
 
     def discard(self) -> None:
-        """Remove the folder: the pack's runs are all put, or nobody wants them."""
+        """Remove the folder, once the runs of the pack are all put or nobody wants them."""
         shutil.rmtree(self.folder, ignore_errors=True)  # what stays, the next opening removes
 
     def _restart(self) -> None:

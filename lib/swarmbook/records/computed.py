@@ -1,4 +1,7 @@
-"""TODO"""
+"""Tables that no single training run gives, such as plans and ensembles: recorded and stored like runs.
+
+Serves: SkipPipe's plans and bounds, HDEE's ensembles.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 import swarmbook
-from swarmbook.records.store import Store, key_of, open_store
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Store, open_store
 
 
 def computed(
@@ -16,11 +20,13 @@ def computed(
     recorded: str | Path = "runs",
     store: Store | None = None,
 ) -> list[pd.DataFrame]:
-    """Tables that no single training run gives, such as plans or ensembles: recorded and stored like runs.
+    """The tables that are wanted, in that order: from the record where they are there, computed now where they are not.
 
-    wanted: all that a table depends on, as JSON, a version of its code among it, to be raised by hand whenever the
-    same rest would give other numbers. compute: called with those that are neither recorded nor stored, yields their
-    tables in that order; each is kept as soon as it comes. Tables as for `Store.put`.
+    wanted: for each table all that it depends on, as JSON. A version of the code that computes it belongs to that, and
+    is raised by hand whenever the same rest would give other numbers.
+    compute: is called with those that are neither recorded nor stored, and yields their tables in that order. Each is
+    kept as soon as it comes. `Store.put` says what a table may hold.
+    recorded: the folder of the notebook's recorded runs. Raises StoreError if a table cannot be written.
     """
     store = store or open_store(recorded=[Path(recorded)])
     keys = [key_of({"computed": what}) for what in wanted]
@@ -31,11 +37,11 @@ def computed(
                 store.put(key, by_key[key], table, {"swarmbook": swarmbook.__version__})
         if not mine:
             store.wait(missing)
-    _note(by_key)
+    note(by_key)
     return [store.get(key).metrics for key in keys]
 
 
-def _note(keys: Iterable[str]) -> None:
+def note(keys: Iterable[str]) -> None:
     """Tell `swarmbook run --record`, if it listens, which runs and tables the notebook stands on."""
     if path := os.environ.get("SWARMBOOK_RECORD"):
         with open(path, "a", encoding="utf-8") as file:

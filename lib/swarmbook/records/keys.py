@@ -1,38 +1,18 @@
-"""TODO"""
+"""Keys: what decides the numbers of a run or table, in one spelling, and the hash of that.
+
+Serves: the names of all recorded runs and tables.
+"""
 
 import hashlib
 import json
 import math
-from functools import partial
-from types import CodeType, FunctionType
 from typing import Any
-
-
-def code_of(part: object, within: tuple = ()) -> list | str:
-    """What a function does, with its defaults and the values it closes over, without where it stands."""
-    if isinstance(part, FunctionType) and part not in within:
-        held = [*(part.__defaults__ or ()), *(part.__kwdefaults__ or {}).values()]
-        held += [cell.cell_contents for cell in part.__closure__ or ()]
-        return [code_of(part.__code__), [code_of(value, (*within, part)) for value in held]]
-    if isinstance(part, CodeType):
-        return [part.co_code.hex(), list(part.co_names), [code_of(const) for const in part.co_consts]]
-    if isinstance(part, partial):
-        return [code_of(value, within) for value in (part.func, part.args, part.keywords)]
-    if isinstance(part, (tuple, list)):
-        return [code_of(value, within) for value in part]
-    if isinstance(part, dict):
-        return [[code_of(name), code_of(value, within)] for name, value in part.items()]
-    if isinstance(part, (set, frozenset)):  # in an order of its own in every process
-        return sorted(repr(code_of(value, within)) for value in part)
-    text = repr(part)
-    return type(part).__qualname__ if " at 0x" in text else text
 
 
 def canonical(value: Any, name: str = "payload") -> str:
     """JSON with one spelling for each value: sorted keys, no spaces, ASCII.
 
-    Raises ValueError for NaN and infinities and TypeError for what JSON does not have; the message calls the
-    value `name`.
+    Raises ValueError for NaN and infinities, and TypeError for what JSON does not have. Messages call the value `name`.
     """
 
     def check(part: Any, where: str) -> None:

@@ -1,17 +1,16 @@
 """The store: finished runs by key, and the work in progress of runs that are being trained.
 
-- One parquet file a run, `<key>.parquet`; any parquet reader opens it. Config, provenance and key travel as
-  JSON in its metadata, with a SHA-256 over every other byte of the file, checked before anything is parsed.
-- A finished file appears whole or not at all, and is only ever replaced by another whole one. A damaged file
-  is named in a warning and counts as absent; training the run again overwrites it.
-- What a run ends with (weights, moments) can be kept beside it, `states/<key>.pt`, for runs that start from it:
-  the SHA-256 of all that follows, a line of JSON, and what torch.save writes. It is never published.
-- Whoever trains a run holds its lock. The kernel drops the lock when that process dies, and a waiter takes
-  over from the last checkpoint. Nothing here looks at clocks or process numbers.
-- Locks are `flock`. Over NFS that needs a server and client that carry locks (Linux does, mounted without
-  `nolock`); a file system without `flock` is refused, not worked around.
+- A finished run is one parquet file, `<key>.parquet` (see `swarmbook.records.run_files`). It appears whole or not at
+  all, and is only ever replaced by another whole one. A damaged file is named in a warning and counts as absent;
+  training the run again replaces it.
+- What a run ends with (weights, moments) can be kept beside it, `states/<key>.pt`, for runs that start from it. It is
+  never published.
+- Whoever trains a run holds its lock. The kernel drops the lock when that process dies, and whoever waits takes over
+  from the last checkpoint. Nothing here looks at clocks or process numbers.
+- Locks are `flock`. Over NFS that needs a server and a client that carry locks (Linux does, mounted without `nolock`).
+  A file system without `flock` is refused, not worked around.
 
-A training loop reads like this:
+Serves: every run and table. A training loop reads like this:
 
     while missing := [key for key in keys if store.get(key) is None]:
         with store.claim(missing) as mine:
@@ -24,8 +23,6 @@ A training loop reads like this:
             store.wait(missing)
 """
 
-import hashlib
-import io
 import json
 import os
 import re
@@ -35,46 +32,31 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from swarmbook.errors import StoreError
 from swarmbook.locations import store_folder
-from swarmbook.records.atomic_files import replace, save_tensors, whole, writes
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.atomic_files import whole_file, write, writes
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import canonical, key_of
+from swarmbook.records.run_files import Record, decode_record, encode_record, open_state, write_state
 
-FORMAT = 1
 POLL = 0.2  # seconds between two looks at a lock that another process holds
-SEAL = b"swarmbook-sha256:"
-BLANK = b"0" * 64
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """A finished run: its metrics (one row a measurement) and where they come from."""
-
-    key: str
-    config: dict[str, Any]
-    metrics: pd.DataFrame
-    provenance: dict[str, Any]
-    path: Path
 
 
 class Store:
-    """Finished runs in `root` (made on first write) and in the read-only folders `recorded`, looked at first.
+    """Finished runs in `root`, which is made on the first write, and in the folders `recorded`, which are only read.
 
-    `fresh` leaves out every recorded run and every run and state in `root` but those that were put by a store with
-    the same token: pass one token to all processes of an invocation, or True for a token of this object's own.
-    With `states`, only runs whose final state is there count as finished, and recorded ones have none.
+    The recorded ones are looked at first.
+    fresh: a token. Only runs and states count that a store with the same token has put, and no recorded ones; give one
+    token to all processes of an invocation. True is a token of this object's own, False no token.
+    states: whether only runs whose final state is there count as finished. Recorded runs have none.
     """
 
     def __init__(self, root: Path, recorded: Sequence[Path] = (), fresh: bool | str = False, states: bool = False):
@@ -91,7 +73,7 @@ class Store:
         for folder in (*self.recorded, self.root):
             path = _file(folder, key)
             try:
-                record, token = _unpack(path.read_bytes(), key, path)
+                record, token = decode_record(path.read_bytes(), key, path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except PermissionError as error:
@@ -111,36 +93,31 @@ class Store:
     def put(self, key: str, config: dict, metrics: pd.DataFrame, provenance: dict) -> Record:
         """Keep a finished run; the file is on disk, whole, when this returns.
 
-        metrics: columns of int, float, bool, str or categories of str, with the default index; what would not
-        read back equal, to the dtype, raises ValueError. A folder that cannot be written raises StoreError.
+        metrics: columns of int, float, bool, str or categories of str, with the default index. What would not read back
+        equal, to the dtype, raises ValueError. Raises StoreError for a folder that cannot be written.
         """
         path = _file(self.root, key)
-        data = _pack(key, config, metrics, provenance, self.token)
-        record, _ = _unpack(data, key, path)
+        data = encode_record(key, config, metrics, provenance, self.token)
+        record, _ = decode_record(data, key, path)
         try:
             pd.testing.assert_frame_equal(record.metrics, metrics, check_exact=True)
         except AssertionError as error:
             raise ValueError(f"the metrics of run {key} would not read back as they are: {error}") from error
         with writes(path), self._lock(f"{key}.write", blocking=True):
-            replace(path, data)
+            write(path, data)
         return record
 
     def state(self, key: str) -> dict[str, Any] | None:
         """What `put_state` was given (tensors on the CPU), or None if the run must be trained to have it.
 
-        Looked for in `root` only. A damaged file is named in a warning, not used. Raises StoreError for a file that
-        may not be read, and for a whole one that the installed torch cannot read.
+        It is looked for in `root` only. A damaged file is named in a warning and not used. Raises StoreError for a file
+        that may not be read, and for a whole one that the installed torch cannot read.
         """
         path = _file(self.root / "states", key, ".pt")
         try:
             with path.open("rb") as file:
-                seal = file.read(len(BLANK))
-                if _digest(file).encode() != seal:
-                    raise ValueError(f"its {file.tell()} bytes do not match their checksum")
-                file.seek(len(BLANK))
-                header = json.loads(file.readline())
-                _check(header, key)
-                if self.token is not None and header["token"] != self.token:
+                token = open_state(file, key)
+                if self.token is not None and token != self.token:
                     return None
                 import torch
 
@@ -160,38 +137,24 @@ class Store:
     def put_state(self, key: str, state: dict[str, Any]) -> None:
         """Keep what a run ended with; the file is on disk, whole, when this returns.
 
-        state: tensors on any device, numbers, text, and dicts and lists of them; what torch.load(weights_only=True)
-        refuses raises ValueError. Clone slices: of a view, torch writes the whole tensor that it looks into.
-        Put the state before the run, so that a trainer killed in between leaves no finished run without one.
-        A folder that cannot be written raises StoreError.
+        state: tensors on any device, numbers, text, and dicts and lists of them. What torch.load(weights_only=True)
+        refuses raises ValueError. Clone slices, because torch writes the whole tensor that a view looks into.
+        Put the state before the run, so that a trainer that is killed in between leaves no finished run without one.
+        Raises StoreError for a folder that cannot be written.
         """
         path = _file(self.root / "states", key, ".pt")
-        header = canonical({"format": FORMAT, "key": key, "token": self.token}).encode() + b"\n"
         with writes(path), self._lock(f"{key}.write", blocking=True):
             path.parent.mkdir(exist_ok=True)
-            with whole(path) as file:
-                file.write(BLANK + header)
-                save_tensors(state, file)
-                import torch
-
-                file.seek(len(BLANK + header))
-                try:
-                    torch.load(file, map_location="meta", weights_only=True)
-                except Exception as error:
-                    what = "tensors, numbers, text, and dicts and lists of them"
-                    raise ValueError(f"torch would not read the state of run {key} back; expected {what}") from error
-                file.seek(len(BLANK))
-                seal = _digest(file)
-                file.seek(0)
-                file.write(seal.encode())
+            with whole_file(path) as file:
+                write_state(file, key, state, self.token)
 
     @contextmanager
     def claim(self, keys: Iterable[str]) -> Iterator[list[str]]:
         """Lock what nobody else is training: `with store.claim(keys) as mine`.
 
-        `mine` are the keys, in the order given, that are neither finished nor held by anybody else, another
-        claim in this process included. The locks last until the block is left or the process dies. A lock is
-        an open file: claim what is trained next, not a grid of thousands.
+        `mine` are the keys, in the order given, that are neither finished nor held by anybody else; another claim in
+        this process counts as somebody else. The locks last until the block is left or the process dies. A lock is an
+        open file, so claim what is trained next and not a grid of thousands.
         """
         mine = []
         with ExitStack() as locks:
@@ -208,15 +171,15 @@ class Store:
             self._clean()
 
     def wait(self, keys: Iterable[str]) -> None:
-        """Return once one of these runs is finished, or its holder gave up or died. Hold no claim then."""
+        """Return once one of these runs is finished, or its holder gave up or died. The caller must hold no claim."""
         keys = list(keys)
         looked = time.monotonic()
         while keys and not any(self._unheld(key) or self.get(key) for key in keys):
             time.sleep(max(POLL, 9 * (time.monotonic() - looked)))  # whoever trains needs the processor more
             looked = time.monotonic()
 
-    def progress(self, keys: Sequence[str]) -> Progress:
-        """The work in progress of runs that are trained together; claim them first."""
+    def progress(self, keys: Sequence[str]) -> WorkInProgress:
+        """The work in progress of runs that are trained together. The caller has claimed them."""
         keys = sorted(keys)
         folder = self.root / self._partial / key_of({"pack": keys})
         with writes(folder), self._lock(f"{folder.name}.write", blocking=True):
@@ -224,13 +187,14 @@ class Store:
             if found is None or (self.token is not None and found[1] != self.token):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                replace(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
-        return Progress(folder)
+                write(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
+        return WorkInProgress(folder)
 
     def packs(self, held: Sequence[str] | None = None) -> list[list[str]]:
-        """Packs with unfinished runs whose training was begun: all of them, or those to resume under a claim.
+        """The packs whose training was begun and that have unfinished runs, each as the keys of its runs.
 
-        With `held`, a pack counts if all its unfinished runs are held, and no two of the packs share a run.
+        held: keys that the caller has claimed. Then only packs count whose unfinished runs are all held, and no two of
+        them share a run. None for all packs.
         """
         packs: list[list[str]] = []
         for folder in sorted(self.root.glob(f"{self._partial}/*")):
@@ -247,20 +211,23 @@ class Store:
         return packs
 
     def publish(self, keys: Iterable[str], folder: Path, exclusive: bool = False) -> None:
-        """Copy finished runs into a folder of recorded runs; `exclusive` deletes its other parquet files."""
+        """Copy finished runs into a folder of recorded runs.
+
+        exclusive: whether the folder's other parquet files are deleted. Raises StoreError for runs that are not there.
+        """
         folder = Path(folder)
         records = {key: self.get(key) for key in dict.fromkeys(keys)}
         if missing := [key for key, record in records.items() if record is None]:
             raise StoreError(f"cannot publish {', '.join(missing)}: not in {self.root}; run them first")
         with writes(folder), self._lock("publish.write", blocking=True):
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob("*.parquet.tmp"):
+            for leftover in folder.glob("*.parquet*.tmp"):
                 leftover.unlink()
             for key, record in records.items():
                 if record.path.parent.resolve() != folder.resolve():
                     data = record.path.read_bytes()
-                    _unpack(data, key, record.path)
-                    replace(folder / record.path.name, data)
+                    decode_record(data, key, record.path)
+                    write(folder / record.path.name, data)
             if exclusive:
                 for path in folder.glob("*.parquet"):
                     if path.stem not in records:
@@ -268,10 +235,10 @@ class Store:
 
     @contextmanager
     def _lock(self, name: str, blocking: bool = False) -> Iterator[bool]:
-        """Hold root/locks/<name>, or yield False. The file goes away with the lock.
+        """Hold the lock `root/locks/<name>` and yield True, or yield False. The file goes away with the lock.
 
-        Unlinking before releasing is safe because FileLock, once it has a lock, checks that the file still
-        has a name, and otherwise tries again.
+        Removing the file before the lock is released is safe, because FileLock checks, once it has a lock, that the
+        file still has a name, and otherwise tries again.
         """
         path = self.root / "locks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +265,7 @@ class Store:
 
     def _clean(self) -> None:
         """Remove what killed processes left: half-written files, packs that are finished, locks."""
-        for path in (*self.root.glob("*.parquet.tmp"), *self.root.glob("states/*.pt.tmp")):
+        for path in (*self.root.glob("*.parquet*.tmp"), *self.root.glob("states/*.pt*.tmp")):
             with self._lock(f"{path.name.split('.')[0]}.write") as dead:
                 if dead:
                     path.unlink(missing_ok=True)
@@ -316,10 +283,11 @@ class Store:
 
 
 def open_store(recorded: Sequence[Path] = ()) -> Store:
-    """The user's store: SWARMBOOK_STORE or runs/store in the repository; SWARMBOOK_FRESH=1 trains anew.
+    """The user's store: SWARMBOOK_STORE, or `runs/store` (see `swarmbook.locations`).
 
-    "1" counts only what this process puts; to share, give the processes of an invocation one token instead.
-    recorded: folders of recorded runs; after each come those of other profiles beside it, as `runs.gpu` beside `runs`.
+    With SWARMBOOK_FRESH=1 only what this process puts counts. Any other text but "0" is a token, which the processes of
+    an invocation share.
+    recorded: folders of recorded runs. After each come those of other profiles beside it, as `runs.gpu` beside `runs`.
     """
     fresh = os.environ.get("SWARMBOOK_FRESH", "")
     if fresh == "1":
@@ -337,66 +305,6 @@ def _file(folder: Path, key: str, suffix: str = ".parquet") -> Path:
     if not re.fullmatch("[0-9a-f]{8,64}", key):
         raise ValueError(f"{key!r} is no key of a run; expected 8 to 64 hex digits, as key_of gives them")
     return folder / f"{key}{suffix}"
-
-
-def _pack(key: str, config: dict, metrics: pd.DataFrame, provenance: dict, token: str | None) -> bytes:
-    categories = {
-        name: {"of": list(dtype.categories), "ordered": bool(dtype.ordered)}
-        for name, dtype in metrics.dtypes.items()
-        if isinstance(dtype, pd.CategoricalDtype)
-    }
-    header = {
-        "config": json.loads(canonical(config, "config")),
-        "provenance": json.loads(canonical(provenance, "provenance")),
-        "categories": categories,
-        "format": FORMAT,
-        "key": key,
-        "token": token,
-    }
-    # Categories are stored as text: parquet has no type for them, and its own dictionaries keep that small.
-    frame = metrics.astype({name: "str" for name in categories})
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    text = [field.name for field in table.schema if pa.types.is_large_string(field.type)]
-    file = io.BytesIO()
-    options = {"use_dictionary": text, "write_statistics": False, "store_schema": False}
-    with pq.ParquetWriter(file, table.schema, compression="zstd", **options) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"swarmbook": canonical(header), "seal": SEAL + BLANK})
-    data = file.getvalue()
-    if data.count(SEAL) != 1:
-        raise ValueError(f"run {key}: config, provenance and metrics must not contain {SEAL.decode()!r}")
-    return data.replace(SEAL + BLANK, SEAL + hashlib.sha256(data).hexdigest().encode())
-
-
-def _unpack(data: bytes, key: str, path: Path) -> tuple[Record, str | None]:
-    """The record in a file's bytes, and the token it was put under; ValueError says what is wrong with it."""
-    start = data.rfind(SEAL) + len(SEAL)
-    seal = data[start : start + len(BLANK)]
-    if hashlib.sha256(data[:start] + BLANK + data[start + len(BLANK) :]).hexdigest().encode() != seal:
-        raise ValueError(f"its {len(data)} bytes do not match their checksum")
-    table = pq.ParquetFile(pa.BufferReader(data))
-    header = json.loads(table.metadata.metadata[b"swarmbook"])
-    _check(header, key)
-    frame = table.read(use_threads=False).to_pandas()
-    for name, dtype in header["categories"].items():
-        names = pd.Index(dtype["of"], dtype="str")
-        frame[name] = frame[name].astype(pd.CategoricalDtype(names, dtype["ordered"]))
-    return Record(key, header["config"], frame, header["provenance"], path), header["token"]
-
-
-def _check(header: dict, key: str) -> None:
-    if header["format"] != FORMAT:
-        raise ValueError(f"it has format {header['format']}, this version reads {FORMAT}")
-    if header["key"] != key:
-        raise ValueError(f"it holds run {header['key']} under another name")
-
-
-def _digest(file: BinaryIO) -> str:
-    """SHA-256 of the rest of a file, from where it stands."""
-    seen = hashlib.sha256()  # not hashlib.file_digest, which need not begin where a buffered file stands
-    while block := file.read(1 << 20):
-        seen.update(block)
-    return seen.hexdigest()
 
 
 def _keys_and_token(folder: Path) -> tuple[list[str], str | None] | None:

@@ -1,4 +1,11 @@
-"""TODO"""
+"""Executing a paper's notebook with papermill, and the stamp that says with what it was executed.
+
+- The kernel is always the interpreter that runs this, whatever kernels are installed.
+- Results appear under their names when they are whole. A notebook that failed is kept as `<name>.failed.ipynb`.
+- A stamp is what an executed notebook was executed with, in its metadata, sealed by a checksum of its cells.
+
+Serves: `swarmbook run`, `sweep` and `verify`.
+"""
 
 import hashlib
 import json
@@ -12,12 +19,13 @@ from typing import Any
 
 from swarmbook.analysis.claims import Claim
 from swarmbook.errors import NotebookError
+from swarmbook.locations import runs_folder, store_folder
 from swarmbook.records.atomic_files import write
 from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
 from swarmbook.reproduction.publishing import KERNELSPEC, html
 
-# called with: code cells done, code cells in all, figure or table, last line printed
-Progress = Callable[[int, int, str, str], None]
+# is called with the number of code cells that are done and of all, the figure or table, the last line that was printed
+OnProgress = Callable[[int, int, str, str], None]
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,8 @@ class Execution:
 
 
 def results_folder(paper: Paper, parameters: Mapping[str, Any], output: Path | None = None) -> Path:
-    """Where results go: `runs/<name>` beside the papers folder, with `-<profile>` if not the default one."""
-    output = paper.notebook.parents[2] / "runs" if output is None else Path(output).absolute()
+    """Where results go: `<name>` in `output` or the `runs_folder`, with `-<profile>` if not the default one."""
+    output = runs_folder(paper.notebook.parents[1]) if output is None else Path(output).absolute()
     profile = at(paper, parameters.get("profile")).profile
     return output / f"{paper.name}{profile and f'-{profile}'}"
 
@@ -41,25 +49,29 @@ def execute(
     parameters: Mapping[str, Any] | None = None,
     output: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     folder: Path | None = None,
     stamp: Mapping[str, Any] | None = None,
     page: bool = True,
 ) -> Execution:
-    """Execute a paper's notebook in its own folder; write a page of HTML, then it, into `folder` or `results_folder`.
+    """Execute a paper's notebook in its own folder, and write a page of HTML and the executed notebook.
 
-    `environment` is added to the kernel's; `stamp` is what `stamp_of` gives back; without `page` there is no HTML,
-    which takes two seconds. Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell
-    fails or the kernel dies; what was executed until then is kept beside the results.
+    parameters: in place of the notebook's own. output: see `results_folder`. environment: is added to the kernel's.
+    folder: where the results go, in place of `results_folder`. stamp: what `stamp_of` gives back. page: whether a page
+    of HTML is written, which takes two seconds.
+    Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell fails or the kernel dies;
+    what was executed until then is kept beside the results.
     """
     parameters = checked(paper, parameters or {})
+    # the kernel runs in the notebook's folder, where the default would be another
+    environment = {"SWARMBOOK_STORE": str(store_folder()), **(environment or {})}
     folder = folder or results_folder(paper, parameters, output)
     folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{paper.name}.failed.ipynb"
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
         partial = Path(scratch) / paper.notebook.name
         try:
-            content = _run(paper, parameters, partial, environment or {}, progress)
+            content = _run(paper, parameters, partial, environment, progress)
         except NotebookError as error:
             write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
@@ -103,7 +115,7 @@ def _run(
     parameters: Mapping[str, Any],
     target: Path,
     environment: Mapping[str, str],
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> Any:
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -139,7 +151,7 @@ def _run(
 
 @cache
 def _written_once() -> type:
-    """papermill's engine, but the notebook is written at the end, however that comes, and not twice a cell."""
+    """papermill's engine, except that the notebook is written once, at the end, and not twice for every cell."""
     from papermill.engines import NBClientEngine
 
     class WrittenOnce(NBClientEngine):
@@ -157,7 +169,7 @@ def _written_once() -> type:
 def kernel_of_this_python(environment: Mapping[str, str], log: Path) -> type:
     """A kernel manager whose kernel is `sys.executable`, with `environment` added to this process's.
 
-    What the kernel says of itself goes to the file `log`; what cells print goes to the notebook as ever.
+    log: the file to which goes what the kernel itself prints. What cells print goes to the notebook.
     """
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client import AsyncKernelManager
@@ -181,7 +193,7 @@ def kernel_of_this_python(environment: Mapping[str, str], log: Path) -> type:
 class _Watch:
     """Follows an execution: which code cell runs, and the last line that it printed."""
 
-    def __init__(self, paper: Paper, progress: Progress | None):
+    def __init__(self, paper: Paper, progress: OnProgress | None):
         cells = json.loads(paper.notebook.read_text(encoding="utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
         self.sources = ["".join(cell["source"]) for cell in code]

@@ -1,13 +1,15 @@
-"""Provenance: which recorded runs and tables each cell of a notebook stands on.
+"""Lineage: which recorded runs and tables each cell of a notebook stands on.
 
-- A notebook's code is executed once more in a process of its own, on its record alone, without drawing.
-- Of each statement, what it reads of a record is noted when it reads it: of a hundred runs at hand, the ten it plots.
-- Numbers that were taken from records keep where they are from by the names that they pass through: a statement also
-  stands on what the names stand on that it reads, those that its functions read among them.
-- What was found is kept beside the notebook, `provenance.json`, and holds until its code or its record changes.
+- The code of a notebook is executed once more in a process of its own, on its record alone, without drawing.
+- A statement stands on the records whose numbers it reads: of a hundred runs at hand, the ten that it plots.
+- It also stands on what the names stand on that it reads, or that functions read which it calls. So numbers keep where
+  they are from through any number of names.
+- What was found is kept beside the notebook, in `provenance.json`, and holds until its code or its record changes.
 - A record at another profile, `<paper>.<profile>`, is a notebook like any other.
 
-`python -m swarmbook.reproduction.lineage [PAPER ...]` renews what is kept.
+`python -m swarmbook.reproduction.lineage [PAPER ...]` finds out anew what is kept.
+
+Serves: `swarmbook report` and `swarmbook run --record`.
 """
 
 import ast
@@ -40,17 +42,17 @@ KEPT = "provenance.json"
 
 
 def keys_of_cells(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
-    """By paper and id of a cell, the keys of the runs and tables that the cell stands on; cells without any are absent.
+    """The keys of the runs and tables that each cell stands on, by paper and id of the cell.
 
-    Of papers whose code or record has changed since this was kept, it is found anew. Raises NotebookError if a cell
-    fails, or needs a run that is not recorded beside the notebook.
+    Cells that stand on none are absent. What is kept is read; for papers whose code or record has changed since, it is
+    found anew. Raises NotebookError if a cell fails, or needs a run that is not recorded beside the notebook.
     """
     found = {paper.name: kept(paper) for paper in chosen}
     return found | traced([paper for paper in chosen if found[paper.name] is None])
 
 
 def kept(paper: Paper) -> dict[str, Keys] | None:
-    """What is kept beside the notebook, or None if that is of other code or another record."""
+    """The keys by cell that are kept beside the notebook, or None if they are of other code or another record."""
     if not paper.runs:
         return {}
     path = paper.beside(KEPT)
@@ -63,7 +65,7 @@ def kept(paper: Paper) -> dict[str, Keys] | None:
 
 
 def keep(chosen: Sequence[Paper]) -> None:
-    """Find out anew, and write it beside the notebooks; for papers without recorded runs there is nothing to keep."""
+    """Find out anew which keys cells stand on, and keep it beside the notebooks that have recorded runs."""
     found = traced(chosen)
     for paper in chosen:
         path = paper.beside(KEPT)
@@ -75,7 +77,10 @@ def keep(chosen: Sequence[Paper]) -> None:
 
 
 def traced(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
-    """The same found by executing the notebooks, each in a process of its own, as many at once as there are cores."""
+    """As `keys_of_cells`, but all are found by executing the notebooks.
+
+    Each is executed in a process of its own, as many at once as there are cores.
+    """
     found: dict[str, dict[str, Keys]] = {paper.name: {} for paper in chosen}
     if recorded := [paper for paper in chosen if paper.runs]:
         workers = min(len(recorded), os.cpu_count() or 1)
@@ -85,14 +90,14 @@ def traced(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
 
 
 def parents(record: "Recorded") -> dict[str, Keys]:
-    """Of each recorded run and table the recorded ones it was made from: where it began, the experts of an ensemble."""
+    """What each recorded run and table was made from, of what is recorded: where a run began, an ensemble's experts."""
     runs = {key: {parent.key for parent in config.parents} for key, (_, config) in record.runs.items()}
     tables = {key: set(table.config.get("experts", ())) for key, table in record.tables.items()}
     return {key: frozenset(made_from & (runs.keys() | tables.keys())) for key, made_from in (runs | tables).items()}
 
 
 def ancestors(keys: Set[str], parents: Mapping[str, Keys]) -> Keys:
-    """All that runs and tables were made from, but themselves."""
+    """All that some runs and tables were made from, directly or not, without these themselves."""
     found: Keys = NONE
     rest = set(keys)
     while rest:
@@ -102,14 +107,14 @@ def ancestors(keys: Set[str], parents: Mapping[str, Keys]) -> Keys:
 
 
 def _seal(paper: Paper) -> str:
-    """Of all that decides which cell stands on what."""
+    """A hash of all that decides which cell stands on what: code and keys of what is recorded."""
     code = [[cell["id"], "".join(cell["source"])] for cell in _code(paper.notebook)]
     recorded = sorted(paper.recorded)
     return hashlib.sha256(json.dumps([code, recorded]).encode()).hexdigest()
 
 
 def trace(paper: Paper) -> dict[str, Keys]:
-    """Execute a notebook in this process, which is of no use for anything else after that; the keys by cell."""
+    """Execute a notebook in this process, and return the keys by cell. The process is of no other use afterwards."""
     from swarmbook.records.store import Record, Store
 
     recorded = paper.recorded
@@ -140,7 +145,7 @@ def trace(paper: Paper) -> dict[str, Keys]:
 
 
 def _trace(notebook: Path, read: set[str]) -> Iterator[tuple[str, Keys]]:
-    """Cell by cell its id and keys; `read` is where keys appear whose records are read."""
+    """The id and the keys of each cell. read: the set in which a key appears when numbers of its record are read."""
     from matplotlib import pyplot as plt
 
     known: dict[str, Any] = {"__name__": "__main__"}
@@ -165,7 +170,7 @@ def _trace(notebook: Path, read: set[str]) -> Iterator[tuple[str, Keys]]:
 
 
 def _stands_on(name: str, known: dict[str, Any], taint: dict[str, Keys], within: frozenset[str] = frozenset()) -> Keys:
-    """What a name stands on; a function of the notebook on what it finds in the notebook when it is called."""
+    """What a name stands on. A function of the notebook stands on the notebook's names that it reads when called."""
     from swarmbook.analysis.claims import Claims
 
     value = known.get(name)
@@ -192,10 +197,11 @@ def _globals(code: types.CodeType) -> set[str]:
 
 
 class Names(ast.NodeVisitor):
-    """The names of a statement: those that it reads as they were before it, writes anew, or may have changed.
+    """The names of a statement.
 
-    Changed are the names whose items, attributes or methods are used as a statement, such as `rows.append(x)`, and
-    those that are written on some of the ways through it only.
+    read: those whose value from before the statement it reads. written: those to which it always gives a new value.
+    changed: those that may have changed. These are the ones whose items or attributes it sets, whose methods it calls
+    as a statement, such as `rows.append(x)`, or which it writes on some of the ways through it only.
     """
 
     def __init__(self, statement: ast.stmt):

@@ -1,32 +1,32 @@
-"""Papers as notebooks: what a committed notebook says about itself, and executing one with papermill.
+"""Papers as notebooks: what a committed notebook says about itself.
 
-- reading needs nothing but JSON, so that listing the papers is instant; papermill loads on execution
-- figures and tables are cell tags ("figure 4a"), claims a cell output of type `MIMETYPE`
-- the kernel is always the interpreter that runs this, whatever kernels are installed
-- results appear under their names only when whole: a notebook that failed is kept as `<name>.failed.ipynb`
-- an executed notebook can bear a stamp: what it was executed with, sealed by a checksum of its cells
-- beside `<name>.ipynb` as executed at its default profile lies what was recorded at others: `<name>.<profile>.ipynb`
+- Reading one needs nothing but JSON, so that listing the papers is instant.
+- Figures and tables are tags of cells ("figure 4a"). Claims are an output of a cell, of type `MIMETYPE`.
+- `<name>.ipynb` was executed at the notebook's default profile. What was recorded at another lies beside it, as
+  `<name>.<profile>.ipynb`.
+
+Serves: every command.
 """
 
-import ast
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swarmbook import errors
 from swarmbook.analysis.claims import MIMETYPE, VERDICTS, Claim
-from swarmbook.errors import NotebookError, UsageError
+from swarmbook.errors import NotebookError, UsageError, unknown
 from swarmbook.locations import papers_folder
+from swarmbook.reproduction.parameters_cell import parameters_of
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One assignment of a notebook's parameters cell; the comment behind it is its help."""
+    """One assignment of a notebook's cell of parameters. The comment behind it is its help."""
 
     name: str
     default: Any
@@ -34,7 +34,7 @@ class Parameter:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that a help such as `smoke | cpu | gpu` allows; empty if any, as with `auto | cpu ...`."""
+        """The values that a help such as `smoke | cpu | gpu` allows; empty if all are, as with `auto | cpu ...`."""
         named = tuple(part.strip().split(" ")[0].strip("\"',.;") for part in self.help.split("|"))
         if len(named) > 1 and self.default in named and not self.help.rstrip().endswith("..."):
             return named
@@ -43,20 +43,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Paper:
-    """A committed notebook and what it says about itself: `papers/<name>/<name>.ipynb`, or its record at a profile
-    other than the default, `papers/<name>/<name>.<profile>.ipynb`.
+    """A committed notebook and what it says about itself.
+
+    It is `papers/<name>/<name>.ipynb`, or its record at another profile, `papers/<name>/<name>.<profile>.ipynb`.
     """
 
-    name: str  # as of the file
+    name: str  # of the file, without .ipynb
     notebook: Path
     title: str
     figures: tuple[str, ...]
     tables: tuple[str, ...]
     claims: tuple[Claim, ...]
-    profile: str  # of a record at another than the default one; else empty
+    profile: str  # of a record at a profile that is not the default; else empty
 
     def beside(self, name: str) -> Path:
-        """Where `runs` or `provenance.json` of it lie; of a record at another profile `runs.gpu`, and so on."""
+        """The path of what lies beside it, such as `runs`; of a record at another profile, such as `runs.gpu`."""
         path = self.notebook.with_name(name)
         return path.with_name(f"{path.stem}.{self.profile}{path.suffix}") if self.profile else path
 
@@ -67,41 +68,46 @@ class Paper:
 
     @property
     def runs(self) -> int:
+        """How many runs and tables are recorded beside the notebook."""
         return len(self.recorded)
 
     @property
     def command(self) -> str:
-        """What executes it again; ` --record` records it."""
+        """The command that executes it again; with ` --record` it also records it."""
         return f"swarmbook run {self.notebook.parent.name}{self.profile and f' --profile {self.profile}'}"
 
     def parameters(self) -> dict[str, Parameter]:
-        """The parameters cell as papermill reads it; a default that is no literal stays source text."""
-        from papermill.translators import PythonTranslator
-
+        """The parameters cell; a default that is no literal stays source text. NotebookError where it is no Python."""
         cells = json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]
         tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-        found = [p for cell in tagged[:1] for p in PythonTranslator.inspect({"source": "".join(cell["source"])})]
-        return {p.name: Parameter(p.name, _literal(p.default), p.help) for p in found}
+        try:
+            found = [p for cell in tagged[:1] for p in parameters_of("".join(cell["source"]))]
+        except SyntaxError as error:
+            raise NotebookError(f"{self.notebook}: the parameters cell is no Python: {error}") from error
+        return {p.name: Parameter(*p) for p in found}
 
 
 def discover(folder: Path | None = None) -> dict[str, Paper]:
     """All papers below `folder` by name; raises NotebookError if one of the notebooks cannot be read."""
     folder = papers_folder() if folder is None else Path(folder).absolute()
     notebooks = (path for path in sorted(folder.glob("*/*.ipynb")) if path.stem == path.parent.name)
-    return {path.stem: read(path) for path in notebooks}
+    return {path.stem: read_paper(path) for path in notebooks}
 
 
 def records(folder: Path | None = None) -> dict[str, Paper]:
-    """All papers by name as of `discover`, each followed by its records at other profiles."""
+    """All papers by name, as `discover` finds them, each followed by its records at other profiles."""
     found = {}
     for name, paper in discover(folder).items():
-        others = map(read, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
+        others = map(read_paper, sorted(paper.notebook.parent.glob(f"{name}.*.ipynb")))
         found |= {name: paper} | {other.name: other for other in others}
     return found
 
 
 def at(paper: Paper, profile: str | None) -> Paper:
-    """The record of a paper at a profile, made already or not: the paper itself at the default one, or None."""
+    """The record of a paper at a profile, whether it is there or not.
+
+    profile: for the default one, and for None, the record is the paper itself.
+    """
     if profile is None or profile == paper.parameters()["profile"].default:
         return paper
     other = replace(paper, name=f"{paper.name}.{profile}", profile=profile)
@@ -109,17 +115,20 @@ def at(paper: Paper, profile: str | None) -> Paper:
 
 
 def chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
-    """Those that are named, all if none is; the name of a paper stands for its records at other profiles as well."""
+    """The papers that are named, or all if none is. A paper's name also stands for its records at other profiles.
+
+    Raises UsageError for a name that is not known.
+    """
     picked = {}
     for name in names or known:
         if name not in known:
-            raise unknown("paper", name, list(known))
+            raise UsageError(unknown("paper", name, known))
         picked |= {paper.name: paper for paper in known.values() if name in (paper.name, paper.notebook.parent.name)}
     return list(picked.values())
 
 
-def read(notebook: Path) -> Paper:
-    """What the notebook says about itself, without executing anything."""
+def read_paper(notebook: Path) -> Paper:
+    """What a notebook says about itself; nothing is executed. Raises NotebookError if it cannot be read."""
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
         cells = content["cells"]
@@ -142,7 +151,7 @@ def read(notebook: Path) -> Paper:
 def claims_of(content: Mapping[str, Any], where: str) -> tuple[Claim, ...]:
     """The claims in the outputs of a notebook given as nbformat's JSON; `where` names it in errors.
 
-    Of a claim that is shown more than once the last word counts.
+    Of a claim that is shown more than once the last one counts.
     """
     outputs = (output for cell in content["cells"] for output in cell.get("outputs", []))
     rows = (row for output in outputs for row in output.get("data", {}).get(MIMETYPE, []))
@@ -171,18 +180,6 @@ def label_of(cell: Mapping[str, Any]) -> str:
     return ", ".join(_labels(cell))
 
 
-def _literal(source: str) -> Any:
-    try:
-        return ast.literal_eval(source)
-    except (ValueError, SyntaxError):
-        return source
-
-
-def unknown(kind: str, name: str, valid: list[str]) -> UsageError:
-    """An error that names the valid names, and the nearest of them."""
-    return UsageError(errors.unknown(kind, name, valid))
-
-
 def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` for the paper's parameters; raises UsageError where a name, a choice or a type is wrong.
 
@@ -192,12 +189,12 @@ def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
     result = {}
     for name, value in values.items():
         if name not in parameters:
-            raise unknown(f"parameter of {paper.name}", name, list(parameters))
+            raise UsageError(unknown(f"parameter of {paper.name}", name, parameters))
         parameter = parameters[name]
         if isinstance(value, str) and parameter.choices and value not in parameter.choices:
-            raise unknown(f"{name} of {paper.name}", value, list(parameter.choices))
+            raise UsageError(unknown(f"{name} of {paper.name}", value, parameter.choices))
         try:
-            result[name] = _fitted(value, parameter.default)
+            result[name] = _fitted(_storable(value), parameter.default)
         except TypeError as error:
             raise UsageError(
                 f"parameter {name} of {paper.name} is {parameter.default!r} by default, so it takes "
@@ -206,13 +203,26 @@ def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _storable(value: Any) -> Any:
+    """The value as a notebook can hold it: tuples as lists. TypeError says what JSON and papermill do not have."""
+    if isinstance(value, (list, tuple)):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _storable(item) for name, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError("; a notebook cannot hold it")
+    if not isinstance(value, (str, int, float, type(None))):
+        raise TypeError("; give text, numbers, true or false, lists or mappings of them")
+    return value
+
+
 def _fitted(value: Any, default: Any) -> Any:
     if default is None:
         return value
     if isinstance(default, float):
         if isinstance(value, str):  # YAML 1.1 takes 1e-3 for text
             try:
-                return float(value)
+                return _storable(float(value))
             except ValueError:
                 raise TypeError from None
         if isinstance(value, int) and not isinstance(value, bool):

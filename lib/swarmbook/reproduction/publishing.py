@@ -1,4 +1,7 @@
-"""TODO"""
+"""Executed notebooks as others see them: as pages of HTML, and committed without what varies between executions.
+
+Serves: the pages of `swarmbook run` and `report`, and `swarmbook run --record`.
+"""
 
 import base64
 import logging
@@ -15,7 +18,10 @@ INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other 
 
 
 def html(content: Any, template: str = "") -> str:
-    """A notebook, as nbformat reads it, as a page of HTML by nbconvert; in a template of Jinja's if given."""
+    """A notebook as a page of HTML, by nbconvert.
+
+    content: as nbformat reads it. template: nbconvert's own, or the text of a Jinja template that replaces it.
+    """
     from nbconvert import HTMLExporter
 
     log = logging.getLogger(__name__)  # would warn of each picture without a description
@@ -33,8 +39,9 @@ def html(content: Any, template: str = "") -> str:
 def commit(paper: Paper, executed: Path) -> None:
     """Put an executed notebook in the committed one's place, without what varies between executions.
 
-    paper: or its record as of `at`, which holds the injected cell that sets its profile. Pictures of a paper's figures
-    that are kept beside it for others to show, as `figure-4a.png`, are renewed.
+    paper: a paper, or its record at a profile as `papers.at` gives it; that holds the cell which sets its profile.
+    Pictures that are kept beside the notebook for other pages to show, such as `figure-4a.png`, are renewed.
+    Raises UsageError for a notebook that was executed with other parameters.
     """
     import nbformat
 

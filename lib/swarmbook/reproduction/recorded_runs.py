@@ -1,23 +1,27 @@
-"""TODO"""
+"""What is recorded beside a notebook, each file checked against its checksum and its key.
+
+Serves: `swarmbook verify` and `report`, and where the cells of a notebook take their numbers from.
+"""
 
 import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from swarmbook.config import RunConfig, run_config
 from swarmbook.errors import ConfigError
-from swarmbook.records.store import Record, Store, key_of
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Record, Store
 from swarmbook.reproduction.papers import Paper
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
 class Recorded:
-    """What lies in a paper's `runs/`, or `runs.<profile>/`: runs, tables that no single run gives, what is wrong."""
+    """What lies in a paper's `runs/`, or `runs.<profile>/`.
+
+    runs: records and configurations by key. tables: those that no single run gives (`swarmbook.records.computed`), by
+    key. faults: a sentence for each file that is damaged.
+    """
 
     runs: dict[str, tuple[Record, RunConfig]] = field(default_factory=dict)
     tables: dict[str, Record] = field(default_factory=dict)

@@ -1,10 +1,12 @@
-"""The report: one static site of the executed notebooks, and a front page with the claims of all papers.
+"""The report: a static site of the executed notebooks, and a front page with the claims of all papers.
 
-- Pages are nbconvert's, in its own JupyterLab theme, without the scripts that it would fetch: nothing is loaded from
-  anywhere, and they read the same with JavaScript off, in the light, in the dark, on a phone and on paper.
-- Below each figure, table and claim is where it comes from: the runs that its cell stands on, what made them, and the
-  command to repeat it. Each page ends with its whole record.
+- Pages are nbconvert's, in its own JupyterLab theme, without the scripts that it would fetch. Nothing is loaded from
+  anywhere. They read the same without JavaScript, in light and dark themes, on a phone and on paper.
+- Below each figure, table and claim stands where it comes from: the runs that its cell stands on, what made them, and
+  the command to repeat it. Each page ends with all that is recorded.
 - What was recorded of a paper at another profile has a page of its own, and on the front page a place below the paper.
+
+Serves: `swarmbook report`.
 """
 
 import html
@@ -67,9 +69,9 @@ code { overflow-wrap: anywhere; }
 
 
 def build(chosen: Sequence[Paper], output: Path) -> Path:
-    """Write `index.html` and one page for each paper, or record of one, into a folder; the front page's path.
+    """Write `index.html` and one page for each paper, or record of one, into a folder; returns the front page's path.
 
-    Raises NotebookError if a recorded run is damaged, or what a figure stands on cannot be found out.
+    Raises NotebookError if a recorded run is damaged, or if it cannot be found out what a figure stands on.
     """
     import nbformat
     from nbformat.v4 import new_markdown_cell, new_notebook
@@ -109,7 +111,7 @@ def build(chosen: Sequence[Paper], output: Path) -> Path:
 
 
 def _template() -> str:
-    """nbconvert's page without its scripts; where the system is dark, the colours of its dark theme."""
+    """nbconvert's page without its scripts. Where the reader's system has a dark theme, so has the page."""
     from nbconvert import HTMLExporter
 
     found = (Path(folder) / "lab/static/theme-dark.css" for folder in HTMLExporter().template_paths)
@@ -148,9 +150,9 @@ def _title(paper: Paper) -> str:
 
 
 def _figure(claim: Claim, content: Mapping[str, Any]) -> tuple[str, str]:
-    """The figure or table that a claim is read from, the nearest at or before the cell that adds it, and its anchor.
+    """The figure or table from which a claim is read, and its anchor.
 
-    If no cell adds it by its name, the table of claims.
+    It is the nearest at or before the cell that adds the claim, or the table of claims if no cell adds it by its name.
     """
     label, anchor, table = "notebook", "", ""
     for cell in content["cells"]:
@@ -168,12 +170,12 @@ def _anchor(cell: Mapping[str, Any]) -> str:
 
 
 def _adds(cell: Mapping[str, Any], claim: Claim) -> bool:
-    """Whether a claim is added in this cell: a colour can have the name of a claim."""
+    """Whether a cell adds a claim. Its name alone does not tell: a colour can have the name of a claim."""
     return re.search(rf"""\.add\(\s*["']{re.escape(claim.id)}["']""", cell["source"]) is not None
 
 
 def _shown(cell: Mapping[str, Any], paper: Paper) -> str:
-    """What a cell shows whose origin is to be told: figures, tables and claims."""
+    """The figures, tables and claims that a cell shows, as one text."""
     claims = ", ".join(f"claim {claim.id}" for claim in paper.claims if _adds(cell, claim))
     return ", ".join(text for text in (papers.label_of(cell), claims) if text)
 

@@ -1,12 +1,14 @@
 """Sweeps: a paper's notebook executed at every point of a grid, on as many workers as there are.
 
-- The grid is `papers/<name>/sweep.yaml`; all of it is checked against the notebook's own parameters before anything
-  starts. Seeds are named by number: of a notebook that takes a count of them, the point of seed s stands on seeds 0 to
-  s, so that each point adds one seed to those before it and the last has them all.
-- Workers are dask's: processes of a cluster made for the sweep, or those of any scheduler by its address.
+- A point is one execution of the notebook, with parameters of its own (`swarmbook.reproduction.sweep_grid`). Seeds are
+  named by number: of a notebook that takes a count of them, the point of seed s stands on seeds 0 to s, so that each
+  point adds one seed to those before it and the last has them all.
+- Workers are dask's: processes of a cluster that is made for the sweep, or those of any scheduler by its address.
 - A point is finished when its executed notebook bears a mark: the hash of its parameters, of the library's code and of
-  the notebook. It appears whole or not at all, so whatever is killed, the next sweep goes on from there.
-- Points share training runs through the store: each is trained once, by whoever comes first.
+  the notebook. It appears whole or not at all. Whatever is killed, the next sweep goes on from there.
+- Points share training runs through the store: each run is trained once, by whoever comes first.
+
+Serves: `swarmbook sweep`.
 """
 
 import hashlib
@@ -26,7 +28,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import swarmbook
 from swarmbook.errors import NotebookError, UsageError
+from swarmbook.locations import runs_folder
+from swarmbook.records.atomic_files import clean
 from swarmbook.records.keys import key_of
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
@@ -34,7 +39,7 @@ from swarmbook.reproduction.papers import Paper
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-OUTER = ("__main__.py", "cli.py", "provenance.py", "report.py", "sweep.py", "verify.py")  # no numbers depend on them
+OUTER = ("reproduction/", "cli.py", "__main__.py")  # of the library, what no notebook's numbers depend on
 FOUND = DONE, RESUMED, REPAIRED, OUTDATED, LEFT = "done", "resumed", "repaired", "outdated", "left"
 EXECUTED, HELD, FAILED = "executed", "held", "failed"
 
@@ -59,8 +64,8 @@ class Point:
 
 
 def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | None = None) -> list[Point]:
-    """The points of a sweep in folders below `output`, by default `runs/sweeps/<paper>-<profile>` beside `papers/`."""
-    root = paper.notebook.parents[2] / "runs" / "sweeps" if output is None else Path(output).absolute()
+    """The points of a sweep in folders `<paper>-<profile>/<point>` below `output`, by default `runs/sweeps`."""
+    root = runs_folder(paper.notebook.parents[1]) / "sweeps" if output is None else Path(output).absolute()
     notebook, code = _content(paper.notebook), version()
     found = []
     for values in parameters:
@@ -79,10 +84,10 @@ def prepare(points: Sequence[Point]) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x" * 4096)
     except OSError as error:
-        raise UsageError(_unwritten(folder, error)) from error
+        raise UsageError(unwritten(folder, error)) from error
 
 
-def _unwritten(folder: Path, error: OSError) -> str:
+def unwritten(folder: Path, error: OSError) -> str:
     cure = "make room or make it writable, or choose another folder with --output; then start the sweep again"
     return f"cannot write {folder}: {error.strerror or error}; {cure}"
 
@@ -97,9 +102,9 @@ def _name(parameters: Mapping[str, Any]) -> str:
 @cache
 def version() -> str:
     """A hash of the library's code, but for the modules that no notebook's numbers depend on."""
-    root = Path(__file__).parent
+    root = Path(swarmbook.__file__).parent
     modules = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
-    return _hashed({name: path.read_bytes() for name, path in modules.items() if name not in OUTER})
+    return _hashed({name: path.read_bytes() for name, path in modules.items() if not name.startswith(OUTER)})
 
 
 def _content(notebook: Path) -> str:
@@ -118,7 +123,10 @@ def _hashed(parts: Mapping[str, bytes]) -> str:
 
 
 def state(point: Point) -> str:
-    """One of FOUND: done; resumed, if begun; repaired, if damaged; outdated, if of other code; left."""
+    """How far a point has come, as one of FOUND.
+
+    DONE; RESUMED: it was begun; REPAIRED: its notebook is damaged; OUTDATED: it is of other code; LEFT: not begun.
+    """
     try:
         stamp = execution.stamp_of(point.executed)
     except FileNotFoundError:
@@ -133,7 +141,7 @@ def state(point: Point) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a point: executed, done (found so), held (by another sweep) or failed."""
+    """What became of a point: EXECUTED, DONE (it was found so), HELD (another sweep executes it) or FAILED."""
 
     point: Point
     state: str
@@ -145,7 +153,10 @@ _alone = threading.Lock()  # papermill changes the folder of the whole process
 
 
 def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome:
-    """Execute a point on this worker, unless it is done, or another sweep executes it now and we are not to wait."""
+    """Execute a point on this worker, unless it is done.
+
+    wait: whether to wait for another sweep that executes it now; else the outcome is HELD.
+    """
     if not point.notebook.exists():
         shared = "a sweep needs the clone and its runs in a file system that all workers share"
         return Outcome(point, FAILED, error=f"the worker on {socket.gethostname()} has no {point.notebook}: {shared}")
@@ -160,7 +171,7 @@ def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome
         try:
             return _executed(point, environment, wait)
         except OSError as error:  # of a disk that is full, say; the point counts as begun
-            return Outcome(point, FAILED, error=_unwritten(point.folder, error))
+            return Outcome(point, FAILED, error=unwritten(point.folder, error))
 
 
 def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome:
@@ -178,12 +189,13 @@ def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outco
             return Outcome(point, DONE)
         for leftover in point.folder.glob(".partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        clean(point.executed)
         begun = point.folder / "begun"
         begun.touch()
         stamp = {"mark": point.mark, "parameters": point.parameters, "code": point.code}
         error = ""
         try:
-            paper = papers.read(point.notebook)
+            paper = papers.read_paper(point.notebook)
             execution.execute(paper, point.parameters, None, environment, folder=point.folder, stamp=stamp, page=False)
         except NotebookError as failure:
             error = str(failure)
@@ -200,10 +212,12 @@ def sweep(
     told: Callable[[Outcome | None, int], None],
     keep_going: bool = True,
 ) -> list[Outcome]:
-    """Execute points on a client's workers; `told` hears of each as it ends, or None, and how many are left.
+    """Execute points on a client's workers.
 
-    Those that another sweep executes are looked at again after all others. Without `keep_going` the first failure ends
-    it. Raises ConnectionError if the scheduler is lost.
+    Those that another sweep executes are looked at again after all others.
+    told: is called with the outcome of each point as it ends, and with None about once a second; the other argument is
+    how many points are left. keep_going: whether the others are executed after one has failed.
+    Raises ConnectionError if the scheduler is lost.
     """
     from distributed import CancelledError, wait
 
@@ -252,7 +266,7 @@ def _outcome(point: Point, future: "Future") -> Outcome:
 
 @contextmanager
 def cluster(address: str | None, workers: int) -> Iterator["Client"]:
-    """A client of the scheduler at an address, or of a cluster of so many processes here.
+    """A client of the scheduler at an address, or of a cluster of `workers` processes on this machine.
 
     Raises UsageError if dask is missing, nothing answers at the address within 30 s, or no worker is there.
     """
@@ -299,7 +313,10 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
 
 @contextmanager
 def _deaf() -> Iterator[Callable[[], None]]:
-    """Have processes that are started now ignore Ctrl-C: a terminal sends it to them as well, but it is for us."""
+    """Make processes that are started in the block ignore Ctrl-C, which a terminal sends to them as well as to us.
+
+    What it yields ends that for this process.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone may set this
         yield lambda: None
         return
@@ -316,5 +333,5 @@ def cores() -> int:
 
 
 def threads(workers: int) -> dict[str, str]:
-    """The environment that gives each of so many workers here its share of the processors, unless that is set."""
+    """The environment that gives each of `workers` processes its share of the processors, unless it is set already."""
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // workers))}

@@ -1,4 +1,7 @@
-"""TODO"""
+"""The grid of a sweep: `papers/<name>/sweep.yaml`, read and checked against the notebook's own parameters.
+
+Serves: `swarmbook sweep`.
+"""
 
 import itertools
 import math
@@ -9,25 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarmbook.errors import UsageError
+from swarmbook.errors import UsageError, unknown
 from swarmbook.records.keys import canonical
 from swarmbook.reproduction import papers
-from swarmbook.reproduction.papers import Paper, unknown
+from swarmbook.reproduction.papers import Paper
 
 if TYPE_CHECKING:
     from yaml import Node
-
 
 MOST = 10_000  # points of a sweep
 RANGE = re.compile(r"(\d+) *- *(\d+)")
 
 
-# The grid
-
-
 @dataclass(frozen=True)
 class Grid:
-    """One part of a sweep.yaml: the seeds, parameters that are combined, and groups of them that move together."""
+    """What a sweep.yaml says of a profile.
+
+    product: the values of parameters of which every combination is a point. groups: of parameters that move together.
+    """
 
     seeds: tuple[int, ...]
     product: Mapping[str, list]
@@ -47,9 +49,10 @@ class Grid:
 
 
 def points(paper: Paper, profile: str | None = None, seeds: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """The parameters of every point of a paper's sweep at a profile (default: the notebook's); `seeds` replace its own.
+    """The parameters of every point of a paper's sweep.
 
-    Raises UsageError that names the line of sweep.yaml where a name, a type, a choice or a grid is wrong.
+    profile: by default the notebook's. seeds: in place of those in sweep.yaml.
+    Raises UsageError, which names the line of sweep.yaml, for a wrong name, type, choice or grid.
     """
     profile = papers.checked(paper, {"profile": profile})["profile"] if profile else _default_profile(paper)
     sheet = paper.notebook.with_name("sweep.yaml")
@@ -71,7 +74,7 @@ def points(paper: Paper, profile: str | None = None, seeds: Sequence[int] = ()) 
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """Seeds as `3`, `0-4` (ends included) or `0,2,5-7`; raises UsageError for anything else."""
+    """The seeds in a text such as `3`, `0-4` (ends included) or `0,2,5-7`; raises UsageError for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
         bounds = RANGE.fullmatch(part.strip()) or re.fullmatch(r"((\d+))", part.strip())
@@ -84,11 +87,12 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 
 def _seeded(paper: Paper, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The parameter of each seed. Of a notebook that takes a count, seed s means the seeds 0 to s."""
     parameters = paper.parameters()
     if "seed" in parameters:
         return [papers.checked(paper, {"seed": seed}) for seed in seeds]
     if "seeds" not in parameters:
-        raise unknown(f"parameter of {paper.name}", "seeds", list(parameters))
+        raise UsageError(unknown(f"parameter of {paper.name}", "seeds", parameters))
     counts = isinstance(parameters["seeds"].default, int)
     return [papers.checked(paper, {"seeds": seed + 1 if counts else [seed]}) for seed in seeds]
 
@@ -96,7 +100,7 @@ def _seeded(paper: Paper, seeds: Sequence[int]) -> list[dict[str, Any]]:
 def _default_profile(paper: Paper) -> str:
     parameters = paper.parameters()
     if "profile" not in parameters:
-        raise unknown(f"parameter of {paper.name}", "profile", list(parameters))
+        raise UsageError(unknown(f"parameter of {paper.name}", "profile", parameters))
     return parameters["profile"].default
 
 
@@ -119,7 +123,7 @@ class Sheet:
             raise UsageError(f"{path} is empty: name values of a parameter under grid, or seeds, such as seeds: 0-4")
 
     def grids(self) -> dict[str, Grid]:
-        """By profile, all of them, so that a mistake is found before its profile is asked for."""
+        """The grids of all profiles, so that a mistake is found before its profile is asked for."""
         entries = self._entries(self.root, "sweep.yaml", ("seeds", "grid", "zip", "profiles"))
         profiles = self.parameters["profile"].choices
         base = self._grid({name: node for name, node in entries.items() if name != "profiles"}, Grid((), {}, ()))
@@ -178,7 +182,7 @@ class Sheet:
         if name == "profile":
             raise self._wrong(node, "the profile is chosen with --profile; what differs at one goes under profiles")
         if name not in self.parameters:
-            raise self._wrong(node, str(unknown(f"parameter of {self.paper.name}", name, list(self.parameters))))
+            raise self._wrong(node, unknown(f"parameter of {self.paper.name}", name, self.parameters))
         whole = _plain(node)
         if type(self.parameters[name].default) is int and (bounds := RANGE.fullmatch(str(whole))):
             values = list(range(int(bounds[1]), int(bounds[2]) + 1))
@@ -216,9 +220,9 @@ class Sheet:
             if name in entries:
                 raise self._wrong(key, f"{name} is there twice in {what}; keep one of them")
             if valid and name not in valid:
-                raise self._wrong(key, str(unknown(f"entry of {what}", name, list(valid))))
+                raise self._wrong(key, unknown(f"entry of {what}", name, valid))
             if not valid and name not in self.parameters:
-                raise self._wrong(key, str(unknown(f"parameter of {self.paper.name}", name, list(self.parameters))))
+                raise self._wrong(key, unknown(f"parameter of {self.paper.name}", name, self.parameters))
             entries[name] = value
         return entries
 

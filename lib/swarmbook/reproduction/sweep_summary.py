@@ -1,4 +1,7 @@
-"""TODO"""
+"""The notebook that puts the claims of all points of a sweep side by side.
+
+Serves: `swarmbook sweep`.
+"""
 
 import re
 from collections import Counter
@@ -12,19 +15,16 @@ from swarmbook.errors import NotebookError
 from swarmbook.records import atomic_files
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.sweep import Point, unwritten
 
 if TYPE_CHECKING:
     import pandas as pd
 
-from swarmbook.reproduction.sweep import Point, _unwritten
-
-# The collection
-
 
 def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str]) -> execution.Execution:
-    """Write and execute `sweep.ipynb` beside the points' folders: their claims side by side.
+    """Write `sweep.ipynb` beside the folders of the points, and execute it.
 
-    Raises NotebookError if it fails, or cannot be written.
+    environment: is added to the kernel's. Raises NotebookError if it fails or cannot be written.
     """
     import nbformat
     from filelock import FileLock
@@ -38,8 +38,9 @@ def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str
             "its folder here has the same name. A point of several seeds shows their spread in its own numbers."
         ),
         new_code_cell(
-            "import pandas as pd\n\nfrom swarmbook.reproduction import sweep\n\npd.set_option('display.max_colwidth', None)\n"
-            f"points = sweep.read({paper.name!r}, [\n{names}])\npoints.table()"
+            "import pandas as pd\n\nfrom swarmbook.reproduction import sweep_summary\n\n"
+            "pd.set_option('display.max_colwidth', None)\n"
+            f"points = sweep_summary.read_points({paper.name!r}, [\n{names}])\npoints.table()"
         ),
         new_markdown_cell("**The claims**: from the least to the greatest number over all points, and their verdicts."),
         new_code_cell("points.summary()", metadata={"tags": ["claims"]}),
@@ -51,19 +52,19 @@ def collect(paper: Paper, points: Sequence[Point], environment: Mapping[str, str
     try:
         with FileLock(folder / ".collect.lock", fallback_to_soft=False):
             atomic_files.write(folder / "sweep.ipynb", nbformat.writes(new_notebook(cells=cells)).encode())
-            return execution.execute(papers.read(folder / "sweep.ipynb"), {}, None, environment, folder=folder)
+            return execution.execute(papers.read_paper(folder / "sweep.ipynb"), {}, None, environment, folder=folder)
     except OSError as error:
-        raise NotebookError(_unwritten(folder, error)) from error
+        raise NotebookError(unwritten(folder, error)) from error
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Executed points by name: their parameters and claims; None where a point was not executed."""
+    """The points of a sweep by name: the parameters and claims of each, or None for one that was not executed."""
 
     points: dict[str, tuple[dict[str, Any], tuple[Claim, ...]] | None]
 
     def table(self) -> "pd.DataFrame":
-        """One row a point: its parameters, and how many claims have which verdict."""
+        """One row a point: its parameters, and how many claims have each verdict."""
         import pandas as pd
 
         rows = []
@@ -75,7 +76,7 @@ class Collected:
         return pd.DataFrame(rows).fillna("").set_index("point")
 
     def claims(self) -> list[Claim]:
-        """The claims of all points as one each: the range of their numbers, and a count of their verdicts."""
+        """Each claim once for all points: the range of its numbers, and a count of its verdicts."""
         merged = []
         for id, claims in self._by_id().items():
             counts = Counter(claim.verdict for claim in claims.values())
@@ -111,8 +112,8 @@ class Collected:
         return found
 
 
-def read(paper: str, names: Sequence[str], folder: Path | str = ".") -> Collected:
-    """The points of a sweep by the names of their folders."""
+def read_points(paper: str, names: Sequence[str], folder: Path | str = ".") -> Collected:
+    """The points of a paper's sweep by the names of their folders, which lie below `folder`."""
     found: dict[str, tuple[dict[str, Any], tuple[Claim, ...]] | None] = {}
     for name in names:
         executed = Path(folder) / name / f"{paper}.ipynb"
@@ -120,7 +121,7 @@ def read(paper: str, names: Sequence[str], folder: Path | str = ".") -> Collecte
             found[name] = None
             continue
         stamp = execution.stamp_of(executed) or {}
-        found[name] = stamp.get("parameters", {}), papers.read(executed).claims
+        found[name] = stamp.get("parameters", {}), papers.read_paper(executed).claims
     return Collected(found)
 
 
@@ -128,7 +129,7 @@ NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def spread(texts: Sequence[str]) -> str:
-    """Texts that differ in their numbers only as one, each number that varies as its range; else all of them."""
+    """Texts that differ in their numbers only as one text, with a range for each number that varies; else all texts."""
     if len({NUMBER.sub("#", text) for text in texts}) > 1:
         return "; ".join(dict.fromkeys(texts))
     columns = zip(*(NUMBER.findall(text) for text in texts), strict=True)

@@ -1,20 +1,22 @@
-"""TODO"""
+"""How long training takes, by what it took when the same was recorded.
+
+Serves: what `swarmbook verify` and `export` say before they train.
+"""
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from swarmbook.config import RunConfig
 from swarmbook.records.store import Record
 
-if TYPE_CHECKING:
-    pass
-
 
 def seconds(chosen: Mapping[str, tuple[Record, RunConfig]], known: Mapping[str, tuple[Record, RunConfig]]) -> float:
-    """How long training some runs takes, by what it took when they were recorded: their shares of their packs.
+    """Seconds that training the chosen runs takes, by what it took when they were recorded.
 
-    What they begin with is trained as well; of that which is not recorded each token takes as long as of its child.
+    A run took its share of the time of the pack in which it was trained.
+
+    chosen, known: records and configurations by key; `known` are all that are recorded. The runs with which the chosen
+    ones begin are trained as well. One that is not recorded takes as long for a token as the run that begins with it.
     """
     times: dict[str, float] = {}
 
@@ -36,13 +38,9 @@ def seconds(chosen: Mapping[str, tuple[Record, RunConfig]], known: Mapping[str, 
 
 
 def duration(seconds: float) -> str:
-    """A length of time as it is said."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.0f} h"
-        if seconds < math.inf
-        else "an unknown time"
-    )
+    """A length of time in words, such as "25 min"."""
+    if seconds == math.inf:
+        return "an unknown time"
+    if seconds >= 6000:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"

@@ -1,13 +1,15 @@
-"""Verification: what is recorded beside a notebook is checked, shown again, and trained again from nothing.
+"""Verification: what is recorded beside a notebook is checked, shown again, and made again from nothing.
 
 - Every recorded file must match its checksum, and its configuration the key that names it.
 - The notebook, executed on nothing but what is recorded, must show the text, tables and claims that it holds.
-- A sample of the runs is trained again, into a store that is thrown away, and compared whole curve by whole curve. On
-  the same kind of processor, with the same torch, threads and compilation and in a pack of as many, every number must
-  be the same bit by bit; else rounding differs, which training amplifies, and numbers may differ by `TOLERANCE`.
-- So is a sample of the tables that no single run gives, such as plans and ensembles: the notebook is executed without
-  them and computes them again. They do not say on what they were computed, so `TOLERANCE` holds for all of them.
-- What was recorded on CUDA is made again only where there is CUDA: elsewhere that takes too long, and gives other bits.
+- A sample of the runs is trained again, into a store that is thrown away, and compared curve by curve. On the same type
+  of processor, with the same torch, threads and compilation and in a pack of as many runs, every number must be the
+  same bit by bit. Otherwise rounding differs, which training amplifies, and numbers may differ by `TOLERANCE`.
+- A sample of the tables that no single run gives, such as plans and ensembles, is computed again by the notebook, which
+  is executed without them. They do not say on what they were computed, so `TOLERANCE` holds for all of them.
+- What was recorded on CUDA is made again only where there is CUDA. Elsewhere it takes too long, and gives other bits.
+
+Serves: `swarmbook verify`.
 """
 
 import math
@@ -15,6 +17,7 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,35 +29,33 @@ from swarmbook.errors import NotebookError, TrainingError
 from swarmbook.records.store import Record, Store
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.recorded_runs import Recorded, recorded
+from swarmbook.reproduction.training_time import duration, seconds
 
 if TYPE_CHECKING:
     import pandas as pd
-
-from swarmbook.reproduction.recorded_runs import Recorded, recorded
-from swarmbook.reproduction.training_time import duration, seconds
 
 TOLERANCE = 1e-3  # of the greatest number that a run records of the same metric; seeds differ by some 5e-3
 COUNTED = ("failure", "ledger")  # metrics that follow from the configuration: the same everywhere
 CLOCKED = ["seconds"]  # columns of tables that say how long a search took
 BAR = "%|"  # in the lines of a progress bar, which there are only where something is made again
 ALIKE = ("device", "torch", "threads", "compiled", "packed")  # provenance that decides how numbers are rounded
-VOLATILE = {  # in what notebooks show
-    re.compile(r"\btook \d+(\.\d+)? (ms|s|min|h)\b"): "took TIME",
-    re.compile(r"\b0x[0-9a-f]{6,}\b"): "ADDRESS",
-    re.compile(r"(/[^\s'\"<>:/]+)+/papers/"): "papers/",
-}
 
 
 @dataclass
 class Shown:
-    """A notebook executed on what is recorded: where it shows something else than it holds; tables computed again."""
+    """What an execution on the record has shown.
+
+    faults: a sentence for each place at which the notebook shows something else than it holds. tables: those that were
+    computed again, by key.
+    """
 
     faults: list[str] = field(default_factory=list)
     tables: dict[str, Record] = field(default_factory=dict)
 
 
 def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
-    """Execute a notebook on what is recorded, but for some tables by key, which it must then compute again."""
+    """Execute a notebook on what is recorded. without: keys of tables that are left out, so that it computes them."""
     import nbformat
 
     stored = nbformat.read(paper.notebook, 4)
@@ -78,14 +79,14 @@ def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
 
 
 def _apart(paper: Paper, without: Collection[str], place: Path) -> Paper:
-    """The same paper in a folder of its own, with links to all that is recorded at its profile, but for some tables."""
+    """The same paper in a folder below `place`, with links to all that is recorded at its profile but some tables."""
     home, runs = paper.notebook.parent, paper.beside("runs")
     copy = place / "papers" / home.name
     (copy / runs.name).mkdir(parents=True)
     for path in (*home.iterdir(), *runs.glob("*.parquet")):
         if path.is_file() and path.stem not in without:
             (copy / path.relative_to(home)).symlink_to(path)
-    return papers.read(copy / paper.notebook.name)
+    return papers.read_paper(copy / paper.notebook.name)
 
 
 def _changes(paper: Paper, stored: Any, executed: Any) -> Iterator[str]:
@@ -111,9 +112,16 @@ def _shown(cell: Mapping[str, Any]) -> list[str]:
         shown += [str(sorted(claim.items())) for claim in data.get(MIMETYPE, [])]
         shown.append(output.get("ename", ""))
         lines += "\n".join(shown).splitlines()
-    for pattern, name in VOLATILE.items():
-        lines = [pattern.sub(name, line) for line in lines]
+    for pattern, name in volatile():
+        lines = [re.sub(pattern, name, line) for line in lines]
     return [line for line in lines if line.strip() and BAR not in line]
+
+
+@cache
+def volatile() -> list[tuple[str, str]]:
+    """What varies between executions, as a regular expression, and what stands for it: from nbval's file."""
+    text = Path(__file__).with_name("sanitize.cfg").read_text(encoding="utf-8")
+    return re.findall(r"^regex: (.*)\nreplace: (.*)$", text, re.MULTILINE)
 
 
 def _differences(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -127,7 +135,7 @@ def _differences(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[
 
 
 def cost(table: Record, runs: Mapping[str, tuple[Record, RunConfig]]) -> float:
-    """Seconds that computing a table again takes, about; infinite where nothing tells."""
+    """About how many seconds it takes to compute a table again; infinite where nothing tells."""
     asked = table.config
     if "planner" in asked:
         return float(table.metrics["seconds"].max())
@@ -213,7 +221,7 @@ def _plain(metrics: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def again(chosen: Mapping[str, tuple[Record, RunConfig]], device: str = "auto", show: bool = True) -> list[Comparison]:
-    """Train runs again from nothing, packed as they fit together, with as many threads as when they were recorded."""
+    """Train runs again from nothing, in packs, with as many threads as when they were recorded, and compare them."""
     import torch
 
     from swarmbook.runs import run
@@ -244,9 +252,9 @@ def again(chosen: Mapping[str, tuple[Record, RunConfig]], device: str = "auto", 
 
 
 def out_of_reach(found: Mapping[str, Recorded]) -> set[str]:
-    """Keys of what was recorded on CUDA, where there is none here: runs, and ensembles beside them.
+    """Keys of the runs that were recorded on CUDA, and of ensembles that need them, if there is no CUDA here.
 
-    Of an ensemble all experts must have been recorded on a CPU: of others only its numbers may be.
+    An ensemble is within reach if all its experts were recorded on a CPU. Of the others only numbers may be recorded.
     """
     far: set[str] = set()
     for one in found.values():
@@ -267,9 +275,10 @@ def _on_cpu(record: Record) -> bool:
 def drawn(
     found: Mapping[str, Recorded], sample: int | None, seed: int, within: float = math.inf
 ) -> tuple[dict[str, tuple[Record, RunConfig]], dict[str, list[str]]]:
-    """A sample of recorded runs and tables, both by key, and the tables by paper; None for all of them.
+    """A sample of recorded runs and tables: the runs by key, and the keys of tables by paper.
 
-    Of those that can be made again here: none is `out_of_reach`. within: seconds that each of them may take.
+    It is drawn from what can be made again here, which is not `out_of_reach`.
+    sample: how many, None for all. within: seconds that each of them may take.
     """
     runs = {key: run for recorded in found.values() for key, run in recorded.runs.items()}
     costs = {key: seconds({key: run}, runs) for key, run in runs.items()}
@@ -284,9 +293,10 @@ def drawn(
 def verify(
     chosen: Sequence[Paper], sample: int | None, seed: int, say: Callable[[str], None], within: float = math.inf
 ) -> bool:
-    """Verify papers, and tell what is found; `sample`: how many runs and tables are made again, None for all of them.
+    """Verify papers; returns whether all is as it should be.
 
-    within: seconds that each of these may take at most. Whether all is as it should be.
+    sample: how many runs and tables are made again, None for all. seed: of the sample. say: is told what is found, line
+    by line. within: seconds that each of those which are made again may take.
     """
     found = {paper.name: recorded(paper) for paper in chosen}
     runs = {key: run for one in found.values() for key, run in one.runs.items()}

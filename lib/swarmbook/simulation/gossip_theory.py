@@ -1,14 +1,18 @@
-"""How far replicas drift apart that only ever average in small groups, on a quadratic loss (NoLoCo, theorem 1).
+"""How far replicas drift apart that average in small groups only, on a quadratic loss (NoLoCo, theorem 1, appendix A).
 
-- an `Update` is an outer step (equations 1 to 3): momentum alpha, outer learning rate beta, consensus strength gamma,
-  groups of n among R replicas. The signs are those that descend. Printed in equation 2 is -beta, with the outer
-  gradient pointing downhill; `update.as_printed()` does that, and diverges
-- a `Quadratic` is the setting of appendix A along one eigenvector of the curvature, so that everything is a number a
-  replica and arrays stand for many eigenvalues or learning rates; its inner steps come to `pull` and `kick`
-- closed forms: `predicted` over outer steps, `steady` in the end, `spectral_radius` and `gamma_range` for stability.
-  Dealing groups at random multiplies the second moments of (phi, delta) by a matrix of 3 x 3 on average
-- `simulated` runs many replicas with actual groups; `growth` is how fast a typical run, not the mean square, grows
+- an `Update` is an outer step (equations 1 to 3) with momentum alpha, outer learning rate beta and consensus strength
+  gamma, in groups of n among R replicas. Its signs are those that descend. Equation 2 prints -beta, though the outer
+  gradient points downhill; `update.as_printed()` does that, and diverges
+- a `Quadratic` is the setting of appendix A along one eigenvector of the curvature. The weights of a replica are then
+  one number; arrays stand for many eigenvalues or learning rates. Its inner steps come to a `pull` and a `kick`
+- phi are the slow weights of a replica and delta is its outer momentum. Dealing groups at random multiplies the second
+  moments of (phi, delta) by a matrix of 3 x 3 on average. From this follow the closed forms: `predicted` over outer
+  steps, `steady` in the end, and `spectral_radius` and `gamma_range` for stability
+- `simulated` runs many replicas with actual groups; `growth` is how fast a typical run grows, not the mean square
 - `printed_range` is the paper's own condition on gamma (equation 74), which is not the true one: see `gamma_range`
+
+Serves: NoLoCo's theory figures (stability, theorem 1), the figure on gamma and momentum, rounds of averaging, and the
+claims "Eq. 2", "Eq. 74" and "theorem 1".
 """
 
 import dataclasses
@@ -24,10 +28,10 @@ from swarmbook.methods.gossip_groups import deal
 
 
 class Spread(NamedTuple):
-    """Variances of the slow weights, around the optimum at 0.
+    """Variances of the slow weights around the optimum at 0; total = between + mean.
 
-    total: mean square over replicas; between: mean square distance from the mean over replicas (population form, the
-    square of figure 3B); mean: square of that mean. total = between + mean.
+    total: the mean square over replicas. between: the mean square distance from the mean over replicas (population
+    form, the square of what figure 3B shows). mean: the square of that mean.
     """
 
     total: np.ndarray
@@ -39,10 +43,11 @@ class Spread(NamedTuple):
 class Update:
     """NoLoCo's outer update of replica i in group G (equations 1 to 3, sign corrected).
 
-    delta_i <- alpha delta_i + beta mean_G(theta - phi) + gamma (mean_G phi - phi_i), phi_i <- phi_i + delta_i, and
-    the inner steps go on from phi_i. The defaults are those of the released code, where gamma is not a setting of its
-    own but equal to beta. replicas: R, or infinity for the limit of many; size: n, with groups dealt at random unless
-    said otherwise. n = R is DiLoCo. ConfigError for groups that cannot be.
+    delta_i <- alpha delta_i + beta mean_G(theta - phi) + gamma (mean_G phi - phi_i), then phi_i <- phi_i + delta_i,
+    where theta are the weights after the inner steps. The next inner steps begin at phi_i. The defaults are those of
+    the released code, where gamma is not a setting of its own but equal to beta. size: n, the replicas of a group;
+    groups are dealt at random unless said otherwise. replicas: R, or infinity for the limit of many. With n = R it is
+    DiLoCo. Raises `ConfigError` unless 2 <= n <= R and n divides R.
     """
 
     alpha: float = 0.5
@@ -73,8 +78,8 @@ class Update:
 class Quadratic:
     """Loss curvature (theta - c)^2 / 2 with c ~ N(0, noise), drawn anew for each of `steps` steps of SGD (appendix A).
 
-    rate: inner learning rate omega. curvature: an eigenvalue Lambda. noise: variance Sigma of c. Arrays broadcast.
-    After the steps theta = (1 - pull) phi + an independent normal of variance `kick`, exactly.
+    rate: the inner learning rate omega. curvature: an eigenvalue Lambda. noise: the variance Sigma of c. Arrays
+    broadcast. After the steps theta is exactly (1 - pull) phi plus an independent normal number of variance `kick`.
     """
 
     rate: ArrayLike = 0.01
@@ -101,9 +106,9 @@ class Quadratic:
 def predicted(update: Update, pull: ArrayLike, kick: ArrayLike, steps: int, start: ArrayLike = 0.0) -> Spread:
     """Expected variances [steps + 1, ...] after each outer step, of replicas that all begin at `start` at rest.
 
-    pull, kick: as in `Quadratic`, numbers or arrays [steps, ...] or [1, ...], since learning rates change over outer
-    steps. In expectation over noise and over groups dealt at random; exact for any number of replicas. ValueError for
-    arrays of another length.
+    The expectation is over noise and over groups dealt at random; it is exact for any number of replicas. pull, kick:
+    as in `Quadratic`, numbers or, for learning rates that change, arrays [steps, ...] or [1, ...]. Raises `ValueError`
+    for arrays of another length.
     """
     pull, kick = _per_step("pull", pull, steps), _per_step("kick", kick, steps)
     shape = np.broadcast_shapes(pull.shape[1:], kick.shape[1:], np.shape(start))
@@ -119,11 +124,11 @@ def predicted(update: Update, pull: ArrayLike, kick: ArrayLike, steps: int, star
 
 
 def steady(update: Update, pull: ArrayLike, kick: ArrayLike) -> Spread:
-    """Variances in the end; infinite where they grow without bound. Arrays broadcast.
+    """Variances after infinitely many outer steps; infinite where they grow without bound. Arrays broadcast.
 
-    With the strength g = kept beta pull + (1 - kept) gamma and h = kept (beta pull)^2 + (1 - kept) gamma^2, each
-    second moment is kept beta^2 kick times (1 + alpha) / (2 g (1 - alpha^2 + alpha g) - h (1 + alpha)); for the mean
-    over replicas kept is 1, and the kick that of one over R.
+    Let g = kept beta pull + (1 - kept) gamma and h = kept (beta pull)^2 + (1 - kept) gamma^2. Then a second moment is
+    kept beta^2 kick (1 + alpha) / (2 g (1 - alpha^2 + alpha g) - h (1 + alpha)). For the mean over replicas kept is 1
+    and the kick is divided by R.
     """
     kick = np.asarray(kick, float)
     parts = 0.0 if update.replicas == math.inf else 1 / update.replicas
@@ -135,7 +140,8 @@ def steady(update: Update, pull: ArrayLike, kick: ArrayLike) -> Spread:
 def spectral_radius(update: Update, pull: ArrayLike) -> np.ndarray:
     """Factor by which the variance between replicas grows in an outer step, in the long run and without noise.
 
-    The largest eigenvalue of the map of second moments; below 1 it is stable in mean square. `pull` as in `Quadratic`.
+    It is the largest eigenvalue of the map of second moments; below 1 the update is stable in mean square. `pull`: as
+    in `Quadratic`.
     """
     return abs(np.linalg.eigvals(_transfer(update, pull, update.kept))).max(-1)
 
@@ -151,12 +157,12 @@ def mean_radius(update: Update, pull: ArrayLike) -> np.ndarray:
 def gamma_range(
     alpha: ArrayLike, size: int = 2, replicas: float = math.inf, pull: ArrayLike = 0.0, beta: ArrayLike = 0.7
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest gamma between which the variance between replicas stays bounded; NaN where none does.
+    """Least and largest gamma between which the variance between replicas stays bounded; NaN if no gamma does that.
 
-    Where 2 g (1 - alpha^2 + alpha g) > h (1 + alpha), as in `steady`. In flat directions (pull 0) and for many
-    replicas that is 0 < gamma < 2 n (1 - alpha^2) / ((n - 1)(1 - alpha) + 1 + alpha), or 2 (1 - alpha^2) for pairs.
-    Curvature lends stability, so that a least gamma below 0 means that none is needed. It is about the distance
-    between replicas; their mean is stable where 0 < beta pull < 2 (1 + alpha). Arrays broadcast; |alpha| < 1.
+    It is bounded where 2 g (1 - alpha^2 + alpha g) > h (1 + alpha), with g and h as in `steady`. In flat directions
+    (pull 0) and for many replicas that is 0 < gamma < 2 n (1 - alpha^2) / ((n - 1)(1 - alpha) + 1 + alpha), or
+    2 (1 - alpha^2) for pairs. Curvature helps: a least gamma below 0 means that no consensus term is needed. The mean
+    over replicas has a condition of its own, 0 < beta pull < 2 (1 + alpha). Arrays broadcast; |alpha| < 1.
     """
     alpha, pulled = np.asarray(alpha, float), np.asarray(beta, float) * np.asarray(pull, float)
     kept = Update(size=size, replicas=replicas).kept
@@ -172,9 +178,9 @@ def gamma_range(
 def printed_range(alpha: ArrayLike, size: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Gamma's range as printed: sqrt(n / (2 (n - 1))) alpha to sqrt(n / (2 (n - 1)) (2 + alpha^2)) (equation 74).
 
-    The appendix has gamma squared where the covariance of phi and delta is linear in it. Any smaller gamma contracts
-    too; and for pairs the upper bound, equal to the true one at alpha = 0.5, exceeds it beyond, until from 0.78 on the
-    whole range diverges.
+    The appendix has gamma squared where the covariance of phi and delta is linear in it. The lower bound is not
+    needed: any smaller gamma contracts too. For pairs the upper bound equals the true one at alpha = 0.5 and is above
+    it for larger alpha; from 0.78 on the whole printed range diverges.
     """
     alpha = np.asarray(alpha, float)
     factor = size / (2 * (size - 1))
@@ -191,10 +197,11 @@ def simulated(
     trials: int = 1,
     matching: str = "random",
 ) -> Spread:
-    """Variances [steps + 1, trials, ...] of actual replicas in actual groups, as `predicted` gives on average.
+    """Variances [steps + 1, trials, ...] of simulated replicas in actual groups; `predicted` gives their mean.
 
-    Trials have groups of their own; numbers within one, such as the eigenvalues of a model, share them. matching: of
-    `swarmbook.methods.gossip_groups`. ConfigError for infinitely many replicas or an unknown matching.
+    Every trial has groups of its own; the numbers within a trial, such as the eigenvalues of a model, share them.
+    matching: a name in `swarmbook.methods.gossip_groups`. Raises `ConfigError` for infinitely many replicas or an
+    unknown matching.
     """
     dealt = _groups(rng, update, trials, steps, matching)
     pull, kick = _per_step("pull", pull, steps), _per_step("kick", kick, steps)
@@ -231,8 +238,8 @@ def growth(
 ) -> float:
     """Factor by which the distance between replicas grows in an outer step of a typical run without noise.
 
-    Below 1 nearly every run comes together, though the mean square, which rare runs dominate, may grow: for few
-    replicas that makes a difference. The geometric mean over `trials` and the last nine tenths of `steps`.
+    It is the geometric mean over `trials` and over the last nine tenths of `steps`. Below 1 nearly every run comes
+    together. The mean square may grow all the same, as rare runs dominate it; for few replicas the two differ.
     """
     dealt, burn_in = _groups(rng, update, trials, steps, matching), steps // 10
     phi, delta = rng.standard_normal((2, trials, int(update.replicas)))
@@ -250,8 +257,8 @@ def growth(
 def _transfer(update: Update, pull: ArrayLike, kept: float) -> np.ndarray:
     """The map [..., 3, 3] of expected phi^2, phi delta, delta^2 in an outer step, without noise.
 
-    Averaging random groups splits any deviation into two parts at right angles: of the one, whose share is `kept`,
-    delta <- alpha delta - beta pull phi; of the other delta <- alpha delta - gamma phi.
+    Averaging random groups splits any deviation into two orthogonal parts. For the one, whose share is `kept`,
+    delta <- alpha delta - beta pull phi; for the other delta <- alpha delta - gamma phi.
     """
     pulled = update.beta * np.asarray(pull, float)
     g = kept * pulled + (1 - kept) * update.gamma

@@ -1,8 +1,11 @@
 """How long a message takes between two nodes.
 
 - `data/links.csv` holds the latency and bandwidth of every pair of locations, as the authors' released code has them
-- a `Network` puts nodes at locations; messages do not share links, so a message's time depends on its size alone
-- `latency` and `bandwidth` are [N, N] arrays for planners that look at all pairs at once
+- a `Network` puts nodes at locations. Messages do not share links, so that a message's time depends on its two nodes
+  and its size alone
+
+Serves: SkipPipe's network figure and all its instances; CheckFree's throughput figures; the latencies of SyncPCN's
+payments over wide-area links; training processes over emulated links.
 """
 
 import csv
@@ -20,11 +23,12 @@ _TWELVE = (
     *("LA", "NL", "Oregon", "Singapore", "Taiwan", "London"),
 )
 PLACES = {
-    # CheckFree's throughput experiment as released; the list that comes closest to the five places of its text, in
-    # the released code but unused; the twelve of SkipPipe, without the slip in one link, and in the order of the
-    # schedule that comes with the code; the eleven of its first version.
+    # CheckFree's throughput experiment as released, and the list in its code that comes closest to the five places of
+    # the paper's text, which the code does not use.
     "seven": ("google", ("Australia", "Belgium", "Canada", "Germany", "Iowa", "NL", "London")),
     "five clusters": ("google", ("LA", "NL", "Germany", "Singapore", "Oregon")),
+    # SkipPipe's twelve places with and without the slip in one link, in the order of the schedule that comes with the
+    # code, and the eleven of the code's first version.
     "twelve": ("google with slip", _TWELVE),
     "twelve repaired": ("google repaired", _TWELVE),
     "twelve, shipped schedule": ("google with slip", (*_TWELVE[1:], "Australia")),
@@ -46,7 +50,7 @@ GIB = 2**30
 def links(table: str = "google") -> dict[frozenset[str], tuple[float, float]]:
     """Latency (ms) and bandwidth (GiB/s) of each pair of locations in one table of `data/links.csv`.
 
-    Raises `ConfigError` for a table that is not there and `DataError` if the file is missing or damaged.
+    Raises `ConfigError` for an unknown table, and `DataError` if the file is missing or damaged.
     """
     path = data_folder() / "links.csv"
     tables: dict[str, dict[frozenset[str], tuple[float, float]]] = {}
@@ -66,12 +70,16 @@ def links(table: str = "google") -> dict[frozenset[str], tuple[float, float]]:
 class Network:
     """Nodes 0 to N - 1 at named locations.
 
-    locations: of each node. table: of `data/links.csv`. default_ms, default_gib_per_s: of two nodes in one place, and
-    of a pair of places that the table lacks. overhead: seconds added to every message. threshold: seconds; a message
-    that would take no longer takes no time. share: of every bandwidth, the default's too, that a message gets. The
-    defaults are those of CheckFree's released code, which subtracts 0.1 ms and does not wait for delays up to 0.2 s;
-    with `threshold=math.inf` the network costs nothing. SkipPipe's planner has those of `SKIPPIPE`, in its first
-    version of `SKIPPIPE_FIRST`, whose emulation has a share of a quarter.
+    - `locations` [N] are those of the nodes; `table` is the table of `data/links.csv` that has their links.
+    - `default_ms` and `default_gib_per_s` are the latency and bandwidth between two nodes in one place, and between
+      two places that the table lacks.
+    - `overhead` is seconds added to every message.
+    - `threshold` is in seconds: a message that would take no longer than that takes no time.
+    - `share` is the part of every bandwidth, of the default too, that a message gets.
+
+    The defaults are those of CheckFree's released code, which subtracts 0.1 ms and does not wait for delays up to
+    0.2 s. With `threshold=math.inf` the network costs nothing. SkipPipe's planner has the values of `SKIPPIPE`; its
+    first version has those of `SKIPPIPE_FIRST`, with an emulation whose share is a quarter.
 
     Raises `ConfigError` for a location that is not in the table, or a value out of range.
     """
@@ -101,9 +109,9 @@ class Network:
 
     @classmethod
     def over(cls, places: str | Sequence[str], nodes: int, **values: float | str) -> "Network":
-        """`nodes` nodes dealt over places in turn: node i is at place i mod P (CheckFree's released code).
+        """Deal `nodes` nodes over P places in turn: node i is at place i mod P (CheckFree's released code).
 
-        places: a name in `PLACES`, or the locations themselves. values: other fields.
+        places: a name in `PLACES`, or the locations themselves. values: the other fields of the network.
         """
         if isinstance(places, str):
             if places not in PLACES:
@@ -124,11 +132,11 @@ class Network:
 
     @functools.cached_property
     def bandwidth(self) -> np.ndarray:
-        """GiB/s [N, N] of a message, symmetric; infinite from a node to itself. Read-only."""
+        """GiB/s [N, N] that a message gets, symmetric; infinite from a node to itself. Read-only."""
         return self._matrix(1, self.default_gib_per_s, np.inf, self.share)
 
     def seconds(self, a: int | np.ndarray, b: int | np.ndarray, size: float | np.ndarray) -> float | np.ndarray:
-        """Time of a message of `size` bytes from node a to node b: latency + size / bandwidth.
+        """Seconds of a message of `size` bytes from node a to node b: latency + overhead + size / bandwidth.
 
         Arrays are broadcast against each other. A message from a node to itself takes no time.
         """

@@ -1,14 +1,16 @@
 """How long synchronising takes: when replicas that wait for each other reach an outer step, in seconds.
 
-The latency model of NoLoCo (section 5.3) at full scale, and what it leaves out:
+This is the latency model of NoLoCo (section 5.3) at full scale, with what it leaves out:
 
-- times are log-normal (`Delay`); a message takes a random latency and, beyond the paper, bytes / bandwidth (`Link`)
-- `tree`, `ring` and `pair` draw how long one exchange takes (figure 5A has tree over pair); `expected_tree` computes
-  the mean without drawing
-- `barrier` and `gossip` say when each outer step ends if all wait for all, or each for its own group;
-  `blocking_overhead` is figure 5B, and the comparison at the intervals that the paper trains with
-- `wall_clock` puts both together for the methods in `EXCHANGES`; `seconds_at` and `seconds_to` turn a curve of loss
-  over steps into loss over time, and into the time to a loss
+- times are log-normal (`Delay`). A message takes a random latency and, beyond the paper, bytes / bandwidth (`Link`)
+- `tree`, `ring` and `pair` draw how long one exchange takes. `expected_tree` computes the mean of a tree's without
+  drawing. Figure 5A shows tree over pair
+- `barrier` says when each outer step ends if all replicas wait for all, and `gossip` if each waits for its own group.
+  `blocking_overhead` is their ratio (figure 5B), also at the intervals that the paper trains with
+- `wall_clock` puts exchanges and waiting together for the methods in `EXCHANGES`. `seconds_at` and `seconds_to` turn a
+  curve of loss over steps into loss over time, and into the time to a loss
+
+Serves: NoLoCo figures 5A and 5B with their claims, and its figure and table of time to perplexity.
 """
 
 import copy
@@ -28,9 +30,9 @@ MEGABIT = 125_000.0  # bytes
 
 @dataclass(frozen=True)
 class Delay:
-    """A log-normal time: its mean in seconds, and its spread, the standard deviation over the mean.
+    """A log-normal time with its mean in seconds and its spread, the standard deviation over the mean.
 
-    Without spread it is constant. ConfigError unless both are at least 0 and finite.
+    Without spread it is constant. Raises `ConfigError` unless both are at least 0 and finite.
     """
 
     mean: float = 1.0
@@ -58,11 +60,11 @@ class Delay:
         return times
 
     def mean_of_later(self) -> float:
-        """Mean of the later of two: mean * (1 + erf(sigma / 2)) (NoLoCo, equation 7)."""
+        """Mean of the later of two such times: mean * (1 + erf(sigma / 2)) (NoLoCo, equation 7)."""
         return self.mean * (1 + math.erf(self.sigma / 2))
 
     def masses(self, seconds: np.ndarray) -> np.ndarray:
-        """Chance of a time nearest to each of equally spaced `seconds`, which start at 0."""
+        """Chance [n] that the time is nearest to each of `seconds` [n], which are equally spaced from 0."""
         edges = seconds[1:] - (seconds[1] - seconds[0]) / 2
         if not self.spread:
             below = (edges > self.mean).astype(float)
@@ -76,9 +78,9 @@ INNER_STEP = Delay(mean=math.exp(1.25), spread=math.sqrt(math.expm1(0.5)))  # mu
 
 @dataclass(frozen=True)
 class Link:
-    """What a message crosses: each has its own latency; bandwidth in bytes per second, shared with nobody.
+    """What a message crosses. Every message draws its own latency and has the bandwidth (bytes per second) to itself.
 
-    The default is the paper's, which counts latency alone. ConfigError for a bandwidth that is not positive.
+    The default is the paper's, which counts latency alone. Raises `ConfigError` for a bandwidth that is not positive.
     """
 
     latency: Delay = Delay()
@@ -89,16 +91,16 @@ class Link:
             raise ConfigError(f"bandwidth={self.bandwidth!r} lets nothing through: give more than 0 bytes per second")
 
     def draw(self, rng: np.random.Generator, shape: int | Sequence[int], size: float = 0.0) -> np.ndarray:
-        """Independent times of messages of `size` bytes: latency + size / bandwidth."""
+        """Independent seconds of messages of `size` bytes: latency + size / bandwidth."""
         return self.latency.draw(rng, shape) + size / self.bandwidth
 
 
 def tree(rng: np.random.Generator, trials: int, nodes: int, link: Link = Link(), size: float = 0.0) -> np.ndarray:
     """Seconds [trials] of all-reducing `size` bytes over a binary tree with `nodes` leaves (NoLoCo, section 5.3).
 
-    Up, a parent goes on when the messages of both its children are there; down, each child when its own is. Messages
-    of different edges differ in time; no level waits for another as a whole. Constant times give
-    2 log2(nodes) messages (equation 5). ConfigError unless `nodes` is a power of 2.
+    On the way up a parent goes on when the messages of both its children are there; on the way down a child goes on
+    when its own message is there. Every edge draws its own time, and no level waits for another as a whole. With
+    constant times it takes 2 log2(nodes) messages (equation 5). Raises `ConfigError` unless `nodes` is a power of 2.
     """
     levels = _levels(nodes)
     at = np.zeros((trials, nodes))
@@ -111,11 +113,11 @@ def tree(rng: np.random.Generator, trials: int, nodes: int, link: Link = Link(),
 
 
 def expected_tree(levels: int, link: Link = Link(), size: float = 0.0, cells: int = 2**17) -> np.ndarray:
-    """Mean seconds [levels + 1] of `tree` over 1, 2, 4 ... 2 ** levels leaves, without drawing.
+    """Mean seconds [levels + 1] of `tree` over 1, 2, 4 ... 2 ** levels leaves, computed without drawing.
 
-    The time T of a node has the distribution of the later of two independent T' + t, T' of its child and t of the
-    message: one convolution and one square a level, on a grid of `cells`. Up and down have the same mean. The grid
-    puts it off by less than 0.01 % for a spread of up to 2.5.
+    The time of a node is the later of two independent sums T + t, where T is the time of a child and t that of its
+    message. That is one convolution and one square a level, on a grid of `cells` times. The ways up and down have the
+    same mean. The grid makes the result wrong by less than 0.01 % for a spread of up to 2.5.
     """
     delay, transfer = link.latency, size / link.bandwidth
     if not delay.mean:
@@ -136,8 +138,8 @@ def expected_tree(levels: int, link: Link = Link(), size: float = 0.0, cells: in
 def ring(rng: np.random.Generator, trials: int, nodes: int, link: Link = Link(), size: float = 0.0) -> np.ndarray:
     """Seconds [trials] of all-reducing `size` bytes around a ring, which the paper does not consider.
 
-    2 (nodes - 1) rounds of messages of size / nodes; a node sends the next when its neighbour's last has come. Draws
-    2 nodes ** 2 times a trial.
+    There are 2 (nodes - 1) rounds of messages of size / nodes. A node sends its next message when the last one of its
+    neighbour has arrived. A trial draws 2 nodes ** 2 times.
     """
     at = np.zeros((trials, nodes))
     for _ in range(2 * (nodes - 1)):
@@ -146,25 +148,27 @@ def ring(rng: np.random.Generator, trials: int, nodes: int, link: Link = Link(),
 
 
 def pair(rng: np.random.Generator, trials: int, link: Link = Link(), size: float = 0.0, hops: int = 2) -> np.ndarray:
-    """Seconds [trials] until two have averaged: `hops` exchanges, each as long as the later of two messages.
+    """Seconds [trials] until two replicas have averaged: `hops` exchanges, each as long as the later of two messages.
 
-    The paper has two (equation 7, doubled), as a tree over two leaves; swapping weights takes one.
+    The paper has two exchanges (equation 7, doubled), as a tree over two leaves; swapping weights takes one.
     """
     return link.draw(rng, (trials, hops, 2), size).max(-1).sum(-1)
 
 
 def barrier(work: np.ndarray, exchange: ArrayLike = 0.0) -> np.ndarray:
-    """When each outer step is over [steps], if all wait for the slowest and then for the exchange.
+    """Seconds [steps] at which each outer step is over, if all wait for the slowest and then for the exchange.
 
-    work: seconds [steps, nodes] from the end of an outer step to the next exchange. exchange: seconds, or [steps].
+    work: seconds [steps, nodes] of the inner steps before each exchange. exchange: seconds of an exchange, one number
+    or [steps].
     """
     return np.cumsum(work.max(1) + exchange)
 
 
 def gossip(work: np.ndarray, groups: np.ndarray, exchange: ArrayLike = 0.0) -> np.ndarray:
-    """When each outer step is over on each node [steps, nodes], if each waits for its own group alone.
+    """Seconds [steps, nodes] at which each outer step is over on each node, if each waits for its own group alone.
 
-    work: seconds [steps, nodes]. groups: who meets [steps, nodes / n, n]. exchange: seconds, or [steps, nodes / n].
+    work: seconds [steps, nodes] of the inner steps before each exchange. groups: the nodes of each group
+    [steps, nodes / n, n]. exchange: seconds of an exchange, one number or [steps, nodes / n].
     """
     exchange = np.broadcast_to(exchange, groups.shape[:2])
     now, ends = np.zeros(work.shape[1]), np.empty(work.shape)
@@ -184,13 +188,15 @@ def blocking_overhead(
     step: Delay = INNER_STEP,
     matching: str = "random",
 ) -> np.ndarray:
-    """Time of all-reduce over that of gossip [len(inner)], without the messages: waiting alone (NoLoCo, figure 5B).
+    """Time of all-reduce over that of gossip [len(inner)], from waiting alone, without messages (NoLoCo, figure 5B).
 
-    Both take the same `outer` * m inner steps, m in `inner`, each of an independent time; then all-reduce, every m of
-    them, waits for the slowest of all, and gossip in pairs, `split` times as often, for its partner. Over is when the
-    last node is. The paper has split=1; with its own settings (section 4), where NoLoCo synchronises every 50 steps
-    and DiLoCo every 100, it is 2. Several at once, [len(split), len(inner)], see the same steps, which take most of the
-    time to draw. ConfigError for an `inner` that `split` does not divide.
+    For each m in `inner`, both do the same `outer` * m inner steps, each of an independent time. All-reduce waits every
+    m steps for the slowest of all nodes. Gossip waits `split` times as often, each node for its partner. The time is
+    that at which the last node is done.
+
+    The paper has split=1. It is 2 at the paper's own settings (section 4), where NoLoCo synchronises every 50 steps and
+    DiLoCo every 100. Give several splits to get [len(split), len(inner)] from the same steps, which take most of the
+    time to draw. Raises `ConfigError` if some m in `inner` is not a positive multiple of every split.
     """
     inner, splits = list(inner), [split] if isinstance(split, int) else list(split)
     for times in splits:
@@ -210,11 +216,13 @@ def blocking_overhead(
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """What replicas do at an outer step with a model of M bytes.
+class ExchangeLatency:
+    """How long the exchange of an outer step takes, and what it sends.
 
-    draw: seconds [trials] from (rng, trials, nodes, link, bytes); hops: messages one after another, from nodes; sent:
-    models that a replica sends on average, from nodes; pairs: whether two wait for each other, or all for all.
+    - `draw` gives seconds [trials] from (generator, trials, nodes, link, bytes of the model).
+    - `hops` gives the number of messages one after another, from the number of nodes.
+    - `sent` gives how many models' bytes a replica sends on average, from the number of nodes.
+    - `pairs` says whether two replicas wait for each other, or all for all.
     """
 
     draw: Callable[[np.random.Generator, int, int, Link, float], np.ndarray]
@@ -223,22 +231,26 @@ class Exchange:
     pairs: bool = True
 
 
-# A tree's inner nodes count as nodes of their own, as in the paper's model. What NoLoCo's partner needs is its slow
-# weights and its outer gradient. In the released code one of the two sends both and then gets both means; the paper
-# sends the slow weights during the inner steps, unseen by the clock; where gamma equals beta, as in the released code,
-# swapping fast weights would do.
+# A tree's inner nodes count as nodes of their own, as in the paper's model. A partner in NoLoCo needs the other's slow
+# weights and outer gradient. In the released code one of the two sends both and then gets both means. The paper sends
+# the slow weights during the inner steps, where they cost no time. Where gamma equals beta, as in the released code,
+# it would be enough to swap the fast weights.
 EXCHANGES = {
-    "ring all-reduce": Exchange(ring, lambda nodes: 2 * (nodes - 1), lambda nodes: 2 * (nodes - 1) / nodes, False),
-    "tree all-reduce": Exchange(tree, lambda nodes: 2 * _levels(nodes), lambda nodes: 4 * (nodes - 1) / nodes, False),
-    "pair, as released": Exchange(
+    "ring all-reduce": ExchangeLatency(
+        ring, lambda nodes: 2 * (nodes - 1), lambda nodes: 2 * (nodes - 1) / nodes, False
+    ),
+    "tree all-reduce": ExchangeLatency(
+        tree, lambda nodes: 2 * _levels(nodes), lambda nodes: 4 * (nodes - 1) / nodes, False
+    ),
+    "pair, as released": ExchangeLatency(
         lambda rng, trials, nodes, link, size: link.draw(rng, (trials, 2), 2 * size).sum(-1),
         lambda nodes: 2,
         lambda nodes: 2.0,
     ),
-    "pair, slow weights ahead": Exchange(
+    "pair, slow weights ahead": ExchangeLatency(
         lambda rng, trials, nodes, link, size: pair(rng, trials, link, size, 1), lambda nodes: 1, lambda nodes: 2.0
     ),
-    "pair, fast weights": Exchange(
+    "pair, fast weights": ExchangeLatency(
         lambda rng, trials, nodes, link, size: pair(rng, trials, link, size, 1), lambda nodes: 1, lambda nodes: 1.0
     ),
 }
@@ -257,9 +269,10 @@ def wall_clock(
 ) -> np.ndarray:
     """Seconds [outer + 1] at which the last replica is done with 0, 1, ... `outer` outer steps.
 
-    exchange: of `EXCHANGES`; all-reducing gradients is "ring all-reduce" with inner=1. inner: inner steps between
-    exchanges, each of a time drawn from `step`. size: bytes of the model, or of a stage of it. matching: of
-    `MATCHINGS`, for pairs. ConfigError for an unknown name.
+    exchange: a name in `EXCHANGES`; all-reducing gradients is "ring all-reduce" with inner=1. inner: the number of
+    inner steps between exchanges, each of a time drawn from `step`. size: bytes of the model, or of one stage of it.
+    matching: a name in `swarmbook.methods.gossip_groups.MATCHINGS`, for exchanges in pairs. Raises `ConfigError` for an
+    unknown name.
     """
     if exchange not in EXCHANGES:
         raise ConfigError(unknown("exchange", exchange, EXCHANGES))
@@ -275,9 +288,9 @@ def wall_clock(
 
 
 def seconds_at(steps: ArrayLike, clock: np.ndarray, inner: int) -> np.ndarray:
-    """Seconds at which inner `steps` [n] are done: linear between the outer steps of a `wall_clock` [outer + 1].
+    """Seconds [n] at which inner `steps` [n] are done: linear between the outer steps of a `wall_clock` [outer + 1].
 
-    ValueError for a step that the clock does not reach.
+    Raises `ValueError` for a step that the clock does not reach.
     """
     steps, last = np.asarray(steps, float), inner * (len(clock) - 1)
     bad = steps[~((steps >= 0) & (steps <= last))]
@@ -289,7 +302,8 @@ def seconds_at(steps: ArrayLike, clock: np.ndarray, inner: int) -> np.ndarray:
 def seconds_to(target: float, losses: ArrayLike, seconds: ArrayLike) -> float:
     """Seconds until a curve of losses [n] at ascending `seconds` [n] first reaches `target`; NaN if it never does.
 
-    Linear between measurements. For a perplexity give its logarithm.
+    Losses are taken as linear between measurements; for perplexities give their logarithms. Raises `ValueError` for
+    times that do not ascend or are not as many as the losses.
     """
     losses, seconds = np.asarray(losses, float), np.asarray(seconds, float)
     if losses.shape != seconds.shape or losses.ndim != 1:

@@ -18,9 +18,9 @@ from torch import Tensor
 import swarmbook
 from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.data import tokenization
-from swarmbook.methods.costs import Ledger, bytes_of
+from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.recovery import RULES, Cells, Lost
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.training import rebuilding
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import environment
@@ -45,7 +45,7 @@ class Bookkeeping:
     outers: Sequence[OuterOptimizer | None]
     cells: Cells  # the stages as recovery rules see them
 
-    def __init__(self, runs: Sequence[RunConfig], progress: Progress | None):
+    def __init__(self, runs: Sequence[RunConfig], progress: WorkInProgress | None):
         first = runs[0]
         self.runs, self.progress = list(runs), progress
         self.begin = self.step = first.start.steps if first.start else 0
@@ -62,7 +62,7 @@ class Bookkeeping:
         self.rate = rate_of(first)
         self.visits = [run.replicas * run.microbatches * run.stages for run in runs]  # of stages, in a step
         self.position = np.full(len(runs), self.step)
-        self.ledgers = [Ledger() for _ in runs]
+        self.costs = [Costs() for _ in runs]
         self.copies: dict[int, dict] = {}  # run -> what its strategy keeps, taken every `keep_every` steps
         self.losses: list[Tensor] = []
         self.diverged: dict[int, str] = {}
@@ -82,9 +82,9 @@ class Bookkeeping:
         """The sum over all processes of what is here."""
         return amount
 
-    def _exchanged(self, i: int) -> Ledger:
+    def _exchanged(self, i: int) -> Costs:
         """Where run i counts what its replicas send each other."""
-        return self.ledgers[i]
+        return self.costs[i]
 
     def _place(self, replica: int, stage: int) -> tuple[int, int]:
         """How `fleet` counts a cell of `cells` that is here."""
@@ -113,8 +113,8 @@ class Bookkeeping:
         """Root mean square of the deviation of weights of run i from their mean over its replicas (released code)."""
         raise NotImplementedError
 
-    def probe(self) -> None:
-        """What the probes measure that runs ask for."""
+    def take_measurements(self) -> None:
+        """What is measured at the end, where runs ask for it."""
         raise NotImplementedError
 
     def _losses_by_run(self) -> Tensor:
@@ -148,7 +148,7 @@ class Bookkeeping:
         for i, outer in self._outers():
             outer.step(int(self.position[i]), self._exchanged(i))
         for i in range(len(self.runs)):
-            rebuilding.count_step(self.runs[i], self.shape, self.visits[i], self.ledgers[i])
+            rebuilding.count_step(self.runs[i], self.shape, self.visits[i], self.costs[i])
             self._keep_copies(i)
 
     def _lr_scale(self, rate: float) -> np.ndarray:
@@ -179,7 +179,7 @@ class Bookkeeping:
         run, replica = self.runs[i], row - self.replicas(i)[0]
         rng = run.rng("recovery", self.step, replica, stage)
         lost = Lost(self.cells, row, stage, dead or frozenset({stage}), self.norms, rng, run.clip)
-        lost.moments, lost.ledger = run.moments, self.ledgers[i]
+        lost.moments, lost.costs = run.moments, self.costs[i]
         return lost
 
     def _lost_cells(self, i: int, cells: Iterable[tuple[int, int]], dying: np.ndarray) -> list[Lost]:
@@ -206,9 +206,9 @@ class Bookkeeping:
         if cell.rolled_back:
             return
         if counts:
-            cell.ledger.add("rebuilt", 1)
+            cell.costs.add("rebuilt", 1)
             if strategy.covers(cell.stage, self.runs[i].stages) and cell.kept is None:
-                cell.ledger.add("not recoverable", 1)
+                cell.costs.add("not recoverable", 1)
         if cell.boosted:
             self.rebuilt[place] = self.step
         if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
@@ -217,7 +217,7 @@ class Bookkeeping:
             sources = [self._moments(cell.replica, stage) for stage in cell.neighbours]
             self.adam.average(*place, sources)
             sent = sum(bytes_of(dict(enumerate(pair))) for moments, _ in sources for pair in moments.values())
-            cell.ledger.add("sent on failure", sent)
+            cell.costs.add("sent on failure", sent)
 
     def _keep_copies(self, i: int) -> None:
         """Copy what the run's strategy keeps every so many steps of progress, the initial state included."""
@@ -229,16 +229,16 @@ class Bookkeeping:
         copy = self.state(i) if strategy.keeps == "run" else {"fleet": self.fleet.state_dict(list(self.replicas(i)))}
         size = int(self._summed(rebuilding.copied_bytes(copy, strategy)))
         self.copies[i] = copy | {"bytes": size}
-        self.ledgers[i]["stored"] = max(self.ledgers[i]["stored"], size)
+        self.costs[i]["stored"] = max(self.costs[i]["stored"], size)
         if self.step > self.begin:  # initial weights follow from a seed
-            self.ledgers[i].add("sent in training", size)
+            self.costs[i].add("sent in training", size)
 
     def _roll_back(self, i: int) -> None:
         """Put run i back to its last copy: weights, moments, and place in the data."""
         before = int(self.position[i])
         self._take_over(i, self.copies[i])
-        self.ledgers[i].add("sent on failure", self.copies[i]["bytes"])
-        self.ledgers[i].add("steps repeated", before - int(self.position[i]))
+        self.costs[i].add("sent on failure", self.copies[i]["bytes"])
+        self.costs[i].add("steps repeated", before - int(self.position[i]))
 
     # States
 
@@ -308,15 +308,15 @@ class Bookkeeping:
             self._record("gradient norm", norms, stage=s)
 
     def finish(self) -> None:
-        """What is measured at the end: losses on further domains, the ledger, and the probes that runs ask for."""
+        """What is measured at the end: losses on further domains, the costs, and the measurements that runs ask for."""
         for domain, tokens in self.further.items():
             losses = self.validation_loss(tokens=tokens)
             asked = [loss if domain in run.evaluate_on else None for run, loss in zip(self.runs, losses, strict=True)]
             self._record("domain loss", asked, label=domain)
         for i in self.healthy:
-            for name, amount in self.ledgers[i].items():
+            for name, amount in self.costs[i].items():
                 self._row(i, "ledger", amount, label=name)
-        self.probe()
+        self.take_measurements()
 
     def provenance(self) -> dict:
         """How the numbers came about; everything here may differ between two runs of one key."""

@@ -8,7 +8,7 @@ Serves: the runs of the NoLoCo notebook.
 
 from torch import Tensor
 
-from swarmbook.methods.costs import Ledger
+from swarmbook.methods.costs import Costs
 from swarmbook.methods.sync import SYNCS, Exchange
 from swarmbook.training.stacked_weights import StackedWeights
 from swarmbook.training.state_layout import REPLICA_FIRST, of_layers
@@ -39,12 +39,12 @@ class OuterOptimizer:
         self.delta = {name: w.new_zeros(w.shape) for name, w in kept.items()}
         self.arriving: dict[int, dict] = {}  # fragment -> when, and its new fast weights
 
-    def average_gradients(self, step: int, ledger: Ledger) -> None:
+    def average_gradients(self, step: int, costs: Costs) -> None:
         """Exchange the gradients of step `step`, counted from 0, if the method works on gradients."""
         if self.method.gradients:
-            self._exchange(self.gradients, {}, {}, step, ledger)
+            self._exchange(self.gradients, {}, {}, step, costs)
 
-    def step(self, position: int, ledger: Ledger) -> None:
+    def step(self, position: int, costs: Costs) -> None:
         """Exchange what is due after `position` steps of progress, and mix in what arrives then."""
         run = self.run
         if self.method.gradients:
@@ -53,7 +53,7 @@ class OuterOptimizer:
             if (position - f * run.sync_every // run.fragments) % run.sync_every == 0:
                 theta = {name: w.clone() for name, w in self._fragment(self.theta, f).items()}
                 slow = self._fragment(self.phi, f), self._fragment(self.delta, f)
-                self._exchange(theta, *slow, (position - 1) // run.sync_every, ledger)
+                self._exchange(theta, *slow, (position - 1) // run.sync_every, costs)
                 self.arriving[f] = {"at": position + run.delay, "theta": theta}
         for f in [f for f, message in self.arriving.items() if message["at"] == position]:
             theta = self.arriving.pop(f)["theta"]
@@ -88,7 +88,7 @@ class OuterOptimizer:
                 theta = {name: w.to(self.theta[name].device) for name, w in message["theta"].items()}
                 self.arriving[f] = {"at": message["at"], "theta": theta}
 
-    def _exchange(self, theta: Weights, phi: Weights, delta: Weights, step: int, ledger: Ledger) -> None:
+    def _exchange(self, theta: Weights, phi: Weights, delta: Weights, step: int, costs: Costs) -> None:
         """Exchange these tensors, of which `theta` are weights or gradients, by the groups and numbers of the run."""
         run = self.run
         consensus = run.outer_lr if run.consensus is None else run.consensus
@@ -98,7 +98,7 @@ class OuterOptimizer:
         present = run.present_at(step)
         if present is not None and not present.any():
             return
-        x = self._exchange_of(tensors, run.groups_at(step), *numbers, late, ledger, present)
+        x = self._exchange_of(tensors, run.groups_at(step), *numbers, late, costs, present)
         absent = x.absent
         for name in phi:
             theta[name][absent] = phi[name][absent]

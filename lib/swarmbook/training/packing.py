@@ -16,8 +16,18 @@ from swarmbook.methods.sync import SYNCS
 from swarmbook.training.device import device_of
 
 # What may differ within a pack:
-PACKED = {"seed", "route", "recovery", "failure_rate", "failing", "losses", "moments", "lr_boost", "boost_half_life"}
-PACKED |= {"keep_every", "evaluate_on", "probes", "start", "common_start", "sync", "sync_every", "outer_lr"}
+PACKED = {
+    "seed",
+    "route",
+    "recovery",
+    "failure_rate",
+    "failing",
+    "lost_stages",
+    "moments",
+    "lr_boost",
+    "boost_half_life",
+}
+PACKED |= {"keep_every", "evaluate_on", "measurements", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
 PACKED |= {"absent", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
 PACKED |= {"data", "branch"}
@@ -50,7 +60,7 @@ def _bytes(config: RunConfig) -> tuple[float, float]:
     """Bytes that one run takes for weights, gradients and moments, and for what the forward pass keeps of all
     microbatches.
     """
-    vocabulary = tokenization.tokenizer(config.tokenizer).get_vocab_size()
+    vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
     shape = config.shape(vocabulary)
     per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
     outer = 12.0 if SYNCS[config.sync] else 0.0  # slow weights, buffer, and what is on its way

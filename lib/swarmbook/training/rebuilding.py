@@ -2,7 +2,7 @@
 
 `run` is a `swarmbook.config.RunConfig` everywhere.
 
-Serves: the ledgers of the CheckFree notebook, and every checkpoint.
+Serves: the costs in the CheckFree notebook, and every checkpoint.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from swarmbook.methods.costs import Ledger, bytes_of
+from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.model_size import Shape, flops
 from swarmbook.methods.recovery import RULES, Lost, Strategy
 from swarmbook.methods.sync import SYNCS
@@ -21,7 +21,7 @@ def checkpoint_of(
     tensors: Mapping,
     positions: Sequence[int],
     outers: Sequence[dict | None],
-    ledgers: Sequence[Ledger],
+    costs: Sequence[Costs],
     copies: Mapping[int, Mapping],
     diverged: Mapping[int, str],
     seconds: float,
@@ -29,10 +29,10 @@ def checkpoint_of(
     """What is kept of a pack in training, so that it can go on, whoever trained it.
 
     tensors: "fleet", "adam", "norms" and "rebuilt" of `Bookkeeping.state`, of all runs side by side; other entries are
-    left out. positions, outers, ledgers: of each run. copies, diverged: as of `Bookkeeping`, by number of the run.
+    left out. positions, outers, costs: of each run. copies, diverged: as of `Bookkeeping`, by number of the run.
     """
     whole = {name: tensors[name] for name in ("fleet", "adam", "norms", "rebuilt")}
-    whole |= {"position": torch.tensor(positions), "outers": outers, "ledgers": [dict(ledger) for ledger in ledgers]}
+    whole |= {"position": torch.tensor(positions), "outers": outers, "ledgers": [dict(each) for each in costs]}
     return whole | {"copies": copies, "diverged": diverged, "seconds": seconds}
 
 
@@ -56,20 +56,20 @@ def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[i
     return WEIGHTS.cell(kept, replica, None if cell.stage == cell.fleet.shape.stages else stage)
 
 
-def count_step(run, shape: Shape, visits: int, ledger: Ledger) -> None:
-    """Add the FLOPs of a step to a ledger, and what a strategy that copies after every step stores and sends.
+def count_step(run, shape: Shape, visits: int, costs: Costs) -> None:
+    """Add the FLOPs of a step to the costs, and what a strategy that copies after every step stores and sends.
 
     visits: of stages by all microbatches of the step together.
     """
     strategy, share = RULES[run.recovery], visits / (run.replicas * run.microbatches * run.stages)
-    ledger.add("training FLOPs", 3 * flops(shape, run.tokens_per_step, run.sequence, share))
+    costs.add("training FLOPs", 3 * flops(shape, run.tokens_per_step, run.sequence, share))
     if strategy is None or not strategy.always or not strategy.holders:
         return
     held = shape.parameters if strategy.keeps == "stages" else shape.ends_parameters
-    ledger["stored"] = 4 * run.replicas * len(strategy.holders) * held
-    ledger.add("sent in training", ledger["stored"])
+    costs["stored"] = 4 * run.replicas * len(strategy.holders) * held
+    costs.add("sent in training", costs["stored"])
     if strategy.forwards:
-        ledger.add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
+        costs.add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
 
 
 def copied_bytes(copy: Mapping, strategy: Strategy) -> int:

@@ -1,9 +1,9 @@
 """Training: one pack of runs in one Fleet, step by step, from nothing or from where it was killed.
 
-Runs that differ only in seed, route, sync, recovery, failure rate or probes share a Fleet: each keeps its own weights,
-batches, failures and learning rates, and its numbers are those it would have alone, to rounding. Within a step, in
-the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches, one
-clip per (replica, stage), one Adam step; at last replicas exchange what is due.
+Runs that differ only in seed, route, sync, recovery, failure rate or measurements share a Fleet. Each keeps its own
+weights, batches, failures and learning rates, and its numbers are those it would have alone, to rounding. A step goes
+in the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches, one
+clip per (replica, stage), one Adam step. Last of all replicas exchange what is due.
 
 Serves: `swarmbook.runs.run`, and so every figure and table with trained runs.
 """
@@ -17,12 +17,12 @@ import torch
 from tqdm import tqdm
 
 from swarmbook.config import RunConfig
-from swarmbook.methods.costs import Ledger
-from swarmbook.methods.measurements import PROBES
+from swarmbook.methods.costs import Costs
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.routing import side_by_side, stage_visits
 from swarmbook.methods.sync import SYNCS
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.training.bookkeeping import Bookkeeping, erase
 from swarmbook.training.device import device_of
 from swarmbook.training.fleet import Fleet
@@ -37,7 +37,7 @@ CHECKPOINT_SECONDS = 60.0
 
 def train(
     pack: Sequence[RunConfig],
-    progress: Progress,
+    progress: WorkInProgress,
     device: str = "auto",
     show: bool = True,
     starts: Mapping[str, dict] | None = None,
@@ -81,7 +81,7 @@ class Pack(Bookkeeping):
     def __init__(
         self,
         pack: Sequence[RunConfig],
-        progress: Progress,
+        progress: WorkInProgress,
         device: str = "auto",
         starts: Mapping[str, dict] | None = None,
     ):
@@ -118,15 +118,15 @@ class Pack(Bookkeeping):
         self.losses.append(self.fleet.gradients(np.concatenate(tokens), self._route(), self.at_once))
         self.norms = self.fleet.clip(self.runs[0].clip)
         for i, outer in self._outers():
-            outer.average_gradients(int(self.position[i]), self.ledgers[i])
+            outer.average_gradients(int(self.position[i]), self.costs[i])
         self._update()
 
-    def probe(self) -> None:
-        """What the probes measure that runs ask for."""
-        for name in dict.fromkeys(name for run in self.runs for name in run.probes):
-            asking = [i for i in self.healthy if name in self.runs[i].probes]
+    def take_measurements(self) -> None:
+        """What is measured at the end, where runs ask for it."""
+        for name in dict.fromkeys(name for run in self.runs for name in run.measurements):
+            asking = [i for i in self.healthy if name in self.runs[i].measurements]
             if asking:
-                for i, metric, stage, label, value in PROBES[name](self, asking):
+                for i, metric, stage, label, value in MEASUREMENTS[name](self, asking):
                     self._row(i, metric, value, stage, label)
 
     def validation_loss(self, cells: np.ndarray | None = None, *, tokens: np.ndarray | None = None) -> list[float]:
@@ -141,15 +141,15 @@ class Pack(Bookkeeping):
         return math.sqrt(total / self.shape.parameters)
 
     def rebuild(self, i: int, row: int, stage: int, dead: frozenset[int], rule: str) -> None:
-        """Write the weights of a lost stage by a rule that keeps no copies, and nothing else: for probes."""
+        """Write the weights of a lost stage by a rule that keeps no copies, and nothing else: for measurements."""
         lost = self.lost(i, row, stage, dead)
-        lost.ledger = Ledger()
+        lost.costs = Costs()
         RULES[rule].rule(lost)
 
     def save(self) -> None:
         """Keep a checkpoint from which this pack goes on."""
         outers = [outer.state_dict() if outer else None for outer in self.outers]
-        progress = self.position.tolist(), outers, self.ledgers, self.copies, self.diverged, self._elapsed()
+        progress = self.position.tolist(), outers, self.costs, self.copies, self.diverged, self._elapsed()
         self.progress.save(checkpoint_of(self._tensors(), *progress), self.step)
 
     def _restore(self, state: dict, step: int) -> None:
@@ -157,7 +157,7 @@ class Pack(Bookkeeping):
         self.adam.load_state_dict(state["adam"])
         self.norms, self.diverged = state["norms"], state["diverged"]
         self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
-        self.ledgers, self.copies = [Ledger(entries) for entries in state["ledgers"]], state["copies"]
+        self.costs, self.copies = [Costs(entries) for entries in state["ledgers"]], state["copies"]
         self.seconds, self.step = state["seconds"], step
         for i, outer in self._outers():
             outer.load_state_dict(state["outers"][i])

@@ -1,15 +1,19 @@
-"""TODO"""
+"""What SyncPCN sends beyond the base layer: the sender's instructions, and disputes.
+
+Serves: SyncPCN in all its figures; the drawings of its claim, refund and concession.
+"""
 
 from typing import NamedTuple
 
 from swarmbook.payments.channel import Lock, Proof
-from swarmbook.payments.channel_update import Announce
+from swarmbook.payments.channel_committee import Announce
 
 
 class Setup(NamedTuple):
-    """What the sender tells the party between two hops, or the receiver (outgoing is None). Encrypted.
+    """What the sender tells a party between two hops, or the receiver. Taken as encrypted.
 
-    step: y of the outgoing lock; for the receiver the sum of all steps.
+    incoming, outgoing: channel and lock of the hop before and after the party; outgoing is None for the receiver. step:
+    y of the outgoing lock (`lock_conditions`), for the receiver the sum of all steps. invoice: for the receiver.
     """
 
     incoming: tuple[int, Lock]
@@ -19,7 +23,7 @@ class Setup(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The payee shows the newest signed state with the lock, and the key."""
+    """The payee shows members the newest signed state with the lock, and the key that opens it."""
 
     cid: int
     proof: Proof
@@ -29,10 +33,10 @@ class Claim(NamedTuple):
 
 
 class RefundRequest(NamedTuple):
-    """A party shows a state with the lock, and its own signature alone.
+    """A party shows members a state with the lock, and its own signature alone.
 
-    A payer whose payee never co-signed has no other; the vote is about this very lock, so that an invented one decides
-    nothing. A payee asks when its payer does not take a failed payment back.
+    A payer whose payee never co-signed has no other signature. The vote is about this very lock, so that an invented
+    one decides nothing. A payee asks for a refund when its payer does not take a failed payment back.
     """
 
     cid: int
@@ -41,6 +45,8 @@ class RefundRequest(NamedTuple):
 
 
 class Concede(NamedTuple):
+    """The payer gives the lock with the digest `about` up to the payee, since it has learned the key."""
+
     cid: int
     about: object
     lock: Lock
@@ -49,14 +55,16 @@ class Concede(NamedTuple):
 
 
 class Vote(NamedTuple):
+    """A member's signature on what becomes of the lock with the digest `about`."""
+
     cid: int
     about: object
-    outcome: str
+    decision: str
     key: object
     signature: object
 
 
-class Stale(NamedTuple):
-    """A member has a newer state than the one shown."""
+class NewerState(NamedTuple):
+    """A member shows the announcement of a newer state than the one that it was shown."""
 
-    announcement: Announce
+    announcement: Announce | None

@@ -1,45 +1,35 @@
-"""TODO"""
+"""A party of SyncPCN: sender, receiver or in between, by what it has been told. `disputes` has the rest.
 
-from collections.abc import Callable
+Serves: SyncPCN in all its figures; claims S4, S8, S13 and S14, and the mutant "a payee goes on before the certificate"
+(S11).
+"""
 
-from swarmbook.payments.channel import CONCEDED, PAID, REFUNDED, Change, Lock, prove
-from swarmbook.payments.channel_update import Ack, Ask, Cosign, End, Grant, Propose
+from swarmbook.payments.channel import Change, Lock
+from swarmbook.payments.channel_update import Awaited, ChannelEnd, Propose
+from swarmbook.payments.lock_conditions import Points, path
 from swarmbook.payments.payment_network import Payment, World
-from swarmbook.payments.signatures import Certificate, Tally
 from swarmbook.payments.simulation import Node
-from swarmbook.payments.syncpcn.committee import lock_digest
-from swarmbook.payments.syncpcn.messages import Claim, Concede, RefundRequest, Setup, Stale, Vote
+from swarmbook.payments.syncpcn.disputes import DisputingParty, Transit
+from swarmbook.payments.syncpcn.messages import Setup
+from swarmbook.payments.syncpcn.timing import Timing
 
 
-class Transit:
-    """What a party knows of one payment. key: of its incoming lock, once known."""
+class SyncPCNParty(DisputingParty):
+    """An honest party.
 
-    __slots__ = ("payment", "incoming", "outgoing", "step", "key", "sent", "done")
+    inbound: its payments by the name of the lock before it. unexplained: certified locks of which the sender has not
+    told it yet. invoices: keys by lock, of payments that it will receive. fee: the least that it takes for passing a
+    payment on.
+    """
 
-    def __init__(self, payment: Payment | None, incoming, outgoing, step: int, key: object = None) -> None:
-        self.payment, self.incoming, self.outgoing, self.step, self.key = payment, incoming, outgoing, step, key
-        self.sent: float | None = None
-        self.done = False
+    __slots__ = ("inbound", "unexplained", "invoices", "fee")
 
-
-class Party(Node):
-    """An honest party: sender, receiver or in between, by what it has been told."""
-
-    __slots__ = (
-        *("world", "keys", "timing", "locks", "ends", "inbound", "outbound", "unexplained", "invoices", "fee"),
-        "votes",
-    )
-
-    def __init__(self, name: str, world: World, **place) -> None:
-        super().__init__(name, world.sim, **place)
-        self.world, self.keys, self.timing, self.locks = world, world.keys, world.timing, world.locks
-        self.ends: dict[int, End] = {}
+    def __init__(self, name: str, world: World, timing: Timing, locks: Points, **place) -> None:
+        super().__init__(name, world, timing, locks, **place)
         self.inbound: dict[int, Transit] = {}
-        self.outbound: dict[int, Transit] = {}
-        self.unexplained: set[tuple[int, Lock]] = set()  # certified locks of which the sender has not told yet
+        self.unexplained: set[tuple[int, Lock]] = set()
         self.invoices: dict[object, int] = {}
-        self.fee = 0  # least that this party takes for passing a payment on
-        self.votes: dict[tuple, Tally] = {}
+        self.fee = 0
 
     def nonce(self) -> int:
         return self.world.random()
@@ -53,7 +43,31 @@ class Party(Node):
         self.invoices[lock] = key
         return lock
 
+    def prepared(self, payment: Payment) -> Change:
+        """The sender's turn has come: tell everybody on the path what will be locked; the sender's own lock.
+
+        Deadlines count from now.
+        """
+        world, hops = self.world, len(payment.cids)
+        world.mark(payment, "begun")
+        invoice = world.party(payment.path[-1]).invoice()
+        made = path(self.locks, invoice, hops, world.rng)
+        expiries = self.timing.expiries(self.clock, hops)
+        locked = []
+        for i, (cid, amount) in enumerate(zip(payment.cids, payment.amounts, strict=True)):
+            lock = Lock(world.random(), world.side(cid, payment.path[i]), amount, made.locks[i], expiries[i])
+            world.register(lock.pid, payment)
+            locked.append((cid, lock))
+        for i in range(1, hops):
+            self.send(world.party(payment.path[i]), Setup(locked[i - 1], locked[i], made.steps[i], None))
+        self.send(world.party(payment.path[-1]), Setup(locked[-1], None, made.total, invoice))
+        lock = locked[0][1]
+        transit = self.outbound[lock.pid] = Transit(payment, None, locked[0], made.steps[0])
+        self.at(lock.expiry + self.timing.refund_wait, self.overdue, transit)
+        return Change("lock", lock=lock)
+
     def told(self, sender: Node, m: Setup) -> None:
+        """The sender says what passes this party: believe it if the locks, the fee and the deadlines fit."""
         lock = m.incoming[1]
         if lock.pid in self.inbound:
             return
@@ -88,7 +102,7 @@ class Party(Node):
         if self.clock > last:
             self.too_late(transit)
             return
-        end.want(Change("lock", lock=lock), lambda: None, lambda: self.too_little(transit))
+        end.want(Change("lock", lock=lock))
         if end.waits(lock):
             self.at(last, self.waited, transit)
         self.at(lock.expiry + self.timing.refund_wait, self.overdue, transit)
@@ -116,26 +130,46 @@ class Party(Node):
         change = m.change
         if change.what == "open":
             self.opened(m.cid, change.pid, change.key)
-        self.sign(end, m, lambda change: self.allowed(m.cid, change))
+        if self.allowed(m.cid, change):
+            self.sign(end, m)
 
-    def sign(self, end: End, m: Propose, allowed: Callable[[Change], bool]) -> None:
-        """Sign the other party's proposal, if it is allowed, and do what follows from it."""
+    def sign(self, end: ChannelEnd, m: Propose) -> None:
+        """Sign the other party's proposal, and do what follows from it."""
         change = m.change
-        if not end.proposed(m, allowed):
+        if not end.proposed(m):
             return
         if change.what == "lock":
-            self.await_certificate(end, m.seq, change.lock)
+            self.await_certificate(end, m.seq, change)
         elif change.what == "fail":
             self.fail(self.outbound[change.pid])
-        if change.what == "open":
-            end.then[m.seq] = lambda: self.settled(change.pid)
+        else:
+            end.awaited[m.seq] = Awaited(change, False, self.clock)
 
-    def await_certificate(self, end: End, seq: int, lock: Lock) -> None:
+    def await_certificate(self, end: ChannelEnd, seq: int, change: Change) -> None:
         """A payee goes on when it holds the certificate of the lock."""
-        arrived = self.clock
-        end.then[seq] = lambda: self.secured(end.cid, lock, arrived)
+        end.awaited[seq] = Awaited(change, False, self.clock)
+
+    def agreed(self, end: ChannelEnd, change: Change) -> None:
+        if change.what in ("open", "pay"):
+            end.awaited[end.state.seq] = Awaited(change, True, self.clock)
+
+    def certified(self, end: ChannelEnd, update: Awaited) -> None:
+        change = update.change
+        if change.what == "lock":
+            self.secured(end.cid, change.lock, update.since)
+        elif change.what == "open":
+            self.settled(change.pid)
+        else:
+            self.world.mark(self.world.payment_of(change.pid), "receipt" if update.own else "receiver safe")
+
+    def impossible(self, change: Change) -> None:
+        if change.what == "lock":
+            self.too_little(self.outbound[change.lock.pid])
+        elif change.what == "pay":
+            self.world.mark(self.world.payment_of(change.pid), "failed")
 
     def allowed(self, cid: int, change: Change) -> bool:
+        """Whether a change that the other party proposes is right, and in time."""
         if change.what == "lock":
             return self.clock <= self.timing.lock_by(change.lock.expiry)
         if change.what in ("open", "fail"):
@@ -199,16 +233,13 @@ class Party(Node):
             self.open(transit)
 
     def open(self, transit: Transit) -> None:
+        """Show the payer the key of the incoming lock; if it does not answer, the committee decides."""
         cid, lock = transit.incoming
         end = self.ends[cid]
         transit.sent = self.sim.now
-        change = Change("open", pid=lock.pid, key=transit.key)
-        end.want(change, lambda: self.cosigned_open(end, lock.pid), lambda: None, first=True)
+        end.want(Change("open", pid=lock.pid, key=transit.key), first=True)
         wait = min(self.clock + 2 * self.timing.delta, self.timing.claim_by(lock.expiry))
         self.at(max(wait, self.clock), self.unanswered, transit)
-
-    def cosigned_open(self, end: End, pid: int) -> None:
-        end.then[end.state.seq] = lambda: self.settled(pid)
 
     def settled(self, pid: int) -> None:
         self.sim.note(self, "hop settled")
@@ -224,155 +255,7 @@ class Party(Node):
             return
         cid, lock = transit.incoming
         end = self.ends[cid]
-        end.want(Change("fail", pid=lock.pid), lambda: None, lambda: None)
+        end.want(Change("fail", pid=lock.pid))
         self.at(self.clock + 2 * self.timing.delta, self.give_back, end, lock, self.sim.now)
 
-    # disputes
-
-    def unanswered(self, transit: Transit) -> None:
-        """The payer has not signed: claim. If it was merely busy, wait for as long as that is safe."""
-        cid, lock = transit.incoming
-        end = self.ends[cid]
-        if end.state.lock(lock.pid) is None or lock.pid in end.resolved:
-            return
-        last = self.timing.claim_by(lock.expiry)
-        if end.heard >= transit.sent and self.clock < last:
-            transit.sent = self.sim.now
-            self.at(min(self.clock + 2 * self.timing.delta, last), self.unanswered, transit)
-            return
-        self.claim(end, lock, transit.key)
-
-    def claim(self, end: End, lock: Lock, key: object) -> None:
-        if end.state.lock(lock.pid) is None:
-            return
-        self.sim.note(self, "claims")
-        end.disputes[lock.pid] = lambda: self.claim(end, lock, key)
-        claim = Claim(end.cid, prove(end.state, end.commitment, lock), *end.signatures, key)
-        for member in end.members:
-            self.send(member, claim)
-
-    def give_back(self, end: End, lock: Lock, since: float) -> None:
-        """The payer has not taken a failed payment back: let the committee do it, unless the payer is merely busy."""
-        if end.state.lock(lock.pid) is None or lock.pid in end.resolved:
-            return
-        if end.heard >= since and self.clock < lock.expiry:
-            self.at(self.clock + 2 * self.timing.delta, self.give_back, end, lock, self.sim.now)
-        else:
-            self.ask_refund(end, lock)
-
-    def ask_refund(self, end: End, lock: Lock) -> None:
-        """Ask with the newest state that holds the lock, which may be one that the other party has not signed."""
-        state, commitment = end.state, end.commitment
-        if state.lock(lock.pid) is None and end.pending is not None:
-            state, commitment = end.pending[:2]
-        if state.lock(lock.pid) is None:
-            return
-        self.sim.note(self, "asks for a refund")
-        end.disputes[lock.pid] = lambda: self.ask_refund(end, lock)
-        signature = self.keys.sign(self.name, ("state", end.cid, state.seq, commitment.root))
-        request = RefundRequest(end.cid, prove(state, commitment, lock), signature)
-        for member in end.members:
-            self.send(member, request)
-
-    def concede(self, end: End, lock: Lock, key: object) -> None:
-        self.sim.note(self, "concedes")
-        about = lock_digest(lock, self.keys)
-        end.resolved[lock.pid] = CONCEDED, Certificate(("vote", end.cid, about, CONCEDED), ())
-        signature = self.keys.sign(self.name, ("concede", end.cid, about))
-        for member in end.members:
-            self.send(member, Concede(end.cid, about, lock, key, signature))
-
-    def overdue(self, transit: Transit) -> None:
-        """T_i + 2 delta: the outgoing lock is still there."""
-        cid, lock = transit.outgoing
-        end = self.ends[cid]
-        if lock.pid in end.past or lock.pid in end.resolved:
-            return
-        proposed = end.pending is not None and end.pending[0].lock(lock.pid) is not None
-        if end.state.lock(lock.pid) is None and not proposed:  # there was not enough, or its turn did not come
-            return
-        if transit.key is not None:
-            self.concede(end, lock, self.locks.upstream(transit.key, -transit.step))
-        else:
-            self.ask_refund(end, lock)
-
-    def voted(self, sender: Node, m: Vote) -> None:
-        end = self.ends.get(m.cid)
-        if end is None or sender.name not in end.committee.members:
-            return
-        statement = ("vote", m.cid, m.about, m.outcome)
-        lock = self.lock_about(end, m.about)
-        if lock is None or not self.keys.verify(sender.name, statement, m.signature):
-            return
-        if m.outcome == PAID and lock.payer == end.side and self.locks.opens(lock.condition, m.key):
-            self.learn(self.outbound[lock.pid], m.key)
-        tally = self.votes.setdefault((m.cid, m.about, m.outcome), Tally(end.committee.quorum))
-        if tally.add(m.about, sender.name, m.signature):
-            self.decided(end, lock, m.outcome, tally.certificate(m.about, statement))
-
-    def decided(self, end: End, lock: Lock, outcome: str, certificate: Certificate) -> None:
-        """The committee has decided a lock; the outcome enters the next state, or the close."""
-        earlier = end.resolved.get(lock.pid)
-        if earlier is None or outcome == CONCEDED:
-            end.resolved[lock.pid] = outcome, certificate
-        end.disputes.pop(lock.pid, None)
-        self.sim.note(self, f"certificate {outcome}")
-        if outcome == REFUNDED and lock.payer == end.side:
-            self.fail(self.outbound[lock.pid])
-        elif outcome != REFUNDED:
-            self.settled(lock.pid)
-        end.advance()
-        if end.held is not None and not end.disputes:
-            held, end.held = end.held, None
-            self.sign(end, held, lambda change: True)  # it was allowed when it came
-
-    def lock_about(self, end: End, about: object) -> Lock | None:
-        """The lock with this digest, in the newest state or in the one that this party has proposed."""
-        states = [(end.state, end.commitment)] + ([end.pending[:2]] if end.pending else [])
-        for state, commitment in states:
-            for lock, digest in zip(state.locks, commitment.locks, strict=True):
-                if digest == about:
-                    return lock
-        return None
-
-    # the base layer
-
-    def cosigned(self, sender: Node, m: Cosign) -> None:
-        end = self.ends.get(m.cid)
-        if end is not None and sender is end.peer:
-            end.cosigned(m)
-
-    def acked(self, sender: Node, m: Ack) -> None:
-        end = self.ends.get(m.cid)
-        if end is not None:
-            end.acked(sender, m)
-
-    def asked(self, sender: Node, m: Ask) -> None:
-        end = self.ends.get(m.cid)
-        if end is not None and sender is end.peer:
-            end.peer_asked = True
-            end.advance()
-
-    def granted(self, sender: Node, m: Grant) -> None:
-        end = self.ends.get(m.cid)
-        if end is not None and sender is end.peer:
-            end.asked = False
-            end.turn |= m.seq == end.state.seq
-            end.advance()
-
-    def stale(self, sender: Node, m: Stale) -> None:
-        end = self.ends.get(m.announcement.cid) if m.announcement is not None else None
-        if end is not None:
-            end.learned(m.announcement)
-
-
-Party.on = {
-    Setup: Party.told,
-    Propose: Party.proposed,
-    Cosign: Party.cosigned,
-    Ack: Party.acked,
-    Vote: Party.voted,
-    Ask: Party.asked,
-    Grant: Party.granted,
-    Stale: Party.stale,
-}
+    on = {**DisputingParty.on, Setup: told, Propose: proposed}

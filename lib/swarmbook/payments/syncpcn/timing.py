@@ -1,4 +1,7 @@
-"""TODO"""
+"""The deadlines of SyncPCN: when a hop expires, and until when parties and members act on it.
+
+Serves: SyncPCN in all its figures; claims S4 (endings on time), S8 and S13, and the choice of delta.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +14,13 @@ TICK = 2.0**-20  # the last deadline is a whole number of ticks, so that no roun
 
 @dataclass(frozen=True)
 class Timing:
-    """Deadlines, from the bound delta on delays and the bound skew on the difference of any two clocks.
+    """Deadlines that follow from two bounds, both in the simulation's unit of time.
 
-    They leave no time to wait for one's turn on a busy channel if messages really take delta: choose delta well above
-    what messages take where payments compete.
+    delta: the longest delay of a message. skew: the largest difference between any two clocks. expiry: T_i, when the
+    lock of hop i expires. Raises ConfigError unless 0 <= skew <= delta and delta > 0.
 
-    ConfigError unless 0 <= skew <= delta and delta > 0.
+    The deadlines leave no time to wait for the turn on a busy channel if messages really take delta. Where payments
+    compete, choose delta well above what messages take.
     """
 
     delta: float = 1.0
@@ -58,6 +62,7 @@ class Timing:
         return expiry - 2 * self.delta
 
     def claim_by(self, expiry: float) -> float:
+        """Latest time to send a claim so that it arrives in time."""
         return expiry - self.delta - self.skew
 
     def key_by(self, expiry: float) -> float:

@@ -1,40 +1,45 @@
 """SyncPCN: payments over several channels where the network is synchronous and channels may be faulty.
 
-The paper's abstract says as much, and that committees replace the blockchain in disputes, with privacy; messages,
-locks and timeouts are our reconstruction:
+The paper's abstract says as much, and that committees replace the blockchain in disputes, with privacy. Messages, locks
+and timeouts are our reconstruction:
 
-- **setup**: when it is the sender's turn on its channel, it tells each party its two locks (`Setup`), so that those
-  between can ask for their turn in time; hop i expires at T_i, `Timing.margin` before T_(i-1)
-- **lock**, hop by hop: an update of the base layer that adds the lock; a payee signs every one, since a lock is in its
-  favour, and holds the certificate before it goes on; a lock of which it has not been told, or too late, it fails
-- **unlock**, backwards: the payee's update carries the key, and the payer opens its own hop at once
-- **failure**: the payee's update removes the lock
-- **claim**: if the payer does not sign, members that get the key by T_i on their clock vote PAID, once
-- **refund**: at T_i + 2 delta the payer asks; members that have not voted vote REFUNDED, once
-- **concession**: a payer that learned the key from a vote, but sees no certificate, concedes
+- **setup**: When it is the sender's turn on its channel, it tells each party its two locks (`Setup`), so that those in
+  between can ask for their turn in time. Hop i expires at T_i, `Timing.margin` before T_(i-1).
+- **lock**, hop by hop: An update of the base layer adds the lock. A payee signs every one, since a lock is in its
+  favour, and goes on when it holds the certificate. It fails a lock that comes too late, or of which it has not been
+  told.
+- **unlock**, backwards: The payee's update carries the key, and the payer opens its own hop at once.
+- **failure**: The payee's update removes the lock.
+- **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once.
+- **refund**: At T_i + 2 delta the payer asks; members that have not voted vote REFUNDED, once.
+- **concession**: A payer that has learned the key from a vote, but sees no certificate, concedes.
+
+Serves: SyncPCN in every figure and table of the notebook; claims S1, S2, S4 to S8 and S11 to S16.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
-from swarmbook.payments import lock_conditions as locking
-from swarmbook.payments.channel import PAID, REFUNDED, Change, Lock, State, commit
-from swarmbook.payments.channel_update import End
-from swarmbook.payments.payment_network import LOCKED, NEVER, Payment, Topology, World, committee
-from swarmbook.payments.payment_network import PAID as HOP_PAID
-from swarmbook.payments.payment_network import REFUNDED as HOP_REFUNDED
+from swarmbook.payments.channel import Change, Lock, State, close, commit
+from swarmbook.payments.channel_update import ChannelEnd
+from swarmbook.payments.lock_conditions import scheme
+from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
+from swarmbook.payments.payment_network import Payment, Topology, World
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation
-from swarmbook.payments.syncpcn.committee import Warden
-from swarmbook.payments.syncpcn.messages import Setup
-from swarmbook.payments.syncpcn.party import Party, Transit
+from swarmbook.payments.syncpcn.member import SyncPCNMember
+from swarmbook.payments.syncpcn.party import SyncPCNParty
 from swarmbook.payments.syncpcn.timing import Timing
 
 
 class SyncPCN(World):
-    """The protocol over a topology. lock: point, mock or hash. timing: what the parties believe of the network."""
+    """The protocol over a topology.
 
-    name, private = "SyncPCN", True
+    timing: what parties and members believe of the network. lock: "point", "mock" or "hash" (`lock_conditions`). skews:
+    by how much the clocks of parties and members, by name, are ahead.
+    """
+
+    name = "SyncPCN"
 
     def __init__(
         self,
@@ -47,21 +52,20 @@ class SyncPCN(World):
         skews: dict[str, float] | None = None,
     ) -> None:
         super().__init__(topology, sim, keys, seed)
-        self.timing, self.locks, self.skews = timing or Timing(), locking.scheme(lock), skews or {}
-        self._wardens: dict[int, list[Warden]] = {}
-        self._payments: dict[int, tuple[Payment, int]] = {}
+        self.timing, self.locks, self.skews = timing or Timing(), scheme(lock), skews or {}
+        self._members: dict[int, list[SyncPCNMember]] = {}
 
-    def new_party(self, name: str) -> Party:
-        return Party(name, self, skew=self.skews.get(name, 0.0))
+    def new_party(self, name: str) -> SyncPCNParty:
+        return SyncPCNParty(name, self, self.timing, self.locks, skew=self.skews.get(name, 0.0))
 
-    def members(self, cid: int) -> list[Warden]:
-        if cid not in self._wardens:
+    def members(self, cid: int) -> list[SyncPCNMember]:
+        if cid not in self._members:
             left, right, *balances = self.topology.channels[cid]
             parties = self.party(left), self.party(right)
             state = State(cid, 0, *balances, (), self.random())
-            names = committee(cid, self.topology.size)
+            names = self.committee(cid)
             members = [
-                Warden(
+                SyncPCNMember(
                     *(name, self.sim, cid, parties, self.keys, commit(state, self.keys).root),
                     timing=self.timing,
                     locks=self.locks,
@@ -69,14 +73,10 @@ class SyncPCN(World):
                 )
                 for name in names.members
             ]
-            self._wardens[cid] = members
+            self._members[cid] = members
             for side, party in enumerate(parties):
-                party.ends[cid] = End(party, side, parties[1 - side], members, names, state)
-        return self._wardens[cid]
-
-    def payment_of(self, pid: int) -> Payment | None:
-        found = self._payments.get(pid)
-        return found and found[0]
+                party.ends[cid] = ChannelEnd(party, side, parties[1 - side], members, names, state)
+        return self._members[cid]
 
     def pay(self, path: Sequence[str], amount: int, at: float | None = None, fee: int = 0) -> Payment:
         """Start a payment, now or at a time. The receiver has handed its invoice to the sender before."""
@@ -88,70 +88,29 @@ class SyncPCN(World):
         return payment
 
     def _begin(self, payment: Payment) -> None:
-        """The sender waits for its turn on the first channel; deadlines count from then."""
-        sender, transit = self.party(payment.path[0]), Transit(payment, None, None, 0)
-        change = partial(self._prepared, payment, transit)
-        sender.ends[payment.cids[0]].want(change, lambda: None, lambda: sender.too_little(transit))
-
-    def _prepared(self, payment: Payment, transit: Transit) -> Change:
-        """Tell everybody on the path what will be locked; the sender's own lock."""
-        self.mark(payment, "begun")
-        sender, hops = self.party(payment.path[0]), len(payment.cids)
-        invoice = self.party(payment.path[-1]).invoice()
-        made = locking.path(self.locks, invoice, hops, self.rng)
-        expiries = self.timing.expiries(sender.clock, hops)
-        locked = []
-        for i, (cid, amount) in enumerate(zip(payment.cids, payment.amounts, strict=True)):
-            pid = self.random()
-            self._payments[pid] = payment, i
-            locked.append((cid, Lock(pid, self.side(cid, payment.path[i]), amount, made.locks[i], expiries[i])))
-        for i in range(1, hops):
-            told = Setup(locked[i - 1], locked[i], made.steps[i], None)
-            sender.send(self.party(payment.path[i]), told)
-        sender.send(self.party(payment.path[-1]), Setup(locked[-1], None, made.total, invoice))
-        transit.outgoing, transit.step = locked[0], made.steps[0]
-        lock = locked[0][1]
-        sender.outbound[lock.pid] = transit
-        sender.at(lock.expiry + self.timing.refund_wait, sender.overdue, transit)
-        return Change("lock", lock=lock)
+        """The sender waits for its turn on the first channel; then it makes the locks (`SyncPCNParty.prepared`)."""
+        self.party(payment.path[0]).ends[payment.cids[0]].want(payment)
 
     def update(self, payer: str, payee: str, amount: int) -> None:
         """A direct payment inside one channel: one update of the base layer."""
-        cid = self.new_payment((payer, payee), amount, 0, self.sim.now).cids[0]
-        self.members(cid)
-        payment, end = self.payments[-1], self.party(payer).ends[cid]
-
-        def certified(what: str):
-            return lambda: self.mark(payment, what)
-
-        def agreed() -> None:
-            end.then[end.state.seq] = certified("receipt")
-            other = self.party(payee).ends[cid]
-            other.then[end.state.seq] = certified("receiver safe")
-
-        end.want(Change("pay", amount=amount), agreed, lambda: self.mark(payment, "failed"))
+        payment = self.new_payment((payer, payee), amount, 0, self.sim.now)
+        self.register(-1 - payment.number, payment)  # names of locks are positive
+        self.members(payment.cids[0])
+        end = self.party(payer).ends[payment.cids[0]]
+        end.want(Change("pay", amount=amount, pid=-1 - payment.number))
 
     def hops(self, payment: Payment) -> list[tuple[int, Lock]]:
         """Channel and lock of each hop that was begun."""
-        found = {}
-        for pid, (other, i) in self._payments.items():
-            if other is payment:
-                found[i] = pid
-        locks = []
-        for i in sorted(found):
-            transit = self._transit(payment, i, found[i])
-            if transit is not None:
-                locks.append(transit)
-        return locks
-
-    def _transit(self, payment: Payment, i: int, pid: int) -> tuple[int, Lock] | None:
-        payer, payee = self.party(payment.path[i]), self.party(payment.path[i + 1])
-        if pid in payer.outbound:
-            return payer.outbound[pid].outgoing
-        return payee.inbound[pid].incoming if pid in payee.inbound else None
+        found = []
+        for payer, payee, pid in zip(payment.path, payment.path[1:], payment.pids, strict=False):
+            if (transit := self.party(payer).outbound.get(pid)) is not None:
+                found.append(transit.outgoing)
+            elif (transit := self.party(payee).inbound.get(pid)) is not None:
+                found.append(transit.incoming)
+        return found
 
     def outcomes(self, payment: Payment) -> list[str]:
-        ends = dict(zip(payment.cids, [NEVER] * len(payment.cids), strict=True))
+        ends = dict.fromkeys(payment.cids, Outcome.NEVER_LOCKED)
         for cid, lock in self.hops(payment):
             ends[cid] = self.hop(cid, lock)
         return [ends[cid] for cid in payment.cids]
@@ -164,14 +123,15 @@ class SyncPCN(World):
             if lock.pid in end.past:
                 view = end.past[lock.pid]
             elif lock.pid in end.resolved:
-                view = HOP_REFUNDED if end.resolved[lock.pid][0] == REFUNDED else HOP_PAID
+                view = outcome_of(end.resolved[lock.pid][0])
             elif end.state.lock(lock.pid) is not None or (end.pending and end.pending[3].lock == lock):
-                view = LOCKED
+                view = Outcome.LOCKED
             else:
-                view = NEVER
+                view = Outcome.NEVER_LOCKED
             views.append((party in self.faulty, view))
         honest = [view for bad, view in views if not bad] or [view for _, view in views]
-        return next(outcome for outcome in (HOP_PAID, HOP_REFUNDED, LOCKED, NEVER) if outcome in honest)
+        weights = Outcome.PAID, Outcome.REFUNDED, Outcome.LOCKED, Outcome.NEVER_LOCKED
+        return next(outcome for outcome in weights if outcome in honest)
 
     def total(self, party: str) -> int:
         total = 0
@@ -185,11 +145,8 @@ class SyncPCN(World):
                 continue
             total += end.balance
             for lock in end.state.locks:
-                outcome = end.resolved.get(lock.pid, (None,))[0]
-                if outcome is None:
-                    total += lock.amount * (lock.payer == end.side)
-                else:
-                    total += lock.amount * ((outcome == REFUNDED) == (lock.payer == end.side))
+                decision = end.resolved.get(lock.pid, (Decision.REFUNDED,))[0]  # undecided, it is still its payer's
+                total += lock.amount * ((decision == Decision.REFUNDED) == (lock.payer == end.side))
         return total
 
     def receipt(self, payment: Payment) -> bool:
@@ -200,11 +157,54 @@ class SyncPCN(World):
         """Locks with certificates of both PAID and REFUNDED, among all votes that any party has received."""
         found: dict[tuple, dict[str, set[str]]] = {}
         for party in self._parties.values():
-            for (cid, about, outcome), tally in party.votes.items():
-                found.setdefault((cid, about), {}).setdefault(outcome, set()).update(tally.votes.get(about, ()))
-        quorum = committee(0, self.topology.size).quorum
+            for (cid, about, decision), tally in party.votes.items():
+                found.setdefault((cid, about), {}).setdefault(decision, set()).update(tally.votes.get(about, ()))
+        quorum = self.committee(0).quorum
+        opposite = Decision.PAID, Decision.REFUNDED
         return [
-            (*key, PAID, REFUNDED)
+            (*key, *opposite)
             for key, votes in found.items()
-            if len(votes.get(PAID, ())) >= quorum and len(votes.get(REFUNDED, ())) >= quorum
+            if all(len(votes.get(decision, ())) >= quorum for decision in opposite)
         ]
+
+    # what verdicts ask of the committees
+
+    def balances(self, cid: int) -> tuple[int, ...]:
+        left, right = self.topology.channels[cid][:2]
+        end = self.party(left if left not in self.faulty else right).ends.get(cid)
+        if end is None:
+            return super().balances(cid)
+        return (end.state.left, end.state.right, *(lock.amount for lock in end.state.locks))
+
+    def stale_closes(self, cid: int) -> list[tuple[str, str]]:
+        """Whether a quorum can answer a close with an old state, if its faulty members answer with the oldest."""
+        ends = [self.party(name).ends.get(cid) for name in self.honest_parties(cid)]
+        ends = [end for end in ends if end is not None]
+        if not ends:
+            return []
+        certified, quorum = max(end.certified for end in ends), ends[0].committee.quorum
+        published = [(0 if m.name in self.faulty else m.seq, m.root) for m in self.members(cid)]
+        if len(published) <= 10:
+            subsets = combinations(published, quorum)
+        else:  # the quorum with the oldest is the worst of all
+            subsets = iter([tuple(sorted(published, key=lambda claim: claim[0]))[:quorum]])
+        worst = min(close(subset, quorum)[0] for subset in subsets)
+        if worst >= certified:
+            return []
+        return [(self.topology.channels[cid][0], f"a close of C{cid + 1} gives {worst} < {certified}")]
+
+    def invariants(self, cid: int) -> list[str]:
+        wrong, capacity, members = [], sum(self.topology.channels[cid][2:]), self.honest(cid)
+        ends = [self.party(name).ends[cid] for name in self.honest_parties(cid)]
+        for state in (end.state for end in ends):
+            wrong += [f"I1: {state}"] * (state.capacity != capacity)
+            wrong += [f"I2: {state}"] * (min(state.left, state.right) < 0)
+        for seq in {seq for member in members for seq in member.log}:
+            roots = [member.log[seq] for member in members if seq in member.log]
+            enough = ends[0].committee.quorum - self.topology.faulty if ends else 1
+            certified = {root for root in roots if roots.count(root) >= enough}
+            wrong += [f"I3: C{cid + 1} has two states {seq}"] * (len(certified) > 1)
+        return wrong + [f"I7: {m} holds {m.newest}" for m in members if m.newest and not m.signed(m.newest)]
+
+    def progress(self, member: SyncPCNMember) -> tuple[int, Mapping[object, str]]:
+        return member.seq, member.votes

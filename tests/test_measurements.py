@@ -1,4 +1,4 @@
-"""Probes measure what they say, of the runs that ask, and put everything back."""
+"""Measurements measure what they say, of the runs that ask, and put everything back."""
 
 from math import comb
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import torch
 
 from swarmbook.config import grid, run_config
 from swarmbook.methods import measurements
-from swarmbook.methods.measurements import JUMP_RULES, PROBES
+from swarmbook.methods.measurements import JUMP_RULES, MEASUREMENTS
 from swarmbook.methods.model_size import Shape
 from swarmbook.methods.recovery import RULES, Lost
 from swarmbook.records.store import Store
@@ -25,7 +25,7 @@ NAMES = ("loss jump", "pair jump", "missing stages", "similarity", "re-initialis
 
 
 class Pack:
-    """Three finished runs of two replicas each, as probes see them."""
+    """Three finished runs of two replicas each, as measurements see them."""
 
     def __init__(self, shape=SHAPE):
         self.fleet = Fleet(shape, range(RUNS * EACH), device="cpu", compile=False)
@@ -54,7 +54,7 @@ def pack():
 
 def table(pack, name, asking=(0, 1, 2)):
     """{(run, stage, label): value}, each once."""
-    rows = list(PROBES[name](pack, list(asking)))
+    rows = list(MEASUREMENTS[name](pack, list(asking)))
     assert {row[1] for row in rows} <= {name}
     values = {(i, stage, label): value for i, _, stage, label, value in rows}
     assert len(values) == len(rows)
@@ -74,8 +74,8 @@ def copy_stage(fleet, row, source, target):
         weight.copy_(fleet.stage(row, source)[name])
 
 
-def test_every_probe_is_registered_with_its_rows(pack):
-    assert set(NAMES) <= set(PROBES)
+def test_every_measurement_is_registered_with_its_rows(pack):
+    assert set(NAMES) <= set(MEASUREMENTS)
     stages_and_labels = {
         "loss jump": {(s, rule) for s in (1, 2, 3, 4) for rule in JUMP_RULES},
         "pair jump": {(s, rule) for s in (1, 2, 3) for rule in JUMP_RULES},
@@ -93,7 +93,7 @@ def test_every_probe_is_registered_with_its_rows(pack):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fleet_is_left_as_it_was(pack, name):
     before = pack.fleet.state_dict()
-    for _ in PROBES[name](pack, [0, 2]):
+    for _ in MEASUREMENTS[name](pack, [0, 2]):
         after = pack.fleet.state_dict()  # at any time at which others can look
         assert all(torch.equal(after[key], weight) for key, weight in before.items())
 
@@ -117,14 +117,14 @@ def test_the_fleet_is_put_back_after_a_failure(pack, name, broken, monkeypatch):
         return call
 
     if broken == "stop":
-        rows = PROBES[name](pack, [0, 1])
+        rows = MEASUREMENTS[name](pack, [0, 1])
         next(rows)
         rows.close()
     else:
         target = pack if broken == "rebuild" else pack.fleet
         monkeypatch.setattr(target, broken, after_a_while(getattr(target, broken), 7))
         with pytest.raises(Stopped):
-            list(PROBES[name](pack, [0, 1]))
+            list(MEASUREMENTS[name](pack, [0, 1]))
     assert all(torch.equal(pack.fleet.state_dict()[key], weight) for key, weight in before.items())
 
 
@@ -302,7 +302,7 @@ def test_from_configuration_to_record(tmp_path):
         "data": "stories_toy", "stages": 4, "width": 16, "heads": 2, "hidden": 32, "sequence": 16, "steps": 10,
         "log_every": 5, "evaluate_every": 10, "held_out": 4,
     }  # fmt: skip
-    asking = run_config(**tiny, probes=NAMES)
+    asking = run_config(**tiny, measurements=NAMES)
     silent = run_config(**tiny, seed=1)
     runs = run([silent, asking], show=False, store=Store(tmp_path / "store"))
     for name in NAMES:
@@ -326,7 +326,7 @@ def losses_of(fleet, weights, tokens):
 
 @pytest.mark.parametrize("asking", [[0, 2], [1]])
 def test_the_mean_weight_loss_is_that_of_one_model_with_the_mean_weights(pack, asking):
-    before, rows = pack.fleet.state_dict(), PROBES["mean weights"](pack, asking)
+    before, rows = pack.fleet.state_dict(), MEASUREMENTS["mean weights"](pack, asking)
     found = {}
     for i, *labels, value in rows:
         assert labels == ["mean-weight loss", 0, ""]
@@ -351,18 +351,18 @@ def test_the_fleet_is_put_back_if_its_mean_cannot_be_measured(pack, monkeypatch)
     before = pack.fleet.state_dict()
     monkeypatch.setattr(pack.fleet, "loss", stop)
     with pytest.raises(Stopped):
-        list(PROBES["mean weights"](pack, [0, 1, 2]))
+        list(MEASUREMENTS["mean weights"](pack, [0, 1, 2]))
     assert all(torch.equal(weight, before[key]) for key, weight in pack.fleet.state_dict().items())
 
 
 def test_each_replica_is_measured_on_all_and_on_its_own_share(pack):
-    rows = list(PROBES["replicas"](pack, [0, 2]))
+    rows = list(MEASUREMENTS["replicas"](pack, [0, 2]))
     assert [row[:4] for row in rows] == [(i, "replica loss", 0, label) for i in (0, 2) for label in ("1", "2")]
     each = [losses_of(pack.fleet, pack.fleet.state_dict([row]), pack.held_out[0]) for row in range(RUNS * EACH)]
     for i, *_, label, value in rows:
         assert value == pytest.approx(float(each[pack.replicas(i)[int(label) - 1]].mean()), rel=1e-5)
     pack.held_out, each = pack.held_out[:, :5], [losses[:5] for losses in each]  # shares of 3 and 2 sequences
-    for i, metric, stage, label, value in PROBES["own shard"](pack, [0, 2]):
+    for i, metric, stage, label, value in MEASUREMENTS["own shard"](pack, [0, 2]):
         first, second = (each[row] for row in pack.replicas(i))
         wanted = (first[[0, 2, 4]].mean() + second[[1, 3]].mean()) / 2
         assert (metric, stage, label) == ("own-shard loss", 0, "") and value == pytest.approx(float(wanted), rel=1e-5)
@@ -390,7 +390,7 @@ def far_apart(new_pack):
 
 def averaging(pack, asking=(0, 1, 2)):
     """{(run, metric, label): value}, each once."""
-    rows = list(PROBES["averaging rounds"](pack, list(asking)))
+    rows = list(MEASUREMENTS["averaging rounds"](pack, list(asking)))
     assert {stage for _, _, stage, _, _ in rows} <= {0}
     values = {(i, metric, label): value for i, metric, _, label, value in rows}
     assert len(values) == len(rows)
@@ -400,7 +400,7 @@ def averaging(pack, asking=(0, 1, 2)):
 def test_a_hypercube_of_pairs_reaches_the_mean(far_apart):
     pack = far_apart(8)
     got, spreads, loss = averaging(pack), [pack.spread(i) for i in range(3)], pack.validation_loss()
-    mean = {i: value for i, *_, value in PROBES["mean weights"](pack, [0, 1, 2])}
+    mean = {i: value for i, *_, value in MEASUREMENTS["mean weights"](pack, [0, 1, 2])}
     for i in range(3):
         rows = pack.replicas(i)
         for k in (1, 2, 3, 4):
@@ -472,7 +472,7 @@ def test_averaging_leaves_the_fleet_as_it_was_even_after_a_failure(far_apart, mo
     before, loss = pack.fleet.state_dict(), pack.fleet.loss
     silent = pack.fleet.state_dict(list(pack.replicas(1)))
     monkeypatch.setattr(pack.fleet, "loss", measured)
-    for _ in PROBES["averaging rounds"](pack, [0, 2]):
+    for _ in MEASUREMENTS["averaging rounds"](pack, [0, 2]):
         assert is_as_it_was()
     assert len(calls) == 6
     stop = 10
@@ -483,7 +483,7 @@ def test_averaging_leaves_the_fleet_as_it_was_even_after_a_failure(far_apart, mo
 
 def test_a_partial_model_is_the_route_without_those_stages(pack, monkeypatch):
     monkeypatch.setattr(measurements, "SEQUENCES", 4)  # of 6: in two parts
-    rows = list(PROBES["partial model"](pack, [2, 0]))
+    rows = list(MEASUREMENTS["partial model"](pack, [2, 0]))
     found = {(i, metric, label): value for i, metric, stage, label, value in rows if stage == 0}
     labels = ["", *"234", "2 3", "2 4", "3 4", "2 3 4"]
     wanted = {(i, f"partial {m}", label) for i in (0, 2) for m in ("loss", "perplexity") for label in labels}
@@ -504,7 +504,7 @@ def test_a_partial_model_is_the_route_without_those_stages(pack, monkeypatch):
 def test_a_partial_model_computes_what_walks_share_once_and_changes_nothing(pack, monkeypatch):
     before, calls, apply = pack.fleet.state_dict(), [], pack.fleet.apply
     monkeypatch.setattr(pack.fleet, "apply", lambda stage, x: calls.append(stage) or apply(stage, x))
-    for _ in PROBES["partial model"](pack, [1]):
+    for _ in MEASUREMENTS["partial model"](pack, [1]):
         assert all(torch.equal(pack.fleet.state_dict()[name], weight) for name, weight in before.items())
     assert len(calls) == 1 + 2 + 4 + 1 and calls.count(0) == 1  # of the 20 stages that the 8 models have
 

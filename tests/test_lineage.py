@@ -10,7 +10,8 @@ import pytest
 from swarmbook.config import run_config
 from swarmbook.errors import NotebookError
 from swarmbook.records.computed import computed
-from swarmbook.records.store import Store, key_of
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Store
 from swarmbook.reproduction import execution, lineage, papers, publishing, recorded_runs
 from swarmbook.runs import run
 
@@ -20,7 +21,8 @@ TINY |= dict(steps=4, evaluate_every=2, log_every=2, held_out=4)
 TABLE = {"experts": [run_config(**TINY).key], "version": 1}
 CELLS = {  # what stands in a cell, and the seeds of the runs that it stands on; "table" for the recorded table
     "set-up": (
-        "import pandas as pd\nfrom swarmbook.config import grid\nfrom swarmbook.records.computed import computed; from swarmbook.runs import run\n",
+        "import pandas as pd\nfrom swarmbook.config import grid\nfrom swarmbook.records.computed import computed\n"
+        "from swarmbook.runs import run\n",
         [],
     ),
     "load": (f"runs = run(grid({TINY}, seed=range(3)), device='cpu')\nheld = {{'all': runs}}", []),
@@ -53,7 +55,7 @@ def store(tmp_path_factory) -> Store:
 def paper(toy, store) -> papers.Paper:
     path = toy("toy", *((source, tag) for tag, (source, _) in CELLS.items()))
     store.publish(seeds([0, 1, 2, "table"]), path.parent / "runs")
-    return papers.read(path)
+    return papers.read_paper(path)
 
 
 def seeds(of: list) -> frozenset[str]:
@@ -95,12 +97,12 @@ def test_a_record_at_another_profile_has_its_own(paper, store):
     publishing.commit(smoke, execution.execute(paper, {"profile": "smoke"}).notebook)
     (left,) = seeds([1])
     store.publish(seeds([0, 2, "table"]), smoke.beside("runs"))
-    smoke = papers.read(smoke.notebook)
+    smoke = papers.read_paper(smoke.notebook)
     told = f"toy.smoke, code cell 4: .*not recorded beside it: {left}; .* toy --profile smoke --record"
     with pytest.raises(NotebookError, match=told):
         lineage.keys_of_cells([smoke])
     store.publish([left], smoke.beside("runs"))
-    smoke = papers.read(smoke.notebook)
+    smoke = papers.read_paper(smoke.notebook)
     lineage.keep([smoke])
     assert lineage.kept(smoke) == lineage.kept(paper)  # the same cells of the same runs
     assert smoke.notebook.with_name("provenance.smoke.json").exists()
@@ -122,7 +124,7 @@ def test_a_failing_cell_is_named(paper):
 
 
 def test_without_a_record_nothing_is_executed_or_kept(toy):
-    paper = papers.read(toy("toy", ("1 / 0", "figure 1")))
+    paper = papers.read_paper(toy("toy", ("1 / 0", "figure 1")))
     lineage.keep([paper])
     assert lineage.keys_of_cells([paper]) == {"toy": {}}
     assert not paper.notebook.with_name(lineage.KEPT).exists()

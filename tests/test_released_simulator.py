@@ -12,7 +12,8 @@ from released_simulator import simulate_released
 
 from swarmbook.errors import PlanError
 from swarmbook.planning.bounds import alone
-from swarmbook.planning.pipeline import Pipeline, Plan, Rules
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import Pipeline, Plan
 from swarmbook.planning.planners import full_pipelines
 from swarmbook.planning.replay import replay
 
@@ -84,7 +85,7 @@ def two_slots(far: float) -> Pipeline:
     """A data node with two slots of two microbatches and two relays, of which the second is `far` seconds away."""
     hops = np.ones((3, 3))
     hops[0, 2] = hops[2, 0] = far
-    return Pipeline(((0,), (1, 2)), hops, 0.5, Rules(2), microbatches=4, memory=2)
+    return Pipeline(((0,), (1, 2)), hops, 0.5, PathRules(2), microbatches=4, memory=2)
 
 
 def test_a_launch_is_lost_once_its_node_has_memory_to_spare():
@@ -114,7 +115,7 @@ def test_broken_paths_are_refused():
 
 def test_a_deadlock_is_reported():
     hops = np.ones((4, 4))
-    rules = Rules(3, swaps=1)
+    rules = PathRules(3, swaps=1)
     pipeline = Pipeline(((0, 1), (2,), (3,)), hops, 0.5, rules, microbatches=1, memory=1, relay_limit=2)
     with pytest.raises(PlanError, match="memory: nodes wait for each other"):
         simulate_released(pipeline, [(2, 3), (3, 2)])

@@ -14,14 +14,14 @@ from swarmbook.methods.failures import any_stage, released_failures
 from swarmbook.simulation.checkpointing import (
     break_even,
     hours,
+    iterations_to_progress,
+    losses_with_rollbacks,
     progress,
-    reached,
     released_progress,
-    replay,
-    replayed,
+    runs_with_rollbacks,
     slowdown,
     wall_slowdown,
-    wall_steps,
+    wall_steps_to,
 )
 
 PERIODS = (10, 50, 100)
@@ -101,8 +101,8 @@ def test_released_simulation_can_go_below_the_start():
 def test_released_simulation_on_released_failures(rate, to_10_000, to_14_500):
     failing = released_failures(rate, 40_000, 6).any((1, 2))
     actual = [released_progress(failing, every) for every in PERIODS]
-    assert [reached(held, 10_000) for held in actual] == to_10_000
-    assert [reached(held, 14_500) for held in actual] == to_14_500
+    assert [iterations_to_progress(held, 10_000) for held in actual] == to_10_000
+    assert [iterations_to_progress(held, 14_500) for held in actual] == to_14_500
 
 
 def measured(simulate, chance, every, runs=100, steps=50_000):
@@ -152,18 +152,18 @@ def test_slowdowns_take_arrays():
 def test_replay_reads_the_curve_at_the_progress_held():
     failing = np.isin(np.arange(8), [5])
     actual = progress(failing, 4)  # 0 1 2 3 4 4 5 6
-    curve = replay([4.0, 2.0, 1.0], [0, 4, 6], actual)
+    curve = losses_with_rollbacks([4.0, 2.0, 1.0], [0, 4, 6], actual)
     np.testing.assert_allclose(curve, [4, 3.5, 3, 2.5, 2, 2, 1.5, 1])
-    assert np.isnan(replay([4.0, 2.0], [0, 4], np.array([3, 5]))).tolist() == [False, True]
+    assert np.isnan(losses_with_rollbacks([4.0, 2.0], [0, 4], np.array([3, 5]))).tolist() == [False, True]
 
 
 def test_reached_counts_wall_iterations():
     actual = progress(np.isin(np.arange(20), [7]), 5)
-    assert reached(actual, 0) == 0
-    assert reached(actual, 6) == 6
-    assert reached(actual, 7) == 9  # the failure at 7 goes back to 5
+    assert iterations_to_progress(actual, 0) == 0
+    assert iterations_to_progress(actual, 6) == 6
+    assert iterations_to_progress(actual, 7) == 9  # the failure at 7 goes back to 5
     with pytest.raises(ValueError, match="steps=18 are not reached: 20 iterations come to 17"):
-        reached(actual, 18)
+        iterations_to_progress(actual, 18)
 
 
 def test_hours_add_what_the_paper_ignores():
@@ -187,8 +187,8 @@ def test_break_even_is_where_the_hours_are_equal():
         (lambda: released_progress(np.zeros(3, bool), 2.5), "every=2.5 "),
         (lambda: slowdown(1.0, 10), "chance=1 "),
         (lambda: wall_slowdown(0.1, -1), "every=-1 "),
-        (lambda: replay([1.0, 2.0], [0], np.arange(2)), "one step for each loss"),
-        (lambda: replay([1.0, 2.0], [1, 1], np.arange(2)), "do not ascend"),
+        (lambda: losses_with_rollbacks([1.0, 2.0], [0], np.arange(2)), "one step for each loss"),
+        (lambda: losses_with_rollbacks([1.0, 2.0], [1, 1], np.arange(2)), "do not ascend"),
         (lambda: hours(-1, 91.32), "iterations=-1 "),
         (lambda: hours(1, 91.32, saves=2, save_seconds=-3.0), "save_seconds=-3.0 "),
         (lambda: break_even(14_000, 0), "redundant_iterations=0.0 "),
@@ -212,7 +212,7 @@ class Falling:
 
 def test_replayed_losses_are_those_of_the_progress_held():
     rate, every = 0.01, 20
-    table = replayed(Falling(), rate, every, times=2)
+    table = runs_with_rollbacks(Falling(), rate, every, times=2)
     assert set(table["seed"]) == {3, 4} and table["step"].max() > 60
     behind = 0
     for config in Falling.configs:
@@ -227,14 +227,14 @@ def test_replayed_losses_are_those_of_the_progress_held():
 
 def test_wall_steps_are_where_replayed_losses_reach_the_target():
     target, rate, every = 6.0, 0.01, 20
-    steps = wall_steps(Falling(), target, rate, every).set_index("seed")["value"]
-    table = replayed(Falling(), rate, every, times=10)
+    steps = wall_steps_to(Falling(), target, rate, every).set_index("seed")["value"]
+    table = runs_with_rollbacks(Falling(), rate, every, times=10)
     for seed, part in table.groupby("seed"):
         below = part.set_index("step")["value"] <= target
         assert below.idxmax() - 10 < steps[seed] <= below.idxmax()
     assert (steps >= 40).all()
-    assert wall_steps(Falling(), target, 0.0, every)["value"].tolist() == [40.0, 40.0]
+    assert wall_steps_to(Falling(), target, 0.0, every)["value"].tolist() == [40.0, 40.0]
 
 
 def test_what_is_never_reached_takes_nan_steps():
-    assert wall_steps(Falling(), 6.0, 1.0, 20)["value"].isna().all()
+    assert wall_steps_to(Falling(), 6.0, 1.0, 20)["value"].isna().all()

@@ -1,4 +1,4 @@
-"""Progress: training goes on from the last checkpoint, and never from a damaged one."""
+"""Work in progress: training goes on from the last checkpoint, and never from a damaged one."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swarmbook.errors import StoreError
-from swarmbook.records.checkpoint import Progress
+from swarmbook.records.checkpoint import WorkInProgress
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def folder(tmp_path):
 
 
 def test_resume(folder):
-    progress = Progress(folder)
+    progress = WorkInProgress(folder)
     assert progress.load() is None
     state = {"weights": torch.arange(4.0), "adam": {"step": 3, "rate": 0.1}, "generator": {"state": 2**100}}
     progress.append([{"step": 1, "metric": "loss", "value": np.float32(0.5)}, {"step": 2, "value": np.inf}])
@@ -27,7 +27,7 @@ def test_resume(folder):
     progress.append([{"step": 3, "metric": "lost"}])
     assert len(progress.metrics()) == 3
 
-    progress = Progress(folder)
+    progress = WorkInProgress(folder)
     loaded, step = progress.load()
     assert step == 2 and loaded.pop("weights").equal(torch.arange(4.0))
     assert loaded == {key: state[key] for key in ("adam", "generator")}
@@ -42,7 +42,7 @@ def test_resume(folder):
 @pytest.mark.parametrize("file", ["metrics.jsonl", "checkpoint.json", "weights"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "missing"])
 def test_damaged_progress_starts_again(folder, file, damage):
-    progress = Progress(folder)
+    progress = WorkInProgress(folder)
     progress.append([{"step": step} for step in range(20)])
     progress.save({"weights": list(range(50))}, 20)
     path = next(folder.glob("*.pt")) if file == "weights" else folder / file
@@ -52,7 +52,7 @@ def test_damaged_progress_starts_again(folder, file, damage):
     path.write_bytes({"flip": flipped, "cut": whole[:-1], "empty": b"", "missing": b""}[damage])
     if damage == "missing":
         path.unlink()
-    progress = Progress(folder)
+    progress = WorkInProgress(folder)
     if (file, damage) == ("checkpoint.json", "missing"):  # as if killed before the first checkpoint
         assert progress.load() is None
     else:
@@ -64,7 +64,7 @@ def test_damaged_progress_starts_again(folder, file, damage):
 
 
 def test_every_flip_in_a_checkpoint_note_is_found(folder):
-    progress = Progress(folder)
+    progress = WorkInProgress(folder)
     progress.append([{"step": 1}])
     progress.save({}, 1)
     kept = {path: path.read_bytes() for path in folder.iterdir()}
@@ -76,21 +76,21 @@ def test_every_flip_in_a_checkpoint_note_is_found(folder):
         torn[position] ^= 1 << position % 8
         note.write_bytes(torn)
         with pytest.warns(UserWarning, match="is damaged and starts again"):
-            assert Progress(folder).load() is None
+            assert WorkInProgress(folder).load() is None
 
 
 def test_starting_without_load_forgets_the_past(folder):
-    progress = Progress(folder)
+    progress = WorkInProgress(folder)
     progress.append([{"step": 1}])
     progress.save({}, 1)
-    progress = Progress(folder)
+    progress = WorkInProgress(folder)
     progress.append([{"step": 0}])
     assert list(progress.metrics().step) == [0]
-    assert Progress(folder).load() is None
+    assert WorkInProgress(folder).load() is None
 
 
 def test_checkpoint_of_another_torch_is_named(folder):
-    progress = Progress(folder)
+    progress = WorkInProgress(folder)
     progress.save({"path": Path("x")}, 1)  # what weights_only refuses
     with pytest.raises(StoreError, match=f"torch cannot read .*; delete {folder}"):
-        Progress(folder).load()
+        WorkInProgress(folder).load()

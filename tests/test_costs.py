@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from swarmbook.config import run_config
 from swarmbook.data import tokenization
-from swarmbook.methods.costs import ENTRIES, Ledger, bytes_of
+from swarmbook.methods.costs import ENTRIES, Costs, bytes_of
 from swarmbook.methods.model_size import Shape, flops
 from swarmbook.methods.recovery import RULES
 from swarmbook.records.store import Store
@@ -40,9 +40,9 @@ def entries(tmp_path):
     return read
 
 
-INSIDE = {"losses": ((4, 2), (9, 3))}
-EDGE = {"losses": ((4, 1),)}
-OF_ENDS = {"losses": ((4, 0),)}
+INSIDE = {"lost_stages": ((4, 2), (9, 3))}
+EDGE = {"lost_stages": ((4, 1),)}
+OF_ENDS = {"lost_stages": ((4, 0),)}
 TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
 
 
@@ -54,7 +54,7 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ("CheckFree", INSIDE, {"sent on failure": 2 * (2 * STAGE + 2 * 4), "rebuilt": 2}),  # two stages, two norms
         ("CheckFree", EDGE, {"sent on failure": STAGE + 4, "rebuilt": 1}),
         ("CheckFree", OF_ENDS, {"rebuilt": 1}),
-        ("CheckFree", {"losses": ((4, 2), (4, 3))}, {"sent on failure": 2 * (2 * STAGE + 2 * 4), "rebuilt": 2}),
+        ("CheckFree", {"lost_stages": ((4, 2), (4, 3))}, {"sent on failure": 2 * (2 * STAGE + 2 * 4), "rebuilt": 2}),
         ("uniform average", INSIDE, {"sent on failure": 2 * 2 * STAGE, "rebuilt": 2}),
         ("copy previous", INSIDE, {"sent on failure": 2 * STAGE, "rebuilt": 2}),
         ("random", INSIDE, {"rebuilt": 2}),
@@ -67,7 +67,7 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ("CheckFree+", {}, {"stored": ENDS, "sent in training": STEPS * ENDS}),
         (
             "CheckFree+",
-            {"losses": ((4, 2), (9, 0))},
+            {"lost_stages": ((4, 2), (9, 0))},
             {
                 "stored": ENDS,
                 "sent in training": STEPS * ENDS,
@@ -77,7 +77,7 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ),
         (
             "CheckFree+",
-            {"losses": ((4, 0), (4, 1))},
+            {"lost_stages": ((4, 0), (4, 1))},
             {
                 "stored": ENDS,
                 "sent in training": STEPS * ENDS,
@@ -93,12 +93,12 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ),
         (
             "neighbour snapshot",
-            {"losses": ((9, 1), (9, 2), (9, 3)), "keep_every": 100},
+            {"lost_stages": ((9, 1), (9, 2), (9, 3)), "keep_every": 100},
             {"stored": 2 * ALL, "sent on failure": 3 * STAGE, "rebuilt": 3, "not recoverable": 1},  # stage 4 instead
         ),
         (
             "redundant computation",
-            {"losses": ((4, 2), (9, 0))},
+            {"lost_stages": ((4, 2), (9, 0))},
             {
                 "stored": ALL,
                 "sent in training": STEPS * ALL,
@@ -111,7 +111,7 @@ TRAINING = {"training FLOPs": STEPS * 3 * (TRUNK + HEAD)}
         ("rollback", {}, {"stored": 3 * ALL}),  # weights and two moments; the first copy follows from the seed
         (
             "rollback",  # of 20 steps, 4 + 3 are repeated: copies after 5 and 10 steps of progress
-            {"losses": ((4, 2), (4, 3), (12, 1)), "keep_every": 5},
+            {"lost_stages": ((4, 2), (4, 3), (12, 1)), "keep_every": 5},
             {
                 "stored": 3 * ALL,
                 "sent in training": 2 * 3 * ALL,
@@ -128,7 +128,7 @@ def test_entries_follow_from_shapes_and_losses(entries, recovery, fields, expect
 @pytest.mark.parametrize("recovery", ["CheckFree+", "neighbour snapshot", "redundant computation", "rollback"])
 def test_two_replicas_cost_twice_as_much(entries, recovery):
     one, two = (
-        entries(recovery=recovery, losses=((4, 2), (9, 0)), keep_every=5, replicas=replicas) for replicas in (1, 2)
+        entries(recovery=recovery, lost_stages=((4, 2), (9, 0)), keep_every=5, replicas=replicas) for replicas in (1, 2)
     )
     alike = {"steps repeated"}
     if recovery == "rollback":  # both replicas go back together
@@ -157,11 +157,11 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_an_unknown_entry_is_refused():
-    ledger = Ledger()
-    ledger.add("rebuilt", 1)
-    with pytest.raises(KeyError, match="'sent' is no entry of a ledger: stored, sent in training"):
-        ledger.add("sent", 1)
-    assert dict(ledger) == {"rebuilt": 1}
+    costs = Costs()
+    costs.add("rebuilt", 1)
+    with pytest.raises(KeyError, match="'sent' is no entry of the costs: stored, sent in training"):
+        costs.add("sent", 1)
+    assert dict(costs) == {"rebuilt": 1}
 
 
 def test_every_strategy_with_copies_is_charged_for_them(entries):

@@ -20,8 +20,9 @@ from swarmbook.errors import ConfigError
 from swarmbook.planning.pipeline import Plan
 from swarmbook.planning.planners import PLANNERS
 from swarmbook.planning.replay import replay
-from swarmbook.simulation.iteration_time import Workload, simulate
+from swarmbook.simulation.iteration_time import simulate
 from swarmbook.simulation.network import Network
+from swarmbook.simulation.recovery_schemes import Workload
 
 ALONE = SimpleNamespace(
     rank=0, size=1, timeout=60.0, broadcast=lambda news, _: news, all_reduce=lambda times: times, flush=lambda: None

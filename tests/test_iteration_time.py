@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmbook.errors import ConfigError
-from swarmbook.simulation.iteration_time import SCHEMES, Scheme, Workload, compare, experiment, path, simulate
+from swarmbook.simulation.failure_experiments import compare, experiment
+from swarmbook.simulation.iteration_time import simulate
 from swarmbook.simulation.network import Network
+from swarmbook.simulation.recovery_schemes import SCHEMES, Scheme, Workload, microbatch_nodes
 
 AUTHORS = Workload()
 SEVEN = Network.over("seven", AUTHORS.nodes)
@@ -61,7 +63,7 @@ def test_a_full_pipeline_takes_fill_and_drain(w):
 
 def test_without_compute_an_iteration_is_idle_time_two_waves_round_the_ring_and_the_exchange_of_the_ends():
     still = dataclasses.replace(AUTHORS, forward=0.0, backward=0.0, head=0.0, polling=0.0)
-    nodes = path(still)
+    nodes = microbatch_nodes(still)
     ring = sum(SEVEN.seconds(a, b, still.activation_bytes) for a, b in zip(nodes, nodes[1:], strict=False))
     assert (ring, 2 * ring, 4 * ring) == pytest.approx((9.32, 18.6, 37.3), abs=0.05)
     ends = SEVEN.matrix(still.ends_bytes)[:3, :3].max()
@@ -116,8 +118,8 @@ def test_the_log_alternates_because_stage_0_hands_a_head_start_to_and_fro():
 
 
 def test_swapping_costs_what_the_longer_links_cost():
-    assert path(AUTHORS, "CheckFree+", pipeline=1, microbatch=4) == [1, 4, 7, 10, 13, 16, 19, 1]
-    assert path(AUTHORS, "CheckFree+", pipeline=1, microbatch=3) == [1, 7, 4, 10, 13, 19, 16, 1]
+    assert microbatch_nodes(AUTHORS, "CheckFree+", pipeline=1, microbatch=4) == [1, 4, 7, 10, 13, 16, 19, 1]
+    assert microbatch_nodes(AUTHORS, "CheckFree+", pipeline=1, microbatch=3) == [1, 7, 4, 10, 13, 19, 16, 1]
     seven = [experiment(AUTHORS, SEVEN, name).mean for name in ("CheckFree", "CheckFree+")]
     assert seven[1] / seven[0] == pytest.approx(1.085, abs=0.005)
     five = [experiment(AUTHORS, FIVE, name).mean for name in ("CheckFree", "CheckFree+")]
@@ -143,7 +145,7 @@ def test_a_timeline_obeys_nodes_routes_and_limits(w, name, places):
         for m in range(count):
             mine = work[(work["pipeline"] == r) & (work["microbatch"] == m)]
             steps = mine[mine["kind"] != "redundant forward"]
-            there = path(w, scheme, r, m)
+            there = microbatch_nodes(w, scheme, r, m)
             assert steps[steps["kind"] != "backward"]["node"].tolist() == there
             assert steps[steps["kind"] == "backward"]["node"].tolist() == there[-2:0:-1]
             spans += [(steps["start"].min(), 1), (steps["end"].max(), -1)]

@@ -14,7 +14,8 @@ from swarmbook.planning import conflict_based_search
 from swarmbook.planning.bounds import closed_form, optimum, round_trips
 from swarmbook.planning.conflict_based_search import conflict_search
 from swarmbook.planning.encoding import dispatched
-from swarmbook.planning.pipeline import TICK, Pipeline, Plan, Rules
+from swarmbook.planning.path_rules import PathRules
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan
 from swarmbook.planning.planners import PLANNERS
 from swarmbook.planning.replay import replay
 
@@ -55,7 +56,7 @@ def two(relays: int, **fields) -> Pipeline:
     """Two data nodes, one stage of relays, a microbatch each; every hop 1 s, forward 1 s."""
     groups = ((0, 1), tuple(range(2, 2 + relays)))
     values = {"microbatches": 1, "memory": 1, "gap": 0.0, "launch_gap": 0.0, "relay_limit": 2}
-    return Pipeline(groups, 1.0 - np.eye(2 + relays), 1.0, Rules(2), **{**values, **fields})
+    return Pipeline(groups, 1.0 - np.eye(2 + relays), 1.0, PathRules(2), **{**values, **fields})
 
 
 def test_microbatches_that_would_meet_take_other_relays():
@@ -78,7 +79,7 @@ def test_an_agent_comes_back_first_around_its_windows():
     problem = conflict_based_search._Problem(pipeline)
 
     def back(path, windows):
-        now, way = 0, pipeline.way(0, path)
+        now, way = 0, pipeline.itinerary(0, path)
         for position, node in enumerate(way):
             length, there = pipeline.duration(position, node), [window[1:] for window in windows if window[0] == node]
             times = [now, *(end for _, end in there if end > now)]
@@ -166,6 +167,6 @@ def test_limits_must_be_positive(limit):
 
 def test_too_many_paths_are_refused():
     groups = ((0,), *(tuple(range(50 * s - 49, 50 * s + 1)) for s in range(1, 4)))
-    wide = Pipeline(groups, np.ones((151, 151)), 1.0, Rules(4), microbatches=1)
+    wide = Pipeline(groups, np.ones((151, 151)), 1.0, PathRules(4), microbatches=1)
     with pytest.raises(PlanError, match="375,000 paths of a data node are more than the 100,000 .*take the planner"):
         conflict_search(wide)

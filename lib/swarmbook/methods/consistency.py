@@ -1,0 +1,141 @@
+"""What the fields of one configuration demand of one another; each message says how to mend the breach.
+
+Every function takes a `swarmbook.config.RunConfig`, which asks for the check and so cannot be imported here. What a
+single field may be is said there.
+
+Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
+"""
+
+from typing import Any
+
+from swarmbook.errors import unknown
+from swarmbook.methods.gossip_groups import MATCHINGS
+from swarmbook.methods.recovery import RULES
+from swarmbook.methods.routing import ROUTES, fields_of
+from swarmbook.methods.sync import SYNCS
+
+ARCHITECTURE = {"tokenizer", "stages", "layers_per_stage", "width", "heads", "hidden", "replicas"}
+ROUTE_FIELDS = ("paths", "visits", "swaps", "swap_lag", "reach", "keep_first")
+
+
+def check(run: Any) -> None:
+    """ValueError, or its kind ConfigError, if the fields of a run do not go together."""
+    if run.width % run.heads or run.width // run.heads % 2:
+        raise ValueError(f"width={run.width} must be an even multiple of heads={run.heads}")
+    for rule, known in (("route", ROUTES), ("recovery", RULES), ("sync", SYNCS), ("matching", MATCHINGS)):
+        if getattr(run, rule) not in known:
+            raise ValueError(unknown(rule, getattr(run, rule), known))
+    _check_schedule(run)
+    _check_failures(run)
+    if run.start is not None:
+        _check_start(run)
+    if run.branch is not None:
+        _check_branch(run)
+    if run.evaluate_every % run.log_every:
+        raise ValueError(f"evaluate_every={run.evaluate_every} must be a multiple of log_every={run.log_every}")
+    _check_route(run)
+    if run.sync != "none":
+        _check_sync(run)
+    domains = run.data.count("+") + 1
+    if run.shards == "domains" and not 1 < domains <= run.replicas:
+        raise ValueError(
+            f"shards='domains' shares out the {domains} domain(s) of data={run.data!r} among "
+            f"replicas={run.replicas}: join two or more with '+', and have as many replicas"
+        )
+    if "own shard" in run.measurements and run.held_out < run.replicas:
+        raise ValueError(f"held_out={run.held_out} must be at least replicas={run.replicas} for 'own shard'")
+
+
+def _check_schedule(run: Any) -> None:
+    """The warm-up ends within the run, and the learning rate stays above 0 where a rollback compares two of them."""
+    length = run.schedule_steps or run.steps
+    if run.warmup > length:
+        raise ValueError(f"warmup={run.warmup} must be at most the {length} steps of the schedule")
+    strategy = RULES[run.recovery]
+    ends = run.schedule == "cosine" and run.lr_floor == 0 and length < run.steps
+    if ends and strategy is not None and strategy.keeps == "run":
+        raise ValueError(
+            f"lr_floor=0 with schedule_steps={length} leaves no learning rate from step {length} on, where recovery "
+            f"{run.recovery!r} may put the run back: give lr_floor above 0 or a longer schedule"
+        )
+
+
+def _check_failures(run: Any) -> None:
+    """Failures need a recovery, and are within the run."""
+    if run.recovery == "none" and (run.failure_rate or run.lost_stages):
+        named = f"failure_rate={run.failure_rate}" if run.failure_rate else f"lost_stages={run.lost_stages}"
+        raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
+    for step, stage in run.lost_stages:
+        if step >= run.steps or stage > run.stages:
+            raise ValueError(
+                f"lost_stages={run.lost_stages}: a loss is (step, stage) with step < steps={run.steps} and stage from "
+                f"1 to {run.stages}, or 0 for embedding and head"
+            )
+
+
+def _check_route(run: Any) -> None:
+    """A field that only some routes use is set for these alone, and the route can be drawn."""
+    known = type(run).model_fields
+    taken = fields_of(ROUTES[run.route], known)
+    for name in ROUTE_FIELDS:
+        value = getattr(run, name)
+        if name not in taken and value != known[name].default:
+            users = [route for route, rule in ROUTES.items() if name in fields_of(rule, known)]
+            raise ValueError(f"{name}={value} does nothing for route {run.route!r}: it is for {', '.join(users)}")
+    run.route_at(0)
+
+
+def _check_sync(run: Any) -> None:
+    """The replicas can be dealt into groups, and the exchange fits the method, the fragments and the interval."""
+    run.groups_at(0)
+    if SYNCS[run.sync].alike and run.replicas > 1 and not run.common_start and not run.parents:
+        raise ValueError(
+            f"sync {run.sync!r} needs common_start=True: its replicas make the same steps, and would stay as far "
+            "apart as they start"
+        )
+    if SYNCS[run.sync].tied and run.consensus not in (None, run.outer_lr):
+        raise ValueError(
+            f"consensus={run.consensus} must be outer_lr={run.outer_lr} for sync {run.sync!r}: leave it out"
+        )
+    most = min(run.stages, run.sync_every)
+    if run.fragments > most:
+        raise ValueError(
+            f"fragments={run.fragments} must be at most {most}: there are stages={run.stages} to share out, and "
+            f"each fragment exchanges at a step of its own of sync_every={run.sync_every}"
+        )
+    if run.delay >= run.sync_every:
+        raise ValueError(
+            f"delay={run.delay} must be less than sync_every={run.sync_every}: an exchange has to arrive before "
+            "the next one"
+        )
+
+
+def _check_shape(run: Any, parent: Any, same: set[str]) -> None:
+    """The fields `same` are equal in a run and in the one that it starts from."""
+    ours, theirs = (config.model_dump(include=same) for config in (run, parent))
+    if ours != theirs:
+        name = next(name for name in ours if ours[name] != theirs[name])
+        raise ValueError(f"{name}={ours[name]!r} must be that of the run it starts from, {theirs[name]!r}")
+
+
+def _check_branch(run: Any) -> None:
+    """The final weights of the run `branch` fit."""
+    if run.start is not None:
+        raise ValueError("start and branch exclude each other: a run goes on with another, or begins with its weights")
+    _check_shape(run, run.branch, ARCHITECTURE - {"replicas"})
+    if run.branch.replicas not in (1, run.replicas):
+        raise ValueError(
+            f"replicas={run.replicas} cannot begin with the weights of {run.branch.replicas} replicas: branch from a "
+            f"run of 1 replica, or of {run.replicas}"
+        )
+
+
+def _check_start(run: Any) -> None:
+    """The run `start` can be continued: it has the same model, is shorter, and lost what this one lost until then."""
+    start = run.start
+    _check_shape(run, start, ARCHITECTURE)
+    if start.steps >= run.steps:
+        raise ValueError(f"steps={run.steps} must be more than the {start.steps} of the run it starts from")
+    earlier = {loss for loss in run.lost_stages if loss[0] < start.steps}
+    if earlier - set(start.lost_stages):
+        raise ValueError(f"lost_stages={run.lost_stages} must be at steps from {start.steps} on, where the run starts")

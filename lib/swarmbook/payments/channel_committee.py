@@ -1,0 +1,94 @@
+"""The committee's side of the base layer: members remember the newest state that both parties of a channel signed.
+
+`channel_update` describes the whole exchange, and is the parties' side of it. Serves: SyncPCN in all its figures, and
+the mutant "members ignore numbers" (S11).
+"""
+
+from typing import NamedTuple
+
+from swarmbook.payments.signatures import Keys
+from swarmbook.payments.simulation import Node, Simulation
+
+
+class Announce(NamedTuple):
+    """Shows members the digest `root` of a state, with the signatures of the left and the right party."""
+
+    cid: int
+    seq: int
+    root: object
+    left: object
+    right: object
+
+
+class Ack(NamedTuple):
+    """A member's signature on the state that it has accepted."""
+
+    cid: int
+    seq: int
+    root: object
+    signature: object
+
+
+class CommitteeMember(Node):
+    """A member of the committee of channel `cid`, as far as the base layer goes.
+
+    seq, root: number and digest of the newest state that it has accepted; newest: its announcement. log: the digests of
+    the last 16 states, by number. early: announcements that came before the one with the preceding number.
+    """
+
+    __slots__ = ("cid", "parties", "keys", "seq", "root", "log", "early", "newest", "last")
+
+    def __init__(
+        self, name: str, sim: Simulation, cid: int, parties: tuple[Node, Node], keys: Keys, root: object, **place
+    ) -> None:
+        super().__init__(name, sim, **place)
+        self.cid, self.parties, self.keys = cid, parties, keys
+        self.seq, self.root, self.log = 0, root, {0: root}
+        self.early: dict[int, tuple[Node, Announce]] = {}
+        self.newest: Announce | None = None
+        self.last: Ack | None = None
+
+    def announced(self, sender: Node, m: Announce) -> None:
+        """Accept and acknowledge the state with the next number, and acknowledge again what was accepted before."""
+        if m.cid != self.cid:
+            return
+        if self.log.get(m.seq) == m.root:
+            self._ack(sender, m)
+        elif self.next(m.seq) and self.signed(m):
+            self._accept(m)
+            self._ack(sender, m)
+            if self.early:
+                self._catch_up()
+        elif m.seq > self.seq:  # one before it is still on its way
+            self.early[m.seq] = sender, m
+
+    def next(self, seq: int) -> bool:
+        """Whether an announcement of this number is to be accepted now."""
+        return seq == self.seq + 1
+
+    def signed(self, m: Announce) -> bool:
+        """Whether both parties signed what is announced."""
+        statement = ("state", m.cid, m.seq, m.root)
+        verify, (left, right) = self.keys.verify, self.parties
+        return verify(left.name, statement, m.left) and verify(right.name, statement, m.right)
+
+    def _accept(self, m: Announce) -> None:
+        self.seq, self.root, self.newest = m.seq, m.root, m
+        self.log[m.seq] = m.root
+        if len(self.log) > 16:
+            del self.log[next(iter(self.log))]  # numbers come in their order
+
+    def _ack(self, sender: Node, m: Announce) -> None:
+        ack = self.last
+        if ack is None or ack.seq != m.seq or ack.root != m.root:
+            signature = self.keys.sign(self.name, ("ack", m.cid, m.seq, m.root))
+            ack = self.last = Ack(m.cid, m.seq, m.root, signature)
+        self.sim.send(self, sender, ack)
+
+    def _catch_up(self) -> None:
+        while self.seq + 1 in self.early:
+            sender, m = self.early.pop(self.seq + 1)
+            if not self.signed(m):
+                return
+            self._accept(m)
+            self._ack(sender, m)
