@@ -29,6 +29,7 @@ from swarmbook.records.store import Record, Store, open_store
 from swarmbook.reproduction.training_time import duration
 from swarmbook.runs import config_of, final_states
 from swarmbook.training.llama import INIT_STD, NORM_EPS, ROPE_THETA
+from swarmbook.training.state_layout import ENDS, LAYERS, WEIGHTS, of_layers
 
 MEAN = "mean"
 CURE = "Make room or make it writable, or name another folder; the weights are kept, and nothing is trained again."
@@ -124,15 +125,16 @@ def files_of(
 def tensors(state: dict[str, Tensor], replica: int | str) -> dict[str, Tensor]:
     """The weights of one replica of a `Fleet.state_dict`, or their "mean", under transformers' names, [out, in]."""
 
-    def chosen(weight: Tensor, dim: int) -> Tensor:
-        return weight.double().mean(dim).float() if replica == MEAN else weight.select(dim, replica)
+    def chosen(name: str, weight: Tensor) -> Tensor:
+        axis = WEIGHTS.replica_axis(name)
+        return weight.double().mean(axis).float() if replica == MEAN else weight.select(axis, replica)
 
     layers = {
-        name.removeprefix("layers."): chosen(weight, 2).transpose(0, 1).flatten(0, 1)  # stage after stage: [L, ...]
+        name.removeprefix(LAYERS): chosen(name, weight).transpose(0, 1).flatten(0, 1)  # stage after stage: [L, ...]
         for name, weight in state.items()
-        if name.startswith("layers.")
+        if of_layers(name)
     }
-    ends = {name.removeprefix("ends."): chosen(weight, 0) for name, weight in state.items() if name.startswith("ends.")}
+    ends = {name.removeprefix(ENDS): chosen(name, weight) for name, weight in state.items() if not of_layers(name)}
     found = {
         "model.embed_tokens": ends["embedding"],
         "model.norm": ends["norm"],

@@ -26,6 +26,7 @@ from swarmbook.methods.consistency import ARCHITECTURE
 from swarmbook.records.computed import computed
 from swarmbook.records.fingerprint import fingerprint_of
 from swarmbook.runs import final_states
+from swarmbook.training.state_layout import WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -295,8 +296,8 @@ def _mean(name: str, weights: Sequence["Tensor"]) -> "Tensor":
     """The mean of a weight over replicas and states, in the form that `Fleet.state_dict` has for one replica."""
     import torch
 
-    dim = 2 if name.startswith("layers.") else 0
-    return torch.cat(list(weights), dim).mean(dim, keepdim=True)
+    axis = WEIGHTS.replica_axis(name)
+    return torch.cat(list(weights), axis).mean(axis, keepdim=True)
 
 
 def _log_p(fleets: list[tuple[list[str], "Fleet"]], tokens: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 `run` is a `swarmbook.config.RunConfig` everywhere.
 
-Serves: the costs of the CheckFree notebook, and every checkpoint.
+Serves: the costs in the CheckFree notebook, and every checkpoint.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +57,7 @@ def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[i
 
 
 def count_step(run, shape: Shape, visits: int, costs: Costs) -> None:
-    """Add the FLOPs of a step to a costs, and what a strategy that copies after every step stores and sends.
+    """Add the FLOPs of a step to the costs, and what a strategy that copies after every step stores and sends.
 
     visits: of stages by all microbatches of the step together.
     """

@@ -1,9 +1,9 @@
 """Training: one pack of runs in one Fleet, step by step, from nothing or from where it was killed.
 
-Runs that differ only in seed, route, sync, recovery, failure rate or measurements share a Fleet: each keeps its own
-weights, batches, failures and learning rates, and its numbers are those it would have alone, to rounding. Within a
-step, in the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches,
-one clip per (replica, stage), one Adam step; at last replicas exchange what is due.
+Runs that differ only in seed, route, sync, recovery, failure rate or measurements share a Fleet. Each keeps its own
+weights, batches, failures and learning rates, and its numbers are those it would have alone, to rounding. A step goes
+in the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches, one
+clip per (replica, stage), one Adam step. Last of all replicas exchange what is due.
 
 Serves: `swarmbook.runs.run`, and so every figure and table with trained runs.
 """
