@@ -22,12 +22,9 @@ from swarmbook.payments.psyncpcn.member import OrderState
 from swarmbook.payments.simulation import Node
 from swarmbook.payments.syncpcn import Claim, RefundRequest, SyncPCNMember, SyncPCNParty, Vote
 
-OPPOSITE = {
-    Decision.REFUNDED: Decision.PAID,
-    Decision.LOCK: Decision.ABORT,
-    Decision.ABORT: Decision.PAID,
-    Decision.PAID: Decision.ABORT,
-}
+# What a member that contradicts itself says to others: of a lock in SyncPCN, and of a payment in PSyncPCN.
+OPPOSITE_VOTE = {Decision.PAID: Decision.REFUNDED, Decision.REFUNDED: Decision.PAID}
+OPPOSITE_SHARE = {Decision.LOCK: Decision.ABORT, Decision.ABORT: Decision.PAID, Decision.PAID: Decision.ABORT}
 
 
 class Fault:
@@ -98,12 +95,12 @@ class Equivocating(Fault):
     """A member that votes two ways: on a lock to everybody, on an order one way to each half of those who listen."""
 
     def outgoing(self, node, to, message):
-        if isinstance(message, Vote) and message.decision in OPPOSITE:
-            other = OPPOSITE[message.decision]
+        if isinstance(message, Vote) and message.decision in OPPOSITE_VOTE:
+            other = OPPOSITE_VOTE[message.decision]
             signature = node.keys.sign(node.name, ("vote", message.cid, message.about, other))
             return [(to, message), (to, message._replace(decision=other, signature=signature))]
-        if isinstance(message, Share) and message.what in OPPOSITE and sum(to.name.encode()) % 2:
-            other = OPPOSITE[message.what]
+        if isinstance(message, Share) and message.what in OPPOSITE_SHARE and sum(to.name.encode()) % 2:
+            other = OPPOSITE_SHARE[message.what]
             signature = node.keys.sign(node.name, ("share", other, message.cid, message.pid))
             return [(to, message._replace(what=other, signature=signature))]
         return [(to, message)]
