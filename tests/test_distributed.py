@@ -394,7 +394,7 @@ for place in places:
         (  # while a checkpoint is gathered, and while it is written, of a run that goes on from another
             0,
             {"recovery": "CheckFree+", "route": "swapped ends", "start": run_config(**{**TINY, **ROW, "steps": 4})},
-            [("RankTrainer", "state", 7, 2, "die"), ("Progress", "save", 16, 0, "die")],
+            [("RankTrainer", "state", 7, 2, "die"), ("WorkInProgress", "save", 16, 0, "die")],
             ((7, 3), (16, 1), (16, 0)),
         ),
     ],
