@@ -106,7 +106,7 @@ def test_seeds_are_numbers_whatever_the_notebook_takes(toy, cell, expected):
         ("grid:\n  steps: few", "line 2: parameter steps of toy is 3 by default, so it takes an integer, but"),
         ("grid:\n  steps:\n  - 1\n  - 2.5", "line 4: parameter steps of toy is 3 by default, so it takes an integer"),
         ("grid:\n  note: [a, on]", "line 2: parameter note of toy is 'none' by default, so it takes text, but"),
-        ("grid:\n  rate: .nan", "line 2: rate is nan"),
+        ("grid:\n  rate: .nan", "line 2: parameter rate of toy is 0.1 by default, so it takes a number, but got nan"),
         ("grid:\n  seeds: [0, 1]", "line 2: parameter seeds of toy is [0, 1] by default, so it takes a list,"),
         ("grid:\n  steps: [1, 2, 1]", "line 2: parameter steps has the value 1 twice"),
         ("grid:\n  steps: 1\n  steps: 2", "line 3: steps is there twice in grid"),
