@@ -164,7 +164,7 @@ def texts(wanted: HubCorpus, split: str) -> "IterableDataset":
     try:
         columns = stream.column_names or list(next(iter(stream), {}))
     except Exception as error:  # the readers raise what they like
-        said = unreadable(wanted, split) or _first_line(error)
+        said = unreadable(wanted, split) or first_line(error)
         raise DataError(f"{wanted.repository} ({split}) cannot be read: {said}") from error
     if wanted.column not in columns:
         raise DataError(f"{names[0]} has the columns {columns}, but {wanted.repository} needs {wanted.column!r}")
@@ -183,7 +183,7 @@ def unreadable(wanted: HubCorpus, split: str) -> str:
             for _ in _stream(_reader(name), [name]).iter(batch_size=1000):
                 pass
         except Exception as error:  # the readers raise what they like
-            return f"{name} is damaged or no such file ({_first_line(error)}); get it anew"
+            return f"{name} is damaged or no such file ({first_line(error)}); get it anew"
     return ""
 
 
@@ -219,7 +219,7 @@ def tokenizer_file(name: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(repository, "tokenizer.json", revision=revision))
     except (errors.HTTPError, OSError) as error:
         raise DataError(
-            f"tokenizer {repository} cannot be fetched ({_first_line(error)}). "
+            f"tokenizer {repository} cannot be fetched ({first_line(error)}). "
             f"Where there is a network, run\n  hf download {repository} tokenizer.json --revision {revision} "
             f"--local-dir $SWARMBOOK_HUB_DIR/{repository}\n"
             "(after `hf auth login` if it is gated) and set SWARMBOOK_HUB_DIR"
@@ -260,7 +260,7 @@ def _files(wanted: HubCorpus, pattern: str) -> list[str]:
         names = sorted(entry.path for entry in tree if _matches(entry.path, [pattern]))
     except (errors.HTTPError, OSError) as error:
         raise DataError(
-            f"{wanted.repository} cannot be reached on the Hugging Face hub ({_first_line(error)}). "
+            f"{wanted.repository} cannot be reached on the Hugging Face hub ({first_line(error)}). "
             f"Where there is a network, run\n  {_download(wanted)}\n"
             "with SWARMBOOK_HUB_DIR set to a folder that this machine sees, and set it here too"
         ) from error
@@ -310,7 +310,8 @@ def _download(wanted: HubCorpus) -> str:
     return f"{command} --local-dir {target}{unpack}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, cut to one line; its kind if it says nothing."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 

@@ -142,7 +142,7 @@ def _tokenizer(content: bytes) -> "Tokenizer":
         coder = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises nothing narrower
         raise DataError(
-            f"the tokenizer file is damaged or of another kind ({_first_line(error)}): get it anew"
+            f"the tokenizer file is damaged or of another kind ({hub.first_line(error)}): get it anew"
         ) from error
     coder.no_truncation()
     coder.no_padding()
@@ -155,10 +155,6 @@ def _cuts_or_pads(content: bytes) -> bool:
         return any(settings.get(name) is not None for name in ("truncation", "padding"))
     except (ValueError, AttributeError):  # told when it is loaded
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit: int | None) -> Iterator[np.ndarray]:
@@ -309,5 +305,5 @@ def _streamed(source: str, split: str) -> Iterator[list[str]]:
     except DataError:
         raise
     except Exception as error:  # the readers raise what they like: TypeError, ArrowInvalid, EOFError, ...
-        said = hub.unreadable(hub.corpus(source), split) or f"its files do not fit together: {_first_line(error)}"
+        said = hub.unreadable(hub.corpus(source), split) or f"its files do not fit together: {hub.first_line(error)}"
         raise DataError(f"{source!r} ({split}) cannot be read: {said}") from error
