@@ -19,12 +19,12 @@ RATES = (5, 10, 16)
 
 @pytest.fixture(scope="module")
 def paper() -> pd.DataFrame:
-    return published(PAPERS / "checkfree" / "published.csv")
+    return published("checkfree")
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
 def test_every_published_number_has_one_key_a_unit_and_a_source(path):
-    table = published(path)
+    table = published(path.parent.name)
     assert list(table.columns) == ["item", "series", "quantity", "value", "unit", "source", "note"]
     assert not table.duplicated(["item", "series", "quantity"]).any()
     assert pd.api.types.is_numeric_dtype(table["value"]) and np.isfinite(table["value"]).all()

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ from swarmbook.simulation.sync_latency import (
     wall_clock,
 )
 
-PAPER = published(Path(__file__).parents[1] / "papers" / "noloco" / "published.csv")
+PAPER = published("noloco")
 
 
 def agrees(draws, expected, errors=5):

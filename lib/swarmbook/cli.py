@@ -3,6 +3,7 @@
 - `run` executes the papers' notebooks, and `sweep` does so at every point of a grid.
 - `verify` makes again what is recorded, and compares. `report` makes a site of the notebooks.
 - `export` writes the model of a run for transformers. `list` shows what the notebooks say.
+- `open` starts JupyterLab on a copy of a notebook.
 
 The exit status is 0 if all went well; 1 if a notebook failed, a run deviates or a file cannot be written; 2 for a wrong
 name, type or option, and where there are no papers; 130 after Ctrl-C.
@@ -21,7 +22,8 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swarmbook", description="Reproduce papers, one notebook each.")
     parser.add_argument("--version", action="version", version=f"swarmbook {__version__}")
     commands = parser.add_subparsers(
-        required=True, metavar="run | sweep | verify | report | export | list", dest="name"
+        required=True, metavar="run | open | sweep | verify | report | export | list", dest="name"
     )
 
     command = commands.add_parser(
@@ -93,6 +95,26 @@ def _parser() -> argparse.ArgumentParser:
         "profile if another is given",
     )
     command.set_defaults(command=_run)
+
+    command = commands.add_parser(
+        "open",
+        help="start JupyterLab on a copy of a notebook, so that working in it changes no record",
+        description="Copy a notebook, with what it shows, to runs/open/ and start JupyterLab on the copy. "
+        "Recorded runs are found from there. A copy in which you have worked is kept, and the next one gets a number.",
+        epilog="Exit status: that of JupyterLab; 2 wrong usage.",
+    )
+    command.add_argument("paper", metavar="PAPER", help="its name, as `swarmbook list` shows it")
+    command.add_argument("--profile", metavar="NAME", help=f"size of the runs: {', '.join(papers.PROFILES)}")
+    command.add_argument(
+        "--jupyter",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of JupyterLab's own, such as --jupyter=--port=8890; may be repeated",
+    )
+    command.add_argument("--no-browser", action="store_true", help="print the address instead, as on a server")
+    command.add_argument("--output", type=Path, metavar="DIR", help="of the copy; default: runs/open/ in the clone")
+    command.set_defaults(command=_open)
 
     command = commands.add_parser(
         "sweep",
@@ -248,6 +270,16 @@ def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespa
     print(f"took      {time.monotonic() - started:.0f} s\n", flush=True)
 
 
+def _open(options: argparse.Namespace) -> int:
+    from swarmbook.reproduction import reading
+
+    (paper,) = _chosen([options.paper], papers.discover())
+    folder = (options.output or locations.runs_folder() / "open").absolute()
+    notebook = reading.copy(paper, options.profile, folder)
+    print(f"copy      {short(notebook)}", flush=True)
+    return reading.open_in_jupyterlab(notebook, not options.no_browser, options.jupyter)
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from swarmbook.reproduction import sweep, sweep_grid
 
@@ -317,7 +349,8 @@ def _verify(options: argparse.Namespace) -> int:
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
     say = functools.partial(print, flush=True)
     sample, within = None if options.all else options.sample, options.within or math.inf
-    return 0 if verify.verify(chosen, sample, seed, say, within) else 1
+    with _as_recorded(chosen) as chosen:
+        return 0 if verify.verify(chosen, sample, seed, say, within) else 1
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -325,7 +358,8 @@ def _report(options: argparse.Namespace) -> int:
 
     chosen = _chosen(options.papers, papers.records())
     output = options.output or locations.runs_folder() / "report"
-    print(f"report    {short(report.build(chosen, output.absolute()))}")
+    with _as_recorded(chosen) as chosen:
+        print(f"report    {short(report.build(chosen, output.absolute()))}")
     return 0
 
 
@@ -340,17 +374,29 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    known = papers.records().values()
-    if options.json:
-        print(json.dumps({"papers": [_as_json(paper) for paper in known]}, indent=2, ensure_ascii=False))
     width = shutil.get_terminal_size((110, 24)).columns
-    for paper in known if not options.json else ():
-        print(f"{paper.name}: {paper.title}")
-        print(f"{', '.join(paper.figures + paper.tables) or 'no figures yet'}; {paper.runs} recorded runs")
-        print(f"{claims_table(paper.claims, width)}\n")
+    with _as_recorded(list(papers.records().values())) as known:
+        if options.json:
+            print(json.dumps({"papers": [_as_json(paper) for paper in known]}, indent=2, ensure_ascii=False))
+        for paper in known if not options.json else ():
+            print(f"{paper.name}: {paper.title}")
+            print(f"{', '.join(paper.figures + paper.tables) or 'no figures yet'}; {paper.runs} recorded runs")
+            print(f"{claims_table(paper.claims, width)}\n")
     if not known:
         raise _no_papers()
     return 0
+
+
+@contextmanager
+def _as_recorded(chosen: Sequence[Paper]) -> Iterator[list[Paper]]:
+    """The papers as they were recorded; which notebooks have changed since is said on standard error."""
+    from swarmbook.reproduction import reading
+
+    told: list[str] = []
+    with reading.as_recorded(chosen, told) as found:
+        for sentence in told:
+            print(sentence, file=sys.stderr, flush=True)
+        yield found
 
 
 def _as_json(paper: Paper) -> dict[str, Any]:

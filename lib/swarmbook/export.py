@@ -22,7 +22,7 @@ from torch import Tensor
 from swarmbook.config import RunConfig
 from swarmbook.data import corpora, tokenization
 from swarmbook.errors import ConfigError, StoreError
-from swarmbook.locations import papers_folder
+from swarmbook.locations import recorded_folders
 from swarmbook.methods.model_size import Shape
 from swarmbook.records.atomic_files import write_folder, writes
 from swarmbook.records.store import Record, Store, open_store
@@ -94,7 +94,7 @@ def untrained(run: RunConfig, store: Store) -> list[RunConfig]:
 
 def plan(runs: list[RunConfig]) -> str:
     """What is said before these runs are trained for an export."""
-    store = open_store(sorted(papers_folder().glob("*/runs")))
+    store = open_store(recorded_folders())
     records = [store.get(run.key) for run in runs]
     steps = sum(run.steps - (run.start.steps if run.start else 0) for run in runs)
     others = f" after {len(runs) - 1} that it begins with" if len(runs) > 1 else ""

@@ -30,6 +30,11 @@ def data_folder() -> Path:
     return Path(os.environ.get("SWARMBOOK_DATA") or home() / "data")
 
 
+def recorded_folders(recorded: str | Path | None = None) -> list[Path]:
+    """Where recorded runs lie: the folder that is given, or by default those of all papers, `papers/*/runs`."""
+    return sorted(papers_folder().glob("*/runs")) if recorded is None else [Path(recorded)]
+
+
 def runs_folder(papers: Path | None = None) -> Path:
     """Where results go: `runs/` beside a folder of papers, or in the current directory if it is the package's own.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from swarmbook.config import RunConfig, run_config
 from swarmbook.errors import ConfigError, TrainingError
-from swarmbook.locations import papers_folder
+from swarmbook.locations import recorded_folders
 from swarmbook.records.computed import note
 from swarmbook.records.store import Store, open_store
 from swarmbook.results import Runs
@@ -21,7 +21,7 @@ from swarmbook.results import Runs
 
 def run(
     configs: Sequence[RunConfig],
-    recorded: str | Path = "runs",
+    recorded: str | Path | None = None,
     device: str = "auto",
     show: bool = True,
     store: Store | None = None,
@@ -32,7 +32,7 @@ def run(
     Interrupted training resumes from its last checkpoint, and runs that another process is training are awaited. A run
     that begins with the final state of another (`start`, `branch`) has that trained first if its final state is not in
     the store.
-    recorded: the folder of the notebook's recorded runs.
+    recorded: a folder of recorded runs; by default those of all papers, wherever the notebook lies.
     device: as torch names it, or "auto" for CUDA where there is one.
     show: whether progress is shown.
     store: by default the user's, of `open_store`.
@@ -40,7 +40,7 @@ def run(
     Raises TrainingError for runs that diverge, after all others are finished and stored; StoreError if a result cannot
     be written.
     """
-    store = store or open_store(recorded=[Path(recorded)])
+    store = store or open_store(recorded_folders(recorded))
     keys = [config.key for config in configs]
     by_key = dict(zip(keys, configs, strict=True))
     while missing := [key for key in by_key if store.get(key) is None]:
@@ -126,7 +126,7 @@ def config_of(name: str) -> RunConfig:
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{name} holds no configuration of a run: {error}") from error
     try:
-        record = open_store(sorted(papers_folder().glob("*/runs"))).get(name)
+        record = open_store(recorded_folders()).get(name)
     except ValueError:
         record = None
     if record is None:

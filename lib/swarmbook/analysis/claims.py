@@ -9,10 +9,10 @@ Serves: every claim of every notebook, the tables "What held", `swarmbook list` 
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swarmbook.errors import unknown
+from swarmbook.locations import papers_folder
 
 if TYPE_CHECKING:  # listing claims must be instant; only making them takes pandas
     import pandas as pd
@@ -103,11 +103,17 @@ class Claims:
             }
 
 
-def published(path: str | Path = "published.csv") -> "pd.DataFrame":
-    """What the paper printed, with columns item (figure or table), series, quantity, value, unit, source, note."""
+def published(paper: str) -> "pd.DataFrame":
+    """What a paper printed, with columns item (figure or table), series, quantity, value, unit, source, note.
+
+    paper: its name, such as "noloco"; LookupError, with the names that there are, for another.
+    """
     import pandas as pd
 
-    return pd.read_csv(path)
+    tables = {path.parent.name: path for path in sorted(papers_folder().glob("*/published.csv"))}
+    if paper not in tables:
+        raise LookupError(unknown("paper", paper, tables))
+    return pd.read_csv(tables[paper])
 
 
 def printed(table: "pd.DataFrame", item: str, series: str, quantity: str) -> float:

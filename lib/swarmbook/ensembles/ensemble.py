@@ -176,7 +176,7 @@ WEIGHTINGS = (*PRIORS, *AVERAGES, "top 1", "top 2", "best expert")  # those that
 
 
 def perplexities(
-    ensembles: Sequence[Ensemble], recorded: str | Path = "runs", device: str = "auto", show: bool = True
+    ensembles: Sequence[Ensemble], recorded: str | Path | None = None, device: str = "auto", show: bool = True
 ) -> list[pd.DataFrame]:
     """For each ensemble a table with the columns domain, weighting, quantity and value.
 

@@ -117,7 +117,7 @@ def lower_bound(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2) -> flo
     return bound
 
 
-def proven(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2, recorded: str | File = "runs") -> float:
+def proven(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2, recorded: str | File | None = None) -> float:
     """`lower_bound`, from the record if it is there. It is never below the closed form, which is computed each time."""
     given = {"bound": pipeline.digest, "effort": effort, "nodes": nodes, "version": VERSION}
 

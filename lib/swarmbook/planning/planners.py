@@ -86,7 +86,7 @@ def planned(
     how: Literal["annealing", "conflict-based"] = "annealing",
     seed: int = 0,
     start: Plan | None = None,
-    recorded: str | File = "runs",
+    recorded: str | File | None = None,
     **limits,
 ) -> SearchResult:
     """What `annealing_search` or `conflict_search` finds, from the record if it is there, as training runs are.
@@ -118,8 +118,8 @@ def planned(
     takes = replay(pipeline, plan).makespan
     if takes != end.makespan:
         raise PlanError(
-            f"the recorded plan takes {takes} s where its record says {end.makespan} s; delete it from {recorded} and "
-            "plan anew"
+            f"the recorded plan takes {takes} s where its record says {end.makespan} s; delete the file "
+            f"{key_of({'computed': given})}.parquet from {recorded or 'the runs/ of its paper'} and plan anew"
         )
     history = tuple(steps[["moves", "seconds", "makespan"]].itertuples(index=False, name=None))
     return SearchResult(plan, takes, history, end.moves, end.seconds, end.what)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 import swarmbook
+from swarmbook.locations import recorded_folders
 from swarmbook.records.keys import key_of
 from swarmbook.records.store import Store, open_store
 
@@ -17,7 +18,7 @@ from swarmbook.records.store import Store, open_store
 def computed(
     wanted: Sequence[dict],
     compute: Callable[[list[dict]], Iterable[pd.DataFrame]],
-    recorded: str | Path = "runs",
+    recorded: str | Path | None = None,
     store: Store | None = None,
 ) -> list[pd.DataFrame]:
     """The tables that are wanted, in that order: from the record where they are there, computed now where they are not.
@@ -26,9 +27,10 @@ def computed(
     is raised by hand whenever the same rest would give other numbers.
     compute: is called with those that are neither recorded nor stored, and yields their tables in that order. Each is
     kept as soon as it comes. `Store.put` says what a table may hold.
-    recorded: the folder of the notebook's recorded runs. Raises StoreError if a table cannot be written.
+    recorded: a folder of recorded tables; by default those of all papers.
+    Raises StoreError if a table cannot be written.
     """
-    store = store or open_store(recorded=[Path(recorded)])
+    store = store or open_store(recorded_folders(recorded))
     keys = [key_of({"computed": what}) for what in wanted]
     by_key = dict(zip(keys, wanted, strict=True))
     while missing := [key for key in by_key if store.get(key) is None]:

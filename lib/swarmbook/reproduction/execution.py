@@ -63,8 +63,9 @@ def execute(
     what was executed until then is kept beside the results.
     """
     parameters = checked(paper, parameters or {})
-    # the kernel runs in the notebook's folder, where the default would be another
-    environment = {"SWARMBOOK_STORE": str(store_folder()), **(environment or {})}
+    # what lies beside the notebook is found by these, wherever the kernel runs
+    places = {"SWARMBOOK_STORE": str(store_folder()), "SWARMBOOK_PAPERS": str(paper.notebook.parents[1])}
+    environment = {**places, **(environment or {})}
     folder = folder or results_folder(paper, parameters, output)
     folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{paper.name}.failed.ipynb"

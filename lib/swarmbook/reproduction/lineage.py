@@ -73,7 +73,8 @@ def keep(chosen: Sequence[Paper]) -> None:
             path.unlink(missing_ok=True)
             continue
         cells = {cell: " ".join(sorted(keys)) for cell, keys in found[paper.name].items()}
-        atomic_files.write(path, (json.dumps({"of": _seal(paper), "cells": cells}, indent=1) + "\n").encode())
+        content = {"of": _seal(paper), "shown": seal_of_shown(paper.notebook.read_bytes()), "cells": cells}
+        atomic_files.write(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def traced(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
@@ -113,6 +114,20 @@ def _seal(paper: Paper) -> str:
     return hashlib.sha256(json.dumps([code, recorded]).encode()).hexdigest()
 
 
+def shown(paper: Paper) -> str | None:
+    """The seal of what the notebook showed when it was recorded, or None if it was never sealed."""
+    path = paper.beside(KEPT)
+    return json.loads(path.read_text(encoding="utf-8")).get("shown") if path.exists() else None
+
+
+def seal_of_shown(notebook: bytes) -> str:
+    """A hash of a notebook's code and of what it shows. Text and what JupyterLab notes about cells do not count."""
+    cells = [cell for cell in json.loads(notebook)["cells"] if cell["cell_type"] == "code"]
+    outputs = [[output.get("data", output.get("text")) for output in cell["outputs"]] for cell in cells]
+    code = ["".join(cell["source"]) for cell in cells]
+    return hashlib.sha256(json.dumps([code, outputs], sort_keys=True).encode()).hexdigest()
+
+
 def trace(paper: Paper) -> dict[str, Keys]:
     """Execute a notebook in this process, and return the keys by cell. The process is of no other use afterwards."""
     from swarmbook.records.store import Record, Store
@@ -138,6 +153,7 @@ def trace(paper: Paper) -> dict[str, Keys]:
 
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch, open(os.devnull, "w") as nowhere:
         os.environ |= {"SWARMBOOK_STORE": scratch, "SWARMBOOK_FRESH": "0", "MPLBACKEND": "Agg"}
+        os.environ["SWARMBOOK_PAPERS"] = str(paper.notebook.parents[1])
         Store.get, Store.claim = get, claim
         os.chdir(paper.notebook.parent)
         with contextlib.redirect_stdout(nowhere):

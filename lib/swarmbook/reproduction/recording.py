@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swarmbook.locations import recorded_folders
 from swarmbook.records.store import open_store
 from swarmbook.reproduction import execution, lineage, papers, publishing
 from swarmbook.reproduction.papers import Paper
@@ -25,7 +26,7 @@ def record_runs(
         execution.execute(paper, parameters, output, {"SWARMBOOK_RECORD": str(noted)}, progress, page=False)
         keys = noted.read_text().split() if noted.exists() else []
     if keys:
-        open_store([paper.beside("runs")]).publish(keys, record.beside("runs"))
+        open_store(recorded_folders()).publish(keys, record.beside("runs"))
     return keys
 
 

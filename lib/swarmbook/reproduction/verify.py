@@ -29,6 +29,7 @@ from swarmbook.errors import NotebookError, TrainingError
 from swarmbook.records.store import Record, Store
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.reading import apart
 from swarmbook.reproduction.recorded_runs import Recorded, recorded
 from swarmbook.reproduction.training_time import duration, seconds
 
@@ -63,7 +64,7 @@ def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
         place, own = Path(scratch), Store(Path(scratch) / "store")
         surroundings = {"SWARMBOOK_STORE": str(own.root), "SWARMBOOK_FRESH": "0"}
         try:
-            done = execution.execute(_apart(paper, without, place), {}, environment=surroundings, folder=place / "runs")
+            done = execution.execute(apart(paper, place, without), {}, environment=surroundings, folder=place / "runs")
         except NotebookError as error:
             return Shown([str(error).split("\nexecuted so far")[0]])
         executed = nbformat.read(done.notebook, 4)
@@ -76,17 +77,6 @@ def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
         found.faults.append(f"{paper.name} needs runs that are not recorded beside it: {', '.join(missing)}")
     found.faults += _changes(paper, stored, executed)
     return found
-
-
-def _apart(paper: Paper, without: Collection[str], place: Path) -> Paper:
-    """The same paper in a folder below `place`, with links to all that is recorded at its profile but some tables."""
-    home, runs = paper.notebook.parent, paper.beside("runs")
-    copy = place / "papers" / home.name
-    (copy / runs.name).mkdir(parents=True)
-    for path in (*home.iterdir(), *runs.glob("*.parquet")):
-        if path.is_file() and path.stem not in without:
-            (copy / path.relative_to(home)).symlink_to(path)
-    return papers.read_paper(copy / paper.notebook.name)
 
 
 def _changes(paper: Paper, stored: Any, executed: Any) -> Iterator[str]:
