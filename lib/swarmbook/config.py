@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from swarmbook.data import tokenization
+from swarmbook.data import local_text, tokenization
 from swarmbook.errors import ConfigError, unknown
 from swarmbook.methods import consistency, recovery, sync
 from swarmbook.methods.failures import trace
@@ -59,7 +59,8 @@ class RunConfig(BaseModel):
 
     # Data
     data: str
-    """Text that is trained on: embedded domains, or corpora of a hub ("hub:tinystories"); "+" joins several."""
+    """Text that is trained on: embedded domains, corpora of a hub ("hub:tinystories"), or text of your own
+    ("file:notes.txt", "dir:folder", see `swarmbook.data.local_text`); "+" joins several."""
     tokenizer: str = "swarmbook"
     """Tokenizer: "swarmbook" for the embedded one, "bytes", or the path of another in JSON."""
     data_limit: Count | None = None
@@ -231,9 +232,10 @@ class RunConfig(BaseModel):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
+        config = self.model_dump(mode="json", exclude_defaults=True, exclude={"start", "branch"})
         return key_of(
             {
-                "config": self.model_dump(mode="json", exclude_defaults=True, exclude={"start", "branch"}),
+                "config": config | {"data": local_text.without_paths(self.data)},
                 "data": tokenization.fingerprint(self.data, self.tokenizer, self.data_limit),
                 "numerics": NUMERICS,
             }

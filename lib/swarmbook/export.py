@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from swarmbook.config import RunConfig
-from swarmbook.data import corpora, tokenization
+from swarmbook.data import corpora, local_text, tokenization
 from swarmbook.errors import ConfigError, StoreError
 from swarmbook.locations import recorded_folders
 from swarmbook.methods.model_size import Shape
@@ -281,6 +281,8 @@ def _check_folder(folder: Path) -> None:
 def _origin(source: str) -> str:
     if source.startswith("hub:"):
         return "of the Hugging Face hub, under the licence given there"
+    if local_text.is_local(source):
+        return "text of the user's own"
     found = corpora.card(source)
     return f"{found['title']}, {found['licence']}"
 

@@ -18,7 +18,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swarmbook.errors import DataError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CARVE = {"validation": 0, "test": 50}  # document index modulo 100
 TIMEOUT = 5.0  # seconds for the hub's first answer
-_READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text"}
+READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text"}
 
 
 @dataclass(frozen=True)
@@ -157,43 +157,47 @@ def texts(wanted: HubCorpus, split: str) -> "IterableDataset":
     Raises `DataError` without delay if neither a local copy nor the hub can give them.
     """
     names = _files(wanted, wanted.files.get(split, wanted.files["train"]))
-    readers = {_reader(name) for name in names}
+    readers = {reader(name) for name in names}
     if len(readers) > 1:
         raise DataError(f"{wanted.repository} mixes {sorted(readers)} files for {split!r}: keep one format")
-    stream = _stream(readers.pop(), names)
+    rows = stream(readers.pop(), names)
     try:
-        columns = stream.column_names or list(next(iter(stream), {}))
+        columns = rows.column_names or list(next(iter(rows), {}))
     except Exception as error:  # the readers raise what they like
         said = unreadable(wanted, split) or first_line(error)
         raise DataError(f"{wanted.repository} ({split}) cannot be read: {said}") from error
     if wanted.column not in columns:
         raise DataError(f"{names[0]} has the columns {columns}, but {wanted.repository} needs {wanted.column!r}")
-    stream = stream.select_columns(wanted.column)
+    rows = rows.select_columns(wanted.column)
     if wanted.column != "text":
-        stream = stream.rename_column(wanted.column, "text")
+        rows = rows.rename_column(wanted.column, "text")
     if set(wanted.files) != {"train"}:
-        return stream
-    return stream.filter(lambda _, index: [_carved(i) == split for i in index], with_indices=True, batched=True)
+        return rows
+    return rows.filter(lambda _, index: [carved(i) == split for i in index], with_indices=True, batched=True)
 
 
 def unreadable(wanted: HubCorpus, split: str) -> str:
     """What is wrong with the first file of a split that cannot be read on its own; empty if each can."""
     for name in _files(wanted, wanted.files.get(split, wanted.files["train"])):
         try:
-            for _ in _stream(_reader(name), [name]).iter(batch_size=1000):
+            for _ in stream(reader(name), [name]).iter(batch_size=1000):
                 pass
         except Exception as error:  # the readers raise what they like
             return f"{name} is damaged or no such file ({first_line(error)}); get it anew"
     return ""
 
 
-def _stream(reader: str, names: list[str]) -> "IterableDataset":
-    """The rows of files, one after another. Their names are taken as they are: `datasets` reads them as patterns."""
+def stream(kind: str, names: list[str], **options: Any) -> "IterableDataset":
+    """The rows of files, one after another. Their names are taken as they are: `datasets` reads them as patterns.
+
+    options: of the reader of `datasets`, such as sample_by of "text".
+    """
     import datasets
 
     named = [glob.escape(name) for name in names]
     with tempfile.TemporaryDirectory() as scratch:  # load_dataset drops a lock file there even when streaming
-        return datasets.load_dataset(reader, data_files=named, split="train", streaming=True, cache_dir=scratch)
+        options |= {"data_files": named, "split": "train", "streaming": True, "cache_dir": scratch}
+        return datasets.load_dataset(kind, **options)
 
 
 def tokenizer_file(name: str) -> Path:
@@ -226,7 +230,8 @@ def tokenizer_file(name: str) -> Path:
         ) from error
 
 
-def _carved(index: int) -> str:
+def carved(index: int) -> str:
+    """The split of a document, by its index, where a data set has only a train split."""
     return next((split for split, remainder in CARVE.items() if index % 100 == remainder), "train")
 
 
@@ -235,7 +240,7 @@ def _files(wanted: HubCorpus, pattern: str) -> list[str]:
     local = _local_files(wanted, [pattern])
     if local == []:
         raise DataError(
-            f"{_local_folder(wanted)} holds no {'/'.join(_READERS)} file (plain, .gz or .zst) "
+            f"{_local_folder(wanted)} holds no {'/'.join(READERS)} file (plain, .gz or .zst) "
             f"named {pattern!r}; get it with\n  {_download(wanted)}"
         )
     if local is not None:
@@ -284,11 +289,12 @@ def _local_files(wanted: HubCorpus, patterns: list[str]) -> list[tuple[str, Path
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
-    return _reader(name) is not None and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return reader(name) is not None and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _reader(name: str) -> str | None:
-    return _READERS.get(Path(re.sub(r"\.(gz|zst)$", "", name)).suffix)
+def reader(name: str) -> str | None:
+    """The reader of `datasets` for a file, by its name; None for kinds that are not read."""
+    return READERS.get(Path(re.sub(r"\.(gz|zst)$", "", name)).suffix)
 
 
 def _pinned(wanted: HubCorpus) -> str:

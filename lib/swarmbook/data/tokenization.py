@@ -1,7 +1,8 @@
 """From texts to tokens: tokenizers, and the cache that keeps the tokens of a source.
 
 - A source is an embedded domain (`data/<domain>.parquet`), a corpus of the hub (`hub:tinystories`, see
-  `swarmbook.data.hub`), or several of them joined with "+". Joined sources are concatenated in their order.
+  `swarmbook.data.hub`), text of one's own (`file:notes.txt`, see `swarmbook.data.local_text`), or several of them
+  joined with "+". Joined sources are concatenated in their order.
 - An end-of-text token closes each document, and documents are concatenated.
 - Tokens are made once and kept as a memory map in SWARMBOOK_CACHE. They are identified by the content of texts and
   tokenizer alone.
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swarmbook.data import hub
+from swarmbook.data import hub, local_text
 from swarmbook.data.batches import Tokens
 from swarmbook.data.corpora import SPLITS, card, check_known, checked_file, read_split
 from swarmbook.errors import DataError
@@ -108,9 +109,14 @@ def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = N
     if _cuts_or_pads(content):  # an earlier version cut and padded texts as the file says, and may have cached that
         digest.update(b"whole texts")
     for part in source.split("+"):
-        content = hub.content(hub.corpus(part)) if part.startswith("hub:") else checked_file(part)[1]
-        digest.update(hashlib.sha256(content.encode()).digest())
+        digest.update(hashlib.sha256(_content(part).encode()).digest())
     return digest.hexdigest()
+
+
+def _content(part: str) -> str:
+    if part.startswith("hub:"):
+        return hub.content(hub.corpus(part))
+    return local_text.content(local_text.local_text(part)) if local_text.is_local(part) else checked_file(part)[1]
 
 
 def _tokenizer_bytes(name: str) -> bytes:
@@ -272,6 +278,8 @@ def texts(source: str, split: str) -> "Dataset | IterableDataset":
     _check(source, split)
     if source.startswith("hub:"):
         return hub.texts(hub.corpus(source), split)
+    if local_text.is_local(source):
+        return local_text.texts(local_text.local_text(source), split)
     import datasets
 
     return datasets.Dataset(read_split(source, split))
@@ -280,6 +288,9 @@ def texts(source: str, split: str) -> "Dataset | IterableDataset":
 def _check(source: str, split: str) -> None:
     if source.startswith("hub:"):
         check_known(f"split of {source!r}", split, hub.splits(hub.corpus(source)))
+    elif local_text.is_local(source):
+        local_text.local_text(source)
+        check_known("split", split, SPLITS)
     else:
         card(source)
         check_known("split", split, SPLITS)
@@ -289,6 +300,9 @@ def _documents(source: str, split: str) -> Iterator[list[str]]:
     """The documents of a source that are not blank, some at a time. DataError names a file that cannot be read."""
     if source.startswith("hub:"):
         batches = _streamed(source, split)
+    elif local_text.is_local(source):
+        own = local_text.documents(local_text.local_text(source), split)
+        batches = iter(lambda: list(itertools.islice(own, _BATCH)), [])
     else:
         column = read_split(source, split).column("text")  # without `datasets`, whose import costs a second
         batches = (column.slice(first, _BATCH).to_pylist() for first in range(0, len(column), _BATCH))
