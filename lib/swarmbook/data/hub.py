@@ -11,23 +11,20 @@
 import dataclasses
 import fnmatch
 import functools
-import glob
 import hashlib
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from swarmbook.data.document_files import CARVE, READERS, carved, first_line, reader, stream
 from swarmbook.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-CARVE = {"validation": 0, "test": 50}  # document index modulo 100
 TIMEOUT = 5.0  # seconds for the hub's first answer
-READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text"}
 
 
 @dataclass(frozen=True)
@@ -187,19 +184,6 @@ def unreadable(wanted: HubCorpus, split: str) -> str:
     return ""
 
 
-def stream(kind: str, names: list[str], **options: Any) -> "IterableDataset":
-    """The rows of files, one after another. Their names are taken as they are: `datasets` reads them as patterns.
-
-    options: of the reader of `datasets`, such as sample_by of "text".
-    """
-    import datasets
-
-    named = [glob.escape(name) for name in names]
-    with tempfile.TemporaryDirectory() as scratch:  # load_dataset drops a lock file there even when streaming
-        options |= {"data_files": named, "split": "train", "streaming": True, "cache_dir": scratch}
-        return datasets.load_dataset(kind, **options)
-
-
 def tokenizer_file(name: str) -> Path:
     """The `tokenizer.json` of `llama-2` or of `<owner>/<name>@<commit hash>`, downloaded at most once."""
     import huggingface_hub
@@ -228,11 +212,6 @@ def tokenizer_file(name: str) -> Path:
             f"--local-dir $SWARMBOOK_HUB_DIR/{repository}\n"
             "(after `hf auth login` if it is gated) and set SWARMBOOK_HUB_DIR"
         ) from error
-
-
-def carved(index: int) -> str:
-    """The split of a document, by its index, where a data set has only a train split."""
-    return next((split for split, remainder in CARVE.items() if index % 100 == remainder), "train")
 
 
 def _files(wanted: HubCorpus, pattern: str) -> list[str]:
@@ -292,11 +271,6 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return reader(name) is not None and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def reader(name: str) -> str | None:
-    """The reader of `datasets` for a file, by its name; None for kinds that are not read."""
-    return READERS.get(Path(re.sub(r"\.(gz|zst)$", "", name)).suffix)
-
-
 def _pinned(wanted: HubCorpus) -> str:
     if wanted.revision is None:
         short = next(name for name, known in CORPORA.items() if known.repository == wanted.repository)
@@ -314,11 +288,6 @@ def _download(wanted: HubCorpus) -> str:
     command = f"hf download {wanted.repository} {chosen} --repo-type dataset --revision {wanted.revision or 'main'}"
     unpack = f" && tar -xzf {target}/{wanted.archive} -C {target}" if wanted.archive else ""
     return f"{command} --local-dir {target}{unpack}"
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, cut to one line; its kind if it says nothing."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 @functools.cache

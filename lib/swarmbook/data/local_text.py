@@ -4,7 +4,7 @@
   column that holds text, or in the one that is named behind a colon. Each may be packed as `.gz` or `.zst`.
 - A folder gives all files of these kinds below it, in the order of their names.
 - Of 100 documents or more, documents 0, 100, 200, ... are the validation split and 50, 150, 250, ... the test split,
-  as with corpora of the hub. Of fewer, the last twentieth of the characters is the validation split and the twentieth
+  as with corpora of the  Of fewer, the last twentieth of the characters is the validation split and the twentieth
   before it the test split; a document is cut at the end of a line if it has one there. Training reads the rest.
 - Texts are identified by their content: a file may be moved, and one that is edited gives runs of their own.
 
@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarmbook.data import hub
-from swarmbook.data.corpora import SPLITS, check_known
+from swarmbook.data.document_files import READERS, carved, first_line, reader, stream
 from swarmbook.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 SCHEMES = ("file:", "dir:")
 CUTS = {"train": 0.9, "test": 0.95, "validation": 1.0}  # where each split ends, of the characters of few documents
 _FORMAT = 1  # to be raised when the same files give other documents or splits
-_KINDS = "/".join(hub.READERS)
+_KINDS = "/".join(READERS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def local_text(source: str) -> LocalText:
     if scheme == "dir":
         if not path.is_dir():
             raise DataError(f"{source!r}: there is no folder {path.absolute()}; a single file is named file:{name}")
-        files = sorted(each for each in path.rglob("*") if each.is_file() and hub.reader(each.name))
+        files = sorted(each for each in path.rglob("*") if each.is_file() and reader(each.name))
         if not files:
             raise DataError(f"{source!r}: no {_KINDS} file (plain, .gz or .zst) lies below {path.absolute()}")
     else:
@@ -79,7 +78,7 @@ def local_text(source: str) -> LocalText:
             raise DataError(f"{source!r} is a folder: write dir:{name}")
         if not path.is_file():
             raise DataError(f"{source!r}: there is no file {path.absolute()}; a name with a + must be changed")
-        if not hub.reader(path.name):
+        if not reader(path.name):
             raise DataError(f"{source!r} is of no kind that is read here: {_KINDS}, plain, .gz or .zst")
         files = [path]
     return LocalText(source, tuple(files), column)
@@ -90,7 +89,7 @@ def content(wanted: LocalText) -> str:
     digests = []
     for path in wanted.files:
         status = path.stat()
-        digests.append([hub.reader(path.name), _digest(path, status.st_size, status.st_mtime_ns, status.st_ino)])
+        digests.append([reader(path.name), _digest(path, status.st_size, status.st_mtime_ns, status.st_ino)])
     return json.dumps([_FORMAT, wanted.column, digests])
 
 
@@ -115,12 +114,11 @@ def _as_rows(wanted: LocalText, split: str) -> Iterator[dict[str, str]]:
 
 def documents(wanted: LocalText, split: str) -> Iterator[str]:
     """The documents of a split, one at a time; DataError names the file, and the line where there are lines."""
-    check_known("split", split, SPLITS)
     every = (document for path in wanted.files for document in _documents(wanted, path))
     few = list(itertools.islice(every, 100))
     if len(few) == 100:
         numbered = enumerate(itertools.chain(few, every))
-        yield from (document for index, document in numbered if hub.carved(index) == split)
+        yield from (document for index, document in numbered if carved(index) == split)
     else:
         found = _by_position(few)[split]
         if not any(text.strip() for text in found):
@@ -151,22 +149,22 @@ def _by_position(few: list[str]) -> dict[str, list[str]]:
 
 
 def _documents(wanted: LocalText, path: Path) -> Iterator[str]:
-    kind = hub.reader(path.name)
+    kind = reader(path.name)
     try:
         if kind == "text":
-            stream = hub.stream(kind, [str(path)], sample_by="document")
+            rows = stream(kind, [str(path)], sample_by="document")
             column = "text"
         else:
-            stream = hub.stream(kind, [str(path)])
-            column = _column(wanted, path, next(iter(stream), {}))
-        for row in stream:
+            rows = stream(kind, [str(path)])
+            column = _column(wanted, path, next(iter(rows), {}))
+        for row in rows:
             if not isinstance(row[column], str):
                 raise DataError(f"{path}: the column {column!r} holds {row[column]!r} in place of a text: name another")
             yield row[column]
     except DataError:
         raise
     except Exception as error:  # the readers raise what they like
-        raise DataError(f"{path} cannot be read: {_damage(path) or hub.first_line(error)}") from error
+        raise DataError(f"{path} cannot be read: {_damage(path) or first_line(error)}") from error
 
 
 def _column(wanted: LocalText, path: Path, row: dict) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from swarmbook.data import hub, local_text
 from swarmbook.data.batches import Tokens
 from swarmbook.data.corpora import SPLITS, card, check_known, checked_file, read_split
+from swarmbook.data.document_files import first_line
 from swarmbook.errors import DataError
 from swarmbook.locations import cache_folder, data_folder
 from swarmbook.records.atomic_files import clean, whole_file
@@ -148,7 +149,7 @@ def _tokenizer(content: bytes) -> "Tokenizer":
         coder = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises nothing narrower
         raise DataError(
-            f"the tokenizer file is damaged or of another kind ({hub.first_line(error)}): get it anew"
+            f"the tokenizer file is damaged or of another kind ({first_line(error)}): get it anew"
         ) from error
     coder.no_truncation()
     coder.no_padding()
@@ -319,5 +320,5 @@ def _streamed(source: str, split: str) -> Iterator[list[str]]:
     except DataError:
         raise
     except Exception as error:  # the readers raise what they like: TypeError, ArrowInvalid, EOFError, ...
-        said = hub.unreadable(hub.corpus(source), split) or f"its files do not fit together: {hub.first_line(error)}"
+        said = hub.unreadable(hub.corpus(source), split) or f"its files do not fit together: {first_line(error)}"
         raise DataError(f"{source!r} ({split}) cannot be read: {said}") from error
