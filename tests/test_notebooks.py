@@ -232,3 +232,7 @@ def test_flaws_are_found(committed):
     assert "blank picture" in flawed(lambda cells: set_picture(cells, png((200, 200), dots=False)))[0]
     assert "blank picture" in flawed(lambda cells: set_picture(cells, png((20, 20), dots=True)))[0]
     assert flawed(lambda cells: set_picture(cells, png((200, 200), dots=True))) == []
+
+
+def test_pytest_works_from_any_folder(pytestconfig):
+    assert Path(pytestconfig.getoption("nbval_sanitize_with")).is_absolute()
