@@ -73,7 +73,7 @@ class Selective(Fault):
 
 
 class Late(Fault):
-    """Holds messages of some kinds back, so that they arrive at exactly the time that `arrival` gives.
+    """Holds messages of some kinds back, so that they arrive at exactly the time that `arrival` gives, or else at once.
 
     arrival: of the receiver and the message; None for a message that is sent as usual. delay: how long a message that
     is held back takes.
@@ -87,7 +87,8 @@ class Late(Fault):
         if time is None:
             return [(to, message)]
         sim = node.sim
-        sim.timer(node, time - self.delay, sim.transmit, (node, to, message, min(self.delay, time - sim.now)))
+        left = max(0.0, time - sim.now)
+        sim.timer(node, time - self.delay, sim.transmit, (node, to, message, min(self.delay, left)))
         return []
 
 

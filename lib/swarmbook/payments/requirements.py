@@ -4,7 +4,8 @@ R1 to R11 are the standard requirements of multi-hop payments; the paper's wordi
 lists them. `check` applies those that can be read off a world at rest, in which no message and no timer is left. R9 and
 R10 are games (`swarmbook.payments.privacy`). `invariants` has to hold at any time.
 
-Nothing here knows the protocols: the world says how hops ended and what its committees hold (`World`). A violation
+Nothing here knows the protocols: the world says how hops ended and what its committees hold (`World`). Everything is
+judged place by place on a path, whoever stands there, so that a path may visit a party or a channel twice. A violation
 carries the part of the trace on which its party's loss depends (`causal_past`), if there is a trace.
 
 Serves: the table of requirements and the last table of the notebook; claims S2, S8, S9, S13 and S14.
@@ -55,16 +56,19 @@ def check(world: World, only: Iterable[str] = ("R1", "R2", "R3", "R4", "R5", "R6
 
 def _violation(world: World, requirement: str, who: str, what: str) -> Violation:
     trace = world.sim.trace or []
-    last = next((i for i in range(len(trace) - 1, -1, -1) if trace[i].node.split(".")[0] == who), None)
+    last = next((i for i in range(len(trace) - 1, -1, -1) if who in (trace[i].node, trace[i].node.split(".")[0])), None)
     return Violation(requirement, who, what, () if last is None else tuple(causal_past(trace, last)))
 
 
-def _hops(world: World, payment: Payment, party: str) -> tuple[str | None, str | None, bool]:
-    """How the hops before and after a party ended, and whether the committees of both are correct."""
-    outcomes, i = world.outcomes(payment), payment.path.index(party)
-    before = outcomes[i - 1] if i > 0 else None
-    after = outcomes[i] if i < len(outcomes) else None
-    cids = payment.cids[max(0, i - 1) : i + 1]
+def _hops(world: World, payment: Payment, place: int) -> tuple[str | None, str | None, bool]:
+    """How the hops before and after a place of the path ended, and whether the committees of both are correct.
+
+    place: from 0, the sender, who has no hop before it, to n, the receiver, who has none after it.
+    """
+    outcomes = world.outcomes(payment)
+    before = outcomes[place - 1] if place > 0 else None
+    after = outcomes[place] if place < len(outcomes) else None
+    cids = payment.cids[max(0, place - 1) : place + 1]
     return before, after, all(world.correct(cid) for cid in cids)
 
 
@@ -82,13 +86,13 @@ def intermediaries(world: World) -> list[Violation]:
     found = []
     for payment in world.payments:
         for i, party in enumerate(payment.path[1:-1], 1):
-            before, after, correct = _hops(world, payment, party)
+            before, after, correct = _hops(world, payment, i)
             if party in world.faulty or not correct:
                 continue
             if after == Outcome.PAID and before != Outcome.PAID:
                 found.append(_violation(world, "R1", party, f"hop {i + 1} {after}, hop {i} {before}"))
     for party in _protected(world):
-        between = all(party in payment.path[1:-1] or party not in payment.path for payment in world.payments)
+        between = all(party not in (payment.path[0], payment.path[-1]) for payment in world.payments)
         if between and world.payments and world.total(party) < world.initial(party):
             total = world.total(party)
             found.append(_violation(world, "R1", party, f"holds {total} of {world.initial(party)}"))
@@ -100,7 +104,7 @@ def senders(world: World) -> list[Violation]:
     found = []
     for payment in world.payments:
         sender = payment.path[0]
-        _, after, correct = _hops(world, payment, sender)
+        _, after, correct = _hops(world, payment, 0)
         if sender not in world.faulty and correct and after == Outcome.PAID and not world.receipt(payment):
             found.append(_violation(world, "R2", sender, "paid, and holds no receipt"))
     return found
@@ -111,7 +115,7 @@ def receivers(world: World) -> list[Violation]:
     found = []
     for payment in world.payments:
         receiver = payment.path[-1]
-        before, _, correct = _hops(world, payment, receiver)
+        before, _, correct = _hops(world, payment, len(payment.path) - 1)
         given = "receipt exists" in payment.times or world.receipt(payment)
         if receiver not in world.faulty and correct and given and before != Outcome.PAID:
             found.append(_violation(world, "R3", receiver, f"gave a receipt, and its hop is {before}"))
@@ -201,7 +205,7 @@ def wormholes(world: World) -> list[Violation]:
     for payment in world.payments:
         outcomes = world.outcomes(payment)
         for i, party in enumerate(payment.path[1:-1], 1):
-            before, after, correct = _hops(world, payment, party)
+            before, after, correct = _hops(world, payment, i)
             skipped = (
                 before != Outcome.PAID
                 and after != Outcome.PAID
