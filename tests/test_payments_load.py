@@ -1,5 +1,7 @@
 """Many payments over a network as flows: which paths they take, what becomes of coins, and that messages agree."""
 
+from functools import partial
+
 import networkx
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.simulation import Simulation
 from swarmbook.payments.syncpcn import SyncPCN, Timing
 
-WORLDS = {"Lightning": (Lightning, {}), "SyncPCN": (SyncPCN, {"timing": Timing(10.0)}), "PSyncPCN": (PSyncPCN, {})}
+WORLDS = {"Lightning": Lightning, "SyncPCN": partial(SyncPCN, timing=Timing(10.0)), "PSyncPCN": PSyncPCN}
 
 every_protocol = pytest.mark.parametrize("name", PROFILES)
 
@@ -182,9 +184,9 @@ PLACES = {  # where a failed payment's coins are free again, and from when on, m
 @pytest.mark.parametrize("hops", [2, 3, 5])
 def test_times_of_failures_are_those_of_messages(name, hops):
     """The last channel has too little: the hops before it are given back one by one."""
-    kind, _ = WORLDS[name]
     channels = [(f"u{i}", f"u{i + 1}", 100 if i + 1 < hops else 1, 100) for i in range(hops)]
-    world, free = kind(Topology(tuple(channels))), {}
+
+    world, free = WORLDS[name](Topology(tuple(channels))), {}
     payment = world.pay([f"u{i}" for i in range(hops + 1)], 10)
     world.run(PROFILES[name].locked(hops, hops - 1) - 0.5)
     while world.sim.next < float("inf"):
@@ -239,15 +241,8 @@ def both_ways(name: str, rate: float, parallel: bool = False) -> tuple[network_l
         data["balance"] = {end: max(1, int(coins)) for end, coins in data["balance"].items()}
     drawn = network_load.poisson(rate, 1000 / rate, 30, np.random.default_rng(4), 10.0)
     payments = [(time, a, b, max(1, int(amount))) for time, a, b, amount in drawn]
-    channels = [(f"p{a}", f"p{b}", d["balance"][a], d["balance"][b]) for a, b, d in network.edges(data=True)]
-    (kind, more), paths = WORLDS[name], {}
-    flow = simulate(network, PROFILES[name], payments, paths=paths)
-    world = kind(Topology(tuple(channels)), sim=Simulation(lambda *_: 0.1), **more)
-    for time, a, b, amount in payments:
-        path = next(path for capacity, path in paths[a, b] if path is None or capacity >= amount)
-        if path is not None:
-            world.pay([f"p{i}" for i in path], amount, at=time)
-    world.run()
+    flow = simulate(network, PROFILES[name], payments)
+    world = network_load.by_messages(WORLDS[name], network, payments)
     seconds = [payment.time("receipt") for payment in world.payments if "receipt" in payment.times]
     return flow, np.array(seconds), len(world.payments)
 

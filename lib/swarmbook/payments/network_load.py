@@ -6,6 +6,7 @@ gives back at the times of its closed forms. What counts is which coins are lock
 - `graph` generates a network like Lightning's: preferential attachment, log-normal capacities split at random.
 - A `Profile` says when a protocol locks and frees each hop, and what a party that does not respond does to it.
 - `simulate` sends payments at a rate and counts which succeed, how fast, and how much was locked.
+- `by_messages` runs the same payments over the same paths with a protocol itself.
 
 All protocols choose paths by the same rule. A sender knows the capacities of all channels, and neither balances nor
 which coins are in flight. It takes a shortest path among the channels whose capacity is at least the amount; between
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import pairwise
+from math import ceil
 from typing import NamedTuple
 
 import networkx
@@ -26,6 +28,8 @@ import numpy as np
 from scipy.stats import binom
 
 from swarmbook.errors import ConfigError, finite, whole
+from swarmbook.payments.payment_network import Topology, World
+from swarmbook.payments.simulation import Simulation
 
 BLOCK = 600.0  # seconds
 EXPIRY_BLOCKS = 70.9  # mean margin of a hop in a snapshot of Lightning of 2020 (CLoTH)
@@ -139,7 +143,7 @@ class _Channels:
                 finite(f"the coins of {end} in the channel {a} - {b}", balance[end], 0)
             both = self.between[b, a] = self.between.setdefault((a, b), [])
             both.append(len(self.coins))
-            self.coins.append(dict(balance))
+            self.coins.append({a: balance[a], b: balance[b]})
             self.last.append(a)
         self.capacity = [sum(coins.values()) for coins in self.coins]
         self.largest = {pair: max(self.capacity[c] for c in both) for pair, both in self.between.items()}
@@ -191,7 +195,7 @@ def simulate(
     message: the seconds that one takes. delta: the bound in seconds that SyncPCN assumes. silent: parties that do not
     respond; hops before one stay locked until their deadline. paths: those found so far by (from, to), to be shared
     among simulations of one network. How paths are chosen is said above. It is left out that a channel can be busy with
-    another payment, for which SyncPCN has to wait where many payments meet.
+    another payment, for which SyncPCN has to wait where many payments meet (`by_messages` does not leave it out).
 
     Raises ConfigError for a payment from nobody, to nobody or to its sender, times, amounts or balances that are no
     numbers of at least 0, and silent parties that the network does not have.
@@ -263,6 +267,32 @@ def simulate(
         call(*arguments)
     total = sum(sum(balance.values()) for balance in coins)
     return LoadResult(len(payments), routed, len(seconds), np.array(seconds), locked, total)
+
+
+def by_messages(
+    protocol: Callable[..., World],
+    network: networkx.Graph,
+    payments: list[tuple[float, int, int, float]],
+    message: float = 0.1,
+    coin: float = 1.0,
+    paths: dict[tuple[int, int], list] | None = None,
+) -> World:
+    """The world in which a protocol has made these payments of `simulate`, with a Payment for each that found a path.
+
+    protocol: makes the world of a topology and a `sim`. message: the seconds that one takes. coin: what a coin of the
+    world is worth; balances are rounded up to whole coins, and amounts down, to 1 at least. paths: as of `simulate`.
+    """
+    channels, paths = _Channels(network), {} if paths is None else paths
+    pairs = []
+    for (a, left), (b, right) in (coins.items() for coins in channels.coins):
+        pairs.append((f"p{a}", f"p{b}", max(1, ceil(left / coin)), max(1, ceil(right / coin))))
+    world = protocol(Topology(tuple(pairs)), sim=Simulation(lambda *_: message))
+    for time, sender, receiver, amount in payments:
+        path = channels.path(paths.setdefault((sender, receiver), []), (sender, receiver), amount)
+        if path is not None:
+            world.pay([f"p{node}" for node in path], max(1, int(amount / coin)), at=time)
+    world.run()
+    return world
 
 
 def poisson(
