@@ -131,7 +131,9 @@ class Simulation:
         for to in nodes:
             number += 1
             time = now + delay(sender, to, message)
-            (due[time] if time in due else self._at(time)).append((to, sender, message, number))
+            if time not in due:
+                self._at(time)
+            due[time].append((to, sender, message, number))
         self.sent += number - self._number
         self._number = number
 
