@@ -8,14 +8,17 @@ import pytest
 from swarmbook.errors import ConfigError
 from swarmbook.payments.adversary import Silent
 from swarmbook.payments.channel_update import Cosign
-from swarmbook.payments.lightning import Lightning
+from swarmbook.payments.closed_forms import crossover, direct, lock_bound
+from swarmbook.payments.lightning import Lightning, loss, margin
 from swarmbook.payments.outcomes import Outcome
 from swarmbook.payments.payment_network import Payment, Topology, World, line
+from swarmbook.payments.privacy import link
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.requirements import CHECKS, Watch, check, invariants
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, stable_after, unit, within
 from swarmbook.payments.syncpcn import SyncPCN, Timing
+from swarmbook.payments.wan_latency import flows
 
 WORLDS = {
     "Lightning, on the wire": (Lightning, {}),
@@ -157,6 +160,16 @@ REFUSED = {
     "always again": (lambda: Asynchronous(unit, duplicate=1.0, rng=np.random.default_rng(0)), "deliver for ever"),
     "again with NaN": (lambda: Asynchronous(unit, duplicate=NAN, rng=np.random.default_rng(0)), "duplicate=nan"),
     "no time for a leader": (lambda: PSyncPCN(line(1), view_timeout=0.0), "view_timeout=0.0"),
+    "clocks of strangers": (lambda: SyncPCN(line(1), skews={"C2.1": 0.1, "u1": 0.1}), "skews of 'C2.1': give names"),
+    "a wire that is a text": (lambda: Lightning(line(1), wire="no"), "wire='no' is refused: give True or False"),
+    "no crossover over one hop": (lambda: crossover(1), "hops=1 is refused.*at least 2"),
+    "a committee of half a fault": (lambda: direct(0.5), "faulty=0.5"),
+    "a bound of NaN": (lambda: lock_bound(3, NAN), "delta=nan"),
+    "half a block": (lambda: margin(grace=0.5), "grace=0.5"),
+    "no trials": (lambda: loss(34, 12, 0, np.random.default_rng(0)), "trials=0"),
+    "blocks of NaN": (lambda: loss(34, NAN, 9, np.random.default_rng(0)), "mean=nan"),
+    "latencies of nothing": (lambda: flows("aws", 0, 1, 9, np.random.default_rng(0)), "hops=0"),
+    "no games": (lambda: link("mock", 0, np.random.default_rng(0)), "trials=0"),
     "an echo that is a text": (lambda: PSyncPCN(line(1), echo="no"), "echo='no' is refused: give True or False"),
 }
 

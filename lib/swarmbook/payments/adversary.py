@@ -16,7 +16,6 @@ from swarmbook.payments.channel import lock_digest, prove
 from swarmbook.payments.channel_committee import Ack, Announce
 from swarmbook.payments.channel_update import Cosign, Propose
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.payment_network import World
 from swarmbook.payments.psyncpcn import CarriedCertificate, Order, Share
 from swarmbook.payments.psyncpcn.member import OrderState
 from swarmbook.payments.simulation import Node
@@ -174,17 +173,6 @@ class Replaying(Fault):
         return True
 
 
-class Leaking(Fault):
-    """Tells an accomplice what it receives."""
-
-    def __init__(self, listen: Callable[[Node, object], None]):
-        self.listen = listen
-
-    def incoming(self, node, sender, message):
-        self.listen(node, message)
-        return True
-
-
 class Wormhole(Fault):
     """The downstream party of two around an honest one: it gives the key to its accomplice, and fails its own hop."""
 
@@ -271,11 +259,3 @@ def dispute(node: Node, claim: bool) -> None:
                 continue
             for member in end.members:
                 node.sim.transmit(node, member, message)
-
-
-def double_order(world: World, members: Iterable[Node], first: Order, second: Order) -> None:
-    """A faulty sender gives one order to some members of the first committee and another one to the rest."""
-    sender = world.party(first.sender)
-    chosen = set(members)
-    for member in world.members(first.cids[0]):
-        sender.send(member, first if member in chosen else second)

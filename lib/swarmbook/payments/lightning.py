@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from swarmbook.errors import ConfigError, finite, whole
 from swarmbook.payments.outcomes import Outcome
 from swarmbook.payments.payment_network import Payment, World
 from swarmbook.payments.simulation import Node
@@ -30,6 +31,7 @@ def margin(reorganisation: int = 2, grace: int = 2, inclusion: int = 12) -> int:
     reorganisation: R, the deepest reorganisation of the chain. grace: G, how long to wait for a peer. inclusion: S, the
     time until a transaction is included.
     """
+    whole("reorganisation", reorganisation), whole("grace", grace), whole("inclusion", inclusion)
     return 3 * reorganisation + 2 * grace + 2 * inclusion
 
 
@@ -55,8 +57,9 @@ class LightningParty(Node):
     payment and hop. updates: those under way, by (what, payment, hop); one that this party has "begun"; or of the other
     party, of which it has the signature alone ("signed"), has taken the content ("accepted"), or both ("answered").
 
-    What a party may spend is never more than its peer thinks it has. It counts a coin as spent when it sends the lock,
-    its peer when the lock arrives; its peer counts a coin as its own first, and it does when that is irrevocable.
+    A party never has more in its own account than in that of its peer, so that no lock of an honest one is refused. Its
+    own account loses a coin when it sends the lock, and gains one when that is irrevocable. The account of its peer
+    loses the coin when the lock arrives, and gains one as soon as the peer has agreed.
     """
 
     __slots__ = ("world", "wire", "coins", "hops", "updates")
@@ -212,6 +215,8 @@ class Lightning(World):
 
     def __init__(self, *args, wire: bool = True, **more) -> None:
         super().__init__(*args, **more)
+        if not isinstance(wire, bool):
+            raise ConfigError(f"wire={wire!r} is refused: give True or False")
         self.wire = wire
 
     def new_party(self, name: str) -> LightningParty:
@@ -278,6 +283,7 @@ class Lightning(World):
 
 def inclusion(rng: np.random.Generator, mean: float, shape: int | tuple[int, ...]) -> np.ndarray:
     """Blocks until a transaction is included: geometric with this mean, at least 1."""
+    finite("mean", mean, 0)
     return rng.geometric(1 / max(mean, 1.0), shape)
 
 
@@ -288,4 +294,5 @@ def loss(delta: int, mean: float, trials: int, rng: np.random.Generator, grace: 
     waits `grace` blocks for a peer that does not answer, and publishes the key upstream, where it must be included
     within the margin. Inclusion takes `mean` blocks on average (`inclusion`).
     """
+    whole("delta", delta), whole("trials", trials, 1), whole("grace", grace)
     return float((grace + inclusion(rng, mean, trials) > delta).mean())

@@ -20,6 +20,7 @@ Serves: SyncPCN in every figure and table of the notebook; claims S1, S2, S4 to 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+from swarmbook.errors import ConfigError
 from swarmbook.payments.channel import Change, Lock, State, close, commit
 from swarmbook.payments.channel_update import ChannelEnd
 from swarmbook.payments.lock_conditions import scheme
@@ -53,6 +54,9 @@ class SyncPCN(World):
     ) -> None:
         super().__init__(topology, sim, keys, seed)
         self.timing, self.locks, self.skews = timing or Timing(), scheme(lock), skews or {}
+        members = (name for cid in range(len(topology.channels)) for name in self.committee(cid).members)
+        if self.skews and (strangers := set(self.skews) - {*self.names, *members}):
+            raise ConfigError(f"skews of {', '.join(map(repr, strangers))}: give names of parties and members, as C1.2")
         self._members: dict[int, list[SyncPCNMember]] = {}
 
     def new_party(self, name: str) -> SyncPCNParty:
