@@ -368,7 +368,7 @@ def test_an_update_that_is_not_answered_is_open():
 class Told(World):
     """A world whose payments ended as it is told."""
 
-    name = "told"
+    name, lost = "told", {}  # lost: coins that parties miss
 
     def __init__(self, path: str, ends: str, faulty: str = "", receipt: bool = True):
         pairs = list(dict.fromkeys(tuple(sorted(pair)) for pair in pairwise(path.split())))
@@ -376,7 +376,7 @@ class Told(World):
         words = {"P": Outcome.PAID, "R": Outcome.REFUNDED, "L": Outcome.LOCKED, "N": Outcome.NEVER_LOCKED}
         self.ends, self.has_receipt, self.faulty = [words[end] for end in ends], receipt, set(faulty.split())
         cids = tuple(pairs.index(tuple(sorted(pair))) for pair in pairwise(path.split()))
-        self.payments = [Payment(0, tuple(path.split()), cids, (10,) * len(cids), 0.0)]
+        self.payments = [Payment(0, tuple(path.split()), cids, tuple(range(9 + len(cids), 9, -1)), 0.0)]
 
     def outcomes(self, payment):
         return self.ends
@@ -385,7 +385,11 @@ class Told(World):
         return self.has_receipt
 
     def total(self, party):
-        return self.initial(party)
+        """Nobody lost coins, and receivers have what their hop brought."""
+        (payment,) = self.payments
+        paid = [k for k, end in enumerate(self.ends) if end == Outcome.PAID]
+        moved = sum(payment.amounts[k] * ((payment.path[k + 1] == party) - (payment.path[k] == party)) for k in paid)
+        return self.initial(party) + max(0, moved) - self.lost.get(party, 0)
 
 
 LOOPS = [  # path, ends of its hops, who has a receipt, and the violations: requirement and party
@@ -412,6 +416,19 @@ def test_requirements_are_judged_hop_by_hop(path, ends, receipt, wanted):
     world = Told(path, ends, receipt=receipt)
     found = [f"{v.requirement} {v.who}" for v in check(world, [name for name in CHECKS if name != "R7"])]
     assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("party", "requirement", "ends"),
+    [("a", "R2", "PPP"), ("b", "R1", "PPP"), ("d", "R3", "PPP"), ("a", "R2", "RRN"), ("b", "R1", "RRN")],
+)
+def test_a_party_that_holds_less_than_its_hops_say_is_found(party, requirement, ends):
+    """However its hops ended: with the fee if both are paid, with what it had if none is."""
+    world = Told("a b c d", ends, receipt="P" in ends)
+    assert not check(world, ("R1", "R2", "R3"))
+    world.lost = {party: 13 if party == "a" and "P" in ends else 1}
+    (violation,) = check(world, ("R1", "R2", "R3"))
+    assert (violation.requirement, violation.who) == (requirement, party) and "holds" in violation.what
 
 
 def test_verdicts_on_a_loop_are_those_on_a_path_with_other_names():

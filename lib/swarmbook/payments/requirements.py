@@ -11,6 +11,7 @@ carries the part of the trace on which its party's loss depends (`causal_past`),
 Serves: the table of requirements and the last table of the notebook; claims S2, S8, S9, S13 and S14.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -81,6 +82,28 @@ def _protected(world: World) -> list[str]:
     ]
 
 
+def _short(world: World, requirement: str, parties: Iterable[str], initially: bool = False) -> list[Violation]:
+    """Which of these parties hold less than they put in and their paid hops brought and cost.
+
+    initially: or less than they put in, whatever their hops cost.
+    """
+    moved: Counter[str] = Counter()
+    for payment in world.payments:
+        for payer, payee, amount, outcome in zip(
+            *(payment.path, payment.path[1:], payment.amounts, world.outcomes(payment)), strict=False
+        ):
+            if outcome == Outcome.PAID:
+                moved[payer] -= amount
+                moved[payee] += amount
+    found = []
+    for party in parties:
+        total, due = world.total(party), world.initial(party) + moved[party]
+        due = max(due, world.initial(party)) if initially else due
+        if total < due:
+            found.append(_violation(world, requirement, party, f"holds {total} of {due}"))
+    return found
+
+
 def intermediaries(world: World) -> list[Violation]:
     """R1: never paid downstream without being paid upstream; and with the fee if both hops are paid."""
     found = []
@@ -91,27 +114,25 @@ def intermediaries(world: World) -> list[Violation]:
                 continue
             if after == Outcome.PAID and before != Outcome.PAID:
                 found.append(_violation(world, "R1", party, f"hop {i + 1} {after}, hop {i} {before}"))
-    for party in _protected(world):
-        between = all(party not in (payment.path[0], payment.path[-1]) for payment in world.payments)
-        if between and world.payments and world.total(party) < world.initial(party):
-            total = world.total(party)
-            found.append(_violation(world, "R1", party, f"holds {total} of {world.initial(party)}"))
-    return found
+    ends = {end for payment in world.payments for end in (payment.path[0], payment.path[-1])}
+    between = [party for party in _protected(world) if world.payments and party not in ends]
+    return found + _short(world, "R1", between, initially=True)
 
 
 def senders(world: World) -> list[Violation]:
-    """R2: a sender whose first hop is paid holds a receipt; one without holds what it had."""
+    """R2: a sender whose first hop is paid holds a receipt, and loses no more; one without holds what it had."""
     found = []
     for payment in world.payments:
         sender = payment.path[0]
         _, after, correct = _hops(world, payment, 0)
         if sender not in world.faulty and correct and after == Outcome.PAID and not world.receipt(payment):
             found.append(_violation(world, "R2", sender, "paid, and holds no receipt"))
-    return found
+    starts = {payment.path[0] for payment in world.payments}
+    return found + _short(world, "R2", [party for party in _protected(world) if party in starts])
 
 
 def receivers(world: World) -> list[Violation]:
-    """R3: if the receiver gave out a receipt, its hop is paid."""
+    """R3: if the receiver gave out a receipt, its hop is paid; and it holds what its paid hops brought."""
     found = []
     for payment in world.payments:
         receiver = payment.path[-1]
@@ -119,7 +140,8 @@ def receivers(world: World) -> list[Violation]:
         given = "receipt exists" in payment.times or world.receipt(payment)
         if receiver not in world.faulty and correct and given and before != Outcome.PAID:
             found.append(_violation(world, "R3", receiver, f"gave a receipt, and its hop is {before}"))
-    return found
+    starts, ends = ({payment.path[place] for payment in world.payments} for place in (0, -1))
+    return found + _short(world, "R3", [party for party in _protected(world) if party in ends - starts])
 
 
 def atomicity(world: World) -> list[Violation]:
