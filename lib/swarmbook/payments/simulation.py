@@ -179,10 +179,7 @@ class Simulation:
             self.trace.append(Event(self.now, "note", node.name, "", text, 0))
 
     def run(self, until: float = float("inf")) -> float:
-        """Deliver what is due until then, or until nothing is left; returns the time, which is `until` if it is finite.
-
-        Raises ConfigError for an `until` that is no number.
-        """
+        """Deliver what is due; returns the time, which is `until` if it is finite. ConfigError if it is no number."""
         horizon = until if until == float("inf") else finite("until", until)
         times, tracing = self._times, self.trace is not None
         while times and times[0] <= until:
@@ -279,10 +276,7 @@ class Asynchronous(Simulation):
         self._oldest.append(entry)
 
     def run(self, until: float = float("inf")) -> float:
-        """Deliver in the chosen order until nothing is left; timers beyond `until` are left alone.
-
-        The time is then `until`, if it is finite. Raises ConfigError for an `until` that is no number.
-        """
+        """Deliver in the chosen order until nothing is left but timers beyond `until`; returns the time, likewise."""
         horizon = until if until == float("inf") else finite("until", until)
         while self.step(until):
             pass
