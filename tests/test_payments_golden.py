@@ -98,7 +98,7 @@ GOLDEN = {
     "PSyncPCN, carried by parties": "b096222a65960bec95d53310246e38a3",
     "PSyncPCN, forward": "2662c72094a10fca5e6c4bdc530c2f4d",
     "PSyncPCN, random adversaries": "b5b265fa87ecaeb98d2d3dc40b53af6f",
-    "Lightning": "5fbc195205332594d64d642af8bd9bd3",
+    "Lightning": "add69e5988afcb202a1929e60c5ab3df",
     "attacks": "892bc3f6f0039fccac9c433cf491c6c7",
 }
 

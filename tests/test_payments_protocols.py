@@ -377,7 +377,7 @@ def test_wrong_settings_are_refused():
         (lambda: PSyncPCN(line(1), ordering="best"), "ordering"),
         (lambda: PSyncPCN(line(1), relay="party", commit="forward"), "needs relay"),
         (lambda: SyncPCN(line(1), lock="scrypt"), "lock"),
-        (lambda: SyncPCN(line(1)).pay(["u0", "u7"], 1), "no channel joins"),
+        (lambda: SyncPCN(line(2)).pay(["u0", "u2"], 1), "no channel joins"),
         (lambda: SyncPCN(line(1)).pay(["u0", "u1"], 0), "at least 1"),
         (lambda: cost("Raiden"), "protocol"),
         (lambda: Asynchronous(lambda n: 0, duplicate=0.1), "rng"),

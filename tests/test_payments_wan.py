@@ -1,14 +1,13 @@
-"""Delays of the world, what can be linked, and flows over a large network."""
+"""Delays of the world, and what can be linked."""
 
-import networkx
 import numpy as np
 import pytest
 
 from swarmbook.errors import ConfigError, DataError
-from swarmbook.payments import network_load, privacy, wan_latency
+from swarmbook.payments import privacy, wan_latency
 from swarmbook.payments.lightning import loss
-from swarmbook.payments.payment_network import Topology, line
-from swarmbook.payments.psyncpcn import PSyncPCN
+from swarmbook.payments.payment_network import line
+from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation
 from swarmbook.payments.syncpcn import SyncPCN, Timing
 
@@ -69,9 +68,22 @@ def test_jitter_is_heavy_tailed_and_capped():
     assert values.min() == 0 and values.max() <= 500 and np.median(values) < 1 < np.quantile(values, 0.995)
 
 
+def numbers(value: object) -> set[int]:
+    """All numbers in a message."""
+    if isinstance(value, tuple):
+        return set().union(*map(numbers, value))
+    return {value} if isinstance(value, int) else set()
+
+
+def shown(world, amount: int) -> set[str]:
+    """The members that received a message with the amount, in a payment of it over the whole path."""
+    return {member for _, member, _, message in privacy.views(world, amount) if amount in numbers(message)}
+
+
 @pytest.mark.parametrize(("kind", "shows"), [("SyncPCN", False), ("PSyncPCN", True)])
 def test_members_learn_amounts_in_psyncpcn_alone(kind, shows):
-    assert privacy.amount_in_view(kind, 123) == shows
+    world = privacy.REAL[kind](line(2, balance=1000), sim=Simulation(trace=True), keys=Keys("cached"))
+    assert bool(shown(world, 123)) == shows
     assert privacy.same_views(kind, (123, 457)) != shows
 
 
@@ -82,9 +94,7 @@ def test_a_dispute_shows_the_amount_of_its_hop():
 
     world = SyncPCN(line(2, balance=1000), sim=Simulation(trace=True))
     world.corrupt(world.party("u0"), Silent(kinds=(Cosign, Announce), when=lambda m: m.seq > 1))
-    views = privacy.views(world, 123)
-    shown = {member for _, member, _, message in views if 123 in privacy._numbers(message)}
-    assert shown == {f"C1.{k}" for k in range(1, 5)}
+    assert shown(world, 123) == {f"C1.{k}" for k in range(1, 5)}
 
 
 def test_payments_are_linked_by_one_hash_and_not_by_points():
@@ -92,103 +102,6 @@ def test_payments_are_linked_by_one_hash_and_not_by_points():
     assert privacy.link("hash", 30, rng).all()
     points = privacy.link("mock", 300, rng).mean()
     assert abs(points - 0.5) < 0.1
-
-
-# flows
-
-
-def test_times_of_flows_are_those_of_messages():
-    """Between lock and settlement of each hop of SyncPCN, as its parties note them."""
-    world = SyncPCN(line(3), sim=Simulation(trace=True))
-    world.pay(["u0", "u1", "u2", "u3"], 10)
-    world.run()
-    for i in range(3):
-        sends = [e for e in world.sim.trace if e.what == "send" and e.kind == "Propose" and e.message.cid == i]
-        notes = [e.time for e in world.sim.trace if e.what == "note" and e.message == "hop settled"]
-        profile = network_load.PROFILES["SyncPCN"]
-        assert sends[0].time == profile.locked(3, i)
-        assert profile.freed(3, i) in notes
-    last = world.timing.expiries(0.0, 3)
-    for i in range(3):
-        assert network_load.PROFILES["SyncPCN"].stuck(3, i, 1.0) == last[i] + 4
-
-
-def network():
-    return network_load.graph(60, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize("name", network_load.PROFILES)
-def test_flows_keep_all_coins(name):
-    net = network()
-    coins = sum(sum(net.edges[edge]["balance"].values()) for edge in net.edges)
-    payments = network_load.poisson(50, 20, 60, np.random.default_rng(1))
-    for silent in (frozenset(), frozenset(range(5))):
-        outcome = network_load.simulate(net, network_load.PROFILES[name], payments, silent=silent)
-        assert outcome.coins == pytest.approx(coins)
-        assert 0 < outcome.paid <= outcome.routed <= outcome.sent == len(payments)
-
-
-def test_paths_are_searched_once_for_all_simulations_of_a_network(monkeypatch):
-    net, payments, paths = network(), network_load.poisson(50, 20, 60, np.random.default_rng(1)), {}
-    alone = [network_load.simulate(net, profile, payments) for profile in network_load.PROFILES.values()]
-    network_load.simulate(net, network_load.PROFILES["Lightning"], payments, paths=paths)
-    monkeypatch.setattr(network_load.networkx, "shortest_path", None)
-    for profile, wanted in zip(network_load.PROFILES.values(), alone, strict=True):
-        outcome = network_load.simulate(net, profile, payments, paths=paths)
-        assert outcome.seconds.tolist() == wanted.seconds.tolist() and outcome.locked == wanted.locked
-
-
-def test_a_single_flow_takes_what_one_payment_takes():
-    net = network()
-    edge = next((a, b) for a, b in net.edges if net.edges[a, b]["balance"][a] > 5)
-    for name, receipt in (("Lightning", 0.4), ("PSyncPCN", 0.2)):
-        outcome = network_load.simulate(net, network_load.PROFILES[name], [(0.0, *edge, 1.0)])
-        assert outcome.seconds.tolist() == [pytest.approx(receipt)]
-        assert outcome.locked == pytest.approx(
-            network_load.collateral(network_load.PROFILES[name], 1, 0.1, 10.0, False)
-        )
-
-
-def test_flows_over_a_network_are_those_of_messages():
-    """1,000 common payments that compete for coins: nearly the same succeed, and the median latency is within 2 %."""
-    network = network_load.graph(30, np.random.default_rng(3), links=2, median=60.0)
-    for edge in network.edges:
-        both = network.edges[edge]["balance"]
-        network.edges[edge]["balance"] = {end: int(coins) for end, coins in both.items()}
-    payments = [
-        (t, a, b, max(1, int(x))) for t, a, b, x in network_load.poisson(2, 500, 30, np.random.default_rng(4), 10.0)
-    ]
-    channels = [(f"p{a}", f"p{b}", d["balance"][a], d["balance"][b]) for a, b, d in network.edges(data=True)]
-    for kind, more in ((SyncPCN, {"timing": Timing(10.0)}), (PSyncPCN, {})):
-        flow = network_load.simulate(network, network_load.PROFILES[kind.name], payments)
-        world = kind(Topology(tuple(channels)), sim=Simulation(lambda *_: 0.1), **more)
-        for time, a, b, amount in payments:
-            path = networkx.shortest_path(network, a, b)
-            hops = [network.edges[hop]["balance"] for hop in zip(path, path[1:], strict=False)]
-            if all(sum(coins.values()) >= amount for coins in hops):
-                world.pay([f"p{i}" for i in path], amount, at=time)
-        world.run()
-        seconds = [payment.time("receipt") for payment in world.payments if "receipt" in payment.times]
-        assert 0.2 < flow.paid / flow.sent < 0.9  # they do compete
-        assert len(seconds) / len(payments) == pytest.approx(flow.paid / flow.sent, abs=0.02)
-        assert np.median(seconds) == pytest.approx(np.median(flow.seconds), rel=0.02)
-
-
-def test_silent_parties_lock_coins_for_hours_in_lightning_and_not_at_all_in_psyncpcn():
-    net, payments = network(), network_load.poisson(20, 20, 60, np.random.default_rng(1))
-    silent = frozenset(range(3))
-    locked = {
-        n: network_load.simulate(net, p, payments, silent=silent).locked for n, p in network_load.PROFILES.items()
-    }
-    assert locked["Lightning"] > 100 * locked["SyncPCN"] > 100 * locked["PSyncPCN"]
-
-
-def test_committee_sizes_of_a_population():
-    """The binomial tail, summed by hand for m = 4."""
-    p = 0.1
-    by_hand = 1 - (1 - p) ** 4 - 4 * p * (1 - p) ** 3
-    assert network_load.committee_breaks(4, p) == pytest.approx(by_hand)
-    assert network_load.committee_breaks(61, 0.05) < 1e-12
 
 
 def test_congestion_defeats_a_fixed_margin():

@@ -1,10 +1,14 @@
 """The exceptions that the library raises on purpose. Each message names the value and the remedy.
 
+`whole` and `finite` refuse what is no number of the wanted kind.
+
 Serves: all of the library.
 """
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class DataError(Exception):
@@ -34,6 +38,23 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name).casefold(), folded, n=1)
     hint = f"did you mean {folded[close[0]]!r}? " if close else ""
     return f"unknown {what} {name!r}: {hint}Known: {', '.join(names)}"
+
+
+def whole(what: str, value: object, least: int = 0) -> int:
+    """A whole number of at least `least`. ConfigError for anything else: a fraction, a truth value, NaN or text."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{what}={value!r} is refused: give a whole number of at least {least}")
+    return int(value)
+
+
+def finite(what: str, value: object, least: float = -math.inf, most: float = math.inf, above: bool = False) -> float:
+    """A finite number from `least` (or above it) to `most`. ConfigError for anything else: NaN, infinity or text."""
+    fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or not least <= value <= most or (above and value == least):
+        low = f" {'above' if above else 'of at least'} {least:g}" if math.isfinite(least) else ""
+        high = f"{' and' if low else ''} of at most {most:g}" if math.isfinite(most) else ""
+        raise ConfigError(f"{what}={value!r} is refused: give a finite number{low}{high}")
+    return value
 
 
 class UsageError(ValueError):

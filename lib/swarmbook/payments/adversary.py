@@ -16,7 +16,6 @@ from swarmbook.payments.channel import lock_digest, prove
 from swarmbook.payments.channel_committee import Ack, Announce
 from swarmbook.payments.channel_update import Cosign, Propose
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.payment_network import World
 from swarmbook.payments.psyncpcn import CarriedCertificate, Order, Share
 from swarmbook.payments.psyncpcn.member import OrderState
 from swarmbook.payments.simulation import Node
@@ -73,7 +72,7 @@ class Selective(Fault):
 
 
 class Late(Fault):
-    """Holds messages of some kinds back, so that they arrive at exactly the time that `arrival` gives.
+    """Holds messages of some kinds back, so that they arrive at exactly the time that `arrival` gives, or else at once.
 
     arrival: of the receiver and the message; None for a message that is sent as usual. delay: how long a message that
     is held back takes.
@@ -87,7 +86,8 @@ class Late(Fault):
         if time is None:
             return [(to, message)]
         sim = node.sim
-        sim.timer(node, time - self.delay, sim.transmit, (node, to, message, min(self.delay, time - sim.now)))
+        left = max(0.0, time - sim.now)
+        sim.timer(node, time - self.delay, sim.transmit, (node, to, message, min(self.delay, left)))
         return []
 
 
@@ -170,17 +170,6 @@ class Replaying(Fault):
     def incoming(self, node, sender, message):
         if isinstance(message, Vote | Share) and not sender.faults:  # two of a kind would go on for ever
             node.sim.transmit(node, sender, message)
-        return True
-
-
-class Leaking(Fault):
-    """Tells an accomplice what it receives."""
-
-    def __init__(self, listen: Callable[[Node, object], None]):
-        self.listen = listen
-
-    def incoming(self, node, sender, message):
-        self.listen(node, message)
         return True
 
 
@@ -270,11 +259,3 @@ def dispute(node: Node, claim: bool) -> None:
                 continue
             for member in end.members:
                 node.sim.transmit(node, member, message)
-
-
-def double_order(world: World, members: Iterable[Node], first: Order, second: Order) -> None:
-    """A faulty sender gives one order to some members of the first committee and another one to the rest."""
-    sender = world.party(first.sender)
-    chosen = set(members)
-    for member in world.members(first.cids[0]):
-        sender.send(member, first if member in chosen else second)

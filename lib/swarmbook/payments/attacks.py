@@ -358,6 +358,7 @@ def asynchronous_world(seed: int, ordering: str, extra: int = 0, synchronous: bo
     for cid in range(n):
         for k in rng.permutation(3 * f + 1)[: f + extra if extra else int(rng.integers(0, f + 1))]:
             world.corrupt(world.members(cid)[k], faults[rng.integers(len(faults))])
+    capacity = sum(topology.channels[0][2:])
     for _ in range(int(rng.integers(1, 5)) if ordering == "agreed" else 1):
-        world.pay(names(n) if rng.random() < 0.6 else names(n)[::-1], int(rng.integers(1, 11)))
+        world.pay(names(n) if rng.random() < 0.6 else names(n)[::-1], min(int(rng.integers(1, 11)), capacity))
     return world

@@ -11,7 +11,7 @@ Serves: the cost table and figures, the longest lock of a hop; claims S4 and S5.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from swarmbook.errors import ConfigError, unknown
+from swarmbook.errors import ConfigError, finite, unknown, whole
 
 SIZES = {  # bytes of the parts of a message
     **dict(signature=64, member=2, hash=32, seq=8, pid=16, amount=8, time=8, point=32, scalar=32, header=16),
@@ -20,7 +20,7 @@ SIZES = {  # bytes of the parts of a message
 
 def size(faulty: int) -> int:
     """m, the members of a committee."""
-    return 3 * faulty + 1
+    return 3 * whole("faulty", faulty) + 1
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ def direct(faulty: int) -> int:
 
 
 def crossover(hops: int) -> int:
-    """The smallest f from which on PSyncPCN V1 sends more messages than SyncPCN."""
+    """The smallest f from which on PSyncPCN V1 sends more messages than SyncPCN.
+
+    ConfigError for less than two hops: over one hop PSyncPCN sends fewer for every f.
+    """
+    whole("hops", hops, 2)
     f = 1
     while COSTS["PSyncPCN, V1"].messages(hops, f) <= COSTS["SyncPCN"].messages(hops, f) - hops:
         f += 1
@@ -144,4 +148,4 @@ def psync_bytes(n: int, f: int) -> int:
 
 def lock_bound(n: int, delta: float) -> float:
     """Latest time at which hop 1 of SyncPCN is decided, after the start: T_1 + 4 delta = (7 n + 3) delta."""
-    return (7 * n + 3) * delta
+    return (7 * whole("n", n, 1) + 3) * finite("delta", delta, 0)

@@ -2,6 +2,7 @@
 
 - A `Topology` lists channels. `line` is a path of n hops, from u0 to un.
 - A `World` runs one protocol over a topology. `pay` starts a payment along a path, and `run` lets everything happen.
+  What no protocol could pay is refused before anything is signed or sent, in all worlds alike (`World.new_payment`).
 - Verdicts ask the world, whichever protocol it runs: `outcomes` and `total` say how hops ended and what a party holds;
   `balances`, `stale_closes`, `invariants`, `progress` and `opposite` say what its committees have to keep to.
 - A `Payment` keeps the times at which something first became true, which the protocols report through `World.mark`.
@@ -9,13 +10,15 @@
 Serves: every figure, table and claim of the notebook that runs a protocol.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 
-from swarmbook.errors import ConfigError
+from swarmbook.errors import ConfigError, finite, whole
 from swarmbook.payments.signatures import Committee, Keys
 from swarmbook.payments.simulation import Node, Simulation
 
@@ -25,7 +28,8 @@ class Topology:
     """Channels (left party, right party, coins of the left, coins of the right), each with a committee.
 
     faulty: f, the most members of a committee that may be faulty; it has 3 f + 1 members. Raises ConfigError for a
-    channel of one party with itself, a negative balance or a negative f.
+    channel of one party with itself, coins that are no whole numbers of at least 0, a channel without coins, a party
+    with the name of a member, and an f that is no whole number of at least 0.
     """
 
     channels: tuple[tuple[str, str, int, int], ...]
@@ -33,10 +37,14 @@ class Topology:
 
     def __post_init__(self) -> None:
         for channel in self.channels:
-            if channel[0] == channel[1] or min(channel[2:]) < 0:
-                raise ConfigError(f"{channel} is no channel: it needs two parties, and balances of at least 0")
-        if self.faulty < 0:
-            raise ConfigError(f"faulty={self.faulty} is no number of members: give 0 or more")
+            if not isinstance(channel, tuple) or len(channel) != 4 or channel[0] == channel[1]:
+                raise ConfigError(f"{channel!r} is no channel: give two parties, and the coins of each")
+            for name in channel[:2]:
+                if not isinstance(name, str) or not name or re.fullmatch(r"C\d+\.\d+", name):
+                    raise ConfigError(f"{name!r} cannot be a party: give a text, not the name of a member as C1.2 is")
+            if whole(f"the coins of {channel[0]}", channel[2]) + whole(f"the coins of {channel[1]}", channel[3]) == 0:
+                raise ConfigError(f"{channel} has no coins: give at least one to a party")
+        whole("faulty", self.faulty)
 
     @property
     def size(self) -> int:
@@ -51,9 +59,7 @@ class Topology:
 
 def line(hops: int, faulty: int = 1, balance: int = 100, other: int = 100) -> Topology:
     """The path u0 - u1 - ... - un. The left party of every channel has `balance` coins, the right one `other`."""
-    if hops < 1:
-        raise ConfigError(f"a path of {hops} hops leads nowhere: give at least 1")
-    return Topology(tuple((f"u{i}", f"u{i + 1}", balance, other) for i in range(hops)), faulty)
+    return Topology(tuple((f"u{i}", f"u{i + 1}", balance, other) for i in range(whole("hops", hops, 1))), faulty)
 
 
 @dataclass
@@ -93,6 +99,8 @@ class World:
         self.between: dict[frozenset[str], list[int]] = {}
         for cid, (left, right, *_) in enumerate(topology.channels):
             self.between.setdefault(frozenset((left, right)), []).append(cid)
+        self.names = dict.fromkeys(name for channel in topology.channels for name in channel[:2])
+        self._passed: dict[frozenset[str], int] = {}  # payments so far between two parties with several channels
         self.faulty: set[str] = set()  # names of parties and members that an adversary controls
         self._random: list[int] = []
         self._parties: dict[str, Node] = {}
@@ -108,20 +116,65 @@ class World:
     def new_payment(self, path: Sequence[str], amount: int, fee: int, at: float) -> Payment:
         """Write a payment down. Each hop carries the fees of the hops after it.
 
-        Raises ConfigError for an amount below 1, a fee below 0, or a path that does not follow channels.
+        A hop between two parties with several channels takes one of those with the capacity for it, in turn. A sender
+        knows capacities, and no balances but its own.
+
+        Raises ConfigError for what no protocol could pay: an amount that is no whole number of at least 1, a fee that
+        is none of at least 0, a path that is too short, does not follow channels or visits a party twice, a hop for
+        which no channel has the capacity, and a time that is past. Protocols name locks by channel and what happens by
+        party, and the paper's abstract speaks of paths from sender to receiver, so that loops are left out.
         """
-        if amount < 1 or fee < 0:
-            raise ConfigError(f"amount={amount} and fee={fee}: an amount is at least 1, a fee at least 0")
-        cids = []
-        for pair in zip(path, path[1:], strict=False):
-            if frozenset(pair) not in self.between:
-                raise ConfigError(f"no channel joins {pair[0]} and {pair[1]}: choose a path along channels")
-            cids.append(self.between[frozenset(pair)][0])
-        hops = len(cids)
+        amount, fee, at = whole("amount", amount, 1), whole("fee", fee), self.starts(at)
+        path = self.checked_path(path)
+        hops = len(path) - 1
         amounts = tuple(amount + fee * (hops - 1 - i) for i in range(hops))
-        payment = Payment(len(self.payments), tuple(path), tuple(cids), amounts, at)
+        cids = tuple(map(self._channel, pairwise(path), amounts))
+        for pair in pairwise(path):
+            if len(self.between[frozenset(pair)]) > 1:
+                self._passed[frozenset(pair)] = self._passed.get(frozenset(pair), 0) + 1
+        payment = Payment(len(self.payments), path, cids, amounts, at)
         self.payments.append(payment)
         return payment
+
+    def checked_path(self, path: Sequence[str]) -> tuple[str, ...]:
+        """A path along channels that visits no party twice; ConfigError for any other one."""
+        if isinstance(path, str) or len(path) < 2:
+            raise ConfigError(f"{path!r} is no path: give the names of at least two parties, from sender to receiver")
+        for name in path:
+            self.known(name)
+        for name in path:
+            if list(path).count(name) > 1:
+                raise ConfigError(
+                    f"the path {' '.join(path)} visits {name} twice, and locks and orders name a party's place by its "
+                    "name: leave the loop out, or make a payment of each part"
+                )
+        for pair in pairwise(path):
+            if frozenset(pair) not in self.between:
+                raise ConfigError(f"no channel joins {pair[0]} and {pair[1]}: choose a path along channels")
+        return tuple(path)
+
+    def _channel(self, pair: tuple[str, str], amount: int) -> int:
+        """The channel of a hop: of those with the capacity, the one whose turn it is."""
+        cids = self.between[frozenset(pair)]
+        capacities = [sum(self.topology.channels[cid][2:]) for cid in cids]
+        fit = [cid for cid, capacity in zip(cids, capacities, strict=True) if capacity >= amount]
+        if not fit:
+            raise ConfigError(
+                f"the hop from {pair[0]} to {pair[1]} would carry {amount} coins, and no channel of theirs holds more "
+                f"than {max(capacities)}: pay less, or choose another path"
+            )
+        return fit[self._passed.get(frozenset(pair), 0) % len(fit)]
+
+    def starts(self, at: float | None) -> float:
+        """When a payment starts that is to start then, or now if None. ConfigError for a time that is past or none."""
+        return self.sim.now if at is None else finite("at", at, self.sim.now)
+
+    def known(self, name: str) -> str:
+        """The name of a party of this topology; ConfigError for another one."""
+        if name not in self.names:
+            some = ", ".join(list(self.names)[:10]) + ", ..." * (len(self.names) > 10)
+            raise ConfigError(f"unknown party {name!r}: the channels join {some}")
+        return name
 
     def register(self, pid: object, payment: Payment) -> None:
         """Note that the lock or order of this name belongs to a payment."""
@@ -180,9 +233,9 @@ class World:
         return self.bad_members(cid) <= self.topology.faulty
 
     def party(self, name: str) -> Node:
-        """The party of that name, made when it is first asked for."""
+        """The party of that name, made when it is first asked for. ConfigError for a name without a channel."""
         if name not in self._parties:
-            self._parties[name] = self.new_party(name)
+            self._parties[name] = self.new_party(self.known(name))
         return self._parties[name]
 
     def new_party(self, name: str) -> Node:

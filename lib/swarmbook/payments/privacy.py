@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from swarmbook.errors import whole
 from swarmbook.payments.payment_network import Topology, World, line
 from swarmbook.payments.psyncpcn import Order, PSyncPCN, Share
 from swarmbook.payments.signatures import Keys
@@ -49,12 +50,6 @@ def _opaque(value: object) -> object:
     return value
 
 
-def amount_in_view(kind: str, amount: int) -> bool:
-    """Whether any member received a message that holds the amount."""
-    world = _traced(kind, 2)
-    return any(amount in _numbers(message) for _, _, _, message in views(world, amount))
-
-
 def same_views(kind: str, amounts: tuple[int, int]) -> bool:
     """Whether members see the same for two amounts, apart from digests, signatures and keys (R9)."""
     first, second = (views(_traced(kind, 2), amount) for amount in amounts)
@@ -65,19 +60,13 @@ def _traced(kind: str, hops: int) -> World:
     return REAL[kind](line(hops, balance=1000), sim=Simulation(trace=True), keys=Keys("cached"))
 
 
-def _numbers(value: object) -> set[int]:
-    if isinstance(value, tuple):
-        return set().union(*map(_numbers, value)) if value else set()
-    return {value} if isinstance(value, int) else set()
-
-
 def guess_amount(kind: str, trials: int, rng: np.random.Generator, amounts: tuple[int, int] = (123, 457)) -> np.ndarray:
     """Whether a member guesses right which of two amounts is paid, in each trial [trials].
 
     It reads the order if it gets one. Otherwise it takes the parity of the last digest that it was shown.
     """
     right = []
-    for _ in range(trials):
+    for _ in range(whole("trials", trials, 1)):
         truth = int(rng.integers(2))
         seed = int(rng.integers(2**31))
         sim, keys = Simulation(trace=True), Keys("cached", seed)
@@ -107,7 +96,7 @@ def link(lock: str, trials: int, rng: np.random.Generator, timing: bool = False)
     guess rests on the order of arrival; else on the conditions of locks, and on a coin where they tell nothing.
     """
     right = []
-    for _ in range(trials):
+    for _ in range(whole("trials", trials, 1)):
         crossed = int(rng.integers(2))
         delays = np.random.default_rng(rng.integers(2**31))
         sim = Simulation(within(1.0, delays), trace=True)

@@ -4,12 +4,14 @@ R1 to R11 are the standard requirements of multi-hop payments; the paper's wordi
 lists them. `check` applies those that can be read off a world at rest, in which no message and no timer is left. R9 and
 R10 are games (`swarmbook.payments.privacy`). `invariants` has to hold at any time.
 
-Nothing here knows the protocols: the world says how hops ended and what its committees hold (`World`). A violation
+Nothing here knows the protocols: the world says how hops ended and what its committees hold (`World`). Everything is
+judged place by place on a path, whoever stands there, so that a path may visit a party or a channel twice. A violation
 carries the part of the trace on which its party's loss depends (`causal_past`), if there is a trace.
 
 Serves: the table of requirements and the last table of the notebook; claims S2, S8, S9, S13 and S14.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -55,16 +57,19 @@ def check(world: World, only: Iterable[str] = ("R1", "R2", "R3", "R4", "R5", "R6
 
 def _violation(world: World, requirement: str, who: str, what: str) -> Violation:
     trace = world.sim.trace or []
-    last = next((i for i in range(len(trace) - 1, -1, -1) if trace[i].node.split(".")[0] == who), None)
+    last = next((i for i in range(len(trace) - 1, -1, -1) if who in (trace[i].node, trace[i].node.split(".")[0])), None)
     return Violation(requirement, who, what, () if last is None else tuple(causal_past(trace, last)))
 
 
-def _hops(world: World, payment: Payment, party: str) -> tuple[str | None, str | None, bool]:
-    """How the hops before and after a party ended, and whether the committees of both are correct."""
-    outcomes, i = world.outcomes(payment), payment.path.index(party)
-    before = outcomes[i - 1] if i > 0 else None
-    after = outcomes[i] if i < len(outcomes) else None
-    cids = payment.cids[max(0, i - 1) : i + 1]
+def _hops(world: World, payment: Payment, place: int) -> tuple[str | None, str | None, bool]:
+    """How the hops before and after a place of the path ended, and whether the committees of both are correct.
+
+    place: from 0, the sender, who has no hop before it, to n, the receiver, who has none after it.
+    """
+    outcomes = world.outcomes(payment)
+    before = outcomes[place - 1] if place > 0 else None
+    after = outcomes[place] if place < len(outcomes) else None
+    cids = payment.cids[max(0, place - 1) : place + 1]
     return before, after, all(world.correct(cid) for cid in cids)
 
 
@@ -77,45 +82,66 @@ def _protected(world: World) -> list[str]:
     ]
 
 
+def _short(world: World, requirement: str, parties: Iterable[str], initially: bool = False) -> list[Violation]:
+    """Which of these parties hold less than they put in and their paid hops brought and cost.
+
+    initially: or less than they put in, whatever their hops cost.
+    """
+    moved: Counter[str] = Counter()
+    for payment in world.payments:
+        for payer, payee, amount, outcome in zip(
+            *(payment.path, payment.path[1:], payment.amounts, world.outcomes(payment)), strict=False
+        ):
+            if outcome == Outcome.PAID:
+                moved[payer] -= amount
+                moved[payee] += amount
+    found = []
+    for party in parties:
+        total, due = world.total(party), world.initial(party) + moved[party]
+        due = max(due, world.initial(party)) if initially else due
+        if total < due:
+            found.append(_violation(world, requirement, party, f"holds {total} of {due}"))
+    return found
+
+
 def intermediaries(world: World) -> list[Violation]:
     """R1: never paid downstream without being paid upstream; and with the fee if both hops are paid."""
     found = []
     for payment in world.payments:
         for i, party in enumerate(payment.path[1:-1], 1):
-            before, after, correct = _hops(world, payment, party)
+            before, after, correct = _hops(world, payment, i)
             if party in world.faulty or not correct:
                 continue
             if after == Outcome.PAID and before != Outcome.PAID:
                 found.append(_violation(world, "R1", party, f"hop {i + 1} {after}, hop {i} {before}"))
-    for party in _protected(world):
-        between = all(party in payment.path[1:-1] or party not in payment.path for payment in world.payments)
-        if between and world.payments and world.total(party) < world.initial(party):
-            total = world.total(party)
-            found.append(_violation(world, "R1", party, f"holds {total} of {world.initial(party)}"))
-    return found
+    ends = {end for payment in world.payments for end in (payment.path[0], payment.path[-1])}
+    between = [party for party in _protected(world) if world.payments and party not in ends]
+    return found + _short(world, "R1", between, initially=True)
 
 
 def senders(world: World) -> list[Violation]:
-    """R2: a sender whose first hop is paid holds a receipt; one without holds what it had."""
+    """R2: a sender whose first hop is paid holds a receipt, and loses no more; one without holds what it had."""
     found = []
     for payment in world.payments:
         sender = payment.path[0]
-        _, after, correct = _hops(world, payment, sender)
+        _, after, correct = _hops(world, payment, 0)
         if sender not in world.faulty and correct and after == Outcome.PAID and not world.receipt(payment):
             found.append(_violation(world, "R2", sender, "paid, and holds no receipt"))
-    return found
+    starts = {payment.path[0] for payment in world.payments}
+    return found + _short(world, "R2", [party for party in _protected(world) if party in starts])
 
 
 def receivers(world: World) -> list[Violation]:
-    """R3: if the receiver gave out a receipt, its hop is paid."""
+    """R3: if the receiver gave out a receipt, its hop is paid; and it holds what its paid hops brought."""
     found = []
     for payment in world.payments:
         receiver = payment.path[-1]
-        before, _, correct = _hops(world, payment, receiver)
+        before, _, correct = _hops(world, payment, len(payment.path) - 1)
         given = "receipt exists" in payment.times or world.receipt(payment)
         if receiver not in world.faulty and correct and given and before != Outcome.PAID:
             found.append(_violation(world, "R3", receiver, f"gave a receipt, and its hop is {before}"))
-    return found
+    starts, ends = ({payment.path[place] for payment in world.payments} for place in (0, -1))
+    return found + _short(world, "R3", [party for party in _protected(world) if party in ends - starts])
 
 
 def atomicity(world: World) -> list[Violation]:
@@ -201,7 +227,7 @@ def wormholes(world: World) -> list[Violation]:
     for payment in world.payments:
         outcomes = world.outcomes(payment)
         for i, party in enumerate(payment.path[1:-1], 1):
-            before, after, correct = _hops(world, payment, party)
+            before, after, correct = _hops(world, payment, i)
             skipped = (
                 before != Outcome.PAID
                 and after != Outcome.PAID

@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from swarmbook.errors import ConfigError
+from swarmbook.errors import ConfigError, finite, whole
 
 
 class Event(NamedTuple):
@@ -50,7 +50,7 @@ class Node:
     on: ClassVar[dict[type, Callable]] = {}
 
     def __init__(self, name: str, sim: "Simulation", skew: float = 0.0, site: int = 0) -> None:
-        self.name, self.sim, self.skew, self.site = name, sim, skew, site
+        self.name, self.sim, self.skew, self.site = name, sim, finite("skew", skew), site
         self.faults: tuple = ()
 
     def __repr__(self) -> str:
@@ -76,11 +76,13 @@ def unit(sender: Node, to: Node, message: object) -> float:
 
 def within(delta: float, rng: np.random.Generator) -> Callable[[Node, Node, object], float]:
     """Delays drawn uniformly from (0, delta]."""
+    finite("delta", delta, 0, above=True)
     return lambda sender, to, message: delta * (1.0 - rng.random())
 
 
 def stable_after(time: float, delta: float, wild: float, rng: np.random.Generator):
     """Partial synchrony: before `time` a message takes up to `wild`, but none arrives later than time + delta."""
+    finite("time", time, 0), finite("delta", delta, 0, above=True), finite("wild", wild, 0, above=True)
 
     def delay(sender: Node, to: Node, message: object) -> float:
         now = sender.sim.now
@@ -130,8 +132,7 @@ class Simulation:
             number += 1
             time = now + delay(sender, to, message)
             if time not in due:
-                due[time] = []
-                heappush(self._times, time)
+                self._at(time)
             due[time].append((to, sender, message, number))
         self.sent += number - self._number
         self._number = number
@@ -157,8 +158,12 @@ class Simulation:
         self._timers.setdefault(time, []).append((node, None, (call, arguments), self._number))
 
     def _at(self, time: float) -> list[tuple]:
-        """The messages due at a time."""
+        """The messages due at a time. ConfigError for one that is past, or that never comes."""
         if time not in self._due:
+            if not self.now <= time < float("inf"):
+                raise ConfigError(
+                    f"a message or timer of time {self.now} is due at {time}: delays are finite numbers of at least 0"
+                )
             self._due[time] = []
             heappush(self._times, time)
         return self._due[time]
@@ -174,7 +179,8 @@ class Simulation:
             self.trace.append(Event(self.now, "note", node.name, "", text, 0))
 
     def run(self, until: float = float("inf")) -> float:
-        """Deliver until nothing is left, or the next event lies after `until`; returns the time."""
+        """Deliver what is due; returns the time, which is `until` if it is finite. ConfigError if it is no number."""
+        horizon = until if until == float("inf") else finite("until", until)
         times, tracing = self._times, self.trace is not None
         while times and times[0] <= until:
             now = self.now = times[0]
@@ -198,6 +204,8 @@ class Simulation:
                 del messages[:done], timers[:rung]
             heappop(times)
             del self._due[now], self._timers[now]
+        if horizon < float("inf"):
+            self.now = max(self.now, horizon)
         return self.now
 
     def deliver(self, node: Node, sender: Node | None, message: object, number: int) -> None:
@@ -231,6 +239,9 @@ class Asynchronous(Simulation):
         trace: bool = False,
     ) -> None:
         super().__init__(unit, trace)
+        whole("patience", patience)
+        if finite("duplicate", duplicate, 0, 1) == 1:
+            raise ConfigError("duplicate=1 would deliver for ever: give a chance below 1")
         if duplicate and rng is None:
             raise ConfigError("duplicate needs rng: a generator from which it is drawn what comes twice")
         self.choose, self.patience, self.duplicate, self.rng = choose, patience, duplicate, rng
@@ -265,9 +276,12 @@ class Asynchronous(Simulation):
         self._oldest.append(entry)
 
     def run(self, until: float = float("inf")) -> float:
-        """Deliver in the chosen order until nothing is left; timers beyond `until` are left alone."""
+        """Deliver in the chosen order until nothing is left but timers beyond `until`; returns the time, likewise."""
+        horizon = until if until == float("inf") else finite("until", until)
         while self.step(until):
             pass
+        if horizon < float("inf"):
+            self.now = max(self.now, horizon)
         return self.now
 
     def step(self, until: float = float("inf")) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from swarmbook.errors import ConfigError, DataError, unknown
+from swarmbook.errors import ConfigError, DataError, finite, unknown, whole
 from swarmbook.locations import data_folder
 from swarmbook.payments.lightning import Lightning
 from swarmbook.payments.payment_network import line
@@ -103,6 +103,7 @@ def latencies(
 
 def _sites(places: int, hops: int, faulty: int, trials: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Where everybody is: parties [trials, n + 1] and members [trials, n, m]."""
+    whole("hops", hops, 1), whole("faulty", faulty), whole("trials", trials, 1)
     parties = rng.integers(places, size=(trials, hops + 1), dtype=np.int16)
     return parties, rng.integers(places, size=(trials, hops, 3 * faulty + 1), dtype=np.int16)
 
@@ -167,6 +168,7 @@ def jitter(rng: np.random.Generator, shape: int | tuple[int, ...], cap: float = 
 
     The heavy tail has no mean; `cap` bounds the round trip. Negative values count as 0.
     """
+    finite("cap", cap, 0)
     uniform = rng.random(shape)
     pareto = -0.3 + 0.35 * ((1 - uniform) ** -1.4 - 1) / 1.4
     return np.clip(pareto, 0, cap) / 2

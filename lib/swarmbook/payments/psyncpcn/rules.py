@@ -5,7 +5,7 @@ Serves: the rows "PSyncPCN, V1", "V2", "V3" and "carried by parties" of the cost
 
 from dataclasses import dataclass
 
-from swarmbook.errors import ConfigError, unknown
+from swarmbook.errors import ConfigError, finite, unknown
 
 ORDERINGS = ("none", "payer", "agreed")
 RELAYS = ("committee", "party")
@@ -14,7 +14,9 @@ COMMITS = ("return", "forward")
 
 @dataclass(frozen=True)
 class Rules:
-    """What members and parties have agreed on beforehand. Raises ConfigError for words that are not listed here.
+    """What members and parties have agreed on beforehand.
+
+    Raises ConfigError for words that are not listed here, and for a time that is none.
 
     ordering: how members of one committee come to see competing payments in the same order: not at all ("none", V1), by
     the payer's numbers ("payer", V2), or by agreement ("agreed", V3, `swarmbook.payments.pbft`).
@@ -36,6 +38,9 @@ class Rules:
         for what, known in (("ordering", ORDERINGS), ("relay", RELAYS), ("commit", COMMITS)):
             if (value := getattr(self, what)) not in known:
                 raise ConfigError(unknown(what, value, known))
+        finite("view_timeout", self.view_timeout, 0, above=True)
+        if not isinstance(self.echo, bool):
+            raise ConfigError(f"echo={self.echo!r} is refused: give True or False")
         if self.relay == "party" and self.forward:
             raise ConfigError('commit="forward" needs relay="committee": no party sits between C_n and C_1')
 

@@ -65,8 +65,9 @@ class PSyncPCN(World):
 
     def pay(self, path: Sequence[str], amount: int, at: float | None = None, fee: int = 0) -> Payment:
         """Start a payment, now or at a time."""
+        at = self.starts(at)
         payment, order = self.order(path, amount, fee)
-        at = payment.start = self.sim.now if at is None else at
+        payment.start = at
         sender = self.party(path[0])
         self.sim.timer(sender, at, sender.begin, (order,))
         return payment

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate, repeat
 
-from swarmbook.errors import ConfigError
+from swarmbook.errors import ConfigError, finite
 
 TICK = 2.0**-20  # the last deadline is a whole number of ticks, so that no rounding error makes a message late
 
@@ -27,6 +27,7 @@ class Timing:
     skew: float = 0.0
 
     def __post_init__(self) -> None:
+        finite("delta", self.delta), finite("skew", self.skew)
         if not self.delta > 0 or not 0 <= self.skew <= self.delta:
             raise ConfigError(f"delta={self.delta}, skew={self.skew}: give delta > 0 and 0 <= skew <= delta")
 

@@ -20,6 +20,7 @@ Serves: SyncPCN in every figure and table of the notebook; claims S1, S2, S4 to 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+from swarmbook.errors import ConfigError
 from swarmbook.payments.channel import Change, Lock, State, close, commit
 from swarmbook.payments.channel_update import ChannelEnd
 from swarmbook.payments.lock_conditions import scheme
@@ -53,6 +54,9 @@ class SyncPCN(World):
     ) -> None:
         super().__init__(topology, sim, keys, seed)
         self.timing, self.locks, self.skews = timing or Timing(), scheme(lock), skews or {}
+        members = (name for cid in range(len(topology.channels)) for name in self.committee(cid).members)
+        if self.skews and (strangers := set(self.skews) - {*self.names, *members}):
+            raise ConfigError(f"skews of {', '.join(map(repr, strangers))}: give names of parties and members, as C1.2")
         self._members: dict[int, list[SyncPCNMember]] = {}
 
     def new_party(self, name: str) -> SyncPCNParty:
@@ -80,7 +84,7 @@ class SyncPCN(World):
 
     def pay(self, path: Sequence[str], amount: int, at: float | None = None, fee: int = 0) -> Payment:
         """Start a payment, now or at a time. The receiver has handed its invoice to the sender before."""
-        at = self.sim.now if at is None else at
+        at = self.starts(at)
         payment = self.new_payment(path, amount, fee, at)
         for cid in payment.cids:
             self.members(cid)
@@ -91,13 +95,28 @@ class SyncPCN(World):
         """The sender waits for its turn on the first channel; then it makes the locks (`SyncPCNParty.prepared`)."""
         self.party(payment.path[0]).ends[payment.cids[0]].want(payment)
 
-    def update(self, payer: str, payee: str, amount: int) -> None:
+    def update(self, payer: str, payee: str, amount: int) -> Payment:
         """A direct payment inside one channel: one update of the base layer."""
         payment = self.new_payment((payer, payee), amount, 0, self.sim.now)
         self.register(-1 - payment.number, payment)  # names of locks are positive
         self.members(payment.cids[0])
         end = self.party(payer).ends[payment.cids[0]]
-        end.want(Change("pay", amount=amount, pid=-1 - payment.number))
+        end.want(Change("pay", amount=payment.amounts[0], pid=-1 - payment.number))
+        return payment
+
+    def direct(self, payment: Payment) -> bool:
+        """Whether a payment is an `update`, which has no lock."""
+        return bool(payment.pids) and payment.pids[0] == -1 - payment.number
+
+    def updated(self, payment: Payment) -> str:
+        """How an update stands: paid by its certificate, which an honest party holds, and open once it is proposed."""
+        marks = dict(zip(payment.path, ("receipt", "receiver safe"), strict=True))
+        honest = [party for party in marks if party not in self.faulty] or payment.path
+        if any(marks[party] in payment.times for party in honest):
+            return Outcome.PAID
+        wanted = (w for w in self.party(payment.path[0]).ends[payment.cids[0]].wanted if isinstance(w, Change))
+        waits = "failed" in payment.times or any(change.pid == payment.pids[0] for change in wanted)
+        return Outcome.NEVER_LOCKED if waits else Outcome.LOCKED
 
     def hops(self, payment: Payment) -> list[tuple[int, Lock]]:
         """Channel and lock of each hop that was begun."""
@@ -110,6 +129,8 @@ class SyncPCN(World):
         return found
 
     def outcomes(self, payment: Payment) -> list[str]:
+        if self.direct(payment):
+            return [self.updated(payment)]
         ends = dict.fromkeys(payment.cids, Outcome.NEVER_LOCKED)
         for cid, lock in self.hops(payment):
             ends[cid] = self.hop(cid, lock)
@@ -151,6 +172,8 @@ class SyncPCN(World):
 
     def receipt(self, payment: Payment) -> bool:
         sender = self.party(payment.path[0])
+        if self.direct(payment):
+            return "receipt" in payment.times
         return any(t.payment is payment and t.incoming is None and t.key is not None for t in sender.outbound.values())
 
     def opposite(self) -> list[tuple]:
