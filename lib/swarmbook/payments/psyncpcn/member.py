@@ -1,137 +1,171 @@
 """A member of PSyncPCN's committees: it holds the balances of its channel, and reserves and moves coins.
 
+`psyncpcn.world` lists the rules, to which the names in brackets refer.
+
 Serves: PSyncPCN in all its figures; claims S9, S10 and S12, and the mutant "committees heed any other" (S11).
 """
 
 from swarmbook.payments.outcomes import Decision, Outcome
 from swarmbook.payments.payment_network import World
-from swarmbook.payments.pbft import Agreement, Commit, NewView, Prepare, PrePrepare, ViewChange
+from swarmbook.payments.pbft import MESSAGES, Agreement, Decided, Value
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
 from swarmbook.payments.psyncpcn.rules import Rules
+from swarmbook.payments.signatures import Certificate
 from swarmbook.payments.simulation import Node
 
 
 class OrderState:
-    """What a member has made of an order: WAITING for its turn or for agreement; PAID and ABORTED are final."""
+    """What a member has made of an order.
+
+    WAITING: for its turn or for agreement. REFUSED: it has said ABORT for lack of coins, on its own, and follows its
+    committee if that has locked all the same. PAID and ABORTED are final.
+    """
 
     NEW = "new"
     WAITING = "waiting"
     RESERVED = "reserved"
+    REFUSED = "refused"
     PAID = "paid"
     ABORTED = "aborted"
 
 
 FINAL = {OrderState.PAID: Outcome.PAID, OrderState.ABORTED: Outcome.REFUNDED}
+UNLOCKED = OrderState.NEW, OrderState.WAITING, OrderState.REFUSED
 
 
 class Entry:
     """What a member knows of one order.
 
-    pid: its name. place: of the member's channel on the order's path, from 0. side, amount: who pays in that channel,
-    and how much.
+    pid: its name. place: of the member's channel on the order's path, from 0; last: whether that is the last one. side,
+    amount: who pays in that channel, and how much. placed: whether the committee has agreed on its place (V3).
+    evidence: the certificate of the committee before, of an order that waits for this (V3).
     """
 
-    __slots__ = ("order", "pid", "state", "place", "side", "amount")
+    __slots__ = ("order", "pid", "state", "place", "last", "side", "amount", "placed", "evidence")
 
     def __init__(self, order: Order, pid: object, place: int) -> None:
         self.order, self.pid, self.state, self.place = order, pid, OrderState.NEW, place
         self.side, self.amount = order.payers[place], order.amounts[place]
+        self.last, self.placed = place == len(order.cids) - 1, False
+        self.evidence: Certificate | None = None
 
 
 class PSyncPCNMember(Node):
     """A member of the committee of channel `cid`, with its own copy of the balances.
 
-    balances, reserved: coins of the left and the right party. entries: what it knows of orders, by their names. shares:
-    who said what of which order; None once acted upon. V2 (ordering="payer"): numbers: orders by side and number; next:
-    the number whose turn it is. V3 (ordering="agreed"): agreements: its part in each; backing: side and amount that it
-    keeps aside for an order on which it has voted LOCK. echoed: orders that it has passed on.
+    balances: coins of the left and the right party, after payments that it has been told of and that together can be
+    paid. ledger: the same after all of which it has been told; a side is below 0 there while a payment is known before
+    the one whose coins it spends. reserved: coins set aside. entries: what it knows of orders, by their names. shares:
+    who said what of which order, with signatures; None once a quorum did.
+
+    V2 (ordering="payer"): numbers: the payer's orders and decisions, by side and number; next: the number whose turn it
+    is. V3 (ordering="agreed"): slot: the first that it has not done; agreements: its part in each; pending: orders that
+    wait for a slot; ahead: the latest slot of which each other member has spoken. echoed: orders that it has passed on.
     """
 
     __slots__ = (
-        *("world", "rules", "quorum", "keys", "cid", "parties", "balances", "reserved", "entries", "shares"),
-        *("agreements", "numbers", "next", "backing", "echoed"),
+        *("world", "rules", "quorum", "few", "keys", "cid", "parties", "balances", "ledger", "reserved", "entries"),
+        *("shares", "slot", "agreements", "pending", "ahead", "numbers", "next", "echoed"),
     )
 
     def __init__(
         self, name: str, world: World, rules: Rules, cid: int, parties: tuple[Node, Node], balances: list[int]
     ) -> None:
         super().__init__(name, world.sim)
-        self.world, self.rules, self.quorum, self.keys = world, rules, world.topology.quorum, world.keys
+        self.world, self.rules, self.keys = world, rules, world.keys
+        self.quorum, self.few = world.topology.quorum, world.topology.faulty + 1
         self.cid, self.parties = cid, parties
-        self.balances, self.reserved = list(balances), [0, 0]
+        self.balances, self.ledger, self.reserved = list(balances), list(balances), [0, 0]
         self.entries: dict[object, Entry] = {}
-        self.shares: dict[tuple, set[str] | None] = {}
-        self.agreements: dict[object, Agreement] = {}
-        self.numbers: list[dict[int, object]] = [{}, {}]
+        self.shares: dict[tuple, dict[str, object] | None] = {}
+        self.slot = 0
+        self.agreements: dict[int, Agreement] = {}
+        self.pending: dict[object, Entry] = {}
+        self.ahead: dict[str, int] = {}
+        self.numbers: list[dict[int, tuple[object, str]]] = [{}, {}]
         self.next = [0, 0]
-        self.backing: dict[object, tuple[int, int]] = {}
         self.echoed: set[object] = set()
 
     # forwards
 
     def ordered(self, sender: Node, order: Order) -> None:
-        """The sender's order, at the first committee of its path."""
+        """The sender's order, at the first committee of its path, or what an agreed decision is about (V3)."""
         entry = self.entry(order)
-        if entry is not None and entry.place == 0:
-            if self.rules.echo and order.nonce not in self.echoed:
-                self.echoed.add(order.nonce)
+        if entry is None:
+            return
+        if entry.place == 0:
+            if self.rules.echo and entry.pid not in self.echoed:
+                self.echoed.add(entry.pid)
                 for other in self.world.members(self.cid):
                     if other is not self:
                         self.send(other, order)
             self.consider(entry)
+        if self.rules.ordering == "agreed":
+            self.decided()
 
     def entry(self, order: Order) -> Entry | None:
-        """What is known of an order; None if its signature is wrong or this channel is not on its path."""
+        """What is known of an order; None if it is not sound and signed, or this channel is not on its path (O1)."""
         pid = order.pid(self.keys)
         entry = self.entries.get(pid)
         if entry is None:
-            if self.cid not in order.cids or not self.keys.verify(order.sender, order.statement(), order.signature):
+            if self.cid not in order.cids or not self.world.sound(order):
+                return None
+            if not self.keys.verify(order.sender, order.statement(), order.signature):
                 return None
             entry = self.entries[pid] = Entry(order, pid, order.cids.index(self.cid))
         return entry
 
     def shared(self, sender: Node, share: Share) -> None:
-        """A share of another committee: act when a quorum of its members say the same."""
+        """A share of another committee: act when a quorum of its members say the same (Q1), or f + 1 do (L3).
+
+        A share counts only with an order that is sound, so that no faulty member can spoil a quorum with another one.
+        """
         key = share.what, share.cid, share.pid
-        names = self.shares.get(key, ())
-        if names is None or sender.name in names or not self.valid(sender, share):
+        votes = self.shares.get(key, ())
+        if votes is None or sender.name in votes:
             return
-        if not names:
-            names = self.shares[key] = set()
-        names.add(sender.name)
-        if len(names) < self.quorum:
+        entry = self.entries.get(share.pid) or self.introduced(share.pid, share.order)
+        if entry is None or not self.valid(sender, share, entry):
             return
-        self.shares[key] = None
-        entry = self.entry(share.order)
-        if entry is not None:
-            self.told(entry, share.what, share.cid)
+        if not votes:
+            votes = self.shares[key] = {}
+        votes[sender.name] = share.signature
+        if len(votes) >= self.quorum:
+            self.shares[key] = None
+            self.told(entry, share.what, share.cid, votes)
+        elif len(votes) == self.few and entry.state in UNLOCKED and self.implies_lock(entry, share.what, share.cid):
+            self.join(entry)
+
+    def introduced(self, pid: object, order: Order | None) -> Entry | None:
+        """What is known of an order that comes with a message about `pid`, if that is its name."""
+        return None if order is None or order.pid(self.keys) != pid else self.entry(order)
 
     def carried(self, sender: Node, m: CarriedCertificate) -> None:
-        """A certificate of another committee, which a party has carried here."""
+        """A certificate of another committee, which a party or another member has carried here."""
         key = m.what, m.cid, m.pid
-        if self.shares.get(key, ()) is None or m.order.pid(self.keys) != m.pid or m.cid not in m.order.cids:
+        if self.shares.get(key, ()) is None:
             return
-        if m.certificate.statement == ("share", *key) and m.certificate.verify(self.world.committee(m.cid), self.keys):
+        entry = self.entries.get(m.pid) or self.introduced(m.pid, m.order)
+        if entry is None or m.cid not in entry.order.cids or m.certificate.statement != ("share", *key):
+            return
+        if m.certificate.verify(self.world.committee(m.cid), self.keys):
             self.shares[key] = None
-            entry = self.entry(m.order)
-            if entry is not None:
-                self.told(entry, m.what, m.cid)
+            self.told(entry, m.what, m.cid, dict(m.certificate.votes))
 
-    def valid(self, sender: Node, share: Share) -> bool:
+    def valid(self, sender: Node, share: Share, entry: Entry) -> bool:
         """Whether this member of that committee signed this share, of an order that names both channels."""
-        order = share.order
         return (
-            order is not None
-            and order.pid(self.keys) == share.pid
-            and share.cid in order.cids
+            share.cid in entry.order.cids
             and sender.name in self.world.committee(share.cid).members
             and self.keys.verify(sender.name, ("share", share.what, share.cid, share.pid), share.signature)
         )
 
-    def told(self, entry: Entry, what: str, cid: int) -> None:
+    def told(self, entry: Entry, what: str, cid: int, votes: dict[str, object]) -> None:
         """Another committee has decided: the one before has locked, or the one behind has paid or aborted."""
         place = entry.order.cids.index(cid)
         if what == Decision.LOCK and self.adjacent(entry, place, -1):
+            if self.rules.ordering == "agreed":
+                entry.evidence = Certificate(("share", what, cid, entry.pid), tuple(votes.items()))
             self.consider(entry)
         elif what == Decision.PAID and self.adjacent(entry, place, -1 if self.rules.forward else 1):
             self.settle(entry)
@@ -140,77 +174,96 @@ class PSyncPCNMember(Node):
         elif what == Decision.READY and entry.place == 0 and place == len(entry.order.cids) - 1:
             self.settle(entry)
 
+    def implies_lock(self, entry: Entry, what: str, cid: int) -> bool:
+        """Whether an honest member of that committee says this only when this member's committee has locked."""
+        place = entry.order.cids.index(cid)
+        if what == Decision.PAID:
+            return self.adjacent(entry, place, -1 if self.rules.forward else 1)
+        if what == Decision.ABORT:
+            return self.adjacent(entry, place, 1)
+        return what == Decision.READY and entry.place == 0 and place == len(entry.order.cids) - 1
+
     def adjacent(self, entry: Entry, place: int, step: int) -> bool:
         """Whether a committee of the path is the one before this one (step -1) or behind it (1): no other counts."""
         return place == entry.place + step
 
     def consider(self, entry: Entry) -> None:
         """Lock or abort, as the way of ordering says."""
+        if self.rules.ordering == "agreed":
+            self.wait_for_slot(entry)
         if entry.state != OrderState.NEW:
             return
         entry.state = OrderState.WAITING
-        pid, side = entry.pid, entry.side
         if self.rules.ordering == "payer":
-            self.send(self.parties[side], AskNumber(self.cid, pid))
-            self.take_turns(side)
-        elif self.rules.ordering == "agreed":
-            agreement = self.agreement(pid)
-            agreement.begin()
-            if agreement.value is not None:
-                self.agreed(pid, agreement.value)
-        else:
+            self.send(self.parties[entry.side], AskNumber(self.cid, entry.pid, entry.order))
+            self.take_turns(entry.side)
+        elif self.rules.ordering == "none":
             self.decide(entry, self.available(entry))
 
     def available(self, entry: Entry) -> bool:
         """Whether the payer's side has the coins."""
-        return self.balances[entry.side] - self.reserved[entry.side] >= entry.amount
+        return self.ledger[entry.side] - self.reserved[entry.side] >= entry.amount
 
     def decide(self, entry: Entry, lock: bool) -> None:
         """Reserve and pass the duty on, or abort."""
         if entry.state != OrderState.WAITING:
             return
-        last = entry.place == len(entry.order.cids) - 1
-        if not lock:
-            entry.state = OrderState.ABORTED
-            self.sim.note(self, "aborts")
-            self.world.mark(self.world.payment_of(entry.pid), "too little")
-            self.share(entry, Decision.ABORT, back=True)
+        if lock:
+            self.lock(entry)
             return
+        entry.state = OrderState.REFUSED if self.rules.ordering == "none" else OrderState.ABORTED
+        self.sim.note(self, "aborts")
+        self.world.mark(self.world.payment_of(entry.pid), "too little")
+        self.share(entry, Decision.ABORT, back=True)
+
+    def lock(self, entry: Entry) -> None:
+        """Reserve the coins and say so (L1). The last committee of a path pays instead, and says that."""
         self.reserved[entry.side] += entry.amount
         entry.state = OrderState.RESERVED
         self.sim.note(self, "reserves")
-        if not last:
+        if not entry.last:
             self.share(entry, Decision.LOCK, back=False)
         elif self.rules.forward and entry.place > 0:
             self.share(entry, Decision.READY, back=False)
         else:
             self.settle(entry)
 
+    def join(self, entry: Entry) -> None:
+        """Lock what the committee has locked without this member, whose share others may need (L2, L3)."""
+        if entry.state in UNLOCKED:
+            self.lock(entry)
+
     # return
 
     def settle(self, entry: Entry) -> None:
         """Turn the reservation into a transfer, and say so."""
+        self.join(entry)
         if entry.state in FINAL:
             return
         side, amount = entry.side, entry.amount
-        if entry.state == OrderState.RESERVED:
-            self.reserved[side] -= amount
+        self.reserved[side] -= amount
         entry.state = OrderState.PAID
-        self.balances[side] -= amount
-        self.balances[1 - side] += amount
+        self.ledger[side] -= amount
+        self.ledger[1 - side] += amount
+        if min(self.ledger) >= 0:  # together, all that it was told of can be paid (B1)
+            self.balances[:] = self.ledger
         self.sim.note(self, "pays")
         self.world.mark(self.world.payment_of(entry.pid), "settled", last=True)
         self.share(entry, Decision.PAID, back=not self.rules.forward)
+        if self.rules.ordering != "none":
+            self.coins_came(1 - side)
 
     def release(self, entry: Entry) -> None:
         """Give a reservation back, and say so."""
+        self.join(entry)
         if entry.state in FINAL:
             return
-        if entry.state == OrderState.RESERVED:
-            self.reserved[entry.side] -= entry.amount
+        self.reserved[entry.side] -= entry.amount
         entry.state = OrderState.ABORTED
         self.sim.note(self, "releases")
         self.share(entry, Decision.ABORT, back=True)
+        if self.rules.ordering != "none":
+            self.coins_came(entry.side)
 
     def share(self, entry: Entry, what: str, back: bool) -> None:
         """Sign what this committee did; send it to the next committee on its way, and results to both parties."""
@@ -228,67 +281,127 @@ class PSyncPCNMember(Node):
         if 0 <= target < len(order.cids):
             self.sim.send_all(self, world.members(order.cids[target]), share)
         if what in (Decision.PAID, Decision.ABORT):
-            notice = Share(what, self.cid, pid, None, signature)
+            numbers = self.rules.ordering == "payer"  # a payer that counts its coins has to know the amounts
+            notice = share if numbers else Share(what, self.cid, pid, None, signature)
             send(self, payer, notice)
             send(self, payee, notice)
 
     # ordering
 
+    def coins_came(self, side: int) -> None:
+        """What waits for coins of a side may go on."""
+        if self.rules.ordering == "payer":
+            self.take_turns(side)
+        elif self.pending and self.slot in self.agreements:
+            self.agreements[self.slot].advance()
+
     def numbered(self, sender: Node, m: Number) -> None:
-        """V2: take orders in the sequence that the payer gave them."""
-        statement = ("number", m.cid, m.side, m.pid, m.number)
+        """V2: take orders in the sequence that the payer gave them, and lock those that it wants locked."""
+        statement = ("number", m.cid, m.side, m.pid, m.what, m.number)
         if m.cid != self.cid or not self.keys.verify(self.parties[m.side].name, statement, m.signature):
             return
-        self.numbers[m.side].setdefault(m.number, m.pid)
+        self.numbers[m.side].setdefault(m.number, (m.pid, m.what))
         self.take_turns(m.side)
 
     def take_turns(self, side: int) -> None:
-        while (pid := self.numbers[side].get(self.next[side])) is not None:
+        """V2: members lock exactly what the payer wants, each when it knows of the coins, so that none votes alone."""
+        while (turn := self.numbers[side].get(self.next[side])) is not None:
+            pid, what = turn
             entry = self.entries.get(pid)
             if entry is None or entry.state == OrderState.NEW:
                 return
+            lock = what == Decision.LOCK
+            if lock and entry.state == OrderState.WAITING and not self.available(entry):
+                return
             self.next[side] += 1
-            self.decide(entry, self.available(entry))
+            self.decide(entry, lock)
 
-    def agreement(self, pid: object) -> Agreement:
-        """V3: this member's part in agreeing on one order."""
-        if pid not in self.agreements:
-            self.agreements[pid] = Agreement(self, self.world.members(self.cid), pid, self.rules.view_timeout)
-        return self.agreements[pid]
+    def wait_for_slot(self, entry: Entry) -> None:
+        """V3: this member has a reason to lock: the order, or a certificate of the committee before."""
+        if entry.placed or entry.pid in self.pending:
+            return
+        if entry.state == OrderState.NEW:
+            entry.state = OrderState.WAITING
+        self.pending[entry.pid] = entry
+        agreement = self.agreement(self.slot)
+        agreement.wake()
+        agreement.advance()
 
-    def acceptable(self, pid: object, value: str) -> bool:
-        """Whether this member may back a value: it can always abort, but lock only what it can reserve."""
-        if value == Decision.ABORT:
-            return True
-        entry = self.entries[pid]
-        side, amount = entry.side, entry.amount
-        others = sum(held for key, (of, held) in self.backing.items() if of == side and key != pid)
-        return self.balances[side] - self.reserved[side] - others >= amount
+    def agreement(self, slot: int) -> Agreement:
+        """V3: this member's part in deciding a slot."""
+        if slot not in self.agreements:
+            self.agreements[slot] = Agreement(self, self.world.members(self.cid), slot, self.rules.view_timeout)
+        return self.agreements[slot]
 
-    def backed(self, pid: object, value: str) -> None:
-        """Keep an amount aside for as long as a LOCK that this member has backed may still be decided."""
-        entry = self.entries[pid]
-        if value == Decision.LOCK:
-            self.backing[pid] = entry.side, entry.amount
+    def choice(self) -> Value | None:
+        """V3: the first order that waits, and LOCK if this member has the coins or knows that it is locked."""
+        for pid, entry in self.pending.items():
+            lock = entry.state != OrderState.WAITING or self.available(entry)
+            return pid, Decision.LOCK if lock else Decision.ABORT
+        return None
 
-    def agreed(self, pid: object, value: str) -> None:
-        """V3: the committee has agreed on an order."""
-        entry = self.entries.get(pid)
-        self.backing.pop(pid, None)
+    def acceptable(self, value: Value) -> bool:
+        """V3: whether this member may back a value: an order that waits, and LOCK only if there are the coins."""
+        pid, what = value
+        entry = self.pending.get(pid)
+        if entry is None or what not in (Decision.LOCK, Decision.ABORT):
+            return False
+        known = entry.state != OrderState.WAITING
+        return known or self.available(entry) if what == Decision.LOCK else not known
+
+    def decided(self) -> None:
+        """V3: do what the committee has decided, slot after slot, as soon as the orders are known."""
+        while (agreement := self.agreements.get(self.slot)) is not None and agreement.value is not None:
+            pid, what = agreement.value
+            entry = self.entries.get(pid)
+            if entry is None:  # it asks for the order if that does not come by itself
+                agreement.wake()
+                return
+            self.slot += 1
+            self.pending.pop(pid, None)
+            if not entry.placed:
+                entry.placed = True
+                if entry.state == OrderState.NEW:
+                    entry.state = OrderState.WAITING
+                self.decide(entry, what == Decision.LOCK)
+        if self.pending or agreement is not None:
+            agreement = self.agreement(self.slot)
+            if self.pending:
+                agreement.wake()
+            agreement.advance()
+
+    def remind(self) -> None:
+        """V3: pass on what waits here for too long, so that all honest members wait for it (A2)."""
+        for pid, entry in self.pending.items():
+            message: object = entry.order
+            if entry.evidence is not None:
+                _, what, cid, _ = entry.evidence.statement
+                message = CarriedCertificate(what, cid, pid, entry.order, entry.evidence)
+            for other in self.world.members(self.cid):
+                if other is not self:
+                    self.send(other, message)
+
+    def tell(self, to: Node, proof: Decided) -> None:
+        """V3: show a member that was left behind what was decided (A1), and the order, if this one has it."""
+        entry = self.entries.get(proof.value[0])
         if entry is not None:
-            if entry.state == OrderState.NEW:
-                entry.state = OrderState.WAITING
-            self.decide(entry, value == Decision.LOCK)
+            self.send(to, entry.order)
+        self.send(to, proof)
 
     def agreeing(self, sender: Node, m: object) -> None:
         """V3: a message of another member's part in agreeing."""
-        if sender.name in self.world.committee(self.cid).members and m.cid == self.cid:
-            self.agreement(m.pid).receive(sender, m)
+        if sender.name not in self.world.committee(self.cid).members or m.cid != self.cid:
+            return
+        if m.slot > self.slot:
+            self.ahead[sender.name] = max(m.slot, self.ahead.get(sender.name, 0))
+            if sum(slot > self.slot for slot in self.ahead.values()) >= self.few:
+                self.agreement(self.slot).wake()  # an honest one has done this slot
+        self.agreement(m.slot).receive(sender, m)
 
     on = {
         Order: ordered,
         Share: shared,
         CarriedCertificate: carried,
         Number: numbered,
-        **dict.fromkeys((PrePrepare, Prepare, Commit, ViewChange, NewView), agreeing),
+        **dict.fromkeys(MESSAGES, agreeing),
     }

@@ -14,18 +14,20 @@ from swarmbook.payments.simulation import Node
 class PSyncPCNParty(Node):
     """A party learns what committees decided, numbers its orders if asked, and carries certificates if it has to.
 
-    tallies, certificates: by decision, channel and order. given: the numbers that it gave to orders, by channel and
-    side. askers: the members that asked for a number, by channel and order.
+    tallies, certificates: by decision, channel and order. orders: those that it has been told of, by their names. given:
+    what it has decided of orders, in the sequence of their numbers, by channel and side. askers: the members that asked
+    for a number, by channel and order.
     """
 
-    __slots__ = ("world", "rules", "keys", "tallies", "certificates", "given", "askers")
+    __slots__ = ("world", "rules", "keys", "tallies", "certificates", "orders", "given", "askers")
 
     def __init__(self, name: str, world: World, rules: Rules) -> None:
         super().__init__(name, world.sim)
         self.world, self.rules, self.keys = world, rules, world.keys
         self.tallies: dict[tuple, Tally] = {}
         self.certificates: dict[tuple, Certificate] = {}
-        self.given: dict[tuple[int, int], dict[object, int]] = {}
+        self.orders: dict[object, Order] = {}
+        self.given: dict[tuple[int, int], dict[object, Number]] = {}
         self.askers: dict[tuple[int, object], list[Node]] = {}
 
     def begin(self, order: Order) -> None:
@@ -34,8 +36,13 @@ class PSyncPCNParty(Node):
             self.send(member, order)
 
     def shared(self, sender: Node, share: Share) -> None:
-        """Count a member's share; a quorum of them is a certificate."""
+        """Count a member's share; a quorum of them is a certificate.
+
+        A party that carries certificates counts a share only with a sound order, without which it could not carry it.
+        """
         about = share.what, share.cid, share.pid
+        if self.rules.relay == "party" and self.order(share.pid, share.order) is None:
+            return
         tally = self.tallies.get(about)
         if tally is None:
             tally = self.tallies[about] = Tally(self.world.topology.quorum)
@@ -43,6 +50,8 @@ class PSyncPCNParty(Node):
             return
         if not self.keys.verify(sender.name, ("share", *about), share.signature):
             return
+        if self.rules.ordering == "payer":
+            self.order(share.pid, share.order)
         if not tally.add(about, sender.name, share.signature):
             return
         certificate = self.certificates[about] = tally.certificate(about, ("share", *about))
@@ -53,13 +62,18 @@ class PSyncPCNParty(Node):
                 self.world.mark(payment, "receipt")
             if self.name == payment.path[-1] and share.cid == payment.cids[-1]:
                 self.world.mark(payment, "receiver safe")
-        order = share.order
-        if self.rules.relay == "party" and order is not None and order.pid(self.keys) == share.pid:
-            self.carry(share, certificate)
+        if self.rules.relay == "party":
+            self.carry(share, self.orders[share.pid], certificate)
 
-    def carry(self, share: Share, certificate: Certificate) -> None:
+    def order(self, pid: object, order: Order | None) -> Order | None:
+        """The order of this name, if this party has been told of it now or before, and it is sound and signed."""
+        if pid not in self.orders and order is not None and order.pid(self.keys) == pid and self.world.sound(order):
+            if self.keys.verify(order.sender, order.statement(), order.signature):
+                self.orders[pid] = order
+        return self.orders.get(pid)
+
+    def carry(self, share: Share, order: Order, certificate: Certificate) -> None:
         """relay="party": hand a certificate to the committee on the other side of this party."""
-        order = share.order
         if share.cid not in order.cids:
             return
         place = order.cids.index(share.cid)
@@ -73,8 +87,11 @@ class PSyncPCNParty(Node):
 
     def asked(self, sender: Node, m: AskNumber) -> None:
         """V2: number an order for which an honest member asks, which is sure once f + 1 members did."""
-        members = self.world.committee(m.cid).members
-        if sender.name not in members or self.name not in self.world.topology.channels[m.cid][:2]:
+        members, order = self.world.committee(m.cid).members, self.order(m.pid, m.order)
+        if sender.name not in members or order is None or m.cid not in order.cids:
+            return
+        side = order.payers[order.cids.index(m.cid)]
+        if self.world.topology.channels[m.cid][side] != self.name:
             return
         asked = self.askers.setdefault((m.cid, m.pid), [])
         if sender in asked:
@@ -82,10 +99,31 @@ class PSyncPCNParty(Node):
         asked.append(sender)
         needed = self.world.topology.faulty + 1
         for member in asked if len(asked) == needed else [sender] * (len(asked) > needed):
-            side = self.world.side(m.cid, self.name)
-            given = self.given.setdefault((m.cid, side), {})
-            number = given.setdefault(m.pid, len(given))
-            signature = self.keys.sign(self.name, ("number", m.cid, side, m.pid, number))
-            self.send(member, Number(m.cid, side, m.pid, number, signature))
+            self.send(member, self.number(m.cid, side, m.pid))
+
+    def number(self, cid: int, side: int, pid: object) -> Number:
+        """V2: the next number, and LOCK if this party has the coins by all that it can prove; once for each order."""
+        given = self.given.setdefault((cid, side), {})
+        if pid not in given:
+            what = Decision.LOCK if self.amount(cid, pid) <= self.coins(cid, side) else Decision.ABORT
+            signature = self.keys.sign(self.name, ("number", cid, side, pid, what, len(given)))
+            given[pid] = Number(cid, side, pid, what, len(given), signature)
+        return given[pid]
+
+    def amount(self, cid: int, pid: object) -> int:
+        order = self.orders[pid]
+        return order.amounts[order.cids.index(cid)]
+
+    def coins(self, cid: int, side: int) -> int:
+        """V2: this party's coins in a channel that it has not given away, with those that it was certainly paid."""
+        coins = self.world.topology.channels[cid][2 + side]
+        for pid, number in self.given[cid, side].items():
+            if number.what == Decision.LOCK and (Decision.ABORT, cid, pid) not in self.certificates:
+                coins -= self.amount(cid, pid)
+        for what, of, pid in self.certificates:
+            if what == Decision.PAID and of == cid and pid in self.orders:
+                order = self.orders[pid]
+                coins += (order.payers[order.cids.index(cid)] != side) * self.amount(cid, pid)
+        return coins
 
     on = {Share: shared, AskNumber: asked}

@@ -25,6 +25,8 @@ from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation
 
+ENDS = {**FINAL, OrderState.REFUSED: Outcome.REFUNDED}
+
 
 class PSyncPCN(World):
     """The protocol over a topology. rules: the options of `Rules`, by name."""
@@ -71,14 +73,31 @@ class PSyncPCN(World):
         self.sim.timer(sender, at, sender.begin, (order,))
         return payment
 
+    def sound(self, order: Order) -> bool:
+        """Whether an order takes nothing from anybody who does not get it back (O1).
+
+        Its channels are joined from the sender to the receiver, none twice, and no hop carries more than the one before.
+        """
+        channels, who, left = self.topology.channels, order.sender, None
+        if not len(order.cids) == len(order.amounts) == len(order.payers) == len(set(order.cids)) > 0:
+            return False
+        for cid, amount, payer in zip(order.cids, order.amounts, order.payers, strict=True):
+            if not 0 <= cid < len(channels) or payer not in (0, 1) or channels[cid][payer] != who:
+                return False
+            if amount < 1 or left is not None and amount > left:
+                return False
+            who, left = channels[cid][1 - payer], amount
+        return who == order.receiver
+
     def outcome(self, cid: int, pid: object) -> str:
         """How a hop stands, as most honest members of its committee have it."""
         states = [m.entries[pid].state if pid in m.entries else OrderState.NEW for m in self.honest(cid)]
         if not states:
             return Outcome.NEVER_LOCKED
-        common = max(sorted(set(states)), key=states.count)
-        if common in FINAL:
-            return FINAL[common]
+        ends = [ENDS.get(state, state) for state in states]
+        common = max(sorted(set(ends)), key=ends.count)
+        if common in ENDS.values():
+            return common
         if OrderState.RESERVED in states or OrderState.WAITING in states:
             return Outcome.LOCKED
         return Outcome.NEVER_LOCKED
