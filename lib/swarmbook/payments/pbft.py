@@ -158,41 +158,46 @@ class Agreement:
             self.waiting = self.view
             self.member.at(self.member.clock + self.timeout * 2**self.view, self._timeout, self.view)
 
+    def supported(self) -> bool:
+        """Whether f + 1 members, so an honest one, have committed to a value: it may be decided without this member."""
+        return any(len(votes) > self.faulty for votes in self.commits.values())
+
     def advance(self) -> None:
         """Do what this member now can: follow others to a later view, lead, back a proposal, commit."""
         if self.open and self.value is None:
-            self._follow()
+            if self.wanted:
+                self._follow()
             self._lead()
             self._consider()
             for view, value in [*self.prepares]:
-                self._commit(view, value)
+                if view == self.view:
+                    self._commit(view, value)
 
     def receive(self, sender: Node, m: object) -> None:
         """Take a message of another member, if its signature is right."""
-        kind = type(m)
+        kind = m.__class__
         if kind is Decided:
             self._told(m)
         elif not self.member.keys.verify(sender.name, self._statement(m), m.signature):
             return
-        elif kind is PrePrepare:
-            if sender is self.leader(m.view) and m.view not in self.proposals:
-                self.proposals[m.view] = m
-                self._prepare_vote(sender.name, m.view, m.value, m.signature)
-                self._consider()
         elif kind is Prepare:
             if sender is not self.leader(m.view):
                 self._prepare_vote(sender.name, m.view, m.value, m.signature)
         elif kind is Commit:
             self._commit_vote(sender.name, m.view, m.value, m.signature)
+        elif kind is PrePrepare:
+            if sender is self.leader(m.view) and m.view not in self.proposals:
+                self.proposals[m.view] = m
+                self._prepare_vote(sender.name, m.view, m.value, m.signature)
+                self._consider()
         elif kind is ViewChange:
             self._requested(sender, m)
         else:
             self._new_view(sender, m)
 
     def _statement(self, m: object) -> tuple:
-        if isinstance(m, ViewChange):
-            return ("ViewChange", m.cid, m.slot, m.view, m.prepared)
-        return (type(m).__name__, m.cid, m.slot, m.view, m.value)
+        kind = m.__class__
+        return (kind.__name__, m.cid, m.slot, m.view, m.prepared if kind is ViewChange else m.value)
 
     def _signed(self, kind: type, view: int, value: Value) -> object:
         statement = (kind.__name__, self.member.cid, self.slot, view, value)
@@ -246,7 +251,7 @@ class Agreement:
         votes = self.commits.setdefault((view, value), {})
         votes[name] = signature
         if len(votes) == self.faulty + 1:
-            self.wake()  # somebody honest is among them: if this slot is decided without this member, it will ask
+            self.wake()  # `supported`: this member will ask, unless it decides in time
         if len(votes) >= self.quorum and self.value is None:
             self._decide(Decided(self.member.cid, self.slot, view, value, tuple(votes.items())))
 

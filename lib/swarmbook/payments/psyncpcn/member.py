@@ -29,6 +29,7 @@ class OrderState:
     ABORTED = "aborted"
 
 
+UNSEEN: frozenset[str] = frozenset()
 FINAL = {OrderState.PAID: Outcome.PAID, OrderState.ABORTED: Outcome.REFUNDED}
 UNLOCKED = OrderState.NEW, OrderState.WAITING, OrderState.REFUSED
 
@@ -36,18 +37,19 @@ UNLOCKED = OrderState.NEW, OrderState.WAITING, OrderState.REFUSED
 class Entry:
     """What a member knows of one order.
 
-    pid: its name. place: of the member's channel on the order's path, from 0; last: whether that is the last one. side,
-    amount: who pays in that channel, and how much. placed: whether the committee has agreed on its place (V3).
-    evidence: the certificate of the committee before, of an order that waits for this (V3).
+    pid: its name. place: of the member's channel on the order's path, from 0; before: the channel of the place before,
+    or None; last: whether there is none behind. side, amount: who pays in that channel, and how much. placed: whether
+    the committee has agreed on its slot; evidence: the signatures by which the committee before has locked it (V3).
     """
 
-    __slots__ = ("order", "pid", "state", "place", "last", "side", "amount", "placed", "evidence")
+    __slots__ = ("order", "pid", "state", "place", "before", "last", "side", "amount", "placed", "evidence")
 
     def __init__(self, order: Order, pid: object, place: int) -> None:
         self.order, self.pid, self.state, self.place = order, pid, OrderState.NEW, place
         self.side, self.amount = order.payers[place], order.amounts[place]
+        self.before = order.cids[place - 1] if place else None
         self.last, self.placed = place == len(order.cids) - 1, False
-        self.evidence: Certificate | None = None
+        self.evidence: tuple[tuple[str, object], ...] = ()
 
 
 class PSyncPCNMember(Node):
@@ -55,8 +57,8 @@ class PSyncPCNMember(Node):
 
     balances: coins of the left and the right party, after payments that it has been told of and that together can be
     paid. ledger: the same after all of which it has been told; a side is below 0 there while a payment is known before
-    the one whose coins it spends. reserved: coins set aside. entries: what it knows of orders, by their names. shares:
-    who said what of which order, with signatures; None once a quorum did.
+    the one whose coins it spends. reserved: coins set aside. entries: what it knows of orders, by their names. shares: by
+    what is said of which order, the members that have not said it yet; None once a quorum has.
 
     V2 (ordering="payer"): numbers: the payer's orders and decisions, by side and number; next: the number whose turn it
     is. V3 (ordering="agreed"): slot: the first that it has not done; agreements: its part in each; pending: orders that
@@ -64,7 +66,7 @@ class PSyncPCNMember(Node):
     """
 
     __slots__ = (
-        *("world", "rules", "quorum", "few", "keys", "cid", "parties", "balances", "ledger", "reserved", "entries"),
+        *("world", "rules", "size", "few", "spare", "agrees", "keys", "cid", "parties", "balances", "ledger", "reserved", "entries"),
         *("shares", "slot", "agreements", "pending", "ahead", "numbers", "next", "echoed"),
     )
 
@@ -73,11 +75,12 @@ class PSyncPCNMember(Node):
     ) -> None:
         super().__init__(name, world.sim)
         self.world, self.rules, self.keys = world, rules, world.keys
-        self.quorum, self.few = world.topology.quorum, world.topology.faulty + 1
+        self.size, self.few, self.spare = world.topology.size, world.topology.faulty + 1, world.topology.faulty
+        self.agrees = rules.ordering == "agreed"
         self.cid, self.parties = cid, parties
         self.balances, self.ledger, self.reserved = list(balances), list(balances), [0, 0]
         self.entries: dict[object, Entry] = {}
-        self.shares: dict[tuple, dict[str, object] | None] = {}
+        self.shares: dict[tuple, set[str] | None] = {}
         self.slot = 0
         self.agreements: dict[int, Agreement] = {}
         self.pending: dict[object, Entry] = {}
@@ -100,8 +103,8 @@ class PSyncPCNMember(Node):
                     if other is not self:
                         self.send(other, order)
             self.consider(entry)
-        if self.rules.ordering == "agreed":
-            self.decided()
+        if self.agrees and (agreement := self.agreements.get(self.slot)) is not None and agreement.value is not None:
+            self.decided()  # which has waited for this order
 
     def entry(self, order: Order) -> Entry | None:
         """What is known of an order; None if it is not sound and signed, or this channel is not on its path (O1)."""
@@ -121,19 +124,27 @@ class PSyncPCNMember(Node):
         A share counts only with an order that is sound, so that no faulty member can spoil a quorum with another one.
         """
         key = share.what, share.cid, share.pid
-        votes = self.shares.get(key, ())
-        if votes is None or sender.name in votes:
+        missing = self.shares.get(key, UNSEEN)
+        if missing is None:
+            return
+        if missing is UNSEEN:
+            missing = set(self.world.committee(share.cid).members)
+        if sender.name not in missing:
             return
         entry = self.entries.get(share.pid) or self.introduced(share.pid, share.order)
-        if entry is None or not self.valid(sender, share, entry):
+        if entry is None or share.cid not in entry.order.cids:
             return
-        if not votes:
-            votes = self.shares[key] = {}
-        votes[sender.name] = share.signature
-        if len(votes) >= self.quorum:
+        if not self.keys.verify(sender.name, ("share", *key), share.signature):
+            return
+        missing.remove(sender.name)
+        if self.agrees and share.what == Decision.LOCK and share.cid == entry.before:
+            entry.evidence = *entry.evidence, (sender.name, share.signature)
+        if len(missing) <= self.spare:
             self.shares[key] = None
-            self.told(entry, share.what, share.cid, votes)
-        elif len(votes) == self.few and entry.state in UNLOCKED and self.implies_lock(entry, share.what, share.cid):
+            self.told(entry, share.what, share.cid)
+            return
+        self.shares[key] = missing
+        if len(missing) == self.size - self.few and entry.state in UNLOCKED and self.implies_lock(entry, share.what, share.cid):
             self.join(entry)
 
     def introduced(self, pid: object, order: Order | None) -> Entry | None:
@@ -143,29 +154,21 @@ class PSyncPCNMember(Node):
     def carried(self, sender: Node, m: CarriedCertificate) -> None:
         """A certificate of another committee, which a party or another member has carried here."""
         key = m.what, m.cid, m.pid
-        if self.shares.get(key, ()) is None:
+        if self.shares.get(key, UNSEEN) is None:
             return
         entry = self.entries.get(m.pid) or self.introduced(m.pid, m.order)
         if entry is None or m.cid not in entry.order.cids or m.certificate.statement != ("share", *key):
             return
         if m.certificate.verify(self.world.committee(m.cid), self.keys):
             self.shares[key] = None
-            self.told(entry, m.what, m.cid, dict(m.certificate.votes))
+            if m.what == Decision.LOCK and m.cid == entry.before:
+                entry.evidence = m.certificate.votes
+            self.told(entry, m.what, m.cid)
 
-    def valid(self, sender: Node, share: Share, entry: Entry) -> bool:
-        """Whether this member of that committee signed this share, of an order that names both channels."""
-        return (
-            share.cid in entry.order.cids
-            and sender.name in self.world.committee(share.cid).members
-            and self.keys.verify(sender.name, ("share", share.what, share.cid, share.pid), share.signature)
-        )
-
-    def told(self, entry: Entry, what: str, cid: int, votes: dict[str, object]) -> None:
+    def told(self, entry: Entry, what: str, cid: int) -> None:
         """Another committee has decided: the one before has locked, or the one behind has paid or aborted."""
         place = entry.order.cids.index(cid)
         if what == Decision.LOCK and self.adjacent(entry, place, -1):
-            if self.rules.ordering == "agreed":
-                entry.evidence = Certificate(("share", what, cid, entry.pid), tuple(votes.items()))
             self.consider(entry)
         elif what == Decision.PAID and self.adjacent(entry, place, -1 if self.rules.forward else 1):
             self.settle(entry)
@@ -189,7 +192,7 @@ class PSyncPCNMember(Node):
 
     def consider(self, entry: Entry) -> None:
         """Lock or abort, as the way of ordering says."""
-        if self.rules.ordering == "agreed":
+        if self.agrees:
             self.wait_for_slot(entry)
         if entry.state != OrderState.NEW:
             return
@@ -237,16 +240,17 @@ class PSyncPCNMember(Node):
 
     def settle(self, entry: Entry) -> None:
         """Turn the reservation into a transfer, and say so."""
-        self.join(entry)
-        if entry.state in FINAL:
-            return
-        side, amount = entry.side, entry.amount
+        if entry.state != OrderState.RESERVED:
+            self.join(entry)
+            if entry.state in FINAL:
+                return
+        side, amount, ledger = entry.side, entry.amount, self.ledger
         self.reserved[side] -= amount
         entry.state = OrderState.PAID
-        self.ledger[side] -= amount
-        self.ledger[1 - side] += amount
-        if min(self.ledger) >= 0:  # together, all that it was told of can be paid (B1)
-            self.balances[:] = self.ledger
+        ledger[side] -= amount
+        ledger[1 - side] += amount
+        if ledger[0] >= 0 and ledger[1] >= 0:  # together, all that it was told of can be paid (B1)
+            self.balances[:] = ledger
         self.sim.note(self, "pays")
         self.world.mark(self.world.payment_of(entry.pid), "settled", last=True)
         self.share(entry, Decision.PAID, back=not self.rules.forward)
@@ -366,17 +370,22 @@ class PSyncPCNMember(Node):
                 self.decide(entry, what == Decision.LOCK)
         if self.pending or agreement is not None:
             agreement = self.agreement(self.slot)
-            if self.pending:
+            if self.pending or self.behind() or agreement.supported():
                 agreement.wake()
             agreement.advance()
+
+    def behind(self) -> bool:
+        """V3: whether f + 1 others, so an honest one, have done the slot that this member is at."""
+        return sum(slot > self.slot for slot in self.ahead.values()) >= self.few
 
     def remind(self) -> None:
         """V3: pass on what waits here for too long, so that all honest members wait for it (A2)."""
         for pid, entry in self.pending.items():
             message: object = entry.order
-            if entry.evidence is not None:
-                _, what, cid, _ = entry.evidence.statement
-                message = CarriedCertificate(what, cid, pid, entry.order, entry.evidence)
+            if entry.before is not None:
+                about = Decision.LOCK, entry.before, pid
+                certificate = Certificate(("share", *about), entry.evidence)
+                message = CarriedCertificate(*about, entry.order, certificate)
             for other in self.world.members(self.cid):
                 if other is not self:
                     self.send(other, message)
@@ -390,13 +399,13 @@ class PSyncPCNMember(Node):
 
     def agreeing(self, sender: Node, m: object) -> None:
         """V3: a message of another member's part in agreeing."""
-        if sender.name not in self.world.committee(self.cid).members or m.cid != self.cid:
+        if m.cid != self.cid or sender.name not in self.world.committee(self.cid).members:
             return
         if m.slot > self.slot:
             self.ahead[sender.name] = max(m.slot, self.ahead.get(sender.name, 0))
-            if sum(slot > self.slot for slot in self.ahead.values()) >= self.few:
-                self.agreement(self.slot).wake()  # an honest one has done this slot
-        self.agreement(m.slot).receive(sender, m)
+            if self.behind():
+                self.agreement(self.slot).wake()
+        (self.agreements.get(m.slot) or self.agreement(m.slot)).receive(sender, m)
 
     on = {
         Order: ordered,

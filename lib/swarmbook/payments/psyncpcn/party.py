@@ -19,7 +19,7 @@ class PSyncPCNParty(Node):
     for a number, by channel and order.
     """
 
-    __slots__ = ("world", "rules", "keys", "tallies", "certificates", "orders", "given", "askers")
+    __slots__ = ("world", "rules", "keys", "tallies", "certificates", "orders", "given", "coins", "askers", "needs_orders")
 
     def __init__(self, name: str, world: World, rules: Rules) -> None:
         super().__init__(name, world.sim)
@@ -28,7 +28,9 @@ class PSyncPCNParty(Node):
         self.certificates: dict[tuple, Certificate] = {}
         self.orders: dict[object, Order] = {}
         self.given: dict[tuple[int, int], dict[object, Number]] = {}
+        self.coins: dict[tuple[int, int], int] = {}
         self.askers: dict[tuple[int, object], list[Node]] = {}
+        self.needs_orders = rules.relay == "party" or rules.ordering == "payer"
 
     def begin(self, order: Order) -> None:
         """Send a signed order to the first committee of its path."""
@@ -38,20 +40,20 @@ class PSyncPCNParty(Node):
     def shared(self, sender: Node, share: Share) -> None:
         """Count a member's share; a quorum of them is a certificate.
 
-        A party that carries certificates counts a share only with a sound order, without which it could not carry it.
+        A party that carries certificates or numbers orders counts a share only with a sound order: it needs the order.
         """
         about = share.what, share.cid, share.pid
-        if self.rules.relay == "party" and self.order(share.pid, share.order) is None:
-            return
         tally = self.tallies.get(about)
         if tally is None:
+            if self.needs_orders:
+                order = self.order(share.pid, share.order)
+                if order is None or share.cid not in order.cids:
+                    return
             tally = self.tallies[about] = Tally(self.world.topology.quorum)
         if sender.name not in self.world.committee(share.cid).members:
             return
         if not self.keys.verify(sender.name, ("share", *about), share.signature):
             return
-        if self.rules.ordering == "payer":
-            self.order(share.pid, share.order)
         if not tally.add(about, sender.name, share.signature):
             return
         certificate = self.certificates[about] = tally.certificate(about, ("share", *about))
@@ -64,6 +66,8 @@ class PSyncPCNParty(Node):
                 self.world.mark(payment, "receiver safe")
         if self.rules.relay == "party":
             self.carry(share, self.orders[share.pid], certificate)
+        if self.rules.ordering == "payer":
+            self.count(share, self.orders[share.pid])
 
     def order(self, pid: object, order: Order | None) -> Order | None:
         """The order of this name, if this party has been told of it now or before, and it is sound and signed."""
@@ -74,8 +78,6 @@ class PSyncPCNParty(Node):
 
     def carry(self, share: Share, order: Order, certificate: Certificate) -> None:
         """relay="party": hand a certificate to the committee on the other side of this party."""
-        if share.cid not in order.cids:
-            return
         place = order.cids.index(share.cid)
         payer = self.world.side(share.cid, self.name) == order.payers[place]
         target = place + (-1 if payer else 1)
@@ -105,25 +107,29 @@ class PSyncPCNParty(Node):
         """V2: the next number, and LOCK if this party has the coins by all that it can prove; once for each order."""
         given = self.given.setdefault((cid, side), {})
         if pid not in given:
-            what = Decision.LOCK if self.amount(cid, pid) <= self.coins(cid, side) else Decision.ABORT
+            amount, coins = self.amount(cid, pid), self.coins.setdefault((cid, side), self.initial(cid, side))
+            what = Decision.LOCK if amount <= coins else Decision.ABORT
+            self.coins[cid, side] -= amount * (what == Decision.LOCK)
             signature = self.keys.sign(self.name, ("number", cid, side, pid, what, len(given)))
             given[pid] = Number(cid, side, pid, what, len(given), signature)
         return given[pid]
 
+    def count(self, share: Share, order: Order) -> None:
+        """V2: coins that a certificate gives this party: those paid to it, and those of what it locked in vain."""
+        cid, pid = share.cid, share.pid
+        payer, side = order.payers[order.cids.index(cid)], self.world.side(cid, self.name)
+        number = self.given.get((cid, side), {}).get(pid)
+        paid = share.what == Decision.PAID and payer != side
+        back = share.what == Decision.ABORT and number is not None and number.what == Decision.LOCK
+        if paid or back:
+            coins = self.coins.setdefault((cid, side), self.initial(cid, side))
+            self.coins[cid, side] = coins + self.amount(cid, pid)
+
+    def initial(self, cid: int, side: int) -> int:
+        return self.world.topology.channels[cid][2 + side]
+
     def amount(self, cid: int, pid: object) -> int:
         order = self.orders[pid]
         return order.amounts[order.cids.index(cid)]
-
-    def coins(self, cid: int, side: int) -> int:
-        """V2: this party's coins in a channel that it has not given away, with those that it was certainly paid."""
-        coins = self.world.topology.channels[cid][2 + side]
-        for pid, number in self.given[cid, side].items():
-            if number.what == Decision.LOCK and (Decision.ABORT, cid, pid) not in self.certificates:
-                coins -= self.amount(cid, pid)
-        for what, of, pid in self.certificates:
-            if what == Decision.PAID and of == cid and pid in self.orders:
-                order = self.orders[pid]
-                coins += (order.payers[order.cids.index(cid)] != side) * self.amount(cid, pid)
-        return coins
 
     on = {Share: shared, AskNumber: asked}

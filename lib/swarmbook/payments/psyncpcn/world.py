@@ -44,6 +44,7 @@ class PSyncPCN(World):
         super().__init__(topology, sim, keys, seed)
         self.rules = Rules(**rules)
         self._members: dict[int, list[PSyncPCNMember]] = {}
+        self._sound: dict[int, tuple[Order, bool]] = {}  # by identity, since all members get to see the same object
 
     def new_party(self, name: str) -> PSyncPCNParty:
         return PSyncPCNParty(name, self, self.rules)
@@ -78,6 +79,12 @@ class PSyncPCN(World):
 
         Its channels are joined from the sender to the receiver, none twice, and no hop carries more than the one before.
         """
+        known = self._sound.get(id(order))
+        if known is None:
+            known = self._sound[id(order)] = order, self._follows_channels(order)
+        return known[1]
+
+    def _follows_channels(self, order: Order) -> bool:
         channels, who, left = self.topology.channels, order.sender, None
         if not len(order.cids) == len(order.amounts) == len(order.payers) == len(set(order.cids)) > 0:
             return False
@@ -106,8 +113,8 @@ class PSyncPCN(World):
         return [self.outcome(cid, payment.pids[0]) for cid in payment.cids]
 
     def balances(self, cid: int) -> tuple[int, ...]:
-        """Both balances, as most honest members have them."""
-        views = [tuple(m.balances) for m in self.honest(cid) or self.members(cid)]
+        """Both balances, after all payments of which most honest members know."""
+        views = [tuple(m.ledger) for m in self.honest(cid) or self.members(cid)]
         return max(sorted(set(views)), key=views.count)
 
     def total(self, party: str) -> int:
