@@ -13,7 +13,7 @@ from swarmbook.payments.adversary import Fault, Selective
 from swarmbook.payments.attacks import SAFETY, names
 from swarmbook.payments.outcomes import Decision, Outcome
 from swarmbook.payments.payment_network import Topology, line
-from swarmbook.payments.pbft import Commit, NewView, PrePrepare, Prepare, ViewChange
+from swarmbook.payments.pbft import Commit, NewView, Prepare, PrePrepare, ViewChange
 from swarmbook.payments.psyncpcn import Order, PSyncPCN, PSyncPCNMember, Share
 from swarmbook.payments.psyncpcn.invariants import obligations
 from swarmbook.payments.requirements import Watch, check
@@ -214,7 +214,8 @@ def test_a_share_with_a_spoilt_order_completes_no_quorum(relay, mode, spoilt):
         def outgoing(self, node, to, message):
             if not isinstance(message, Share) or message.order is None:
                 return [(to, message)]
-            return [(to, message._replace(order=message.order._replace(signature=None) if spoilt == "unsigned" else None))]
+            order = message.order._replace(signature=None) if spoilt == "unsigned" else None
+            return [(to, message._replace(order=order))]
 
     sim = Simulation(slow(("C1.3", "", Share, 5.0)))
     world = PSyncPCN(line(2), sim=sim, keys=Keys(mode), relay=relay)
@@ -290,19 +291,24 @@ def test_only_an_order_among_payments_keeps_members_from_locking_too_much_togeth
 class Partial(Fault):
     """Talks to some alone, which may depend on the kind of message; lies to some of these, and acts out of turn.
 
-    lies: the share of messages that it replaces by another of the same kind. Whatever it sends, it signs as itself.
+    lies: the share of messages that it replaces by another of the same kind. late: the share that it holds back for up
+    to 150. Whatever it sends, it signs as itself.
     """
 
-    def __init__(self, world: PSyncPCN, rng: np.random.Generator, by_kind: bool, lies: float):
-        self.world, self.rng, self.by_kind, self.lies = world, rng, by_kind, lies
+    def __init__(self, world: PSyncPCN, rng: np.random.Generator, by_kind: bool, lies: float, late: float):
+        self.world, self.rng, self.by_kind, self.lies, self.late = world, rng, by_kind, lies, late
         self.heard: dict[tuple, bool] = {}
         self.share, self.orders, self.left = rng.random(), {}, 30 * (lies > 0)
 
     def outgoing(self, node, to, message):
         kind = (type(message).__name__, getattr(message, "what", None)) if self.by_kind else None
-        if self.heard.setdefault((to.name, kind), self.rng.random() < self.share):
-            return [(to, self.other(node, message) if self.rng.random() < self.lies else message)]
-        return []
+        if not self.heard.setdefault((to.name, kind), self.rng.random() < self.share):
+            return []
+        said = self.other(node, message) if self.rng.random() < self.lies else message
+        if self.rng.random() < self.late:
+            node.sim.timer(node, node.sim.now + 150 * self.rng.random(), node.sim.transmit, (node, to, said))
+            return []
+        return [(to, said)]
 
     def other(self, node, message):
         words = (Decision.LOCK, Decision.ABORT, Decision.PAID, Decision.READY)
@@ -370,12 +376,14 @@ def hunted(seed: int, ordering: str, extra: int = 0) -> PSyncPCN:
     world = PSyncPCN(line(n, f, left, right), sim=sim, seed=seed, ordering=ordering, **more)
     for cid in range(n):
         for k in rng.permutation(3 * f + 1)[: f + extra]:
-            world.corrupt(world.members(cid)[k], Partial(world, rng, rng.random() < 0.6, rng.choice([0, 0, 0.3])))
+            habits = rng.random() < 0.6, rng.choice([0, 0, 0.3]), rng.choice([0, 0, 0.3])
+            world.corrupt(world.members(cid)[k], Partial(world, rng, *habits))
     if ordering != "payer" and "relay" not in more and rng.random() < 0.3:
-        world.corrupt(world.party("u0"), Partial(world, rng, False, 0.0))
+        world.corrupt(world.party("u0"), Partial(world, rng, False, 0.0, 0.0))
     for _ in range(1 if rng.random() < 0.5 else int(rng.integers(2, 5))):
         path = names(n) if rng.random() < 0.7 else names(n)[::-1]
-        world.pay(path, int(rng.integers(4, 11)), at=float(rng.choice([0, 0, 2, 30])))
+        path = path[int(rng.integers(n)) if rng.random() < 0.3 else 0 :]
+        world.pay(path, int(rng.integers(4, 11)), at=float(rng.choice([0, 0, 2, 30])), fee=int(rng.integers(2)))
     return world
 
 

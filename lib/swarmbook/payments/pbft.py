@@ -18,6 +18,8 @@ Why two values never win one slot: two quorums of 2 f + 1 among 3 f + 1 members 
 member, which backs one value in a view. What a quorum committed, f + 1 honest members had seen prepared, and every
 quorum of requests for a later view has one of them, whose proof the new leader must follow.
 
+The file is long because messages and what they do to one member are one protocol, to be read in one go.
+
 Serves: the row "PSyncPCN, V3" of the cost table (S4), and claim S9.
 """
 
@@ -96,7 +98,7 @@ MESSAGES = PrePrepare, Prepare, Commit, ViewChange, NewView, Decided
 
 
 class Voter(Protocol):
-    """What agreement asks of a member of the committee, which is also a `Node`. slot: the first that it has not done."""
+    """What agreement asks of a member of the committee, which is also a `Node`. slot: the first not done yet."""
 
     cid: int
     slot: int

@@ -9,7 +9,8 @@ Serves: tests, and searches for violations, which find a broken step long before
 
 from collections.abc import Iterable
 
-from swarmbook.payments.psyncpcn.member import FINAL, OrderState, PSyncPCNMember
+from swarmbook.payments.psyncpcn.entries import FINAL, OrderState
+from swarmbook.payments.psyncpcn.member import PSyncPCNMember
 
 LOCKED = OrderState.RESERVED, OrderState.PAID
 
@@ -76,7 +77,9 @@ def _slots(cid: int, honest: list[PSyncPCNMember]) -> Iterable[str]:
         for slot, agreement in member.agreements.items():
             if agreement.value is not None:
                 decided.setdefault(slot, set()).add(agreement.value)
-    twice = [f"A3: C{cid + 1} has decided {values} in slot {slot}" for slot, values in decided.items() if len(values) > 1]
+    twice = [
+        f"A3: C{cid + 1} has decided {values} in slot {slot}" for slot, values in decided.items() if len(values) > 1
+    ]
     pids = [pid for values in decided.values() for pid, _ in values]
     return twice + [f"A3: C{cid + 1} has decided an order twice"] * (len(set(pids)) < len(pids))
 
@@ -91,6 +94,6 @@ def _locked_before(world, pid: object) -> Iterable[str]:
     last = max(entry.place for entry in entries if entry.state == OrderState.PAID)
     cids = entries[0].order.cids
     for place, cid in enumerate(cids):
-        if cid in known and (place < last or world.rules.forward and len(cids) > 1):
-            if sum(entry.state in LOCKED for entry in known[cid]) <= world.topology.faulty:
-                yield f"L1: order {pid} is paid at hop {last + 1}, and C{cid + 1} has not locked it"
+        before = place < last or (world.rules.forward and len(cids) > 1)
+        if before and cid in known and sum(e.state in LOCKED for e in known[cid]) <= world.topology.faulty:
+            yield f"L1: order {pid} is paid at hop {last + 1}, and C{cid + 1} has not locked it"

@@ -5,86 +5,41 @@
 Serves: PSyncPCN in all its figures; claims S9, S10 and S12, and the mutant "committees heed any other" (S11).
 """
 
-from swarmbook.payments.outcomes import Decision, Outcome
+from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import World
-from swarmbook.payments.pbft import MESSAGES, Agreement, Decided, Value
+from swarmbook.payments.pbft import MESSAGES
+from swarmbook.payments.psyncpcn.entries import FINAL, UNLOCKED, UNSEEN, Entry, OrderState
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
 from swarmbook.payments.psyncpcn.rules import Rules
-from swarmbook.payments.signatures import Certificate
+from swarmbook.payments.psyncpcn.sequence import SequencingMember
 from swarmbook.payments.simulation import Node
 
 
-class OrderState:
-    """What a member has made of an order.
-
-    WAITING: for its turn or for agreement. REFUSED: it has said ABORT for lack of coins, on its own, and follows its
-    committee if that has locked all the same. PAID and ABORTED are final.
-    """
-
-    NEW = "new"
-    WAITING = "waiting"
-    RESERVED = "reserved"
-    REFUSED = "refused"
-    PAID = "paid"
-    ABORTED = "aborted"
-
-
-UNSEEN: frozenset[str] = frozenset()
-FINAL = {OrderState.PAID: Outcome.PAID, OrderState.ABORTED: Outcome.REFUNDED}
-UNLOCKED = OrderState.NEW, OrderState.WAITING, OrderState.REFUSED
-
-
-class Entry:
-    """What a member knows of one order.
-
-    pid: its name. place: of the member's channel on the order's path, from 0; before: the channel of the place before,
-    or None; last: whether there is none behind. side, amount: who pays in that channel, and how much. placed: whether
-    the committee has agreed on its slot; evidence: the signatures by which the committee before has locked it (V3).
-    """
-
-    __slots__ = ("order", "pid", "state", "place", "before", "last", "side", "amount", "placed", "evidence")
-
-    def __init__(self, order: Order, pid: object, place: int) -> None:
-        self.order, self.pid, self.state, self.place = order, pid, OrderState.NEW, place
-        self.side, self.amount = order.payers[place], order.amounts[place]
-        self.before = order.cids[place - 1] if place else None
-        self.last, self.placed = place == len(order.cids) - 1, False
-        self.evidence: tuple[tuple[str, object], ...] = ()
-
-
-class PSyncPCNMember(Node):
+class PSyncPCNMember(SequencingMember):
     """A member of the committee of channel `cid`, with its own copy of the balances.
 
     balances: coins of the left and the right party, after payments that it has been told of and that together can be
     paid. ledger: the same after all of which it has been told; a side is below 0 there while a payment is known before
-    the one whose coins it spends. reserved: coins set aside. entries: what it knows of orders, by their names. shares: by
-    what is said of which order, the members that have not said it yet; None once a quorum has.
-
-    V2 (ordering="payer"): numbers: the payer's orders and decisions, by side and number; next: the number whose turn it
-    is. V3 (ordering="agreed"): slot: the first that it has not done; agreements: its part in each; pending: orders that
-    wait for a slot; ahead: the latest slot of which each other member has spoken. echoed: orders that it has passed on.
+    the one whose coins it spends. reserved: coins set aside. shares: by what is said of which order, the members that
+    have not said it yet; None once a quorum has. spare: how many need not. echoed: orders that it has passed on. V2
+    (ordering="payer"): numbers: orders and what the payer decided of them, by side and number; next: the number whose
+    turn it is.
     """
 
     __slots__ = (
-        *("world", "rules", "size", "few", "spare", "agrees", "keys", "cid", "parties", "balances", "ledger", "reserved", "entries"),
-        *("shares", "slot", "agreements", "pending", "ahead", "numbers", "next", "echoed"),
+        *("size", "spare", "agrees", "parties", "balances", "ledger", "reserved", "shares", "numbers", "next"),
+        "echoed",
     )
 
     def __init__(
         self, name: str, world: World, rules: Rules, cid: int, parties: tuple[Node, Node], balances: list[int]
     ) -> None:
-        super().__init__(name, world.sim)
-        self.world, self.rules, self.keys = world, rules, world.keys
-        self.size, self.few, self.spare = world.topology.size, world.topology.faulty + 1, world.topology.faulty
+        super().__init__(name, world, rules, cid)
+        self.size, self.spare = world.topology.size, world.topology.faulty
         self.agrees = rules.ordering == "agreed"
-        self.cid, self.parties = cid, parties
+        self.parties = parties
         self.balances, self.ledger, self.reserved = list(balances), list(balances), [0, 0]
-        self.entries: dict[object, Entry] = {}
         self.shares: dict[tuple, set[str] | None] = {}
-        self.slot = 0
-        self.agreements: dict[int, Agreement] = {}
-        self.pending: dict[object, Entry] = {}
-        self.ahead: dict[str, int] = {}
         self.numbers: list[dict[int, tuple[object, str]]] = [{}, {}]
         self.next = [0, 0]
         self.echoed: set[object] = set()
@@ -144,7 +99,11 @@ class PSyncPCNMember(Node):
             self.told(entry, share.what, share.cid)
             return
         self.shares[key] = missing
-        if len(missing) == self.size - self.few and entry.state in UNLOCKED and self.implies_lock(entry, share.what, share.cid):
+        if (
+            len(missing) == self.size - self.few
+            and entry.state in UNLOCKED
+            and self.implies_lock(entry, share.what, share.cid)
+        ):
             self.join(entry)
 
     def introduced(self, pid: object, order: Order | None) -> Entry | None:
@@ -320,97 +279,10 @@ class PSyncPCNMember(Node):
             self.next[side] += 1
             self.decide(entry, lock)
 
-    def wait_for_slot(self, entry: Entry) -> None:
-        """V3: this member has a reason to lock: the order, or a certificate of the committee before."""
-        if entry.placed or entry.pid in self.pending:
-            return
-        if entry.state == OrderState.NEW:
-            entry.state = OrderState.WAITING
-        self.pending[entry.pid] = entry
-        agreement = self.agreement(self.slot)
-        agreement.wake()
-        agreement.advance()
-
-    def agreement(self, slot: int) -> Agreement:
-        """V3: this member's part in deciding a slot."""
-        if slot not in self.agreements:
-            self.agreements[slot] = Agreement(self, self.world.members(self.cid), slot, self.rules.view_timeout)
-        return self.agreements[slot]
-
-    def choice(self) -> Value | None:
-        """V3: the first order that waits, and LOCK if this member has the coins or knows that it is locked."""
-        for pid, entry in self.pending.items():
-            lock = entry.state != OrderState.WAITING or self.available(entry)
-            return pid, Decision.LOCK if lock else Decision.ABORT
-        return None
-
-    def acceptable(self, value: Value) -> bool:
-        """V3: whether this member may back a value: an order that waits, and LOCK only if there are the coins."""
-        pid, what = value
-        entry = self.pending.get(pid)
-        if entry is None or what not in (Decision.LOCK, Decision.ABORT):
-            return False
-        known = entry.state != OrderState.WAITING
-        return known or self.available(entry) if what == Decision.LOCK else not known
-
-    def decided(self) -> None:
-        """V3: do what the committee has decided, slot after slot, as soon as the orders are known."""
-        while (agreement := self.agreements.get(self.slot)) is not None and agreement.value is not None:
-            pid, what = agreement.value
-            entry = self.entries.get(pid)
-            if entry is None:  # it asks for the order if that does not come by itself
-                agreement.wake()
-                return
-            self.slot += 1
-            self.pending.pop(pid, None)
-            if not entry.placed:
-                entry.placed = True
-                if entry.state == OrderState.NEW:
-                    entry.state = OrderState.WAITING
-                self.decide(entry, what == Decision.LOCK)
-        if self.pending or agreement is not None:
-            agreement = self.agreement(self.slot)
-            if self.pending or self.behind() or agreement.supported():
-                agreement.wake()
-            agreement.advance()
-
-    def behind(self) -> bool:
-        """V3: whether f + 1 others, so an honest one, have done the slot that this member is at."""
-        return sum(slot > self.slot for slot in self.ahead.values()) >= self.few
-
-    def remind(self) -> None:
-        """V3: pass on what waits here for too long, so that all honest members wait for it (A2)."""
-        for pid, entry in self.pending.items():
-            message: object = entry.order
-            if entry.before is not None:
-                about = Decision.LOCK, entry.before, pid
-                certificate = Certificate(("share", *about), entry.evidence)
-                message = CarriedCertificate(*about, entry.order, certificate)
-            for other in self.world.members(self.cid):
-                if other is not self:
-                    self.send(other, message)
-
-    def tell(self, to: Node, proof: Decided) -> None:
-        """V3: show a member that was left behind what was decided (A1), and the order, if this one has it."""
-        entry = self.entries.get(proof.value[0])
-        if entry is not None:
-            self.send(to, entry.order)
-        self.send(to, proof)
-
-    def agreeing(self, sender: Node, m: object) -> None:
-        """V3: a message of another member's part in agreeing."""
-        if m.cid != self.cid or sender.name not in self.world.committee(self.cid).members:
-            return
-        if m.slot > self.slot:
-            self.ahead[sender.name] = max(m.slot, self.ahead.get(sender.name, 0))
-            if self.behind():
-                self.agreement(self.slot).wake()
-        (self.agreements.get(m.slot) or self.agreement(m.slot)).receive(sender, m)
-
     on = {
         Order: ordered,
         Share: shared,
         CarriedCertificate: carried,
         Number: numbered,
-        **dict.fromkeys(MESSAGES, agreeing),
+        **dict.fromkeys(MESSAGES, SequencingMember.agreeing),
     }

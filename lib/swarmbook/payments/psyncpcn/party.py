@@ -14,12 +14,24 @@ from swarmbook.payments.simulation import Node
 class PSyncPCNParty(Node):
     """A party learns what committees decided, numbers its orders if asked, and carries certificates if it has to.
 
-    tallies, certificates: by decision, channel and order. orders: those that it has been told of, by their names. given:
-    what it has decided of orders, in the sequence of their numbers, by channel and side. askers: the members that asked
-    for a number, by channel and order.
+    tallies, certificates: by decision, channel and order. orders: those that it has been told of, by their names; it
+    needs them if it carries certificates or numbers orders. given: what it has decided of orders, in the sequence of
+    their numbers, by channel and side; coins: those that it has not given away there, with what it was certainly paid.
+    askers: the members that asked for a number, by channel and order.
     """
 
-    __slots__ = ("world", "rules", "keys", "tallies", "certificates", "orders", "given", "coins", "askers", "needs_orders")
+    __slots__ = (
+        "world",
+        "rules",
+        "keys",
+        "tallies",
+        "certificates",
+        "orders",
+        "given",
+        "coins",
+        "askers",
+        "needs_orders",
+    )
 
     def __init__(self, name: str, world: World, rules: Rules) -> None:
         super().__init__(name, world.sim)
@@ -71,10 +83,13 @@ class PSyncPCNParty(Node):
 
     def order(self, pid: object, order: Order | None) -> Order | None:
         """The order of this name, if this party has been told of it now or before, and it is sound and signed."""
-        if pid not in self.orders and order is not None and order.pid(self.keys) == pid and self.world.sound(order):
-            if self.keys.verify(order.sender, order.statement(), order.signature):
-                self.orders[pid] = order
-        return self.orders.get(pid)
+        if pid in self.orders or order is None:
+            return self.orders.get(pid)
+        named = order.pid(self.keys) == pid and self.world.sound(order)
+        if named and self.keys.verify(order.sender, order.statement(), order.signature):
+            self.orders[pid] = order
+            return order
+        return None
 
     def carry(self, share: Share, order: Order, certificate: Certificate) -> None:
         """relay="party": hand a certificate to the committee on the other side of this party."""
