@@ -5,6 +5,7 @@ every event the invariants of `requirements` and the protocol's own (`psyncpcn.i
 """
 
 from collections.abc import Iterable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -413,3 +414,34 @@ def test_the_hunt_finds_losses_at_one_faulty_member_too_many(ordering):
         world.correct = lambda cid: True
         lost |= {violation.requirement for violation in check(world, ("R1", "R2", "R5"))}
     assert lost
+
+
+def mirrored(first: int, second: int, late: int) -> tuple:
+    """The smallest of all that these subsets of three look like when honest members change places."""
+    bits = [[mask >> k & 1 for k in range(3)] for mask in (first, second, late)]
+    return tuple(sorted(bits[0])), tuple(sorted(zip(bits[1], bits[2], strict=True)))
+
+
+@pytest.mark.parametrize("ordering", ["none", "payer", "agreed"])
+@pytest.mark.parametrize("commit", COMMITS)
+@pytest.mark.parametrize("coins", [100, 5])
+def test_every_choice_of_whom_two_faulty_members_talk_to_and_to_whom_the_order_comes_late(ordering, commit, coins):
+    """Two hops, one faulty member in each committee: all subsets, up to the names of honest members."""
+    cases = {mirrored(*masks): masks for masks in product(range(8), repeat=3)}
+    for first, second, late in cases.values():
+
+        def delay(sender, to, message, late=late) -> float:
+            return 100.0 if isinstance(message, Order) and to.name in {f"C1.{k + 1}" for k in bits(late)} else 1.0
+
+        topology = Topology((("u0", "u1", 100, 100), ("u1", "u2", coins, 100)))
+        world = PSyncPCN(topology, sim=Simulation(delay), ordering=ordering, commit=commit)
+        world.corrupt(world.members(0)[3], Selective(["u0", "u1", "C2.4", *(f"C2.{k + 1}" for k in bits(first))]))
+        world.corrupt(world.members(1)[3], Selective(["u1", "u2", "C1.4", *(f"C1.{k + 1}" for k in bits(second))]))
+        payment = world.pay(names(2), 10)
+        assert not watched(world) and not unfinished(world), (first, second, late)
+        paid = coins >= 10
+        assert set(world.outcomes(payment)) == {Outcome.PAID if paid else Outcome.REFUNDED}, (first, second, late)
+
+
+def bits(mask: int) -> list[int]:
+    return [k for k in range(3) if mask >> k & 1]

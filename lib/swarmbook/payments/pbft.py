@@ -103,6 +103,7 @@ class Voter(Protocol):
     cid: int
     slot: int
     keys: Keys
+    others: list[Node]
 
     def choice(self) -> Value | None:
         """What this member would propose now, or None if no payment waits."""
@@ -127,9 +128,13 @@ class Agreement:
     the waiting time of the first view, in the simulation's unit of time.
     """
 
+    __slots__ = (
+        *("member", "members", "slot", "timeout", "faulty", "quorum", "view", "waiting", "value", "proof", "backs"),
+        *("proposals", "licences", "prepared", "committed", "prepares", "commits", "requests", "wanted"),
+    )
+
     def __init__(self, member: Voter, members: list[Node], slot: int, timeout: float) -> None:
         self.member, self.members, self.slot, self.timeout = member, members, slot, timeout
-        self.names = [other.name for other in members]
         self.faulty = (len(members) - 1) // 3
         self.quorum = len(members) - self.faulty
         self.view, self.waiting = 0, -1  # waiting: the last view for which it has set a timer
@@ -180,13 +185,13 @@ class Agreement:
         kind = m.__class__
         if kind is Decided:
             self._told(m)
-        elif not self.member.keys.verify(sender.name, self._statement(m), m.signature):
+        elif not self.member.keys.verify(sender.name, self._statement(kind, m), m.signature):
             return
+        elif kind is Commit:
+            self._commit_vote(sender.name, m.view, m.value, m.signature)
         elif kind is Prepare:
             if sender is not self.leader(m.view):
                 self._prepare_vote(sender.name, m.view, m.value, m.signature)
-        elif kind is Commit:
-            self._commit_vote(sender.name, m.view, m.value, m.signature)
         elif kind is PrePrepare:
             if sender is self.leader(m.view) and m.view not in self.proposals:
                 self.proposals[m.view] = m
@@ -197,8 +202,8 @@ class Agreement:
         else:
             self._new_view(sender, m)
 
-    def _statement(self, m: object) -> tuple:
-        kind = m.__class__
+    @staticmethod
+    def _statement(kind: type, m: object) -> tuple:
         return (kind.__name__, m.cid, m.slot, m.view, m.prepared if kind is ViewChange else m.value)
 
     def _signed(self, kind: type, view: int, value: Value) -> object:
@@ -206,9 +211,7 @@ class Agreement:
         return kind(self.member.cid, self.slot, view, value, self.member.keys.sign(self.member.name, statement))
 
     def _others(self, message: object) -> None:
-        for other in self.members:
-            if other is not self.member:
-                self.member.send(other, message)
+        self.member.sim.send_all(self.member, self.member.others, message)
 
     def _consider(self) -> None:
         """Back what the leader of this view proposes, if it may, and if this member can.
@@ -262,8 +265,8 @@ class Agreement:
         if proof.view not in self.committed:  # faulty members may have told this one alone: help the others
             self.committed.add(proof.view)
             self._others(self._signed(Commit, proof.view, proof.value))
-        for other in self.members:
-            if self.wanted.get(other.name, 0) > proof.view and other is not self.member:
+        for other in self.member.others:
+            if self.wanted.get(other.name, 0) > proof.view:
                 self.member.tell(other, proof)
         self.member.decided()
 
@@ -276,7 +279,7 @@ class Agreement:
 
     def _signers(self, votes: tuple, statement) -> int:
         """How many distinct members signed `statement(name)`."""
-        verify, names = self.member.keys.verify, self.names
+        verify, names = self.member.keys.verify, [member.name for member in self.members]
         return len({name for name, signature in votes if name in names and verify(name, statement(name), signature)})
 
     # view change
@@ -336,12 +339,13 @@ class Agreement:
         """Enter a view whose leader shows that a quorum asked for it, and that it keeps what may be decided."""
         if sender is not self.leader(m.view) or m.view < self.view or m.view in self.licences:
             return
+        names = [member.name for member in self.members]
         valid = {
             name: request
             for name, request in m.requests
             if (request.cid, request.slot, request.view) == (self.member.cid, self.slot, m.view)
-            and name in self.names
-            and self.member.keys.verify(name, self._statement(request), request.signature)
+            and name in names
+            and self.member.keys.verify(name, self._statement(ViewChange, request), request.signature)
             and (request.prepared is None or self._proven(request.prepared))
         }
         must = self._must(valid.values())

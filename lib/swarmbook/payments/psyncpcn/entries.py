@@ -43,3 +43,8 @@ class Entry:
         self.before = order.cids[place - 1] if place else None
         self.last, self.placed = place == len(order.cids) - 1, False
         self.evidence: tuple[tuple[str, object], ...] = ()
+
+    def prove(self, cid: int, name: str, signature: object) -> None:
+        """Keep a share of LOCK, if it is of the committee before."""
+        if cid == self.before:
+            self.evidence = *self.evidence, (name, signature)

@@ -21,13 +21,14 @@ class PSyncPCNMember(SequencingMember):
     balances: coins of the left and the right party, after payments that it has been told of and that together can be
     paid. ledger: the same after all of which it has been told; a side is below 0 there while a payment is known before
     the one whose coins it spends. reserved: coins set aside. shares: by what is said of which order, the members that
-    have not said it yet; None once a quorum has. spare: how many need not. echoed: orders that it has passed on. V2
+    have not said it yet; None once a quorum has. spare: how many of these may be left then; hint: how many when f + 1
+    have said it. echoed: orders that it has passed on. V2
     (ordering="payer"): numbers: orders and what the payer decided of them, by side and number; next: the number whose
     turn it is.
     """
 
     __slots__ = (
-        *("size", "spare", "agrees", "parties", "balances", "ledger", "reserved", "shares", "numbers", "next"),
+        *("hint", "spare", "agrees", "parties", "balances", "ledger", "reserved", "shares", "numbers", "next"),
         "echoed",
     )
 
@@ -35,7 +36,7 @@ class PSyncPCNMember(SequencingMember):
         self, name: str, world: World, rules: Rules, cid: int, parties: tuple[Node, Node], balances: list[int]
     ) -> None:
         super().__init__(name, world, rules, cid)
-        self.size, self.spare = world.topology.size, world.topology.faulty
+        self.hint, self.spare = world.topology.size - self.few, world.topology.faulty
         self.agrees = rules.ordering == "agreed"
         self.parties = parties
         self.balances, self.ledger, self.reserved = list(balances), list(balances), [0, 0]
@@ -64,13 +65,15 @@ class PSyncPCNMember(SequencingMember):
     def entry(self, order: Order) -> Entry | None:
         """What is known of an order; None if it is not sound and signed, or this channel is not on its path (O1)."""
         pid = order.pid(self.keys)
-        entry = self.entries.get(pid)
-        if entry is None:
-            if self.cid not in order.cids or not self.world.sound(order):
-                return None
-            if not self.keys.verify(order.sender, order.statement(), order.signature):
-                return None
-            entry = self.entries[pid] = Entry(order, pid, order.cids.index(self.cid))
+        return self.entries.get(pid) or self.enter(pid, order)
+
+    def enter(self, pid: object, order: Order) -> Entry | None:
+        """Note an order of this name that is new here, if it is sound and signed and this channel is on its path."""
+        if self.cid not in order.cids or not self.world.sound(order):
+            return None
+        if not self.keys.verify(order.sender, order.statement(), order.signature):
+            return None
+        entry = self.entries[pid] = Entry(order, pid, order.cids.index(self.cid))
         return entry
 
     def shared(self, sender: Node, share: Share) -> None:
@@ -80,35 +83,35 @@ class PSyncPCNMember(SequencingMember):
         """
         key = share.what, share.cid, share.pid
         missing = self.shares.get(key, UNSEEN)
-        if missing is None:
+        if not missing:
+            if missing is None or not (missing := self.awaited(share)):
+                return
+            self.shares[key] = missing
+        name = sender.name
+        if name not in missing or not self.keys.verify(name, ("share", *key), share.signature):
             return
-        if missing is UNSEEN:
-            missing = set(self.world.committee(share.cid).members)
-        if sender.name not in missing:
-            return
+        missing.remove(name)
+        if self.agrees and share.what == Decision.LOCK:
+            self.entries[share.pid].prove(share.cid, name, share.signature)
+        left = len(missing)
+        if left <= self.spare:
+            self.shares[key] = None
+            self.told(self.entries[share.pid], share.what, share.cid)
+        elif left == self.hint:
+            entry = self.entries[share.pid]
+            if entry.state in UNLOCKED and self.implies_lock(entry, share.what, share.cid):
+                self.join(entry)
+
+    def awaited(self, share: Share) -> set[str]:
+        """Who has to say what is said first here: nobody, if it is about no sound order with both channels (O1)."""
         entry = self.entries.get(share.pid) or self.introduced(share.pid, share.order)
         if entry is None or share.cid not in entry.order.cids:
-            return
-        if not self.keys.verify(sender.name, ("share", *key), share.signature):
-            return
-        missing.remove(sender.name)
-        if self.agrees and share.what == Decision.LOCK and share.cid == entry.before:
-            entry.evidence = *entry.evidence, (sender.name, share.signature)
-        if len(missing) <= self.spare:
-            self.shares[key] = None
-            self.told(entry, share.what, share.cid)
-            return
-        self.shares[key] = missing
-        if (
-            len(missing) == self.size - self.few
-            and entry.state in UNLOCKED
-            and self.implies_lock(entry, share.what, share.cid)
-        ):
-            self.join(entry)
+            return set()
+        return set(self.world.committee(share.cid).members)
 
     def introduced(self, pid: object, order: Order | None) -> Entry | None:
         """What is known of an order that comes with a message about `pid`, if that is its name."""
-        return None if order is None or order.pid(self.keys) != pid else self.entry(order)
+        return None if order is None or order.pid(self.keys) != pid else self.enter(pid, order)
 
     def carried(self, sender: Node, m: CarriedCertificate) -> None:
         """A certificate of another committee, which a party or another member has carried here."""
@@ -246,8 +249,7 @@ class PSyncPCNMember(SequencingMember):
         if what in (Decision.PAID, Decision.ABORT):
             numbers = self.rules.ordering == "payer"  # a payer that counts its coins has to know the amounts
             notice = share if numbers else Share(what, self.cid, pid, None, signature)
-            send(self, payer, notice)
-            send(self, payee, notice)
+            self.sim.send_all(self, (payer, payee), notice)
 
     # ordering
 

@@ -19,16 +19,22 @@ from swarmbook.payments.simulation import Node
 class SequencingMember(Node):
     """A member of the committee of channel `cid`, as far as the sequence of its orders goes.
 
-    entries: what it knows of orders, by their names. few: f + 1. slot: the first that it has not done; agreements: its
-    part in each; pending: orders that wait for a slot; ahead: the latest slot of which each other member has spoken.
+    entries: what it knows of orders, by their names. few: f + 1. colleagues: the names of all members; others: those
+    that are not this one. slot: the first that it has not done; agreements: its part in each; pending: orders that wait
+    for a slot; ahead: the latest slot of which each other member has spoken.
     """
 
-    __slots__ = ("world", "rules", "keys", "cid", "few", "entries", "slot", "agreements", "pending", "ahead")
+    __slots__ = (
+        *("world", "rules", "keys", "cid", "few", "colleagues", "others", "entries", "slot", "agreements", "pending"),
+        "ahead",
+    )
 
     def __init__(self, name: str, world: World, rules: Rules, cid: int) -> None:
         super().__init__(name, world.sim)
         self.world, self.rules, self.cid, self.few = world, rules, cid, world.topology.faulty + 1
         self.keys: Keys = world.keys
+        self.colleagues = world.committee(cid).members
+        self.others: list[Node] = []
         self.entries: dict[object, Entry] = {}
         self.slot = 0
         self.agreements: dict[int, Agreement] = {}
@@ -57,7 +63,10 @@ class SequencingMember(Node):
     def agreement(self, slot: int) -> Agreement:
         """This member's part in deciding a slot."""
         if slot not in self.agreements:
-            self.agreements[slot] = Agreement(self, self.world.members(self.cid), slot, self.rules.view_timeout)
+            members = self.world.members(self.cid)
+            if not self.others:
+                self.others = [other for other in members if other is not self]
+            self.agreements[slot] = Agreement(self, members, slot, self.rules.view_timeout)
         return self.agreements[slot]
 
     def choice(self) -> Value | None:
@@ -109,9 +118,8 @@ class SequencingMember(Node):
                 about = Decision.LOCK, entry.before, pid
                 certificate = Certificate(("share", *about), entry.evidence)
                 message = CarriedCertificate(*about, entry.order, certificate)
-            for other in self.world.members(self.cid):
-                if other is not self:
-                    self.send(other, message)
+            for other in self.others:
+                self.send(other, message)
 
     def tell(self, to: Node, proof: Decided) -> None:
         """Show a member that was left behind what was decided (A1), and the order, if this one has it."""
@@ -122,7 +130,7 @@ class SequencingMember(Node):
 
     def agreeing(self, sender: Node, m: object) -> None:
         """A message of another member's part in agreeing."""
-        if m.cid != self.cid or sender.name not in self.world.committee(self.cid).members:
+        if m.cid != self.cid or sender.name not in self.colleagues:
             return
         if m.slot > self.slot:
             self.ahead[sender.name] = max(m.slot, self.ahead.get(sender.name, 0))
