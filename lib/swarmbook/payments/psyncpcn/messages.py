@@ -65,13 +65,15 @@ class AskNumber(NamedTuple):
 
     cid: int
     pid: object
+    order: Order
 
 
 class Number(NamedTuple):
-    """The payer's place for an order among those that spend its side of a channel."""
+    """The payer's place for an order among those that spend its side of a channel, and whether to LOCK or ABORT it."""
 
     cid: int
     side: int
     pid: object
+    what: str
     number: int
     signature: object

@@ -14,19 +14,35 @@ from swarmbook.payments.simulation import Node
 class PSyncPCNParty(Node):
     """A party learns what committees decided, numbers its orders if asked, and carries certificates if it has to.
 
-    tallies, certificates: by decision, channel and order. given: the numbers that it gave to orders, by channel and
-    side. askers: the members that asked for a number, by channel and order.
+    tallies, certificates: by decision, channel and order. orders: those that it has been told of, by their names; it
+    needs them if it carries certificates or numbers orders. given: what it has decided of orders, in the sequence of
+    their numbers, by channel and side; coins: those that it has not given away there, with what it was certainly paid.
+    askers: the members that asked for a number, by channel and order.
     """
 
-    __slots__ = ("world", "rules", "keys", "tallies", "certificates", "given", "askers")
+    __slots__ = (
+        "world",
+        "rules",
+        "keys",
+        "tallies",
+        "certificates",
+        "orders",
+        "given",
+        "coins",
+        "askers",
+        "needs_orders",
+    )
 
     def __init__(self, name: str, world: World, rules: Rules) -> None:
         super().__init__(name, world.sim)
         self.world, self.rules, self.keys = world, rules, world.keys
         self.tallies: dict[tuple, Tally] = {}
         self.certificates: dict[tuple, Certificate] = {}
-        self.given: dict[tuple[int, int], dict[object, int]] = {}
+        self.orders: dict[object, Order] = {}
+        self.given: dict[tuple[int, int], dict[object, Number]] = {}
+        self.coins: dict[tuple[int, int], int] = {}
         self.askers: dict[tuple[int, object], list[Node]] = {}
+        self.needs_orders = rules.relay == "party" or rules.ordering == "payer"
 
     def begin(self, order: Order) -> None:
         """Send a signed order to the first committee of its path."""
@@ -34,10 +50,17 @@ class PSyncPCNParty(Node):
             self.send(member, order)
 
     def shared(self, sender: Node, share: Share) -> None:
-        """Count a member's share; a quorum of them is a certificate."""
+        """Count a member's share; a quorum of them is a certificate.
+
+        A party that carries certificates or numbers orders counts a share only with a sound order: it needs the order.
+        """
         about = share.what, share.cid, share.pid
         tally = self.tallies.get(about)
         if tally is None:
+            if self.needs_orders:
+                order = self.order(share.pid, share.order)
+                if order is None or share.cid not in order.cids:
+                    return
             tally = self.tallies[about] = Tally(self.world.topology.quorum)
         if sender.name not in self.world.committee(share.cid).members:
             return
@@ -53,15 +76,23 @@ class PSyncPCNParty(Node):
                 self.world.mark(payment, "receipt")
             if self.name == payment.path[-1] and share.cid == payment.cids[-1]:
                 self.world.mark(payment, "receiver safe")
-        order = share.order
-        if self.rules.relay == "party" and order is not None and order.pid(self.keys) == share.pid:
-            self.carry(share, certificate)
+        if self.rules.relay == "party":
+            self.carry(share, self.orders[share.pid], certificate)
+        if self.rules.ordering == "payer":
+            self.count(share, self.orders[share.pid])
 
-    def carry(self, share: Share, certificate: Certificate) -> None:
+    def order(self, pid: object, order: Order | None) -> Order | None:
+        """The order of this name, if this party has been told of it now or before, and it is sound and signed."""
+        if pid in self.orders or order is None:
+            return self.orders.get(pid)
+        named = order.pid(self.keys) == pid and self.world.sound(order)
+        if named and self.keys.verify(order.sender, order.statement(), order.signature):
+            self.orders[pid] = order
+            return order
+        return None
+
+    def carry(self, share: Share, order: Order, certificate: Certificate) -> None:
         """relay="party": hand a certificate to the committee on the other side of this party."""
-        order = share.order
-        if share.cid not in order.cids:
-            return
         place = order.cids.index(share.cid)
         payer = self.world.side(share.cid, self.name) == order.payers[place]
         target = place + (-1 if payer else 1)
@@ -73,8 +104,11 @@ class PSyncPCNParty(Node):
 
     def asked(self, sender: Node, m: AskNumber) -> None:
         """V2: number an order for which an honest member asks, which is sure once f + 1 members did."""
-        members = self.world.committee(m.cid).members
-        if sender.name not in members or self.name not in self.world.topology.channels[m.cid][:2]:
+        members, order = self.world.committee(m.cid).members, self.order(m.pid, m.order)
+        if sender.name not in members or order is None or m.cid not in order.cids:
+            return
+        side = order.payers[order.cids.index(m.cid)]
+        if self.world.topology.channels[m.cid][side] != self.name:
             return
         asked = self.askers.setdefault((m.cid, m.pid), [])
         if sender in asked:
@@ -82,10 +116,35 @@ class PSyncPCNParty(Node):
         asked.append(sender)
         needed = self.world.topology.faulty + 1
         for member in asked if len(asked) == needed else [sender] * (len(asked) > needed):
-            side = self.world.side(m.cid, self.name)
-            given = self.given.setdefault((m.cid, side), {})
-            number = given.setdefault(m.pid, len(given))
-            signature = self.keys.sign(self.name, ("number", m.cid, side, m.pid, number))
-            self.send(member, Number(m.cid, side, m.pid, number, signature))
+            self.send(member, self.number(m.cid, side, m.pid))
+
+    def number(self, cid: int, side: int, pid: object) -> Number:
+        """V2: the next number, and LOCK if this party has the coins by all that it can prove; once for each order."""
+        given = self.given.setdefault((cid, side), {})
+        if pid not in given:
+            amount, coins = self.amount(cid, pid), self.coins.setdefault((cid, side), self.initial(cid, side))
+            what = Decision.LOCK if amount <= coins else Decision.ABORT
+            self.coins[cid, side] -= amount * (what == Decision.LOCK)
+            signature = self.keys.sign(self.name, ("number", cid, side, pid, what, len(given)))
+            given[pid] = Number(cid, side, pid, what, len(given), signature)
+        return given[pid]
+
+    def count(self, share: Share, order: Order) -> None:
+        """V2: coins that a certificate gives this party: those paid to it, and those of what it locked in vain."""
+        cid, pid = share.cid, share.pid
+        payer, side = order.payers[order.cids.index(cid)], self.world.side(cid, self.name)
+        number = self.given.get((cid, side), {}).get(pid)
+        paid = share.what == Decision.PAID and payer != side
+        back = share.what == Decision.ABORT and number is not None and number.what == Decision.LOCK
+        if paid or back:
+            coins = self.coins.setdefault((cid, side), self.initial(cid, side))
+            self.coins[cid, side] = coins + self.amount(cid, pid)
+
+    def initial(self, cid: int, side: int) -> int:
+        return self.world.topology.channels[cid][2 + side]
+
+    def amount(self, cid: int, pid: object) -> int:
+        order = self.orders[pid]
+        return order.amounts[order.cids.index(cid)]
 
     on = {Share: shared, AskNumber: asked}

@@ -18,13 +18,15 @@ class Rules:
 
     Raises ConfigError for words that are not listed here, and for a time that is none.
 
-    ordering: how members of one committee come to see competing payments in the same order: not at all ("none", V1), by
-    the payer's numbers ("payer", V2), or by agreement ("agreed", V3, `swarmbook.payments.pbft`).
+    ordering: how members of one committee come to see competing payments in the same order. Not at all ("none", V1):
+    the coins have to suffice for all payments in any order, or payments get stuck and too much may be locked. By the
+    payer's numbers ("payer", V2): payers are live and honest, and say what to lock. By agreement ("agreed", V3,
+    `swarmbook.payments.pbft`): nothing is assumed of parties, and every payment ends once the network is stable.
     relay: who carries what a committee has decided to the next one, the "committee" itself or a "party".
     commit: coins move on the way back from the receiver ("return"), or from the sender's side on once the coins of all
     hops are reserved ("forward"; needs relay="committee").
-    echo: members of the first committee pass a sender's order on among themselves, so that a sender that reaches only
-    some of them cannot leave a reservation behind.
+    echo: members of the first committee pass a sender's order on among themselves, so that a faulty sender that reaches
+    only some of them cannot leave a reservation behind. No honest party loses coins without it.
     view_timeout: how long members wait for the first leader with ordering="agreed", in the simulation's unit of time.
     """
 

@@ -11,6 +11,30 @@ payments may pass, since nobody can wait for them.
 - There are no timers, except those of the view changes of `ordering="agreed"`.
 - `Rules` name the variants: how competing payments are ordered, who carries certificates, and when coins move.
 
+These rules keep honest parties from losing coins, and let every payment end, while at most f members of each committee
+are faulty. Nobody waits for more than 2 f + 1 of 3 f + 1 members, and two such quorums share an honest one.
+
+- **O1** A member knows only orders that are signed by the sender, follow channels from the sender to the receiver, and
+  take from nobody between more than they give. A share counts only with such an order.
+- **Q1** A member acts on a quorum of shares of a neighbouring committee, and on none of any other.
+- **L1** It sends LOCK_i when it has reserved the coins, for which it has seen a quorum of LOCK_(i-1).
+- **L2** One that is told of the end before it has locked locks first, and sends its share: members behind it may have
+  too few without.
+- **L3** So does one that hears of the end from f + 1 members: one of them is honest, and has seen LOCK_i certified.
+- **L4** No more is locked than there is. With "agreed" that is because every slot is voted on by members that have
+  counted all slots before; with "payer" because the payer of a channel, which has to be honest, asks for no more; with
+  "none" it is an assumption: the coins suffice for all that is asked of them, in any order.
+- **B1** A member that is told of payments in another order than they were locked changes its balances when all of them
+  together can be paid, so that none is ever negative.
+- **A1** Who has decided a slot answers those that ask for another leader with the commits that decided it.
+- **A2** Who waits too long passes on what it waits with: the order, and the certificate of the committee before.
+- **A3** A slot is decided once, and an order in one slot (`swarmbook.payments.pbft`).
+
+All members that are honest reach the end by them: if one honest member pays, f + 1 honest members of each committee
+before have locked (L1), so that the others lock as well (L2, L3), all shares of LOCK are sent, and all of PAID. A
+sender that is faulty and tells its order to some members alone can leave reservations behind with "none", unless
+`echo=True`; with "agreed" A2 passes its order on.
+
 Serves: PSyncPCN in every figure and table of the notebook; claims S2, S4, S5, S7, S9, S10, S12 and S13.
 """
 
@@ -18,12 +42,15 @@ from collections.abc import Mapping, Sequence
 
 from swarmbook.payments.outcomes import Decision, Outcome
 from swarmbook.payments.payment_network import Payment, Topology, World
-from swarmbook.payments.psyncpcn.member import FINAL, OrderState, PSyncPCNMember
+from swarmbook.payments.psyncpcn.entries import FINAL, OrderState
+from swarmbook.payments.psyncpcn.member import PSyncPCNMember
 from swarmbook.payments.psyncpcn.messages import Order
 from swarmbook.payments.psyncpcn.party import PSyncPCNParty
 from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation
+
+ENDS = {**FINAL, OrderState.REFUSED: Outcome.REFUNDED}
 
 
 class PSyncPCN(World):
@@ -42,6 +69,7 @@ class PSyncPCN(World):
         super().__init__(topology, sim, keys, seed)
         self.rules = Rules(**rules)
         self._members: dict[int, list[PSyncPCNMember]] = {}
+        self._sound: dict[int, tuple[Order, bool]] = {}  # by identity, since all members get to see the same object
 
     def new_party(self, name: str) -> PSyncPCNParty:
         return PSyncPCNParty(name, self, self.rules)
@@ -72,14 +100,37 @@ class PSyncPCN(World):
         self.sim.timer(sender, at, sender.begin, (order,))
         return payment
 
+    def sound(self, order: Order) -> bool:
+        """Whether an order takes nothing from anybody who does not get it back (O1).
+
+        Its channels lead from the sender to the receiver, none twice, and no hop carries more than the one before.
+        """
+        known = self._sound.get(id(order))
+        if known is None:
+            known = self._sound[id(order)] = order, self._follows_channels(order)
+        return known[1]
+
+    def _follows_channels(self, order: Order) -> bool:
+        channels, who, left = self.topology.channels, order.sender, None
+        if not len(order.cids) == len(order.amounts) == len(order.payers) == len(set(order.cids)) > 0:
+            return False
+        for cid, amount, payer in zip(order.cids, order.amounts, order.payers, strict=True):
+            if not 0 <= cid < len(channels) or payer not in (0, 1) or channels[cid][payer] != who:
+                return False
+            if amount < 1 or left is not None and amount > left:
+                return False
+            who, left = channels[cid][1 - payer], amount
+        return who == order.receiver
+
     def outcome(self, cid: int, pid: object) -> str:
         """How a hop stands, as most honest members of its committee have it."""
         states = [m.entries[pid].state if pid in m.entries else OrderState.NEW for m in self.honest(cid)]
         if not states:
             return Outcome.NEVER_LOCKED
-        common = max(sorted(set(states)), key=states.count)
-        if common in FINAL:
-            return FINAL[common]
+        ends = [ENDS.get(state, state) for state in states]
+        common = max(sorted(set(ends)), key=ends.count)
+        if common in ENDS.values():
+            return common
         if OrderState.RESERVED in states or OrderState.WAITING in states:
             return Outcome.LOCKED
         return Outcome.NEVER_LOCKED
@@ -88,8 +139,8 @@ class PSyncPCN(World):
         return [self.outcome(cid, payment.pids[0]) for cid in payment.cids]
 
     def balances(self, cid: int) -> tuple[int, ...]:
-        """Both balances, as most honest members have them."""
-        views = [tuple(m.balances) for m in self.honest(cid) or self.members(cid)]
+        """Both balances, after all payments of which most honest members know."""
+        views = [tuple(m.ledger) for m in self.honest(cid) or self.members(cid)]
         return max(sorted(set(views)), key=views.count)
 
     def total(self, party: str) -> int:
