@@ -19,6 +19,10 @@ class StoreError(Exception):
     """A recorded run is missing, damaged or cannot be written."""
 
 
+class LostProgress(StoreError):
+    """What a process wrote of runs in training is no longer there, or no longer its own: someone deleted or changed it."""
+
+
 class TrainingError(Exception):
     """A training run cannot go on."""
 

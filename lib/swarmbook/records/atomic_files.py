@@ -8,6 +8,7 @@ Serves: whatever the library writes (store, token cache, notebooks, pages, expor
 
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -45,6 +46,21 @@ def whole_file(path: Path, guard: Callable[[], AbstractContextManager] = nullcon
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read. ValueError where a pipe, a device or a folder stands in its place: those can hang who reads."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise ValueError(f"{path} is no regular file")
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file, as `open_regular` opens it."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def write(path: Path, data: bytes) -> None:

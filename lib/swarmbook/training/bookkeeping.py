@@ -8,6 +8,7 @@ to `swarmbook.distributed.rank_trainer.RankTrainer`, which has one rank's part o
 Serves: every trained run.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -335,10 +336,15 @@ class Bookkeeping:
         return self.seconds + time.monotonic() - self.started
 
     def _record(self, metric: str, values: Sequence[float | None], stage: int = 0, label: str = "") -> None:
-        """A row for each healthy run that has a value."""
+        """A row for each healthy run that has a value; runs whose value is not finite are listed in `diverged`."""
         for i in self.healthy:
-            if values[i] is not None:
+            if values[i] is None:
+                continue
+            if math.isfinite(values[i]):
                 self._row(i, metric, values[i], stage, label)
+            else:
+                run, steps = self.runs[i], self._failure_steps(i)
+                self.diverged[i] = rebuilding.why_diverged(run, self.step, steps, f"{metric} {label}".rstrip())
 
     def _row(self, i: int, metric: str, value: float, stage: int = 0, label: str = "") -> None:
         """One measurement of run i now; stage 0 for none."""

@@ -83,8 +83,8 @@ def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
     return sum(map(bytes_of, (copy["fleet"], moments, outer["phi"], outer["delta"])))
 
 
-def why_diverged(run, step: int, losses: Iterable[int]) -> str:
-    """What is said of a run whose loss is not finite from a step on, with the likely cause.
+def why_diverged(run, step: int, losses: Iterable[int], what: str = "loss") -> str:
+    """What is said of a run whose loss, or another metric, is not finite from a step on, with the likely cause.
 
     losses: the steps at which it lost stages.
     """
@@ -97,7 +97,7 @@ def why_diverged(run, step: int, losses: Iterable[int]) -> str:
     if SYNCS[run.sync] and not recent:
         numbers = f"outer_lr={run.outer_lr}, outer_momentum={run.outer_momentum}, consensus={run.consensus}"
         cause += f"; or {run.sync!r} does not converge with {numbers}"
-    return f"run {run.key}: the loss is not finite from step {step} on; {cause}"
+    return f"run {run.key}: the {what} is not finite from step {step} on; {cause}"
 
 
 def boosted(rebuilt: np.ndarray, step: int, boost, half_life) -> np.ndarray:
