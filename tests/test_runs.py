@@ -15,12 +15,13 @@ import torch
 
 from swarmbook.config import NUMERICS, grid, run_config
 from swarmbook.errors import ConfigError, StoreError, TrainingError
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES, Strategy
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.computed import computed
 from swarmbook.records.keys import key_of
 from swarmbook.records.store import Store
-from swarmbook.results import Runs, arms
+from swarmbook.results import METRICS, Runs, arms
 from swarmbook.runs import run
 from swarmbook.training import logging_plan, packing, trainer
 
@@ -634,3 +635,38 @@ def test_whatever_is_not_finite_at_the_end_is_not_kept(store, monkeypatch, metri
     with pytest.raises(TrainingError, match=f"the {metric}.* is not finite from step 20 on"):
         quiet([config], store)
     assert store.get(config.key) is None
+
+
+# Names that are not known
+
+
+def test_a_metric_that_is_not_known_is_refused_and_the_nearest_named(store):
+    runs = quiet(grid(TINY, seed=range(2)), store)
+    tables = (runs.table, runs.final, runs.by_step, lambda metric: runs.steps_to(1.0, metric))
+    for table in tables:
+        with pytest.raises(ConfigError, match="unknown metric 'validaton loss': did you mean 'validation loss'?"):
+            table("validaton loss")
+    assert runs.table("loss jump").empty  # known, and not asked for
+    with pytest.raises(ConfigError, match="unknown field 'recovry': did you mean 'recovery'?"):
+        runs.where(recovry="none")
+    with pytest.raises(ConfigError, match="the target for 'validation loss' is nan"):
+        runs.steps_to(float("nan"))
+    with pytest.raises(ConfigError, match="'gradient norm' has several values at a step of a seed, by stage"):
+        runs.by_step("gradient norm")
+    both = quiet(grid(TINY, route=["in order", "swapped ends"]), store)
+    with pytest.raises(ConfigError, match="'validation loss' has several values at a step of a seed, by route"):
+        both.by_step()
+
+
+def test_the_metric_of_a_measurement_of_ones_own_is_known_by_its_record(store, monkeypatch):
+    monkeypatch.setitem(MEASUREMENTS, "mine", lambda pack, asking: ((i, "my metric", 0, "", np.nan) for i in asking))
+    runs = quiet(grid({**TINY, "measurements": ["mine"]}, seed=[0]), store)
+    assert runs.final("my metric")["value"].isna().all()  # undefined, as it says
+    with pytest.raises(ConfigError, match="did you mean 'my metric'?"):
+        runs.table("my metrics")
+
+
+def test_all_that_our_measurements_record_is_known(store):
+    even = {**TINY, "replicas": 2, "measurements": list(MEASUREMENTS)}
+    recorded = quiet([run_config(**even)], store).records[0].metrics["metric"].unique()
+    assert set(METRICS) - set(recorded) == {"failure", "domain loss"} and set(recorded) <= set(METRICS)

@@ -20,7 +20,7 @@ class StoreError(Exception):
 
 
 class LostProgress(StoreError):
-    """What a process wrote of runs in training is no longer there, or no longer its own: someone deleted or changed it."""
+    """What a process wrote of runs in training was deleted, or changed by something else."""
 
 
 class TrainingError(Exception):

@@ -50,10 +50,10 @@ def whole_file(path: Path, guard: Callable[[], AbstractContextManager] = nullcon
 
 def open_regular(path: Path) -> BinaryIO:
     """A file to read. ValueError where a pipe, a device or a folder stands in its place: those can hang who reads."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
     raise ValueError(f"{path} is no regular file")
 
 

@@ -7,6 +7,7 @@ Serves: every run that trains.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -23,7 +24,6 @@ from swarmbook.errors import LostProgress, StoreError
 from swarmbook.records.atomic_files import open_regular, read, save_tensors, write, writes
 from swarmbook.records.keys import canonical, key_of
 from swarmbook.records.locks import Lock
-
 
 LOOK = 1.0  # seconds between two looks at the locks: a pack has many, and writes many rows
 
@@ -47,7 +47,7 @@ class WorkInProgress:
         self._mark = folder / "checkpoint.json"
         self._digest: Any = None  # of the stream so far; None until this process knows where it goes on
         self._size = 0  # of the stream, in bytes
-        self._looked = 0.0  # when the locks were last looked at
+        self._looked = -math.inf  # when the locks were last looked at
 
     def load(self) -> tuple[dict[str, Any], int] | None:
         """The last checkpoint (tensors on the CPU) and its step, or None to start again.
@@ -123,8 +123,9 @@ class WorkInProgress:
                 (self.folder / last).unlink(missing_ok=True)
 
     def metrics(self) -> pd.DataFrame:
-        """All rows so far, in order. Text is categories in alphabetical order; what a row lacks is NaN."""
-        frame = pd.DataFrame([json.loads(line) for line in self._own_stream().splitlines()])
+        """All rows so far, in order; none before a `load` or `append`. Text is categories in alphabetical order; what a row lacks is NaN."""
+        data = b"" if self._digest is None else self._own_stream()
+        frame = pd.DataFrame([json.loads(line) for line in data.splitlines()])
         return frame.astype({name: "category" for name in frame if frame[name].dtype == "str"})
 
     def discard(self) -> None:
@@ -150,15 +151,11 @@ class WorkInProgress:
         except OSError:
             raise LostProgress(f"{self._stream} was deleted while its runs were in training") from None
         if not stat.S_ISREG(status.st_mode) or status.st_size != self._size:
-            raise LostProgress(
-                f"{self._stream} has {status.st_size} bytes where this process wrote {self._size}: something else wrote it"
-            )
+            raise LostProgress(f"{self._stream} has {status.st_size} bytes, not {self._size}: something else wrote it")
 
     def _own_stream(self) -> bytes:
         """All of the stream; raises LostProgress unless it is, to the byte, what this process wrote or found good."""
-        if self._digest is None:
-            self._restart()
-        self._looked = 0.0
+        self._looked = -math.inf
         self._check_own()
         data = read(self._stream)
         if hashlib.sha256(data).digest() != self._digest.digest():
