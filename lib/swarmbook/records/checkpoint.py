@@ -123,7 +123,10 @@ class WorkInProgress:
                 (self.folder / last).unlink(missing_ok=True)
 
     def metrics(self) -> pd.DataFrame:
-        """All rows so far, in order; none before a `load` or `append`. Text is categories in alphabetical order; what a row lacks is NaN."""
+        """All rows so far, in order; none before a `load` or `append`.
+
+        Text is categories in alphabetical order. What a row lacks is NaN.
+        """
         data = b"" if self._digest is None else self._own_stream()
         frame = pd.DataFrame([json.loads(line) for line in data.splitlines()])
         return frame.astype({name: "category" for name in frame if frame[name].dtype == "str"})
