@@ -29,6 +29,7 @@ from swarmbook.errors import NotebookError, TrainingError
 from swarmbook.records.store import Record, Store
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.publishing import stable
 from swarmbook.reproduction.recorded_runs import Recorded, recorded
 from swarmbook.reproduction.training_time import duration, seconds
 
@@ -112,9 +113,7 @@ def _shown(cell: Mapping[str, Any]) -> list[str]:
         shown += [str(sorted(claim.items())) for claim in data.get(MIMETYPE, [])]
         shown.append(output.get("ename", ""))
         lines += "\n".join(shown).splitlines()
-    for pattern, name in volatile():
-        lines = [re.sub(pattern, name, line) for line in lines]
-    return [line for line in lines if line.strip() and BAR not in line]
+    return [line for line in stable(lines, volatile()) if line.strip() and BAR not in line]
 
 
 @cache
