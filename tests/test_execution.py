@@ -99,3 +99,23 @@ def test_a_second_request_to_end_ends_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+WORKER = """
+import os
+from distributed import Client, LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        print(client.submit(lambda: os.environ["OMP_NUM_THREADS"]).result())
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+def test_a_worker_of_dask_has_one_thread_unless_it_is_told_otherwise(tmp_path, given, expected):
+    """As papers/README.md says of workers that are started by hand; dask's nanny sets the default."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {} if given is None else {"OMP_NUM_THREADS": given}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == expected, done.stderr

@@ -87,6 +87,7 @@ def _train(
             if not mine:
                 continue
             pack, progress = [by_key[key] for key in keys], store.progress(keys)
+            _check_unchanged(keys, pack)
             try:
                 result = train(pack, progress, device, show, starts)
                 metrics, provenance = progress.metrics(), result.provenance()
@@ -115,6 +116,16 @@ def _train(
     if diverged:
         raise TrainingError("\n".join(diverged))
     return any_trained
+
+
+def _check_unchanged(keys: Sequence[str], pack: Sequence[RunConfig]) -> None:
+    """ConfigError if data, tokenizer or the user's own rules are others than when the keys were made."""
+    for key, config in zip(keys, pack, strict=True):
+        if config.key != key:
+            raise ConfigError(
+                f"run {key} is not trained: its data, its tokenizer or a rule of your own was changed since this was "
+                f"started, and with these its key is {config.key}. Start it again, which takes the new ones"
+            )
 
 
 def final_states(configs: Iterable[RunConfig], device: str = "auto", show: bool = True) -> dict[str, dict]:

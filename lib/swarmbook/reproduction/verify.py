@@ -1,6 +1,7 @@
 """Verification: what is recorded beside a notebook is checked, shown again, and made again from nothing.
 
-- Every recorded file must match its checksum, and its configuration the key that names it.
+- Every recorded file must match its checksum, and its configuration the key that names it. A run must have the rows
+  that its configuration asks for.
 - The notebook, executed on nothing but what is recorded, must show the text, tables and claims that it holds.
 - A sample of the runs is trained again, into a store that is thrown away, and compared curve by curve. On the same type
   of processor, with the same torch, threads and compilation and in a pack of as many runs, every number must be the
