@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +21,9 @@ from swarmbook.errors import ConfigError, StoreError, TrainingError
 from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES, Strategy
 from swarmbook.records.store import Store
-from swarmbook.reproduction import papers, recorded_runs
+from swarmbook.reproduction import papers, recorded_runs, verify
 from swarmbook.runs import run
-from swarmbook.training import logging_plan, trainer
+from swarmbook.training import bookkeeping, logging_plan, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -252,3 +253,28 @@ def test_a_recorded_run_that_lacks_rows_is_a_fault(toy, tmp_path, true):
     assert (
         f"{CONFIG.key}.parquet has not the rows of its configuration: 1 rows of 'training loss' are" in found.faults[0]
     )
+
+
+def test_a_run_that_went_on_elsewhere_says_where_it_had_been(tmp_path, monkeypatch):
+    """Its bits are then nobody's alone, and `swarmbook verify` does not ask for them."""
+
+    def until_killed(store):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+            patch.setattr(trainer.Pack, "advance", lambda pack: ADVANCE(pack) if pack.step < 5 else kill(None, None))
+            with pytest.raises(Killed):
+                run([CONFIG], show=False, store=store)
+
+    here = bookkeeping.environment(torch.device("cpu"))
+    there = {**here, "device": "cpu (ANOTHER)", "threads": 7}
+    records = {}
+    for name, first in (("here", here), ("there", there)):
+        with monkeypatch.context() as patch:
+            patch.setattr(bookkeeping, "environment", lambda device, first=first: first)
+            until_killed(Store(tmp_path / name))
+        (records[name],) = run([CONFIG], show=False, store=Store(tmp_path / name)).records
+    assert "earlier" not in records["here"].provenance
+    (place,) = records["there"].provenance["earlier"]
+    assert json.loads(place)["device"] == "cpu (ANOTHER)" and records["there"].provenance["device"] == here["device"]
+    assert verify.compare(records["here"], records["here"]).exact
+    assert not verify.compare(records["there"], records["here"]).exact

@@ -41,7 +41,8 @@ TOLERANCE = 1e-3  # of the greatest number that a run records of the same metric
 COUNTED = ("failure", "ledger")  # metrics that follow from the configuration: the same everywhere
 CLOCKED = ["seconds"]  # columns of tables that say how long a search took
 BAR = "%|"  # in the lines of a progress bar, which there are only where something is made again
-ALIKE = ("device", "torch", "threads", "compiled", "packed")  # provenance that decides how numbers are rounded
+# Provenance that decides how numbers are rounded; "earlier" is where steps before an interruption were computed
+ALIKE = ("device", "torch", "threads", "compiled", "packed", "processes", "earlier")
 
 
 @dataclass

@@ -22,6 +22,7 @@ from swarmbook.data import tokenization
 from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.recovery import RULES, Cells, Lost
 from swarmbook.records.checkpoint import WorkInProgress
+from swarmbook.records.keys import canonical
 from swarmbook.training import rebuilding
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import environment
@@ -68,6 +69,7 @@ class Bookkeeping:
         self.losses: list[Tensor] = []
         self.diverged: dict[int, str] = {}
         self.last_loss = float("nan")
+        self.earlier: list[str] = []  # where else steps before the checkpoint were computed, that this goes on from
         self.tokens_per_step = len(runs) * first.tokens_per_step
 
     def _set_up(self, fleet: StackedStages) -> None:
@@ -323,13 +325,21 @@ class Bookkeeping:
         """How the numbers came about; everything here may differ between two runs of one key."""
         return {
             "swarmbook": swarmbook.__version__,
-            "numerics": NUMERICS,
-            **environment(self.fleet.device),
-            "compiled": bool(self.fleet.compiled),
-            "packed": len(self.runs),
+            **self._surroundings(),
+            **({"earlier": self.earlier} if self.earlier else {}),
             "seconds": round(self._elapsed(), 1),
             "tokens_per_second": round(self.trained / (time.monotonic() - self.started)),
         }
+
+    def _surroundings(self) -> dict:
+        """What decides how numbers are rounded."""
+        here = {"compiled": bool(self.fleet.compiled), "packed": len(self.runs)}
+        return {"numerics": NUMERICS, **environment(self.fleet.device), **here}
+
+    def _made_on(self) -> list[str]:
+        """Where all steps so far were computed, each place as JSON, this one last."""
+        here = canonical(self._surroundings())
+        return [*(place for place in self.earlier if place != here), here]
 
     def _elapsed(self) -> float:
         """Seconds of training, with those until the checkpoint that it goes on from."""

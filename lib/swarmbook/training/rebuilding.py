@@ -25,15 +25,17 @@ def checkpoint_of(
     copies: Mapping[int, Mapping],
     diverged: Mapping[int, str],
     seconds: float,
+    made_on: Sequence[str] = (),
 ) -> dict:
     """What is kept of a pack in training, so that it can go on, whoever trained it.
 
     tensors: "fleet", "adam", "norms" and "rebuilt" of `Bookkeeping.state`, of all runs side by side; other entries are
     left out. positions, outers, costs: of each run. copies, diverged: as of `Bookkeeping`, by number of the run.
+    made_on: where the steps so far were computed, if that is known.
     """
     whole = {name: tensors[name] for name in ("fleet", "adam", "norms", "rebuilt")}
     whole |= {"position": torch.tensor(positions), "outers": outers, "ledgers": [dict(each) for each in costs]}
-    return whole | {"copies": copies, "diverged": diverged, "seconds": seconds}
+    return whole | {"copies": copies, "diverged": diverged, "seconds": seconds, "made_on": list(made_on)}
 
 
 def state_in(checkpoint: Mapping) -> dict:

@@ -160,7 +160,15 @@ class Pack(Bookkeeping):
     def save(self) -> None:
         """Keep a checkpoint from which this pack goes on."""
         outers = [outer.state_dict() if outer else None for outer in self.outers]
-        progress = self.position.tolist(), outers, self.costs, self.copies, self.diverged, self._elapsed()
+        progress = (
+            self.position.tolist(),
+            outers,
+            self.costs,
+            self.copies,
+            self.diverged,
+            self._elapsed(),
+            self._made_on(),
+        )
         self.progress.save(checkpoint_of(self._tensors(), *progress), self.step)
 
     def _restore(self, state: dict, step: int) -> None:
@@ -170,6 +178,8 @@ class Pack(Bookkeeping):
         self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
         self.costs, self.copies = [Costs(entries) for entries in state["ledgers"]], state["copies"]
         self.seconds, self.step = state["seconds"], step
+        here = self._made_on()
+        self.earlier = [place for place in state.get("made_on") or ["not known"] if place not in here]
         for i, outer in self._outers():
             outer.load_state_dict(state["outers"][i])
 
