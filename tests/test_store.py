@@ -808,8 +808,7 @@ LIMIT = """
     import resource, sys
     from pathlib import Path
     import numpy as np, pandas as pd, torch
-    from swarmbook.errors import LostProgress, StoreError
-from swarmbook.records import locks
+    from swarmbook.errors import StoreError
     from swarmbook.records.store import Store
 
     store, key = Store(Path(sys.argv[1])), sys.argv[2]
