@@ -10,6 +10,7 @@ import sys
 import time
 import types
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def made_up(count: int, vocabulary: int = 1 << 16) -> batches_module.Tokens:
 
 
 def cache_file(tmp_path: Path) -> Path:
-    (path,) = (tmp_path / "cache" / "tokens").glob("*.ids")
+    (path,) = (tmp_path / "cache" / "tokens").glob("*.tokens")
     return path
 
 
@@ -267,14 +268,16 @@ def test_damaged_cache_is_made_again(corpora, tmp_path, encoded, damage):
 
 def test_damage_to_a_large_cache_file_is_seen_in_its_sampled_blocks(corpora, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenization, "_WHOLE", 1 << 20)
-    path = tmp_path / "large.ids"
+    path = tmp_path / "large.tokens"
     ids = np.arange(1 << 20, dtype="<u2")
-    tokenization._write(path, ids.dtype, [ids])
-    np.testing.assert_array_equal(tokenization._opened(path, ids.dtype), ids)
+    tokenization._write(path, ids.dtype, "large", [ids])
+    np.testing.assert_array_equal(tokenization._opened(path, ids.dtype, "large"), ids)
+    assert tokenization._opened(path.rename(tmp_path / "small.tokens"), ids.dtype, "small") is None
+    (tmp_path / "small.tokens").rename(path)
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     os.utime(path, ns=(1, 1))
-    assert tokenization._opened(path, ids.dtype) is None
+    assert tokenization._opened(path, ids.dtype, "large") is None
 
 
 def test_interrupted_writer_leaves_nothing_behind(corpora, tmp_path, monkeypatch):
@@ -286,9 +289,9 @@ def test_interrupted_writer_leaves_nothing_behind(corpora, tmp_path, monkeypatch
         patch.setattr(tokenization, "_encoded", stopped)
         with pytest.raises(KeyboardInterrupt):
             tokenization.tokens("fables", "train")
-    assert not list(tmp_path.glob("cache/tokens/*.ids")) and not list(tmp_path.glob("cache/tokens/*.tmp"))
-    (lock,) = tmp_path.glob("cache/tokens/*.lock")
-    leftover = lock.with_name(lock.name.replace(".lock", ".0123abcd.tmp"))
+    assert not list(tmp_path.glob("cache/tokens/*.tokens")) and not list(tmp_path.glob("cache/tokens/*.tmp"))
+    name = f"fables-train-{tokenization.fingerprint('fables')}.tokens.0123abcd.tmp"
+    leftover = tmp_path / "cache" / "tokens" / name
     leftover.write_bytes(b"half")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -296,21 +299,67 @@ def test_interrupted_writer_leaves_nothing_behind(corpora, tmp_path, monkeypatch
     assert not leftover.exists()
 
 
-def test_unusable_cache_folder_names_the_variable(corpora, tmp_path, monkeypatch):
+def test_a_cache_folder_that_cannot_be_written_is_done_without(corpora, tmp_path, monkeypatch, encoded):
+    expected = {split: np.array(tokenization.tokens("fables+essays", split).ids) for split in ("train", "validation")}
+    encoded.clear()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SWARMBOOK_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(DataError, match="file/cache/tokens.*SWARMBOOK_CACHE"):
-        tokenization.tokens("fables", "train")
+    monkeypatch.setattr(tokenization, "_unkept", {})
+    with pytest.warns(UserWarning, match="file/cache/tokens.*set SWARMBOOK_CACHE") as told:
+        for split in ("train", "validation", "train"):
+            np.testing.assert_array_equal(tokenization.tokens("fables+essays", split).ids, expected[split])
+    assert len(told) == 1
+    assert encoded == ["fables", "essays"] * 2
 
 
-def test_full_disk_names_the_variable(corpora, tmp_path, monkeypatch):
+def test_a_full_disk_is_done_without(corpora, tmp_path, monkeypatch):
+    expected = np.array(tokenization.tokens("fables", "train").ids)
+    monkeypatch.setenv("SWARMBOOK_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(tokenization, "_unkept", {})
+
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match="cache/tokens.*No space left.*SWARMBOOK_CACHE"):
-        tokenization.tokens("fables", "train")
-    assert not list(tmp_path.glob("cache/tokens/*.tmp"))
+    with pytest.warns(UserWarning, match="other/tokens.*No space left.*set SWARMBOOK_CACHE"):
+        np.testing.assert_array_equal(tokenization.tokens("fables", "train").ids, expected)
+    assert not list(tmp_path.glob("other/tokens/*"))
+
+
+def test_a_cache_file_under_anothers_name_is_not_taken_for_it(corpora, tmp_path, encoded):
+    wanted = {of: np.array(tokenization.tokens(*of).ids) for of in [("fables", "train"), ("fables", "validation")]}
+    other = np.array(tokenization.tokens("essays", "train").ids)
+    files = {path.name.rsplit("-", 1)[0]: path for path in (tmp_path / "cache" / "tokens").glob("*.tokens")}
+    for of, ids in wanted.items():
+        path = files["-".join(of)]
+        for source in (files["essays-train"], files["fables-validation" if of[1] == "train" else "fables-train"]):
+            path.write_bytes(source.read_bytes())
+            with pytest.warns(UserWarning, match=f"{path.name} is damaged or another's; making it again"):
+                np.testing.assert_array_equal(tokenization.tokens(*of).ids, ids)
+    np.testing.assert_array_equal(tokenization.tokens("essays", "train").ids, other)
+
+
+def test_what_an_earlier_version_cached_is_not_trusted(corpora, tmp_path, encoded):
+    """Its files had no fingerprint inside, and another ending."""
+    expected = np.array(tokenization.tokens("fables", "train").ids)
+    path = cache_file(tmp_path)
+    header = {"format": 1, "dtype": "<u2", "length": len(expected), "checksum": zlib.crc32(expected[::-1].tobytes())}
+    old = json.dumps(header).encode().ljust(256) + expected[::-1].tobytes()
+    path.with_suffix(".ids").write_bytes(old)
+    path.unlink()
+    np.testing.assert_array_equal(tokenization.tokens("fables", "train").ids, expected)
+    path.write_bytes(old)
+    with pytest.warns(UserWarning, match="damaged or another's"):
+        np.testing.assert_array_equal(tokenization.tokens("fables", "train").ids, expected)
+
+
+def test_a_pipe_in_place_of_a_cache_file_hangs_nobody(corpora, tmp_path):
+    expected = np.array(tokenization.tokens("fables", "train").ids)
+    path = cache_file(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.warns(UserWarning, match="damaged or another's"):
+        np.testing.assert_array_equal(tokenization.tokens("fables", "train").ids, expected)
 
 
 def test_two_processes_make_one_file(corpora, tmp_path):

@@ -1,6 +1,7 @@
 """Runs from configuration to record: packing, resuming, killing, diverging."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,16 @@ import pytest
 import torch
 
 from swarmbook.config import NUMERICS, grid, run_config
-from swarmbook.errors import ConfigError, TrainingError
+from swarmbook.errors import ConfigError, StoreError, TrainingError
+from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES, Strategy
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.computed import computed
 from swarmbook.records.keys import key_of
 from swarmbook.records.store import Store
-from swarmbook.results import Runs, arms
+from swarmbook.results import METRICS, Runs, arms
 from swarmbook.runs import run
-from swarmbook.training import packing, trainer
+from swarmbook.training import logging_plan, packing, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -468,3 +471,202 @@ def test_recorded_runs_start_as_the_code_still_does(place, store):
             pack.advance()
         assert float(torch.stack(pack.losses).mean()) == pytest.approx(expected[pack.step], abs=1e-4)
         pack.losses = []
+
+
+# Work in progress that someone deletes, doubles or changes
+
+OURS = {**TINY, "evaluate_every": 5, "log_every": 1}  # rows in every step
+
+
+def at_step(step, act, monkeypatch):
+    """Do something to the store once, when training comes to a step; checkpoints are kept whenever they can be."""
+    advance, done = trainer.Pack.advance, []
+
+    def disturbed(self):
+        if self.step == step and not done:
+            done.append(step)
+            act()
+        advance(self)
+
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(trainer.Pack, "advance", disturbed)
+
+
+def digit(stream):
+    """Change one digit of the first training loss."""
+    line = next(line for line in stream.read_text().splitlines() if '"training loss"' in line)
+    at = line.rindex(".") - 1
+    other = line[:at] + str((int(line[at]) + 4) % 10) + line[at + 1 :]
+    stream.write_text(stream.read_text().replace(line, other, 1))
+
+
+def cut(stream):
+    stream.write_bytes(stream.read_bytes()[:-7])
+
+
+def doubled(stream):
+    stream.write_bytes(stream.read_bytes() * 2)
+
+
+def rows_of_another(stream):
+    with stream.open("a") as file:
+        file.write('{"run": 0, "step": 3, "metric": "training loss", "stage": 0, "label": "", "value": 1.5}\n')
+
+
+DAMAGE = [digit, cut, doubled, rows_of_another, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("step", [7, 19])
+def test_a_stream_that_something_else_changed_is_never_sealed(store, tmp_path, monkeypatch, damage, step):
+    config = run_config(**OURS)
+    whole = quiet([config], Store(tmp_path / "whole"))
+    at_step(step, lambda: damage(next(store.root.glob("partial/*/metrics.jsonl"))), monkeypatch)
+    with pytest.warns(UserWarning, match="going on from the last good checkpoint, or anew"):
+        again = quiet([config], store)
+    pd.testing.assert_frame_equal(whole.records[0].metrics, again.records[0].metrics, check_exact=True)
+    assert not list(store.root.glob("partial/*"))
+
+
+@pytest.mark.parametrize("deleted", ["locks", "partial", "."])
+def test_a_store_that_is_deleted_in_mid_training_costs_time_and_nothing_else(store, tmp_path, monkeypatch, deleted):
+    config = run_config(**OURS)
+    whole = quiet([config], Store(tmp_path / "whole"))
+    monkeypatch.setattr("swarmbook.records.checkpoint.LOOK", 0.0)
+    at_step(7, lambda: shutil.rmtree(store.root / deleted), monkeypatch)
+    with pytest.warns(UserWarning, match="deleted while.*going on from the last good checkpoint, or anew"):
+        again = quiet([config], store)
+    pd.testing.assert_frame_equal(whole.records[0].metrics, again.records[0].metrics, check_exact=True)
+
+
+def test_two_trainers_of_one_run_whose_locks_were_deleted_seal_it_once_and_right(store, tmp_path, monkeypatch):
+    """The second starts when the first is at step 7, without locks, and ends before the first goes on."""
+    config = run_config(**OURS)
+    whole = quiet([config], Store(tmp_path / "whole"))
+
+    def second():
+        shutil.rmtree(store.root / "locks")
+        quiet([config], Store(store.root))
+
+    at_step(7, second, monkeypatch)
+    with pytest.warns(UserWarning, match="while"):
+        first = quiet([config], store)
+    pd.testing.assert_frame_equal(whole.records[0].metrics, first.records[0].metrics, check_exact=True)
+    assert sorted(path.suffix for path in store.root.rglob("*") if path.is_file()) == [".parquet"]
+
+
+def test_a_stream_that_is_changed_again_and_again_is_an_error(store, monkeypatch):
+    append = WorkInProgress.append
+
+    def meddled(self, rows):
+        append(self, rows)
+        if self.folder.exists():
+            cut(self.folder / "metrics.jsonl")
+
+    monkeypatch.setattr(WorkInProgress, "append", meddled)
+    with pytest.raises(StoreError, match="something else wrote it"), pytest.warns(UserWarning, match="going on"):
+        quiet([run_config(**OURS)], store)
+    assert not list(store.root.glob("*.parquet"))
+
+
+# What a kept run holds
+
+
+def rows_of(store, **fields):
+    runs = quiet([run_config(**{**OURS, **fields})], store)
+    return runs.configs[0], runs.records[0].metrics
+
+
+def test_rows_that_are_not_those_of_the_configuration_are_named(store):
+    fields = {"replicas": 2, "failure_rate": 0.1, "recovery": "CheckFree", "evaluate_on": ["satire_devil"]}
+    config, rows = rows_of(store, **fields)
+    assert logging_plan.faults(config, rows) == []
+    for metric in logging_plan.MADE_IN_TRAINING:
+        gone = rows[rows["metric"] != metric]
+        assert f"rows of '{metric}' are missing" in "; ".join(logging_plan.faults(config, gone))
+        one = rows[rows["metric"] == metric].tail(1)
+        (fault,) = logging_plan.faults(config, pd.concat([rows, one]))
+        assert fault == f"1 rows of '{metric}' are too many, the first at step {one['step'].item()}"
+        if metric != "failure":
+            bad = rows.assign(value=rows["value"].where(rows.index != one.index[0], np.nan))
+            assert logging_plan.faults(config, bad) == [f"'{metric}' is nan at step {one['step'].item()}"]
+    assert logging_plan.faults(config, rows[rows["metric"] != "failure"], undisturbed=False) == []
+    assert logging_plan.faults(config, rows[rows["metric"] != "ledger"]) == ["the costs ('ledger') are missing"]
+    with pytest.raises(
+        StoreError, match=rf"run {config.key} is not kept, .*20 rows of 'training loss' are missing, .*1\."
+    ):
+        logging_plan.check(config, rows[rows["metric"] != "training loss"])
+
+
+def test_every_recorded_run_holds_the_rows_of_its_configuration():
+    for path in RECORDED:
+        record, config = recorded(path)
+        if config is not None:
+            assert logging_plan.faults(config, record.metrics) == [], path
+
+
+def test_a_run_that_lacks_rows_is_not_kept(store, monkeypatch):
+    monkeypatch.setattr(trainer.Pack, "log", lambda self: None)
+    with pytest.raises(StoreError, match="rows of 'training loss' are missing, the first at step 1"):
+        quiet([run_config(**OURS)], store)
+    assert not list(store.root.glob("*.parquet")) and not list(store.root.glob("partial/*"))
+
+
+@pytest.mark.parametrize(("metric", "fields"), [("validation loss", {"steps": 1, "lr": 1e12, "stages": 2})])
+def test_a_run_whose_last_measurement_is_not_finite_diverges(store, metric, fields):
+    config = run_config(**{**TINY, **fields})
+    with pytest.raises(
+        TrainingError, match=rf"run {config.key}: the {metric} is not finite from step 1 on; the learning"
+    ):
+        quiet([config], store)
+    assert store.get(config.key) is None
+
+
+@pytest.mark.parametrize("metric", ["validation loss", "replica spread", "gradient norm", "domain loss"])
+def test_whatever_is_not_finite_at_the_end_is_not_kept(store, monkeypatch, metric):
+    record = trainer.Pack._record
+
+    def spoilt(self, name, values, *rest, **named):
+        ends = name == metric and self.step == self.runs[0].steps
+        record(self, name, [float("inf") if ends else value for value in values], *rest, **named)
+
+    monkeypatch.setattr(trainer.Pack, "_record", spoilt)
+    config = run_config(**{**TINY, "replicas": 2, "evaluate_on": ["satire_devil"]})
+    with pytest.raises(TrainingError, match=f"the {metric}.* is not finite from step 20 on"):
+        quiet([config], store)
+    assert store.get(config.key) is None
+
+
+# Names that are not known
+
+
+def test_a_metric_that_is_not_known_is_refused_and_the_nearest_named(store):
+    runs = quiet(grid(TINY, seed=range(2)), store)
+    tables = (runs.table, runs.final, runs.by_step, lambda metric: runs.steps_to(1.0, metric))
+    for table in tables:
+        with pytest.raises(ConfigError, match="unknown metric 'validaton loss': did you mean 'validation loss'?"):
+            table("validaton loss")
+    assert runs.table("loss jump").empty  # known, and not asked for
+    with pytest.raises(ConfigError, match="unknown field 'recovry': did you mean 'recovery'?"):
+        runs.where(recovry="none")
+    with pytest.raises(ConfigError, match="the target for 'validation loss' is nan"):
+        runs.steps_to(float("nan"))
+    with pytest.raises(ConfigError, match="'gradient norm' has several values at a step of a seed, by stage"):
+        runs.by_step("gradient norm")
+    both = quiet(grid(TINY, route=["in order", "swapped ends"]), store)
+    with pytest.raises(ConfigError, match="'validation loss' has several values at a step of a seed, by route"):
+        both.by_step()
+
+
+def test_the_metric_of_a_measurement_of_ones_own_is_known_by_its_record(store, monkeypatch):
+    monkeypatch.setitem(MEASUREMENTS, "mine", lambda pack, asking: ((i, "my metric", 0, "", np.nan) for i in asking))
+    runs = quiet(grid({**TINY, "measurements": ["mine"]}, seed=[0]), store)
+    assert runs.final("my metric")["value"].isna().all()  # undefined, as it says
+    with pytest.raises(ConfigError, match="did you mean 'my metric'?"):
+        runs.table("my metrics")
+
+
+def test_all_that_our_measurements_record_is_known(store):
+    even = {**TINY, "replicas": 2, "measurements": list(MEASUREMENTS)}
+    recorded = quiet([run_config(**even)], store).records[0].metrics["metric"].unique()
+    assert set(METRICS) - set(recorded) == {"failure", "domain loss"} and set(recorded) <= set(METRICS)

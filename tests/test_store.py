@@ -3,11 +3,13 @@
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swarmbook.errors import StoreError
+from swarmbook.errors import LostProgress, StoreError
+from swarmbook.records import locks
 from swarmbook.records.atomic_files import clean, whole_file, write
+from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import key_of
 from swarmbook.records.store import Store, open_store
 
@@ -855,7 +859,7 @@ def test_root_that_cannot_be_written(store, tmp_path, monkeypatch):
         def refused(*args, **options):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-        monkeypatch.setattr("swarmbook.records.store.FileLock", refused)
+        monkeypatch.setattr("swarmbook.records.locks.FileLock", refused)
     try:
         readonly = Store(store.root)
         assert readonly.get(KEY)
@@ -885,11 +889,10 @@ def test_unreadable_run_is_not_silently_trained_again(store, monkeypatch):
     put(store)
     store.put_state(KEY, {})
 
-    def refused(path, mode):
+    def refused(path, *options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "read_bytes", lambda path: refused(path, "rb"))
-    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(os, "open", refused)
     for read, name in ((store.get, f"{KEY}.parquet"), (store.state, f"{KEY}.pt")):
         with pytest.raises(StoreError, match=f"cannot read .*{name}: Permission denied"):
             read(KEY)
@@ -925,3 +928,145 @@ def test_import_is_light():
     code = "import sys, swarmbook.records.store; sys.exit('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "lib")}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
+# Who holds what is waited for
+
+
+def waiting(trainers, keys):
+    """A trainer that waits, and what it says, line by line."""
+    command = [sys.executable, trainers.script, trainers.root, trainers.log, "0", "0", ",".join(keys)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "lib")}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    trainers.processes.append(process)
+    return process
+
+
+def test_who_waits_says_for_whom_and_how_to_go_on_without(trainers):
+    holder = trainers.start([KEY, OTHER], hang=2)
+    trainers.until("hangs", holder)
+    waiter = waiting(trainers, [KEY, OTHER])
+    said = waiter.stderr.readline()
+    assert (
+        f"waiting for run {KEY} and 1 more, which is held by process {holder.pid} on {socket.gethostname()} (s" in said
+    )
+    assert f"(since {datetime.now():%Y-}" in said and "To go on without: end that process" in said
+    assert "SWARMBOOK_STORE" in said
+    holder.kill()
+    assert waiter.wait(60) == 0
+    trainers.check([KEY, OTHER])
+
+
+def test_who_waits_says_so_every_minute(store, monkeypatch, capfd):
+    monkeypatch.setattr(locks, "TELL", 0.5)
+    with store.claim([KEY]), ThreadPoolExecutor() as pool:
+        done = pool.submit(Store(store.root).wait, [KEY])
+        time.sleep(1.6)
+        put(store)
+    done.result()
+    assert capfd.readouterr().err.count(f"waiting for run {KEY}, which is held by process {os.getpid()}") in (2, 3)
+
+
+def test_a_lock_that_another_thread_holds_for_long_is_told_as_well(tmp_path, capfd):
+    path = tmp_path / "locks" / "tokens.lock"
+    with ThreadPoolExecutor() as pool:
+        with locks.lock(path) as mine:
+            assert mine.own
+            waits = pool.submit(lambda: locks.lock(path, blocking=True, what="tokens of x").__enter__())
+            time.sleep(1.3)
+        waits.result()
+    said = capfd.readouterr().err
+    assert f"waiting for tokens of x, which is held by process {os.getpid()} on " in said and f"delete {path}" in said
+
+
+def test_a_lock_whose_file_was_deleted_is_no_longer_own_and_leaves_the_next_one_alone(tmp_path):
+    path = tmp_path / "run.lock"
+    with locks.lock(path) as first:
+        path.unlink()
+        assert not first.own
+        with locks.lock(path) as second:
+            assert second.own and not first.own
+            with locks.lock(path) as third:
+                assert third is None
+            first_left = path.stat().st_ino
+    assert first_left and not path.exists()
+    with locks.lock(path) as first:
+        path.unlink()
+        with locks.lock(path) as second:
+            pass
+        path.write_text("another's")
+    assert path.read_text() == "another's"
+
+
+def test_a_lock_says_nothing_wrong_of_who_holds_it(tmp_path):
+    for content in (b"", b"{", b"[]", b'{"pid": 1}', b"\xff"):
+        (tmp_path / "lock").write_bytes(content)
+        assert locks.holder(tmp_path / "lock") == "another process"
+    assert locks.holder(tmp_path / "nothing") == "another process"
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("thing", ["pipe", "device"])
+def test_what_is_no_regular_file_is_damage_and_hangs_nobody(store, thing):
+    put(store)
+    store.put_state(KEY, {"step": 1})
+    progress = store.progress([OTHER])
+    progress.append([{"step": 1}])
+    progress.save({"step": 1}, 1)
+    folder = progress.folder
+    for path in (store.root / f"{KEY}.parquet", store.root / "states" / f"{KEY}.pt", *folder.iterdir()):
+        content = path.read_bytes()
+        path.unlink()
+        if thing == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+        if path.suffix == ".parquet":
+            assert absent(store)
+        elif path.parent.name == "states":
+            assert stateless(store)
+        elif path.name == "pack.json":
+            assert store.packs() == []
+        else:
+            with pytest.warns(UserWarning, match=f"{path.name} is no regular file"):
+                assert WorkInProgress(folder).load() is None
+            again = WorkInProgress(folder)
+            again.append([{"step": 1}])
+            again.save({"step": 1}, 1)
+            continue
+        path.unlink()
+        path.write_bytes(content)
+    assert store.get(KEY) and store.state(KEY)
+
+
+def test_a_stream_that_becomes_a_pipe_is_lost_progress(store):
+    progress = store.progress([KEY])
+    progress.append([])
+    (progress.folder / "metrics.jsonl").unlink()
+    os.mkfifo(progress.folder / "metrics.jsonl")
+    for use in (progress.metrics, lambda: progress.append([{"step": 1}]), lambda: progress.save({}, 1)):
+        with pytest.raises(LostProgress, match="metrics.jsonl"):
+            use()
+
+
+@pytest.mark.parametrize("said", ["1", "true", "TRUE", "yes", "on"])
+def test_fresh_is_fresh_every_time_however_it_is_said(tmp_path, said):
+    code = f"from swarmbook.records.store import open_store; s = open_store(); print(s.get({KEY!r}) is None); "
+    code += f"import pandas as pd; s.put({KEY!r}, {{}}, pd.DataFrame({{'value': [1.0]}}), {{}})"
+    env = {**os.environ, "SWARMBOOK_STORE": str(tmp_path), "SWARMBOOK_FRESH": said}
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "True\n"
+
+
+def test_fresh_may_be_refused_and_must_not_be_guessed(store, monkeypatch):
+    monkeypatch.setenv("SWARMBOOK_STORE", str(store.root))
+    put(store)
+    for said in ("false", "No", "off", " 0 ", ""):
+        monkeypatch.setenv("SWARMBOOK_FRESH", said)
+        assert open_store().get(KEY)
+    for said in ("2", "y", "ja"):
+        monkeypatch.setenv("SWARMBOOK_FRESH", said)
+        with pytest.raises(StoreError, match=f"SWARMBOOK_FRESH='{said}' is neither yes nor no: give 1, true, "):
+            open_store()

@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -358,13 +361,66 @@ def test_nbval_replaces_just_what_verification_does():
     options = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["pytest"]["addopts"]
     (given,) = [option.partition("=")[2] for option in options if option.startswith("--nbval-sanitize-with=")]
     patterns = nbval.get_sanitize_patterns((root / given).read_text())
-    assert patterns == verify.volatile() and len(patterns) == 3
-    shown = "took 3.5 s at 0x7f00aa11bb in /home/me/clone/papers/noloco/runs"
+    assert patterns == verify.volatile() and len(patterns) == 4 and publishing.CELL_FILE in patterns
+    shown = "took 3.5 s at 0x7f00aa11bb in /home/me/clone/papers/noloco/runs by /tmp/ipykernel_4711/230.py:3"
     text = shown
     for pattern, name in patterns:
         text = re.sub(pattern, name, text)
-    assert text == "took TIME at ADDRESS in papers/noloco/runs"
+    assert text == "took TIME at ADDRESS in papers/noloco/runs by cell.py:3"
     assert verify._shown({"outputs": [{"text": shown}]}) == [text]
+
+
+VARIES = """\
+import time, warnings
+warnings.warn("a warning")
+print(f"took {time.monotonic() % 9:.3f} s at {object()}")
+class Claims:
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        ours = f"took {time.monotonic() % 9:.3f} s"
+        row = {"id": "T1", "text": "toys work", "paper": "3", "ours": ours, "verdict": "holds"}
+        return {"text/plain": "T1 holds", "application/vnd.swarmbook.claims+json": [row]}
+Claims()
+"""
+
+
+@pytest.fixture
+def by_nbval(tmp_path):
+    """What nbval says of a notebook, with the settings of this repository."""
+    root = Path(__file__).parents[1]
+    shutil.copy(root / "conftest.py", tmp_path)
+
+    def check(path, *options):
+        settings = ["-c", str(root / "pyproject.toml"), "-p", "no:cacheprovider", "-n", "0", "--rootdir", str(tmp_path)]
+        command = [sys.executable, "-m", "pytest", *settings, *options, str(path)]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300).stdout
+
+    return check
+
+
+def test_a_cell_that_warns_and_tells_times_is_recorded_so_that_it_verifies(toy, tmp_path, by_nbval):
+    """With both comparators: what is stored names no process, and times in the JSON of claims count no more."""
+    path = toy("toy", (VARIES, ""))
+    done = execution.execute(papers.read_paper(path), output=tmp_path / "out", page=False)
+    publishing.commit(papers.read_paper(path), done.notebook)
+    stored = path.read_text()
+    assert "ipykernel_" not in stored and "cell.py:2: UserWarning: a warning" in stored
+    assert verify.shown(papers.read_paper(path)).faults == []
+    assert "2 passed" in by_nbval(path)
+    path.write_text(stored.replace("UserWarning: a warning", "UserWarning: another"))
+    assert "holds 'cell.py:2: UserWarning: another'" in verify.shown(papers.read_paper(path)).faults[0]
+    assert "1 failed, 1 passed" in by_nbval(path)
+    path.write_text(stored.replace('"text": "toys work"', '"text": "toys do not"'))
+    assert "1 failed, 1 passed" in by_nbval(path)
+
+
+def test_cells_after_one_that_took_too_long_are_no_faults(toy, tmp_path, by_nbval):
+    path = toy("toy", ("import time; time.sleep(6)", ""), ("print(steps)", ""))
+    content = nbformat.read(path, 4)
+    content.cells[-1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="3\n")]
+    content.cells[-1].execution_count = 1
+    nbformat.write(content, path)
+    said = by_nbval(path, "--nbval-cell-timeout=2")
+    assert "1 failed, 1 passed, 1 xpassed" in said
 
 
 def test_notebook_errors_are_deviations(toy):

@@ -23,6 +23,10 @@ class StoreError(Exception):
     """A recorded run is missing, damaged or cannot be written."""
 
 
+class LostProgress(StoreError):
+    """What a process wrote of runs in training was deleted, or changed by something else."""
+
+
 class TrainingError(Exception):
     """A training run cannot go on."""
 

@@ -11,8 +11,14 @@ import numpy as np
 import pandas as pd
 
 from swarmbook.config import RunConfig, by_name
-from swarmbook.errors import ConfigError
+from swarmbook.errors import ConfigError, unknown
 from swarmbook.records.store import Record
+
+# Whatever we may record: in training, and by our measurements (`swarmbook.methods.measurements`)
+METRICS = ("validation loss", "domain loss", "training loss", "gradient norm", "replica spread", "failure", "ledger")
+METRICS += ("loss jump", "pair jump", "missing stages", "partial loss", "partial perplexity", "similarity")
+METRICS += ("re-initialisation error", "mean-weight loss", "averaged loss", "averaged spread", "replica loss")
+METRICS += ("own-shard loss",)
 
 
 class Runs:
@@ -36,9 +42,12 @@ class Runs:
         return [name for name in fields[0] if name == "seed" or any(f[name] != fields[0][name] for f in fields)]
 
     def where(self, **fields) -> "Runs":
-        """The runs whose configuration has these values; raises ConfigError if there are none."""
+        """The runs whose configuration has these values; ConfigError if there are none, or a field is unknown."""
         pairs = zip(self.configs, self.records, strict=True)
         wanted = by_name(fields)
+        for name in wanted:
+            if name not in RunConfig.model_fields:
+                raise ConfigError(unknown("field", name, RunConfig.model_fields))
         chosen = [(c, r) for c, r in pairs if all(getattr(c, name) == value for name, value in wanted.items())]
         if not chosen:
             raise ConfigError(f"no run has {fields}; there are {self.provenance()[self.axes].drop_duplicates()}")
@@ -54,7 +63,10 @@ class Runs:
         - "failure": one row a lost stage, from 1; 0 stands for the ends (embedding and head)
         - "ledger": what the run has cost, by entry in `label`
         - the metrics of the run's `measurements`, see `swarmbook.methods.measurements`
+
+        Empty if no run has recorded it. ConfigError for a metric that neither these runs nor `METRICS` know.
         """
+        self._check_metric(metric)
         axes = self.axes
         parts = []
         for config, record in zip(self.configs, self.records, strict=True):
@@ -65,15 +77,28 @@ class Runs:
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
     def by_step(self, metric: str = "validation loss") -> pd.DataFrame:
-        """A metric as a table [step, seed], for runs that differ in nothing but the seed."""
-        return self.table(metric).pivot(index="step", columns="seed", values="value")
+        """A metric as a table [step, seed]; ConfigError for runs that differ in more than the seed."""
+        table = self.table(metric)
+        if self.axes != ["seed"] or table.duplicated(["step", "seed"]).any():
+            columns = [name for name in (*self.axes, "stage", "label") if name != "seed"]
+            several = [name for name in columns if table[name].astype(str).nunique() > 1]
+            raise ConfigError(
+                f"{metric!r} has several values at a step of a seed, by {', '.join(several)}: "
+                "choose runs with `where`, or rows of `table`"
+            )
+        return table.pivot(index="step", columns="seed", values="value")
 
     def final(self, metric: str = "validation loss") -> pd.DataFrame:
         """The last measurement of every run."""
         return self._each(self.table(metric), lambda run: run["value"].iloc[-1])
 
     def steps_to(self, target: float, metric: str = "validation loss") -> pd.DataFrame:
-        """The step at which the metric first falls to the target, interpolated; NaN for runs in which it never does."""
+        """The step at which the metric first falls to the target, interpolated; NaN for runs in which it never does.
+
+        ConfigError for a target that is NaN.
+        """
+        if np.isnan(target):
+            raise ConfigError(f"the target for {metric!r} is {target}; give a number")
         return self._each(self.table(metric), lambda run: _crossing(run["step"], run["value"], target))
 
     def provenance(self) -> pd.DataFrame:
@@ -83,6 +108,13 @@ class Runs:
             for c, r in zip(self.configs, self.records, strict=True)
         ]
         return pd.DataFrame(rows)
+
+    def _check_metric(self, metric: str) -> None:
+        if metric not in METRICS:
+            recorded = (name for record in self.records for name in record.metrics["metric"].unique())
+            known = dict.fromkeys([*METRICS, *recorded])
+            if metric not in known:
+                raise ConfigError(unknown("metric", metric, known))
 
     def _each(self, table: pd.DataFrame, value) -> pd.DataFrame:
         groups = table.groupby(self.axes, sort=False, dropna=False)

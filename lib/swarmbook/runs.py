@@ -7,16 +7,21 @@ Serves: every figure and table that stands on training.
 """
 
 import json
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 from swarmbook.config import RunConfig, run_config
-from swarmbook.errors import ConfigError, TrainingError
+from swarmbook.errors import ConfigError, LostProgress, StoreError, TrainingError
 from swarmbook.locations import recorded_folders
+from swarmbook.records.atomic_files import read
 from swarmbook.records.computed import note
 from swarmbook.records.store import Store, open_store
 from swarmbook.results import Runs
+
+PATIENCE = 3  # times that a run may lose its work in progress before that is an error
 
 
 def run(
@@ -43,17 +48,32 @@ def run(
     store = store or open_store(recorded_folders(recorded))
     keys = [config.key for config in configs]
     by_key = dict(zip(keys, configs, strict=True))
-    while missing := [key for key in by_key if store.get(key) is None]:
+    lost: Counter[str] = Counter()
+    while None in (found := {key: store.get(key) for key in by_key}).values():
+        missing = [key for key in by_key if found[key] is None]
         _keep_states({parent for key in missing for parent in by_key[key].parents}, store, device, show)
         left = {key: by_key[key] for key in missing if store.get(key) is None}
-        if left and not _train(left, by_key, store, device, show, keep):
+        if left and not _train(left, by_key, store, device, show, keep, lost):
             store.wait(left)
     note(by_key)
-    return Runs(configs, [store.get(key) for key in keys])
+    return Runs(configs, [found[key] for key in keys])
 
 
-def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: str, show: bool, keep: bool) -> bool:
-    """Train what nobody else is training, interrupted packs first; returns False if there was nothing to train."""
+def _train(
+    missing: dict[str, RunConfig],
+    by_key: dict,
+    store: Store,
+    device: str,
+    show: bool,
+    keep: bool,
+    lost: Counter[str],
+) -> bool:
+    """Train what nobody else is training, interrupted packs first; returns False if there was nothing to train.
+
+    lost: how often each run has lost its work in progress, which counts as trained here: the caller looks again who
+    trains it, up to `PATIENCE` times.
+    """
+    from swarmbook.training import logging_plan
     from swarmbook.training.packing import packs
     from swarmbook.training.trainer import train
 
@@ -67,12 +87,26 @@ def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: st
             if not mine:
                 continue
             pack, progress = [by_key[key] for key in keys], store.progress(keys)
-            result = train(pack, progress, device, show, starts)
-            metrics, provenance = progress.metrics(), result.provenance()
+            _check_unchanged(keys, pack)
+            try:
+                result = train(pack, progress, device, show, starts)
+                metrics, provenance = progress.metrics(), result.provenance()
+            except LostProgress as loss:
+                lost.update(keys)
+                if max(lost[key] for key in keys) > PATIENCE:
+                    raise
+                warnings.warn(f"{loss}; going on from the last good checkpoint, or anew", stacklevel=3)
+                any_trained = True
+                continue
             for i in result.healthy:
                 rows = metrics[metrics["run"] == i].drop(columns="run").reset_index(drop=True)
                 for name in ("metric", "label"):
                     rows[name] = rows[name].cat.remove_unused_categories()
+                try:
+                    logging_plan.check(pack[i], rows)
+                except StoreError:
+                    progress.discard()
+                    raise
                 if keep:
                     store.put_state(keys[i], result.state(i))
                 store.put(keys[i], pack[i].model_dump(mode="json"), rows, provenance)
@@ -82,6 +116,16 @@ def _train(missing: dict[str, RunConfig], by_key: dict, store: Store, device: st
     if diverged:
         raise TrainingError("\n".join(diverged))
     return any_trained
+
+
+def _check_unchanged(keys: Sequence[str], pack: Sequence[RunConfig]) -> None:
+    """ConfigError if data, tokenizer or the user's own rules are others than when the keys were made."""
+    for key, config in zip(keys, pack, strict=True):
+        if config.key != key:
+            raise ConfigError(
+                f"run {key} is not trained: its data, its tokenizer or a rule of your own was changed since this was "
+                f"started, and with these its key is {config.key}. Start it again, which takes the new ones"
+            )
 
 
 def final_states(configs: Iterable[RunConfig], device: str = "auto", show: bool = True) -> dict[str, dict]:
@@ -98,6 +142,7 @@ def _final_states(configs: set[RunConfig], store: Store, device: str, show: bool
 def _keep_states(configs: set[RunConfig], store: Store, device: str, show: bool) -> None:
     """Train the runs whose final states are not in the store: ancestors first, each generation in packs."""
     keeping, key_of_run, there = store.keeping(), cache(lambda config: config.key), set()
+    lost: Counter[str] = Counter()
     while True:
         missing, rest = {}, list(configs)
         while rest:
@@ -113,7 +158,7 @@ def _keep_states(configs: set[RunConfig], store: Store, device: str, show: bool)
         if not missing:
             return
         ready = {k: c for k, c in missing.items() if all(key_of_run(parent) in there for parent in c.parents)}
-        if not _train(ready, missing, keeping, device, show, keep=True):
+        if not _train(ready, missing, keeping, device, show, True, lost):
             keeping.wait(ready)
 
 
@@ -122,7 +167,7 @@ def config_of(name: str) -> RunConfig:
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
         try:
-            return run_config(**json.loads(path.read_text()))
+            return run_config(**json.loads(read(path)))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{name} holds no configuration of a run: {error}") from error
     try:

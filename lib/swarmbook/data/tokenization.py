@@ -5,7 +5,7 @@
   joined with "+". Joined sources are concatenated in their order.
 - An end-of-text token closes each document, and documents are concatenated.
 - Tokens are made once and kept as a memory map in SWARMBOOK_CACHE. They are identified by the content of texts and
-  tokenizer alone.
+  tokenizer alone, in the name of the file and inside it. Where nothing can be kept, each process makes its own.
 
 Serves: every run that trains.
 """
@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import warnings
 import zlib
@@ -30,7 +31,8 @@ from swarmbook.data.corpora import SPLITS, card, check_known, checked_file, read
 from swarmbook.data.document_files import first_line
 from swarmbook.errors import DataError
 from swarmbook.locations import cache_folder, data_folder
-from swarmbook.records.atomic_files import clean, whole_file
+from swarmbook.records.atomic_files import clean, open_regular, whole_file
+from swarmbook.records.locks import lock
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -43,6 +45,12 @@ _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # ours, Llama 3, Ll
 _WHOLE = 256 << 20  # bytes: token caches above this are checked in 256 blocks of 1 MiB
 _BATCH = 1024  # documents encoded at a time
 _verified: set[tuple] = set()  # files whose checksum this process has compared
+_unkept: dict[Path, np.ndarray] = {}  # tokens that could not be written, by the file that they should be in
+_told: set[Path] = set()  # cache folders that cannot be used, and of which that was said
+
+
+class _Unwritable(Exception):
+    """The cache folder cannot be used."""
 
 
 def tokenizer(name: str = "swarmbook") -> "Tokenizer":
@@ -73,8 +81,9 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
 
     limit: how many tokens to keep, from the beginning; each of several joined sources gives an equal share. A corpus of
     the hub that is too large to tokenize whole needs one.
-    Raises DataError if the source, split or tokenizer is unknown or cannot be had, or if the cache folder cannot be
-    written. A damaged cache file is made again, with a warning.
+    Raises DataError if the source, split or tokenizer is unknown or cannot be had. A damaged cache file, or that of
+    other tokens, is made again, with a warning. If the cache folder cannot be written, a warning says so, and the
+    tokens are kept in memory.
     """
     parts = source.split("+")
     for part in parts:
@@ -85,7 +94,7 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
     coder = _tokenizer(_tokenizer_bytes(tokenizer))
     vocabulary = vocabulary_of(coder)
     dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
-    path = cache_folder() / "tokens" / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '-', source)[:80]}-{split}-{key}.ids"
+    path = cache_folder() / "tokens" / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '-', source)[:80]}-{split}-{key}.tokens"
 
     def chunks() -> Iterator[np.ndarray]:
         if len(parts) == 1:
@@ -93,7 +102,15 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
         shares = [None if limit is None else limit // len(parts) + (i < limit % len(parts)) for i in range(len(parts))]
         return (tokens(part, split, tokenizer, share).ids for part, share in zip(parts, shares, strict=True))
 
-    ids = _cached(path, dtype, chunks)
+    try:
+        ids = _unkept[path] if path in _unkept else _cached(path, dtype, f"{split} {key}", chunks)
+    except _Unwritable as error:
+        if path.parent not in _told:
+            _told.add(path.parent)
+            warnings.warn(f"{error}. Until then each process makes its tokens anew", stacklevel=2)
+        ids = _unkept[path] = np.concatenate([np.zeros(0, dtype), *chunks()])
+    if not len(ids):
+        raise DataError(f"{source} has no text in its {split} split; choose another source or split")
     return Tokens(ids, vocabulary, key, source, split)
 
 
@@ -183,72 +200,81 @@ def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit
                 return
 
 
-def _cached(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
-    """The ids in the cache file `path`, written first from `chunks` if the file is missing or damaged.
+def _cached(path: Path, dtype: np.dtype, what: str, chunks: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+    """The ids in the cache file `path`, written first from `chunks` if the file is missing, damaged or another's.
 
-    A file is one header (dtype, length, checksum), then the ids. It appears by an atomic rename, under a lock, so that
-    of several processes one makes it and the others wait. It is no `.npy` file, as that has no checksum: a bit that
-    flips in one is read as another token, while comparing ours took 0.4 ms for the 700,000 tokens of a domain and 48 ms
-    for 100 million. A `.npy` header also holds the length, which is not known before the last document is encoded.
+    what: the split and the fingerprint of the tokens. A file is one header (this, dtype, length, checksum), then the
+    ids. It appears by an atomic rename, under a lock, so that of several processes one makes it and the others wait. It
+    is no `.npy` file, as that has no checksum: a bit that flips in one is read as another token, while comparing ours
+    took 0.4 ms for the 700,000 tokens of a domain and 48 ms for 100 million. A `.npy` header also holds the length,
+    which is not known before the last document is encoded.
     """
-    ids = _opened(path, dtype)
+    ids = _opened(path, dtype, what)
     if ids is not None:
         return ids
-    from filelock import FileLock
-
     with contextlib.ExitStack() as stack:
         with _cache_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(f"{path}.lock"))
-        ids = _opened(path, dtype)
+            stack.enter_context(lock(path.with_name(f"{path.name}.lock"), blocking=True, what=f"the tokens in {path}"))
+        ids = _opened(path, dtype, what)
         if ids is not None:
             return ids
-        clean(path)
+        with _cache_errors(path):
+            clean(path)
         if path.exists():
-            warnings.warn(f"token cache {path} is damaged; making it again", stacklevel=3)
-        _write(path, dtype, chunks())
-    return _opened(path, dtype)
+            warnings.warn(f"token cache {path} is damaged or another's; making it again", stacklevel=3)
+        if not _write(path, dtype, what, chunks()):
+            return np.zeros(0, dtype)
+    ids = _opened(path, dtype, what)
+    if ids is None:
+        raise _Unwritable(f"cannot use the cache folder {path.parent} ({path.name} is not what was written to it)")
+    return ids
 
 
-def _write(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
+def _write(path: Path, dtype: np.dtype, what: str, chunks: Iterable[np.ndarray]) -> bool:
+    """Write a cache file; False if there are no ids, which nothing is written for."""
+    chunks = iter(chunks)
+    first = next((chunk for chunk in chunks if len(chunk)), None)
+    if first is None:
+        return False
     with whole_file(path, lambda: _cache_errors(path)) as file:
-        length = 0
         # an OSError of the corpus must not pass for one of the cache folder
-        for chunk in itertools.chain([np.zeros(_HEADER_BYTES, np.uint8)], chunks):
+        for chunk in itertools.chain([np.zeros(_HEADER_BYTES, np.uint8), first], chunks):
             with _cache_errors(path):
                 file.write(chunk.tobytes())
-            length += len(chunk)
-        if length == _HEADER_BYTES:
-            source, split = path.stem.rsplit("-", 2)[:2]
-            raise DataError(f"{source} has no text in its {split} split; choose another source or split")
         with _cache_errors(path):
             file.flush()
-            header = _header(np.memmap(file, dtype, "r", offset=_HEADER_BYTES))
+            header = _header(np.memmap(file, dtype, "r", offset=_HEADER_BYTES), what)
             file.seek(0)
             file.write(header)
+    return True
 
 
-def _opened(path: Path, dtype: np.dtype) -> np.ndarray | None:
-    """The memory map of a cache file, or None if it is missing or damaged; a process compares a checksum once."""
+def _opened(path: Path, dtype: np.dtype, what: str) -> np.ndarray | None:
+    """The memory map of a cache file, or None if it is missing, damaged or another's.
+
+    A process compares a checksum once.
+    """
     with _cache_errors(path):
         try:
-            status = path.stat()
-        except FileNotFoundError:
+            file = open_regular(path)
+        except (FileNotFoundError, ValueError):
             return None
-        body = status.st_size - _HEADER_BYTES
-        if body <= 0 or body % dtype.itemsize:
-            return None
-        ids = np.memmap(path, dtype, "r", offset=_HEADER_BYTES)
-        stamp = (path, status.st_ino, status.st_size, status.st_mtime_ns)
-        if stamp not in _verified:
-            with path.open("rb") as file:
-                if file.read(_HEADER_BYTES) != _header(ids):
+        with file:
+            status = os.fstat(file.fileno())
+            body = status.st_size - _HEADER_BYTES
+            if body <= 0 or body % dtype.itemsize:
+                return None
+            ids = np.memmap(file, dtype, "r", offset=_HEADER_BYTES)
+            stamp = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+            if stamp not in _verified:
+                file.seek(0)
+                if file.read(_HEADER_BYTES) != _header(ids, what):
                     return None
-            _verified.add(stamp)
+                _verified.add(stamp)
         return ids
 
 
-def _header(ids: np.ndarray) -> bytes:
+def _header(ids: np.ndarray, what: str) -> bytes:
     data = ids.view(np.uint8)
     checksum = 0
     if data.nbytes <= _WHOLE:
@@ -256,7 +282,7 @@ def _header(ids: np.ndarray) -> bytes:
     else:
         for first in np.linspace(0, data.nbytes - (1 << 20), 256).astype(np.int64):
             checksum = zlib.crc32(data[first : first + (1 << 20)], checksum)
-    fields = {"format": FORMAT, "dtype": ids.dtype.str, "length": len(ids), "checksum": checksum}
+    fields = {"format": FORMAT, "of": what, "dtype": ids.dtype.str, "length": len(ids), "checksum": checksum}
     return json.dumps(fields).encode().ljust(_HEADER_BYTES)
 
 
@@ -265,9 +291,9 @@ def _cache_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"cannot use the cache folder {path.parent} ({error}); "
-            "make room or set SWARMBOOK_CACHE to a writable folder"
+        raise _Unwritable(
+            f"cannot use the cache folder {path.parent} ({error}): "
+            "make room, or set SWARMBOOK_CACHE to a writable folder"
         ) from error
 
 

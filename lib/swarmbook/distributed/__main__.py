@@ -34,6 +34,7 @@ from swarmbook.methods.sync import SYNCS
 from swarmbook.records.store import Store, open_store
 from swarmbook.runs import config_of
 from swarmbook.simulation.network import PLACES, Network
+from swarmbook.training import logging_plan
 from swarmbook.training.device import device_of
 
 
@@ -64,6 +65,7 @@ def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) ->
         trainer.train()
         final = resharding.gather(trainer.state(0), mesh, comm) if keep else None
         if store:
+            logging_plan.check(run, trainer.table(), undisturbed=not comm.replaceable)
             if final:
                 store.put_state(run.key, final)
             record = store.put(run.key, run.model_dump(mode="json"), trainer.table(), trainer.provenance())

@@ -178,6 +178,8 @@ class RankTrainer(Bookkeeping):
         self._unconfirmed = []
         self._charge(self._summed(self._own_costs()))
         super().finish()
+        if self.diverged:
+            raise TrainingError(self.diverged[0])
 
     def take_measurements(self) -> None:
         """Rank 0 takes the measurements that the run asks for, in a Fleet of the whole run."""

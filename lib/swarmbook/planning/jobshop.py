@@ -20,11 +20,13 @@ Serves: the planners "annealing", "blind" and "shortest", and so all of SkipPipe
 """
 
 from collections import namedtuple
+from functools import partial
 
-import numba
 import numpy as np
 
-compiled = numba.njit(cache=True, nogil=True)
+from swarmbook.planning.compilation import compiled
+
+compiled = partial(compiled, nogil=True)
 
 # Places in `Shop.limits`: stages on a path (P), the four limits on the order of visits
 # (`swarmbook.planning.path_rules.PathRules`), microbatches whose activations fit on a node, ticks that a node stays

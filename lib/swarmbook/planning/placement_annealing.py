@@ -9,11 +9,12 @@ another file.
 Serves: `swarmbook.planning.placement`.
 """
 
-import numba
 import numpy as np
 
+from swarmbook.planning.compilation import compiled
 
-@numba.njit(cache=True)
+
+@compiled
 def bottleneck_rank(ranks: np.ndarray, few: np.ndarray, many: np.ndarray, limit: int) -> int:
     """The least rank so that pairs up to it give every node of `few` its own of `many`; limit + 1 if above the limit.
 
@@ -58,7 +59,7 @@ def bottleneck_rank(ranks: np.ndarray, few: np.ndarray, many: np.ndarray, limit:
     return low
 
 
-@numba.njit(cache=True)
+@compiled
 def _saturates(
     ranks: np.ndarray, few: np.ndarray, many: np.ndarray, limit: int, mate: np.ndarray, taken: np.ndarray
 ) -> bool:
@@ -104,7 +105,7 @@ def _saturates(
     return True
 
 
-@numba.njit(cache=True)
+@compiled
 def _group_rank(ranks: np.ndarray, turned: np.ndarray, a: np.ndarray, b: np.ndarray, limit: int) -> int:
     """The rank of the distance from group a to group b, or limit + 1 if above the limit; turned: ranks transposed."""
     if len(a) <= len(b):
@@ -112,7 +113,7 @@ def _group_rank(ranks: np.ndarray, turned: np.ndarray, a: np.ndarray, b: np.ndar
     return bottleneck_rank(turned, b, a, limit)
 
 
-@numba.njit(cache=True)
+@compiled
 def improve_tour(between: np.ndarray, order: np.ndarray) -> None:
     """Swap two groups, or move one, other than the first, while that shortens the closed tour [S], in place."""
     count = len(order)
@@ -146,7 +147,7 @@ def improve_tour(between: np.ndarray, order: np.ndarray) -> None:
                         better = True
 
 
-@numba.njit(cache=True)
+@compiled
 def _diameter(within: np.ndarray, group: np.ndarray) -> tuple[float, int, int]:
     """Seconds of the slowest hop inside a group, and its two nodes."""
     worst, first, second = 0.0, group[0], group[0]
@@ -157,7 +158,7 @@ def _diameter(within: np.ndarray, group: np.ndarray) -> tuple[float, int, int]:
     return worst, first, second
 
 
-@numba.njit(cache=True)
+@compiled
 def _exchanged(
     within: np.ndarray, group: np.ndarray, gone: int, come: int, worst: float, first: int, second: int
 ) -> tuple[float, int, int, float]:
@@ -173,7 +174,7 @@ def _exchanged(
     return worst, first, second, added
 
 
-@numba.njit(cache=True)
+@compiled
 def anneal_groups(
     within: np.ndarray,
     ranks: np.ndarray,

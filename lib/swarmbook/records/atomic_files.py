@@ -1,16 +1,18 @@
 """Files and folders that are there whole or not at all.
 
 Whatever is written appears under its name by a rename, after all of it is on disk. A writer that is killed leaves
-`<name>.<8 hex digits>.tmp` behind, which no reader looks at; `clean` removes it.
+`<name>.<8 hex digits>.tmp` behind, which no reader looks at; `clean` removes it. A folder in which something is made
+(`scratch_folder`) is removed by the next process that makes one beside it.
 
 Serves: whatever the library writes (store, token cache, notebooks, pages, exports).
 """
 
 import os
 import secrets
-import tempfile
+import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,17 +49,56 @@ def whole_file(path: Path, guard: Callable[[], AbstractContextManager] = nullcon
         raise
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read. ValueError where a pipe, a device or a folder stands in its place: those can hang who reads."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise ValueError(f"{path} is no regular file")
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file, as `open_regular` opens it."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     with whole_file(path) as file:
         file.write(data)
 
 
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A folder `.partial-*` in `parent`, for what is not finished; it goes away with the block.
+
+    Those of processes that were killed are removed. The living hold a lock beside theirs. On a file system without
+    locks all of them stay.
+    """
+    from swarmbook.records.locks import lock  # here: what only reads has no need of it
+
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(".partial-*"):
+        with suppress(OSError), lock(left if left.suffix == ".lock" else left.with_name(f"{left.name}.lock")) as dead:
+            if dead and left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+    folder = parent / f".partial-{secrets.token_hex(4)}"
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(lock(folder.with_name(f"{folder.name}.lock"), blocking=True))
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Make a folder of these files, whole or not at all. It must not be there yet, or be empty."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as scratch:
-        part = Path(scratch) / folder.name
+    with scratch_folder(folder.parent) as scratch:
+        part = scratch / folder.name
         part.mkdir()
         for name, content in files.items():
             write(part / name, content)

@@ -5,10 +5,10 @@
   training the run again replaces it.
 - What a run ends with (weights, moments) can be kept beside it, `states/<key>.pt`, for runs that start from it. It is
   never published.
-- Whoever trains a run holds its lock. The kernel drops the lock when that process dies, and whoever waits takes over
-  from the last checkpoint. Nothing here looks at clocks or process numbers.
-- Locks are `flock`. Over NFS that needs a server and a client that carry locks (Linux does, mounted without `nolock`).
-  A file system without `flock` is refused, not worked around.
+- Whoever trains a run holds its lock (`swarmbook.records.locks`). When that process dies, whoever waits takes over from
+  the last checkpoint. Nothing here is decided by clocks or process numbers.
+- All of it can be deleted at any time. A process that has lost its lock or its work in progress notices, and begins
+  again or waits (LostProgress).
 
 Serves: every run and table. A training loop reads like this:
 
@@ -24,6 +24,7 @@ Serves: every run and table. A training loop reads like this:
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -31,22 +32,23 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from swarmbook.errors import StoreError
 from swarmbook.locations import store_folder
-from swarmbook.records.atomic_files import whole_file, write, writes
+from swarmbook.records import locks
+from swarmbook.records.atomic_files import open_regular, read, whole_file, write, writes
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import canonical, key_of
 from swarmbook.records.run_files import Record, decode_record, encode_record, open_state, write_state
 
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")  # what SWARMBOOK_FRESH may say
 POLL = 0.2  # seconds between two looks at a lock that another process holds
 
 
@@ -65,6 +67,7 @@ class Store:
         self._partial = "partial-states" if states else "partial"
         self.recorded = () if fresh else tuple(Path(folder) for folder in recorded)
         self.token = uuid.uuid4().hex if fresh is True else fresh or None
+        self._claimed: dict[str, locks.Lock] = {}  # by key
         with suppress(OSError):  # a read-only store is still good for reading
             self._clean()
 
@@ -73,7 +76,7 @@ class Store:
         for folder in (*self.recorded, self.root):
             path = _file(folder, key)
             try:
-                record, token = decode_record(path.read_bytes(), key, path)
+                record, token = decode_record(read(path), key, path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except PermissionError as error:
@@ -115,7 +118,7 @@ class Store:
         """
         path = _file(self.root / "states", key, ".pt")
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 token = open_state(file, key)
                 if self.token is not None and token != self.token:
                     return None
@@ -157,26 +160,37 @@ class Store:
         open file, so claim what is trained next and not a grid of thousands.
         """
         mine = []
-        with ExitStack() as locks:
+        with ExitStack() as all_held:
             for key in dict.fromkeys(keys):
                 with ExitStack() as lock:
                     with writes(_file(self.root, key)):
                         held = lock.enter_context(self._lock(f"{key}.run"))
                     # Only under the lock is "not there" final: its last holder may just have put it.
                     if held and self.get(key) is None:
-                        locks.enter_context(lock.pop_all())
+                        all_held.enter_context(lock.pop_all())
+                        self._claimed[key] = held
+                        all_held.callback(self._claimed.pop, key)
                         mine.append(key)
             yield mine
         with suppress(OSError):  # a pack that overlaps with the one just trained may have become needless
             self._clean()
 
     def wait(self, keys: Iterable[str]) -> None:
-        """Return once one of these runs is finished, or its holder gave up or died. The caller must hold no claim."""
+        """Return once one of these runs is finished, or its holder gave up or died. The caller must hold no claim.
+
+        Says who is waited for, soon and then every minute.
+        """
         keys = list(keys)
-        looked = time.monotonic()
+        looked, told = time.monotonic(), -math.inf
         while keys and not any(self._unheld(key) or self.get(key) for key in keys):
             time.sleep(max(POLL, 9 * (time.monotonic() - looked)))  # whoever trains needs the processor more
             looked = time.monotonic()
+            path = self.root / "locks" / f"{keys[0]}.run"
+            if looked - told > locks.TELL and path.exists():
+                told = looked
+                more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+                cure = "end that process (what it has reached is kept), or set SWARMBOOK_STORE to another folder"
+                locks.tell(f"run {keys[0]}{more}", path, cure)
 
     def progress(self, keys: Sequence[str]) -> WorkInProgress:
         """The work in progress of runs that are trained together. The caller has claimed them."""
@@ -188,7 +202,7 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 write(folder / "pack.json", canonical({"keys": keys, "token": self.token}).encode())
-        return WorkInProgress(folder)
+        return WorkInProgress(folder, [self._claimed[key] for key in keys if key in self._claimed])
 
     def packs(self, held: Sequence[str] | None = None) -> list[list[str]]:
         """The packs whose training was begun and that have unfinished runs, each as the keys of its runs.
@@ -225,7 +239,7 @@ class Store:
                 leftover.unlink()
             for key, record in records.items():
                 if record.path.parent.resolve() != folder.resolve():
-                    data = record.path.read_bytes()
+                    data = read(record.path)
                     decode_record(data, key, record.path)
                     write(folder / record.path.name, data)
             if exclusive:
@@ -233,35 +247,14 @@ class Store:
                     if path.stem not in records:
                         path.unlink()
 
-    @contextmanager
-    def _lock(self, name: str, blocking: bool = False) -> Iterator[bool]:
-        """Hold the lock `root/locks/<name>` and yield True, or yield False. The file goes away with the lock.
-
-        Removing the file before the lock is released is safe, because FileLock checks, once it has a lock, that the
-        file still has a name, and otherwise tries again.
-        """
-        path = self.root / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-        try:
-            lock.acquire(blocking=blocking, poll_interval=0.01)
-        except Timeout:
-            held = False
-        else:
-            held = True
-        try:
-            yield held
-        finally:
-            if held:
-                with suppress(OSError):
-                    path.unlink()
-                lock.release()
+    def _lock(self, name: str, blocking: bool = False) -> AbstractContextManager[locks.Lock | None]:
+        return locks.lock(self.root / "locks" / name, blocking, f"the file {name.split('.')[0]} in {self.root}")
 
     def _unheld(self, key: str) -> bool:
         if not (self.root / "locks" / f"{key}.run").exists():
             return True
         with self._lock(f"{key}.run") as held:
-            return held
+            return held is not None
 
     def _clean(self) -> None:
         """Remove what killed processes left: half-written files, packs that are finished, locks."""
@@ -270,10 +263,10 @@ class Store:
                 if dead:
                     path.unlink(missing_ok=True)
         for folder in self.root.glob(f"{self._partial}/*"):
-            with ExitStack() as locks:
+            with ExitStack() as held:
                 found = _keys_and_token(folder)
                 names = [f"{folder.name}.write", *(f"{key}.run" for key in (found[0] if found else []))]
-                if all(locks.enter_context(self._lock(name)) for name in names):
+                if all(held.enter_context(self._lock(name)) for name in names):
                     found = _keys_and_token(folder)
                     if found is None or all(self.get(key) for key in found[0]):
                         shutil.rmtree(folder, ignore_errors=True)
@@ -285,15 +278,21 @@ class Store:
 def open_store(recorded: Sequence[Path] = ()) -> Store:
     """The user's store: SWARMBOOK_STORE, or `runs/store` (see `swarmbook.locations`).
 
-    With SWARMBOOK_FRESH=1 only what this process puts counts. Any other text but "0" is a token, which the processes of
-    an invocation share.
+    With SWARMBOOK_FRESH=1 (or "true", "yes", "on") only what this process puts counts. "0", "false", "no" and "off" are
+    as if it were not set. Any other text is a token, which the processes of an invocation share; StoreError for one of
+    less than four characters, which looks like a slip.
     recorded: folders of recorded runs. After each come those of other profiles beside it, as `runs.gpu` beside `runs`.
     """
-    fresh = os.environ.get("SWARMBOOK_FRESH", "")
-    if fresh == "1":
+    fresh = os.environ.get("SWARMBOOK_FRESH", "").strip()
+    if fresh.casefold() in NO:
+        fresh = ""
+    elif fresh.casefold() in YES:
         fresh = _token_of_process()
+    elif len(fresh) < 4:
+        words = f"{', '.join(YES)}; or {', '.join(NO[1:])}; or a token of four or more characters"
+        raise StoreError(f"SWARMBOOK_FRESH={fresh!r} is neither yes nor no: give {words}")
     folders = [each for at in map(Path, recorded) for each in (at, *sorted(at.parent.glob(f"{escape(at.name)}.*/")))]
-    return Store(store_folder(), folders, "" if fresh == "0" else fresh)
+    return Store(store_folder(), folders, fresh)
 
 
 @cache
@@ -310,7 +309,7 @@ def _file(folder: Path, key: str, suffix: str = ".parquet") -> Path:
 def _keys_and_token(folder: Path) -> tuple[list[str], str | None] | None:
     """Which runs a folder of work in progress is for; None if its maker died before it said so."""
     try:
-        pack = json.loads((folder / "pack.json").read_bytes())
+        pack = json.loads(read(folder / "pack.json"))
         keys, token = pack["keys"], pack["token"]
         return (keys, token) if key_of({"pack": keys}) == folder.name else None
     except (OSError, ValueError, KeyError, TypeError):

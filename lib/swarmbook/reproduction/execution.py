@@ -10,8 +10,11 @@ Serves: `swarmbook run`, `sweep` and `verify`.
 import hashlib
 import json
 import re
-import tempfile
-from collections.abc import Callable, Mapping
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any
 from swarmbook.analysis.claims import Claim
 from swarmbook.errors import NotebookError
 from swarmbook.locations import runs_folder, store_folder
-from swarmbook.records.atomic_files import write
+from swarmbook.records.atomic_files import scratch_folder, write
 from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
 from swarmbook.reproduction.publishing import KERNELSPEC, html
 
@@ -60,28 +63,54 @@ def execute(
     folder: where the results go, in place of `results_folder`. stamp: what `stamp_of` gives back. page: whether a page
     of HTML is written, which takes two seconds.
     Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell fails or the kernel dies;
-    what was executed until then is kept beside the results.
+    what was executed until then is kept beside the results. So it is if SIGTERM ends this process (Terminated).
     """
     parameters = checked(paper, parameters or {})
     # what lies beside the notebook is found by these, wherever the kernel runs
     places = {"SWARMBOOK_STORE": str(store_folder()), "SWARMBOOK_PAPERS": str(paper.notebook.parents[1])}
     environment = {**places, **(environment or {})}
     folder = folder or results_folder(paper, parameters, output)
-    folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{paper.name}.failed.ipynb"
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
-        partial = Path(scratch) / paper.notebook.name
+    with _terminable(), scratch_folder(folder) as scratch:
+        partial = scratch / paper.notebook.name
         try:
             content = _run(paper, parameters, partial, environment, progress)
         except NotebookError as error:
             write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
+        except Terminated:
+            if partial.exists():
+                write(failed, partial.read_bytes())
+                print(f"\nterminated; executed so far: {failed}", file=sys.stderr, flush=True)
+            raise
         shown = folder / f"{paper.name}.html" if page else None
         if shown:
             write(shown, html(content).encode())
         write(folder / paper.notebook.name, partial.read_bytes() if stamp is None else _stamped(content, stamp))
     failed.unlink(missing_ok=True)
     return Execution(folder / paper.notebook.name, shown, claims_of(content, paper.name))
+
+
+class Terminated(SystemExit):
+    """This process was asked to end (SIGTERM), as batch systems do when a job's time is up."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within the block SIGTERM raises Terminated, so that what is begun is tidied up; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # nobody but the main thread may set this; and who has set it knows better
+        return
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stamped(content: Any, stamp: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,8 @@ Serves: the pages of `swarmbook run` and `report`, and `swarmbook run --record`.
 
 import base64
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from swarmbook.records.atomic_files import write
 from swarmbook.reproduction.papers import Paper, _labels, label_of
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+# Where ipykernel says that a cell stands, as a warning does; it names the process, and is in `sanitize.cfg` as well.
+CELL_FILE = (r"""(/[^\s'"<>:]+)*/ipykernel_\d+/\d+\.py""", "cell.py")
 INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other parameters than the default
 
 
@@ -57,6 +60,9 @@ def commit(paper: Paper, executed: Path) -> None:
             part.metadata.pop(volatile, None)
         if not part.metadata.get("tags"):  # papermill adds an empty list to each cell
             part.metadata.pop("tags", None)
+    for cell in content.cells:
+        if "outputs" in cell:
+            cell.outputs = nbformat.from_dict(stable(cell.outputs, [CELL_FILE]))
     content.metadata.kernelspec = KERNELSPEC
     content.metadata.get("language_info", {}).pop("version", None)
     write(paper.notebook, (nbformat.writes(content) + "\n").encode())
@@ -64,6 +70,19 @@ def commit(paper: Paper, executed: Path) -> None:
         kept = paper.notebook.with_name(f"{label.replace(' ', '-')}.png")
         if kept.exists():
             write(kept, picture)
+
+
+def stable(shown: Any, patterns: Iterable[tuple[str, str]]) -> Any:
+    """JSON in whose texts what varies between executions is replaced, by pairs of a pattern and a name for it."""
+    patterns = list(patterns)
+    if isinstance(shown, Mapping):
+        return {name: stable(part, patterns) for name, part in shown.items()}
+    if isinstance(shown, list):
+        return [stable(part, patterns) for part in shown]
+    if isinstance(shown, str):
+        for pattern, name in patterns:
+            shown = re.sub(pattern, name, shown)
+    return shown
 
 
 def pictures(content: Mapping[str, Any]) -> dict[str, bytes]:

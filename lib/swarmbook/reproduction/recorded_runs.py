@@ -1,4 +1,4 @@
-"""What is recorded beside a notebook, each file checked against its checksum and its key.
+"""What is recorded beside a notebook, each file checked against its checksum, its key and the rows that are due.
 
 Serves: `swarmbook verify` and `report`, and where the cells of a notebook take their numbers from.
 """
@@ -13,6 +13,7 @@ from swarmbook.errors import ConfigError
 from swarmbook.records.keys import key_of
 from swarmbook.records.store import Record, Store
 from swarmbook.reproduction.papers import Paper
+from swarmbook.training import logging_plan
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Recorded:
 
 
 def recorded(paper: Paper) -> Recorded:
-    """All recorded files of a paper, each checked against its checksum and its key."""
+    """All recorded files of a paper, each checked against its checksum, its key and the rows of its configuration."""
     folder, found = paper.beside("runs"), Recorded()
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
         store = Store(Path(scratch), [folder])
@@ -49,6 +50,11 @@ def recorded(paper: Paper) -> Recorded:
             except (ConfigError, TypeError):
                 config = None
             if config is not None and config.key == record.key:
+                if wrong := logging_plan.faults(config, record.metrics):
+                    found.faults.append(
+                        f"{path} has not the rows of its configuration: {'; '.join(wrong)}; train it anew"
+                    )
+                    continue
                 found.runs[record.key] = record, config
             elif config is None and key_of({"computed": record.config}) == record.key:
                 found.tables[record.key] = record

@@ -1,6 +1,7 @@
 """Verification: what is recorded beside a notebook is checked, shown again, and made again from nothing.
 
-- Every recorded file must match its checksum, and its configuration the key that names it.
+- Every recorded file must match its checksum, and its configuration the key that names it. A run must have the rows
+  that its configuration asks for.
 - The notebook, executed on nothing but what is recorded, must show the text, tables and claims that it holds.
 - A sample of the runs is trained again, into a store that is thrown away, and compared curve by curve. On the same type
   of processor, with the same torch, threads and compilation and in a pack of as many runs, every number must be the
@@ -29,6 +30,7 @@ from swarmbook.errors import NotebookError, TrainingError
 from swarmbook.records.store import Record, Store
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.publishing import stable
 from swarmbook.reproduction.reading import apart
 from swarmbook.reproduction.recorded_runs import Recorded, recorded
 from swarmbook.reproduction.training_time import duration, seconds
@@ -40,7 +42,8 @@ TOLERANCE = 1e-3  # of the greatest number that a run records of the same metric
 COUNTED = ("failure", "ledger")  # metrics that follow from the configuration: the same everywhere
 CLOCKED = ["seconds"]  # columns of tables that say how long a search took
 BAR = "%|"  # in the lines of a progress bar, which there are only where something is made again
-ALIKE = ("device", "torch", "threads", "compiled", "packed")  # provenance that decides how numbers are rounded
+# Provenance that decides how numbers are rounded; "earlier" is where steps before an interruption were computed
+ALIKE = ("device", "torch", "threads", "compiled", "packed", "processes", "earlier")
 
 
 @dataclass
@@ -102,9 +105,7 @@ def _shown(cell: Mapping[str, Any]) -> list[str]:
         shown += [str(sorted(claim.items())) for claim in data.get(MIMETYPE, [])]
         shown.append(output.get("ename", ""))
         lines += "\n".join(shown).splitlines()
-    for pattern, name in volatile():
-        lines = [re.sub(pattern, name, line) for line in lines]
-    return [line for line in lines if line.strip() and BAR not in line]
+    return [line for line in stable(lines, volatile()) if line.strip() and BAR not in line]
 
 
 @cache

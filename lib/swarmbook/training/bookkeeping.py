@@ -8,6 +8,7 @@ to `swarmbook.distributed.rank_trainer.RankTrainer`, which has one rank's part o
 Serves: every trained run.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -21,6 +22,7 @@ from swarmbook.data import tokenization
 from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.recovery import RULES, Cells, Lost
 from swarmbook.records.checkpoint import WorkInProgress
+from swarmbook.records.keys import canonical
 from swarmbook.training import rebuilding
 from swarmbook.training.adam import Adam
 from swarmbook.training.device import environment
@@ -67,6 +69,7 @@ class Bookkeeping:
         self.losses: list[Tensor] = []
         self.diverged: dict[int, str] = {}
         self.last_loss = float("nan")
+        self.earlier: list[str] = []  # where else steps before the checkpoint were computed, that this goes on from
         self.tokens_per_step = len(runs) * first.tokens_per_step
 
     def _set_up(self, fleet: StackedStages) -> None:
@@ -322,23 +325,36 @@ class Bookkeeping:
         """How the numbers came about; everything here may differ between two runs of one key."""
         return {
             "swarmbook": swarmbook.__version__,
-            "numerics": NUMERICS,
-            **environment(self.fleet.device),
-            "compiled": bool(self.fleet.compiled),
-            "packed": len(self.runs),
+            **self._surroundings(),
+            **({"earlier": self.earlier} if self.earlier else {}),
             "seconds": round(self._elapsed(), 1),
             "tokens_per_second": round(self.trained / (time.monotonic() - self.started)),
         }
+
+    def _surroundings(self) -> dict:
+        """What decides how numbers are rounded."""
+        here = {"compiled": bool(self.fleet.compiled), "packed": len(self.runs)}
+        return {"numerics": NUMERICS, **environment(self.fleet.device), **here}
+
+    def _made_on(self) -> list[str]:
+        """Where all steps so far were computed, each place as JSON, this one last."""
+        here = canonical(self._surroundings())
+        return [*(place for place in self.earlier if place != here), here]
 
     def _elapsed(self) -> float:
         """Seconds of training, with those until the checkpoint that it goes on from."""
         return self.seconds + time.monotonic() - self.started
 
     def _record(self, metric: str, values: Sequence[float | None], stage: int = 0, label: str = "") -> None:
-        """A row for each healthy run that has a value."""
+        """A row for each healthy run that has a value; runs whose value is not finite are listed in `diverged`."""
         for i in self.healthy:
-            if values[i] is not None:
+            if values[i] is None:
+                continue
+            if math.isfinite(values[i]):
                 self._row(i, metric, values[i], stage, label)
+            else:
+                run, steps = self.runs[i], self._failure_steps(i)
+                self.diverged[i] = rebuilding.why_diverged(run, self.step, steps, f"{metric} {label}".rstrip())
 
     def _row(self, i: int, metric: str, value: float, stage: int = 0, label: str = "") -> None:
         """One measurement of run i now; stage 0 for none."""

@@ -3,8 +3,12 @@
 Serves: long runs, which repay a compilation (`swarmbook.training.packing.COMPILE_FLOPS`).
 """
 
+import atexit
+import getpass
 import os
 import shutil
+import tempfile
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -26,7 +30,33 @@ def compilable(wanted: bool | str, device: torch.device) -> bool:
             "compile=True needs a C++ compiler (on CUDA: Triton) and none was found: "
             "install g++, name one in CXX, or give compile=False"
         )
-    return found if wanted == "auto" else wanted
+    compiles = found if wanted == "auto" else wanted
+    if compiles:
+        _find_room()
+    return compiles
+
+
+def _find_room() -> None:
+    """Where the compiler cannot write to its folder, give it one that goes away with this process, and say so."""
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if not folder:
+        try:
+            folder = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+        except (KeyError, OSError):  # a user without a name, for whom torch takes the number
+            return
+    try:  # torch itself would fail in being imported
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        own = tempfile.mkdtemp(prefix="swarmbook-")
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = own
+        warnings.warn(
+            f"torch cannot keep what it compiles in {folder} ({error.strerror}), and compiles anew in each process: "
+            "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written",
+            stacklevel=3,
+        )
 
 
 class Compiled:

@@ -25,15 +25,17 @@ def checkpoint_of(
     copies: Mapping[int, Mapping],
     diverged: Mapping[int, str],
     seconds: float,
+    made_on: Sequence[str] = (),
 ) -> dict:
     """What is kept of a pack in training, so that it can go on, whoever trained it.
 
     tensors: "fleet", "adam", "norms" and "rebuilt" of `Bookkeeping.state`, of all runs side by side; other entries are
     left out. positions, outers, costs: of each run. copies, diverged: as of `Bookkeeping`, by number of the run.
+    made_on: where the steps so far were computed, if that is known.
     """
     whole = {name: tensors[name] for name in ("fleet", "adam", "norms", "rebuilt")}
     whole |= {"position": torch.tensor(positions), "outers": outers, "ledgers": [dict(each) for each in costs]}
-    return whole | {"copies": copies, "diverged": diverged, "seconds": seconds}
+    return whole | {"copies": copies, "diverged": diverged, "seconds": seconds, "made_on": list(made_on)}
 
 
 def state_in(checkpoint: Mapping) -> dict:
@@ -83,8 +85,8 @@ def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
     return sum(map(bytes_of, (copy["fleet"], moments, outer["phi"], outer["delta"])))
 
 
-def why_diverged(run, step: int, losses: Iterable[int]) -> str:
-    """What is said of a run whose loss is not finite from a step on, with the likely cause.
+def why_diverged(run, step: int, losses: Iterable[int], what: str = "loss") -> str:
+    """What is said of a run whose loss, or another metric, is not finite from a step on, with the likely cause.
 
     losses: the steps at which it lost stages.
     """
@@ -97,7 +99,7 @@ def why_diverged(run, step: int, losses: Iterable[int]) -> str:
     if SYNCS[run.sync] and not recent:
         numbers = f"outer_lr={run.outer_lr}, outer_momentum={run.outer_momentum}, consensus={run.consensus}"
         cause += f"; or {run.sync!r} does not converge with {numbers}"
-    return f"run {run.key}: the loss is not finite from step {step} on; {cause}"
+    return f"run {run.key}: the {what} is not finite from step {step} on; {cause}"
 
 
 def boosted(rebuilt: np.ndarray, step: int, boost, half_life) -> np.ndarray:

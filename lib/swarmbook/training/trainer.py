@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from swarmbook.config import RunConfig
+from swarmbook.errors import TrainingError
 from swarmbook.methods.costs import Costs
 from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES
@@ -126,7 +127,17 @@ class Pack(Bookkeeping):
         for name in dict.fromkeys(name for run in self.runs for name in run.measurements):
             asking = [i for i in self.healthy if name in self.runs[i].measurements]
             if asking:
-                for i, metric, stage, label, value in MEASUREMENTS[name](self, asking):
+                measure = MEASUREMENTS[name]
+                before = None if measure.__module__.startswith("swarmbook.") else self.fleet.state_dict()
+                rows = list(measure(self, asking))
+                after = self.fleet.named_weights()
+                if before and not all(_same_bits(before[weight], after[weight]) for weight in before):
+                    self.fleet.load_state_dict(before)
+                    raise TrainingError(
+                        f"measurement {name!r} left the weights changed, and what comes after it would be false: "
+                        "put back what it changes (`fleet.state_dict` and `fleet.load_state_dict`)"
+                    )
+                for i, metric, stage, label, value in rows:
                     self._row(i, metric, value, stage, label)
 
     def validation_loss(self, cells: np.ndarray | None = None, *, tokens: np.ndarray | None = None) -> list[float]:
@@ -149,7 +160,15 @@ class Pack(Bookkeeping):
     def save(self) -> None:
         """Keep a checkpoint from which this pack goes on."""
         outers = [outer.state_dict() if outer else None for outer in self.outers]
-        progress = self.position.tolist(), outers, self.costs, self.copies, self.diverged, self._elapsed()
+        progress = (
+            self.position.tolist(),
+            outers,
+            self.costs,
+            self.copies,
+            self.diverged,
+            self._elapsed(),
+            self._made_on(),
+        )
         self.progress.save(checkpoint_of(self._tensors(), *progress), self.step)
 
     def _restore(self, state: dict, step: int) -> None:
@@ -159,6 +178,8 @@ class Pack(Bookkeeping):
         self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
         self.costs, self.copies = [Costs(entries) for entries in state["ledgers"]], state["copies"]
         self.seconds, self.step = state["seconds"], step
+        here = self._made_on()
+        self.earlier = [place for place in state.get("made_on") or ["not known"] if place not in here]
         for i, outer in self._outers():
             outer.load_state_dict(state["outers"][i])
 
@@ -191,3 +212,8 @@ class Pack(Bookkeeping):
     def _norms_by_stage(self) -> list[list[float]]:
         stages = range(self.runs[0].stages)
         return [self.norms[:, s].unflatten(0, (len(self.runs), -1)).mean(1).tolist() for s in stages]
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal, NaN included, which runs that diverged are full of."""
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

@@ -1,0 +1,121 @@
+"""Executing notebooks: what stays of one that is ended from outside, and what is cleaned up after the dead."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from swarmbook.records.atomic_files import scratch_folder, write_folder
+from swarmbook.reproduction import execution, papers
+
+
+def wait_until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def running(toy, tmp_path):
+    """`swarmbook run` in a process of its own, which has come to a cell that takes long; and the kernel's number."""
+    sign = tmp_path / "pid"
+    long = f"import os, pathlib, time; pathlib.Path({str(sign)!r}).write_text(str(os.getpid())); time.sleep(120)"
+    toy("toy", ("print('the first cell')", ""), (long, ""))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "swarmbook", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_until(lambda: sign.exists() and sign.read_text())
+    return process, Path(f"/proc/{sign.read_text()}")
+
+
+def test_who_is_asked_to_end_keeps_what_was_executed_and_nothing_half_done(toy, tmp_path):
+    process, kernel = running(toy, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "terminated; executed so far:" in errors.decode() and "Traceback" not in errors.decode()
+    (kept,) = (path for path in (tmp_path / "runs").rglob("*") if path.is_file())
+    assert kept.name == "toy.failed.ipynb" and not list(kept.parent.glob(".partial-*"))
+    outputs = [output for cell in nbformat.read(kept, 4).cells for output in cell.get("outputs", [])]
+    assert "the first cell\n" in [output.get("text") for output in outputs]
+    wait_until(lambda: not kernel.exists())
+
+
+def test_what_the_dead_leave_is_removed_by_the_next(toy, tmp_path):
+    process, kernel = running(toy, tmp_path)
+    process.kill()
+    process.communicate()
+    folder = tmp_path / "runs" / "toy"
+    assert [path for path in folder.glob(".partial-*") if path.is_dir()]
+    paper = papers.discover(tmp_path / "papers")["toy"]
+    content = nbformat.read(paper.notebook, 4)
+    content.cells = content.cells[:3]
+    nbformat.write(content, paper.notebook)
+    execution.execute(papers.read_paper(paper.notebook), page=False)
+    assert [path.name for path in folder.iterdir()] == ["toy.ipynb"]
+    wait_until(lambda: not kernel.exists())  # it sees that its parent is gone
+
+
+def test_a_scratch_folder_of_the_living_stays(tmp_path):
+    (tmp_path / ".partial-0123abcd").mkdir()
+    (tmp_path / ".partial-4567abcd.lock").touch()
+    with scratch_folder(tmp_path) as one:
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [one.name]
+        (one / "file").touch()
+        with scratch_folder(tmp_path) as other:
+            assert (one / "file").exists() and other.is_dir()
+        assert one.is_dir() and not other.exists()
+        write_folder(tmp_path / "model", {"a": b"1"})
+        assert (one / "file").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_handler_of_ones_own_is_left_alone(toy, tmp_path):
+    paper = papers.read_paper(toy("toy", ("1 + 1", "")))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        mine = signal.getsignal(signal.SIGTERM)
+        execution.execute(paper, page=False)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    execution.execute(paper, page=False)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_second_request_to_end_ends_at_once():
+    child = os.fork()
+    if not child:
+        try:
+            with execution._terminable():
+                os.kill(os.getpid(), signal.SIGTERM)
+        except execution.Terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+WORKER = """
+import os
+from distributed import Client, LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        print(client.submit(lambda: os.environ["OMP_NUM_THREADS"]).result())
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+def test_a_worker_of_dask_has_one_thread_unless_it_is_told_otherwise(tmp_path, given, expected):
+    """As papers/README.md says of workers that are started by hand; dask's nanny sets the default."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {} if given is None else {"OMP_NUM_THREADS": given}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == expected, done.stderr
