@@ -11,11 +11,14 @@ import random
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,7 +34,7 @@ from swarmbook.errors import UsageError
 from swarmbook.reproduction import execution, papers, sweep, sweep_grid, sweep_summary
 from swarmbook.reproduction.sweep import DONE, EXECUTED, FAILED, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
 
-PIGEON = "carrier-pigeon://1"  # no such way to talk
+ROOT = Path(__file__).parents[1]
 
 # --- grids ---
 
@@ -298,10 +301,44 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, tmp
     assert "Not a directory; make room or make it writable, or choose another" in capsys.readouterr().err
 
 
-def test_nobody_at_an_address_is_told():
-    pytest.importorskip("distributed", reason="needs the extra cluster")
-    with pytest.raises(UsageError, match="no scheduler answers at 'carrier-pigeon://1'"), sweep.cluster(PIGEON, 1):
-        pass
+def answered(port: int, wrap: Callable[[socket.socket], socket.socket]) -> bytes:
+    """What a port answers to someone without the certificate of its cluster."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        try:
+            spoken = wrap(plain)
+            spoken.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return spoken.recv(100)
+        except (ssl.SSLError, ConnectionError):
+            return b""
+
+
+def test_nobody_else_can_talk_to_the_cluster_of_a_sweep():
+    """Every port that its processes listen on ends a conversation in which no certificate is shown."""
+    psutil = pytest.importorskip("psutil", reason="comes with the extra cluster")
+    stranger = ssl.create_default_context()
+    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+    alert = b"\x15\x03"  # TLS's way to say no
+    with sweep.cluster(None, 2) as client:
+        assert client.submit(os.getpid).result() != os.getpid()
+        us = psutil.Process()
+        found = [port for one in (us, *us.children(recursive=True)) for port in one.net_connections("tcp")]
+        listening = [port.laddr for port in found if port.status == psutil.CONN_LISTEN]
+        assert len(listening) >= 3 and {address.ip for address in listening} == {"127.0.0.1"}
+        for _, port in listening:
+            assert answered(port, stranger.wrap_socket) == b""
+            assert answered(port, lambda plain: plain)[:2] in (b"", alert)
+        assert client.submit(os.getpid).result() != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("address", "encrypted"), [("carrier-pigeon://1", False), ("tls://127.0.0.1:1", False), ("tcp://127.0.0.1:1", True)]
+)
+def test_nobody_at_an_address_is_told(address, encrypted):
+    """Nor is anybody asked over TLS without a certificate, or without TLS where dask's settings ask for it."""
+    dask = pytest.importorskip("dask", reason="needs the extra cluster")
+    told = rf"no scheduler answers at '{address}' .*: give the address that `dask scheduler` prints.* settings of TLS"
+    with dask.config.set({"distributed.comm.require-encryption": encrypted}), pytest.raises(UsageError, match=told):
+        sweep.cluster(address, 1).__enter__()
 
 
 # --- sweeps that train ---
@@ -373,6 +410,20 @@ def results(folder: Path) -> dict[str, list]:
     return {**notebooks(folder), "store": stored}
 
 
+def encrypted(folder: Path) -> Path:
+    """A folder of settings with which dask talks over TLS alone, as papers/README.md shows them; a certificate too."""
+    from distributed.security import Security
+
+    made = Security.temporary()
+    folder.mkdir()
+    certificate, key, settings = folder / "dask.pem", folder / "dask.key", folder / "tls.yaml"
+    certificate.write_text(made.tls_ca_file)
+    key.write_text(made.tls_client_key)
+    shown = re.search(r"```yaml\n(.*?)```", (ROOT / "papers" / "README.md").read_text(), re.DOTALL)[1]
+    settings.write_text(shown.replace("/shared/dask.pem", str(certificate)).replace("/shared/dask.key", str(key)))
+    return settings
+
+
 def training_now(folder: Path) -> bool:
     """Whether a run is in the middle: some of its steps are on disk."""
     return any(mark.exists() for mark in folder.glob("store/partial/*/checkpoint.json"))
@@ -380,7 +431,7 @@ def training_now(folder: Path) -> bool:
 
 @linux
 def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_same(training, tmp_path):
-    """An undisturbed sweep; one killed twice at random; one on a cluster over TCP that loses a worker in mid-run."""
+    """An undisturbed sweep; one killed twice at random; one on a cluster over TLS that loses a worker in mid-run."""
     calm, killed, wide = tmp_path / "calm", tmp_path / "killed", tmp_path / "wide"
     everything = training("calm", "--seeds", "0-1", "--workers", "1")
     text = said(everything)
@@ -400,7 +451,7 @@ def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_sam
     assert max(trained(killed).values()) == 1
     assert results(killed) == expected
 
-    environment = tiny(wide, 0.05)
+    environment = tiny(wide, 0.05, DASK_CONFIG=str(encrypted(wide)))
     with ExitStack() as started:
 
         def dask(*arguments: str | Path) -> subprocess.Popen:
@@ -411,13 +462,13 @@ def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_sam
             return process
 
         where = wide / "scheduler.json"
-        dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", where)
+        dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--protocol", "tls", "--no-dashboard", "--scheduler-file", where)
         until(where.exists, "a scheduler")
         address = json.loads(where.read_text())["address"]
-        assert address.startswith("tcp://127.0.0.1:")
+        assert address.startswith("tls://127.0.0.1:")
         each = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", wide]
         workers = [dask("worker", address, *each) for _ in range(2)]
-        process = training("wide", "--seeds", "0-1", "--scheduler", address)
+        process = start(wide, "tiny", "--seeds", "0-1", "--scheduler", address, environment=environment)
         until(lambda: training_now(wide), "a run in training")
         workers[0].kill()
         assert "2 done, 0 failed, 0 left" in said(process)

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--profile", metavar="NAME", help=f"size of the runs: {', '.join(papers.PROFILES)}")
     command.add_argument("--seeds", metavar="0-4", help="one point for each of these seeds, in place of sweep.yaml's")
     command.add_argument("--workers", type=_count, metavar="N", help="processes here; default: one for each core")
-    command.add_argument("--scheduler", metavar="ADDRESS", help="a dask scheduler to use, such as tcp://10.0.0.1:8786")
+    command.add_argument("--scheduler", metavar="ADDRESS", help="a dask scheduler to use, such as tls://10.0.0.1:8786")
     command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/sweeps/ in the clone")
     command.add_argument(
         "--keep-going",

@@ -268,6 +268,8 @@ def _outcome(point: Point, future: "Future") -> Outcome:
 def cluster(address: str | None, workers: int) -> Iterator["Client"]:
     """A client of the scheduler at an address, or of a cluster of `workers` processes on this machine.
 
+    Scheduler and workers of that cluster talk over TLS. Their certificate is made for it, so that no other user of the
+    machine can give them work. With a scheduler at an address, dask's own settings say how to talk to it.
     Raises UsageError if dask is missing, nothing answers at the address within 30 s, or no worker is there.
     """
     try:
@@ -278,29 +280,33 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
             f"a sweep needs dask ({error}); install it with the extra `cluster`: pip install -e '.[cluster]'"
         ) from error
     if address is None:
-        quiet = {"distributed.scheduler.worker-ttl": None, "distributed.scheduler.allowed-failures": 10}
+        settings = {"distributed.scheduler.worker-ttl": None, "distributed.scheduler.allowed-failures": 10}
+        settings |= {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}  # nothing to be read
         with (
             tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch,
-            dask.config.set(quiet),
+            dask.config.set(settings),
             _deaf() as listening,
             LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",  # any free port: nobody looks
+                security=True,  # TLS: whoever connects needs the certificate that is made here, in memory
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
                 silence_logs=50,
                 local_directory=scratch,
             ) as here,
             Client(here) as client,
         ):
+            _close_pages(client)
             listening()
             yield client
         return
     try:
         client = Client(address, timeout=30)
-    except (OSError, ValueError, TypeError) as error:
-        example = "give the address that `dask scheduler` prints, such as tcp://10.0.0.1:8786"
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # dask's, where TLS does not fit, are of any kind
+        example = "give the address that `dask scheduler` prints, such as tls://10.0.0.1:8786, and its settings of TLS"
         raise UsageError(f"no scheduler answers at {address!r} ({error}): {example}") from error
     with client:
         try:
@@ -309,6 +315,12 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
             start = f"start some with `dask worker {address} --nthreads 1`"
             raise UsageError(f"the scheduler at {address} has no workers: {start}") from error
         yield client
+
+
+def _close_pages(client: "Client") -> None:
+    """Close the ports where scheduler and workers would show themselves to browsers, which dask opens without asking."""
+    client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.stop())
+    client.run(lambda dask_worker: dask_worker.http_server.stop())
 
 
 @contextmanager
