@@ -19,6 +19,8 @@ seeds = [0, 1]  # one run each
 rate = 0.1
 steps = 3
 note = "none"  # none | some ...
+data = ""
+device = "auto"
 """
 FIGURE = """\
 import matplotlib.pyplot as plt

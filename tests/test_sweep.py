@@ -108,7 +108,7 @@ def test_seeds_are_numbers_whatever_the_notebook_takes(toy, cell, expected):
         ("grid:\n  steps: 4-1", "line 2: parameter steps has no values ('4-1'), so the grid is empty"),
         ("grid:\n  steps: few", "line 2: parameter steps of toy is 3 by default, so it takes an integer, but"),
         ("grid:\n  steps:\n  - 1\n  - 2.5", "line 4: parameter steps of toy is 3 by default, so it takes an integer"),
-        ("grid:\n  note: [a, on]", "line 2: parameter note of toy is 'none' by default, so it takes text, but"),
+        ("grid:\n  note: [a, true]", "line 2: parameter note of toy is 'none' by default, so it takes text, but"),
         ("grid:\n  rate: .nan", "line 2: parameter rate of toy is 0.1 by default, so it takes a number, but got nan"),
         ("grid:\n  seeds: [0, 1]", "line 2: parameter seeds of toy is [0, 1] by default, so it takes a list,"),
         ("grid:\n  steps: [1, 2, 1]", "line 2: parameter steps has the value 1 twice"),
@@ -124,6 +124,14 @@ def test_seeds_are_numbers_whatever_the_notebook_takes(toy, cell, expected):
         ("seeds: 0\nprofiles:\n  laptop: {seeds: 1}", "line 3: unknown entry of profiles 'laptop': Known: smoke, cpu"),
         ("seeds: 0\nprofiles:\n  gpu:\n    grid:\n      stepps: 1", "line 5: unknown parameter of toy 'stepps'"),
         ("seeds: 0\nprofiles:\n  gpu: {grid: {steps: ten}}", "line 3: parameter steps of toy"),
+        ("seeds: 0-9999999999", "line 1: seeds '0-9999999999' are 10000000000 seeds or more, and a sweep has at most"),
+        ("seeds: [0-9000, 9001-18000]", "line 1: seeds '0-9000,9001-18000' are 18001 seeds or more"),
+        ("grid:\n  steps: 0-9999999999", "line 2: parameter steps has the values 0-9999999999, more than 10000"),
+        ("grid:\n  steps: !few 3", "line 2: not YAML: tags such as !!int are not read"),
+        ("grid:\n  steps: &a 3\n  rate: *a", "line 3: not YAML: aliases such as *a are not read"),
+        ("grid: {steps: 1:30}", "line 1: parameter steps of toy is 3 by default, so it takes an integer, but got '1:30'"),
+        ("grid: {[1]: 2}", "line 1: unknown parameter of toy '[1]'"),
+        ("grid: {steps: {[1]: 2}}", "line 1: found unhashable key"),
         ("seeds: 0-99\ngrid: {steps: 1-99}\nzip:\n- note: [a, b]", "the grid of toy has 100 x 99 x 2 points, more"),
     ],
 )  # fmt: skip
@@ -144,6 +152,8 @@ def test_what_is_wrong_is_refused_with_its_line_before_anything_starts(toy, tmp_
         (["toy", "--seeds", "0", "--workers", "2", "--scheduler", "tcp://x:1"], "--workers 2 is for workers here"),
         (["tony", "--seeds", "0"], "unknown paper 'tony'"),
         (["--seeds", "3-1"], "seeds '3-1' are no seeds"),
+        (["toy", "--seeds", "0-9999999999"], "are 10000000000 seeds or more, and a sweep has at most 10000 points"),
+        (["toy", "--seeds", "9" * 5000], "are no seeds"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_starts(toy, tmp_path, capsys, arguments, message):
@@ -462,7 +472,18 @@ def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_sam
             return process
 
         where = wide / "scheduler.json"
-        dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--protocol", "tls", "--no-dashboard", "--scheduler-file", where)
+        dask(
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--protocol",
+            "tls",
+            "--no-dashboard",
+            "--scheduler-file",
+            where,
+        )
         until(where.exists, "a scheduler")
         address = json.loads(where.read_text())["address"]
         assert address.startswith("tls://127.0.0.1:")

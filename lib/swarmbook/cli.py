@@ -214,14 +214,17 @@ def _of_clone(what: str) -> None:
 def _values(pairs: Sequence[tuple[str, str]], profile: str | None) -> dict[str, Any]:
     import yaml
 
+    from swarmbook.reproduction import yaml_values
+
     values: dict[str, Any] = {} if profile is None else {"profile": profile}
     for name, text in pairs:
         if name in values:
             raise UsageError(f"parameter {name} is given twice")
         try:
-            values[name] = yaml.safe_load(text)
+            values[name] = yaml_values.load(text)
         except yaml.YAMLError as error:
-            raise UsageError(f"the value {text!r} of parameter {name} is not YAML: {error}") from error
+            reason = getattr(error, "problem", error)
+            raise UsageError(f"the value {text!r} of parameter {name} is not YAML: {reason}") from error
     return values
 
 
