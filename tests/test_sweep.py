@@ -129,7 +129,7 @@ def test_seeds_are_numbers_whatever_the_notebook_takes(toy, cell, expected):
         ("grid:\n  steps: 0-9999999999", "line 2: parameter steps has the values 0-9999999999, more than 10000"),
         ("grid:\n  steps: !few 3", "line 2: not YAML: tags such as !!int are not read"),
         ("grid:\n  steps: &a 3\n  rate: *a", "line 3: not YAML: aliases such as *a are not read"),
-        ("grid: {steps: 1:30}", "line 1: parameter steps of toy is 3 by default, so it takes an integer, but got '1:30'"),
+        ("grid: {steps: 1:30}", "line 1: parameter steps of toy is 3 by default, so it takes an integer, but got '1"),
         ("grid: {[1]: 2}", "line 1: unknown parameter of toy '[1]'"),
         ("grid: {steps: {[1]: 2}}", "line 1: found unhashable key"),
         ("seeds: 0-99\ngrid: {steps: 1-99}\nzip:\n- note: [a, b]", "the grid of toy has 100 x 99 x 2 points, more"),

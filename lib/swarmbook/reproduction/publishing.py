@@ -6,6 +6,7 @@ Serves: the pages of `swarmbook run` and `report`, and `swarmbook run --record`.
 import base64
 import logging
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def html(content: Any, template: str = "") -> str:
     for cell in content.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                description = label_of(cell) or "picture"
+                description = escape(label_of(cell) or "picture")
                 page = page.replace('alt="No description has been provided for this image"', f'alt="{description}"', 1)
     return page
 

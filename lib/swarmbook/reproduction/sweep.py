@@ -318,7 +318,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
 
 
 def _close_pages(client: "Client") -> None:
-    """Close the ports where scheduler and workers would show themselves to browsers, which dask opens without asking."""
+    """Close the ports at which scheduler and workers show themselves to browsers; dask opens them unasked."""
     client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.stop())
     client.run(lambda dask_worker: dask_worker.http_server.stop())
 
