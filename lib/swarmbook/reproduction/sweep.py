@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,17 +75,6 @@ def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | Non
         folder = root / f"{paper.name}-{values['profile']}" / name
         found.append(Point(name, paper.notebook, values, folder, code, mark))
     return found
-
-
-def prepare(points: Sequence[Point]) -> None:
-    """Make the folder of a sweep; raises UsageError if nothing can be written there."""
-    folder = points[0].folder.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x" * 4096)
-    except OSError as error:
-        raise UsageError(unwritten(folder, error)) from error
 
 
 def unwritten(folder: Path, error: OSError) -> str:
@@ -325,18 +315,17 @@ def _close_pages(client: "Client") -> None:
 
 @contextmanager
 def _deaf() -> Iterator[Callable[[], None]]:
-    """Make processes that are started in the block ignore Ctrl-C, which a terminal sends to them as well as to us.
+    """Make processes that are started in the block deaf to Ctrl-C, which a terminal sends to them as well as to us.
 
-    What it yields ends that for this process.
+    What it yields ends that for this process, which hears then what came meanwhile. The signal is blocked, and not
+    ignored, because what is ignored is lost; threads and processes inherit that.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone may set this
-        yield lambda: None
-        return
-    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # which unblocks the signal as it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield lambda: signal.signal(signal.SIGINT, ours)
+        yield lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     finally:
-        signal.signal(signal.SIGINT, ours)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def cores() -> int:
