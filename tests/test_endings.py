@@ -221,3 +221,21 @@ def test_a_stop_by_ctrl_c_while_the_cluster_of_a_sweep_starts(toy, tmp_path):
         text = said(process, 130)
         assert "interrupted; what was trained is kept" in text and "Traceback" not in text
         until(lambda folder=folder: not processes(folder), "all processes gone")
+
+
+KILLED = """\
+import os, signal, sys
+if "--multiprocessing-fork" in sys.orig_argv:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_that_are_killed_as_they_start(toy, tmp_path):
+    toy()
+    (tmp_path / "sitecustomize.py").write_text(KILLED)
+    surroundings = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = swarmbook("sweep", "--seeds", "0", env=surroundings)
+    assert done.returncode == 1
+    told = done.stderr.decode()
+    assert told.startswith("swarmbook sweep: the workers of the sweep did not start") and told.count("\n") == 1
+    assert told.endswith("Use fewer --workers\n")

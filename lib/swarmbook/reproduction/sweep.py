@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import resource_tracker
@@ -260,7 +260,8 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
 
     Scheduler and workers of that cluster talk over TLS. Their certificate is made for it, so that no other user of the
     machine can give them work. With a scheduler at an address, dask's own settings say how to talk to it.
-    Raises UsageError if dask is missing, nothing answers at the address within 30 s, or no worker is there.
+    Raises UsageError if dask is missing, nothing answers at the address within 30 s, or no worker is there, and
+    ConnectionError if workers of our own do not start.
     """
     try:
         import dask
@@ -276,20 +277,25 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
             tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch,
             dask.config.set(settings),
             _deaf() as listening,
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                security=True,  # TLS: whoever connects needs the certificate that is made here, in memory
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                silence_logs=50,
-                local_directory=scratch,
-            ) as here,
-            Client(here) as client,
+            ExitStack() as started,
         ):
-            _close_pages(client)
+            try:
+                here = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    security=True,  # TLS: whoever connects needs the certificate that is made here, in memory
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
+                    silence_logs=50,
+                    local_directory=scratch,
+                )
+                client = started.enter_context(Client(started.enter_context(here)))
+                _close_pages(client)
+            except (RuntimeError, OSError) as error:
+                why = "was one killed, perhaps for want of memory? Use fewer --workers"
+                raise ConnectionError(f"the workers of the sweep did not start ({error}): {why}") from error
             listening()
             yield client
         return
@@ -310,7 +316,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
 def _close_pages(client: "Client") -> None:
     """Close the ports at which scheduler and workers show themselves to browsers; dask opens them unasked."""
     client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.stop())
-    client.run(lambda dask_worker: dask_worker.http_server.stop())
+    client.run(lambda dask_worker: dask_worker.http_server.stop(), on_error="ignore")
 
 
 @contextmanager
