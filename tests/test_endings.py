@@ -56,7 +56,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, fil
     for place in (file, file / "x", Path("/dev/null/x")):
         told = ended([*command, "--output", place], capsys)
         assert re.fullmatch(
-            rf"swarmbook {command[0]}: cannot write {place}\S*: (File exists|Not a directory); name another folder .*", told
+            rf"swarmbook {command[0]}: cannot write {place}\S*: (File exists|Not a directory); name another folder .*",
+            told,
         )
 
 
