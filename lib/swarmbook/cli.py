@@ -5,8 +5,8 @@
 - `export` writes the model of a run for transformers. `list` shows what the notebooks say.
 
 The exit status is 0 if all went well; 1 if a notebook failed, a run deviates or a file cannot be written; 2 for a wrong
-name, type or option, and where there are no papers; 130 after Ctrl-C. Whatever ends a command, it says so in a sentence;
-only a fault of swarmbook itself shows a traceback.
+name, type or option, and where there are no papers; 130 after Ctrl-C. Whatever ends a command, it says so in a
+sentence; only a fault of swarmbook itself shows a traceback.
 
 All commands are in one file, so that an option is read beside what it does.
 
@@ -68,7 +68,7 @@ def _open_streams() -> None:
     """Make it safe to print: to streams that were closed, and in encodings that lack a letter."""
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # else a file that is opened later gets its number, and what is printed
-            setattr(sys, stream, open(os.devnull, "w"))
+            setattr(sys, stream, io.TextIOWrapper(io.FileIO(os.devnull, "w")))
         elif isinstance(getattr(sys, stream), io.TextIOWrapper):
             getattr(sys, stream).reconfigure(errors="backslashreplace")
 

@@ -168,7 +168,7 @@ def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit
     name = f"tokens of {source} ({split})"
     quiet = (
         not source.startswith("hub:") and not sys.stderr.isatty()
-    )  # what lies here is soon read: no bar in notebooks
+    )  # read soon: no bar in notebooks
     with tqdm(desc=name, total=limit, unit="", unit_scale=True, delay=2, disable=quiet) as bar:
         for batch in _documents(source, split):
             encodings = coder.encode_batch_fast(batch, add_special_tokens=False)
