@@ -391,6 +391,17 @@ def test_workflows_give_commands_that_exist(workflow):
     assert [cli._parser().parse_args(arguments).name for arguments in ours] == ["verify", "sweep", "report"]
 
 
+def test_a_busy_machine_is_told_what_helps(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, told in ((1.5, False), (6.6, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0, 0))
+        assert bool(terminal.busy()) == told
+    assert terminal.busy().startswith("about 7 processes share 2 cores: with OMP_NUM_THREADS=1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert terminal.busy() == ""
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_claims_table_wraps_and_loses_nothing(width):
     long = "recovery by averaging the neighbours of a lost stage costs less than copying one of them " * 2

@@ -34,7 +34,7 @@ from swarmbook import __version__, locations
 from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError, unusable
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
-from swarmbook.reproduction.terminal import StatusLine, claims_table, short, sweep_teller
+from swarmbook.reproduction.terminal import StatusLine, busy, claims_table, short, sweep_teller
 
 RECORDS = "with all its records; PAPER.PROFILE: what was recorded of it at that profile alone; default: all papers"
 
@@ -231,6 +231,8 @@ def _run(options: argparse.Namespace) -> int:
     parameters = {paper.name: papers.checked(paper, values) for paper in chosen}
     for paper in chosen:
         locations.make_writable(execution.results_folder(paper, parameters[paper.name], options.output))
+    if sys.stderr.isatty() and (hint := busy()):
+        print(hint, file=sys.stderr)
 
     failures = []
     for paper in chosen:
