@@ -32,7 +32,7 @@ from typing import Any
 
 from swarmbook import __version__, locations
 from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError, unusable
-from swarmbook.reproduction import execution, papers
+from swarmbook.reproduction import execution, papers, publishing
 from swarmbook.reproduction.papers import Paper
 from swarmbook.reproduction.terminal import StatusLine, busy, claims_table, short, sweep_teller
 
@@ -249,7 +249,10 @@ def _run(options: argparse.Namespace) -> int:
 def _chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
     if not known:
         raise _no_papers()
-    return papers.chosen(names, known)
+    chosen = papers.chosen(names, known)
+    for paper in chosen:
+        publishing.check(paper.notebook)
+    return chosen
 
 
 def _no_papers() -> UsageError:

@@ -166,9 +166,7 @@ def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit
     coder.encode_special_tokens = True  # a document that spells out a special token must not end there
     left = math.inf if limit is None else limit
     name = f"tokens of {source} ({split})"
-    quiet = (
-        not source.startswith("hub:") and not sys.stderr.isatty()
-    )  # read soon: no bar in notebooks
+    quiet = not source.startswith("hub:") and not sys.stderr.isatty()  # read soon: no bar in notebooks
     with tqdm(desc=name, total=limit, unit="", unit_scale=True, delay=2, disable=quiet) as bar:
         for batch in _documents(source, split):
             encodings = coder.encode_batch_fast(batch, add_special_tokens=False)

@@ -23,6 +23,7 @@ from swarmbook.reproduction.parameters_cell import parameters_of
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 MOST_SEEDS = 10_000
+CELLS = ("markdown", "code")
 
 
 @dataclass(frozen=True)
@@ -134,17 +135,18 @@ def read_paper(notebook: Path) -> Paper:
         content = json.loads(notebook.read_text(encoding="utf-8"))
         cells = content["cells"]
         labels = [label for cell in cells for label in _labels(cell)]
+        sources = {kind: ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind] for kind in CELLS}
+        claims = claims_of(content, str(notebook))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotebookError(f"{notebook} is not a notebook ({error}); restore it from git") from error
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    heading = re.search(r"^#+ *(.+)", text, re.MULTILINE)
+    heading = re.search(r"^#+ *(.+)", "\n".join(sources["markdown"]), re.MULTILINE)
     return Paper(
         name=notebook.stem,
         notebook=notebook,
         title=heading[1].strip() if heading else notebook.stem,
         figures=tuple(label for label in labels if label.startswith("figure ")),
         tables=tuple(label for label in labels if label.startswith("table ")),
-        claims=claims_of(content, str(notebook)),
+        claims=claims,
         profile=notebook.stem.partition(f"{notebook.parent.name}.")[2],
     )
 

@@ -4,18 +4,36 @@ Serves: the pages of `swarmbook run` and `report`, and `swarmbook run --record`.
 """
 
 import base64
+import json
 import logging
+import warnings
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from swarmbook.errors import UsageError
+from swarmbook.errors import NotebookError, UsageError
 from swarmbook.records.atomic_files import write
 from swarmbook.reproduction.papers import Paper, _labels, label_of
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other parameters than the default
+
+
+def check(notebook: Path) -> None:
+    """NotebookError unless a file has the form of a notebook: before it is executed or shown by others' code."""
+    import nbformat
+
+    from swarmbook.data.hub import first_line
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of cells without ids, which are made up
+            nbformat.validate(json.loads(notebook.read_text(encoding="utf-8")), version=4, relax_add_props=True)
+    except OSError:
+        raise
+    except Exception as error:  # of several libraries, which meet what they do not expect
+        raise NotebookError(f"{notebook} is not a notebook ({first_line(error)}); restore it from git") from error
 
 
 def html(content: Any, template: str = "") -> str:
