@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from sweeps import linux, processes, said, start, until
 
-from swarmbook import cli, locations
+from swarmbook import __main__, cli, locations
 from swarmbook.errors import DataError
 from swarmbook.records.atomic_files import save_tensors
 from swarmbook.reproduction import papers
@@ -156,6 +156,8 @@ def test_ctrl_c_at_any_time(toy, capsys, monkeypatch):
             assert ended(["run"], capsys, 130).startswith("interrupted")
     monkeypatch.setattr(cli, "_list", interrupted)
     assert ended(["list"], capsys, 130) == "interrupted"
+    monkeypatch.setattr(cli, "main", interrupted)  # as while it is imported
+    assert (__main__.main(), capsys.readouterr().err) == (130, "\ninterrupted\n")
 
 
 def test_ctrl_c_while_weights_are_saved_is_no_want_of_room():
