@@ -29,7 +29,7 @@ from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from sweeps import kill_all, linux, notebooks, processes, records, said, start, surroundings, until
 
-from swarmbook import cli, errors, locations
+from swarmbook import cli, errors
 from swarmbook.errors import UsageError
 from swarmbook.reproduction import execution, papers, sweep, sweep_grid, sweep_summary
 from swarmbook.reproduction.sweep import DONE, EXECUTED, FAILED, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
@@ -551,7 +551,7 @@ def test_a_store_on_a_disk_that_is_full_or_read_only_is_told_and_the_next_sweep_
 
 def test_points_on_a_full_disk_are_told_and_the_next_sweep_goes_on(toy, disk, tmp_path):
     point = sweep.place(papers.read_paper(toy()), [{"profile": "smoke", "steps": 5}], tmp_path / "disk")[0]
-    locations.make_writable(point.folder.parent)
+    point.folder.parent.mkdir(parents=True)
     disk("size=8k")
     outcome = sweep.execute(point, {}, wait=True)
     told = "No space left on device; make room or make it writable, or choose another folder"

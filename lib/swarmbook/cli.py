@@ -23,6 +23,7 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -230,7 +231,7 @@ def _run(options: argparse.Namespace) -> int:
     # all of them before anything is executed
     parameters = {paper.name: papers.checked(paper, values) for paper in chosen}
     for paper in chosen:
-        locations.make_writable(execution.results_folder(paper, parameters[paper.name], options.output))
+        _make_writable(execution.results_folder(paper, parameters[paper.name], options.output))
     if sys.stderr.isatty() and (hint := busy()):
         print(hint, file=sys.stderr)
 
@@ -288,6 +289,16 @@ def _values(pairs: Sequence[tuple[str, str]], profile: str | None) -> dict[str, 
     return values
 
 
+def _make_writable(folder: Path) -> None:
+    """Make a folder for results; StoreError, before anything is computed, if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {unusable(OSError(error.errno, error.strerror))}") from error
+
+
 def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespace) -> None:
     print(f"{paper.name}: {paper.title}", flush=True)
     started = time.monotonic()
@@ -323,7 +334,7 @@ def _sweep(options: argparse.Namespace) -> int:
         for paper in _chosen(options.papers, papers.discover())
     ]
     for _, points in sweeps:
-        locations.make_writable(points[0].folder.parent)
+        _make_writable(points[0].folder.parent)
     failed = False
     for paper, points in sweeps:
         failed |= not _sweep_one(paper, points, options)
@@ -388,7 +399,7 @@ def _report(options: argparse.Namespace) -> int:
 
     chosen = _chosen(options.papers, papers.records())
     output = (options.output or locations.runs_folder() / "report").absolute()
-    locations.make_writable(output)
+    _make_writable(output)
     print(f"report    {short(report.build(chosen, output))}")
     return 0
 

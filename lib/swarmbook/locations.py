@@ -7,11 +7,9 @@ clone, else in the current directory.
 Serves: every command and notebook.
 """
 
+import errno
 import os
-import tempfile
 from pathlib import Path
-
-from swarmbook.errors import DataError, StoreError, unusable
 
 CLONE = Path(__file__).parents[2]  # the repository, if this is one
 SHARE = Path(__file__).parent / "share"  # what a wheel carries of `papers/` and `data/`
@@ -50,21 +48,12 @@ def store_folder() -> Path:
 def cache_folder() -> Path:
     """Where derived files are kept: SWARMBOOK_CACHE, or `swarmbook` in the user's cache folder.
 
-    Raises DataError for a user without a home folder, as there are in containers.
+    Raises FileNotFoundError for a user without a home folder, as there are in containers.
     """
     if named := os.environ.get("SWARMBOOK_CACHE"):
         return Path(named)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swarmbook"
     except RuntimeError as error:
-        raise DataError(f"there is no home folder ({error}): set SWARMBOOK_CACHE to a folder for tokens") from error
-
-
-def make_writable(folder: Path) -> None:
-    """Make a folder for results; StoreError, before anything is computed, if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x" * 4096)
-    except OSError as error:
-        raise StoreError(f"cannot write {folder}: {unusable(OSError(error.errno, error.strerror))}") from error
+        cure = "there is no home folder: set SWARMBOOK_CACHE to a folder for tokens"
+        raise FileNotFoundError(errno.ENOENT, cure) from error
