@@ -80,6 +80,8 @@ def test_parameters_come_with_defaults_types_and_choices(toy):
         "rate": 0.1,
         "steps": 3,
         "note": "none",
+        "data": "",
+        "device": "auto",
     }
     assert parameters["profile"].choices == ("smoke", "cpu", "gpu", "paper")
     assert parameters["seeds"].help == "one run each"

@@ -307,8 +307,8 @@ def test_a_point_that_another_sweep_executes_is_left_to_it(toy):
 def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, tmp_path, capsys):
     toy()
     (tmp_path / "file").touch()
-    assert cli.main(["sweep", "toy", "--seeds", "0", "--output", str(tmp_path / "file")]) == 2
-    assert "Not a directory; make room or make it writable, or choose another" in capsys.readouterr().err
+    assert cli.main(["sweep", "toy", "--seeds", "0", "--output", str(tmp_path / "file")]) == 1
+    assert "Not a directory; name another folder with --output" in capsys.readouterr().err
 
 
 def answered(port: int, wrap: Callable[[socket.socket], socket.socket]) -> bytes:
