@@ -7,7 +7,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import HealthCheck, settings
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Processes of tests, and what they start, share the cores. To be said before torch is loaded.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -19,6 +24,8 @@ seeds = [0, 1]  # one run each
 rate = 0.1
 steps = 3
 note = "none"  # none | some ...
+data = ""
+device = "auto"
 """
 FIGURE = """\
 import matplotlib.pyplot as plt

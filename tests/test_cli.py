@@ -81,6 +81,14 @@ def test_options_reach_the_kernel(toy, tmp_path):
         (["run", "toy", "-p", "step", "3"], "unknown parameter of toy 'step': did you mean 'steps'?"),
         (["run", "toy", "-p", "note", "3"], "parameter note of toy is 'none' by default, so it takes text"),
         (["run", "toy", "-p", "steps", "[1"], "the value '[1' of parameter steps is not YAML"),
+        (["run", "toy", "-p", "steps", "1:30"], "so it takes an integer, but got '1:30' (text)"),
+        (["run", "toy", "-p", "steps", "!few 3"], "the value '!few 3' of parameter steps is not YAML: tags such as"),
+        (["run", "toy", "-p", "rate", "nan"], "so it takes a number, but got 'nan' (text); a notebook cannot hold it"),
+        (["run", "toy", "-p", "rate", "1e999"], "but got inf (a number); a notebook cannot hold it"),
+        (["run", "toy", "-p", "seeds", "[0, -1]"], "seeds of toy cannot be [0, -1]: seeds are numbers from 0 on"),
+        (["run", "toy", "-p", "data", "story_toy"], "cannot be 'story_toy': unknown domain 'story_toy': did you mean"),
+        (["run", "toy", "-p", "data", "stories_toy+hub:x"], "unknown hub corpus 'hub:x'; known: hub:"),
+        (["run", "toy", "-p", "device", "gpu"], "cannot be 'gpu': give auto, cpu, cuda or cuda:<number>"),
         (["run", "-p", "profile", "gpu", "--profile", "cpu"], "parameter profile is given twice"),
         (
             ["run", "--record", "--fresh"],
@@ -381,6 +389,17 @@ def test_workflows_give_commands_that_exist(workflow):
     lines = [line.strip() for step in steps for line in step.get("run", "").splitlines()]
     ours = [shlex.split(line.replace('"$SAMPLE"', "20"))[1:] for line in lines if line.startswith("swarmbook ")]
     assert [cli._parser().parse_args(arguments).name for arguments in ours] == ["verify", "sweep", "report"]
+
+
+def test_a_busy_machine_is_told_what_helps(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, told in ((1.5, False), (6.6, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0, 0))
+        assert bool(terminal.busy()) == told
+    assert terminal.busy().startswith("about 7 processes share 2 cores: with OMP_NUM_THREADS=1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert terminal.busy() == ""
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from conftest import FIGURE
 
 from swarmbook.analysis.claims import MIMETYPE, Claim
 from swarmbook.errors import NotebookError, UsageError
-from swarmbook.reproduction import execution, papers, publishing
+from swarmbook.reproduction import execution, papers, publishing, yaml_values
 
 CLAIM = Claim("T1", "toys work", "3", "3", "holds")
 
@@ -79,6 +80,8 @@ def test_parameters_come_with_defaults_types_and_choices(toy):
         "rate": 0.1,
         "steps": 3,
         "note": "none",
+        "data": "",
+        "device": "auto",
     }
     assert parameters["profile"].choices == ("smoke", "cpu", "gpu", "paper")
     assert parameters["seeds"].help == "one run each"
@@ -296,3 +299,31 @@ def test_values_reach_the_notebook_as_they_are_or_are_refused(toy):
             papers.checked(paper, {"rate": value})
     with pytest.raises(UsageError, match="seeds of toy"):
         papers.checked(paper, {"seeds": {1, 2}})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    {"010": 10, "0o17": 15, "0x1F": 31, "1:30": "1:30", "1_000": "1_000", "on": "on", "no": "no", "true": True,
+     "1e-3": 1e-3, "-.5": -0.5, "+3": 3, "~": None, "": None, "2001-12-14": "2001-12-14", "[1, a]": [1, "a"]}.items(),
+)  # fmt: skip
+def test_values_are_read_by_version_1_2_of_yaml(text, value):
+    read = yaml_values.load(text)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "text", ["!!int 3", "!x 3", "[&a 1, *a]", "[" * 60, "9" * 5000, "{[1]: 2}", "\0", "a: 1\n---\nb"]
+)
+def test_what_is_no_plain_value_is_refused(text):
+    with pytest.raises(yaml.YAMLError):
+        yaml_values.load(text)
+
+
+def test_a_count_of_seeds_is_from_0_to_a_limit(toy):
+    path = toy()
+    path.write_text(path.read_text().replace("seeds = [0, 1]", "seeds = 0"))
+    paper = papers.read_paper(path)
+    assert papers.checked(paper, {"seeds": 10_000}) == {"seeds": 10_000}
+    for count, why in ((-1, "seeds are numbers from 0 on"), (10_001, "it takes at most 10000 seeds")):
+        with pytest.raises(UsageError, match=f"parameter seeds of toy cannot be {count}: {why}"):
+            papers.checked(paper, {"seeds": count})

@@ -26,6 +26,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path):
         super().__init__()
         self.anchors, self.links, self.loaded, self.scripts, self.words = set(), [], [], 0, []
+        self.policies, self.handlers = [], []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -36,6 +37,9 @@ class Page(HTMLParser):
         if tag in LOADING and attributes.get(LOADING[tag]):
             self.loaded.append(attributes[LOADING[tag]])
         self.scripts += tag == "script"
+        self.handlers += [name for name in attributes if name.startswith("on")]
+        if attributes.get("http-equiv") == "Content-Security-Policy":
+            self.policies.append(attributes["content"])
 
     def handle_data(self, data):
         self.words.append(data)
@@ -64,6 +68,8 @@ def assert_sound(folder: Path) -> None:
         assert [what for what in page.loaded if not what.startswith("data:")] == [], f"{path.name} fetches"
         text = path.read_text(encoding="utf-8")
         assert "@import" not in text and "url(http" not in text
+        assert page.policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+                                 "form-action 'none'"], f"{path.name} does not forbid to fetch"  # fmt: skip
         assert "prefers-color-scheme: dark" in text and "@media print" in text and "width=device-width" in text
 
 
@@ -95,6 +101,30 @@ def test_a_site_has_a_front_page_with_all_claims_and_a_page_for_each_paper(commi
     page = Page(tmp_path / "site" / "toy.html")
     assert "index.html" in page.links and len(page.loaded) == 1
     assert "swarmbook run toy" in " ".join(page.words)
+
+
+ODD = "a\n\n![picture](http://localhost:9/p.png) [link](javascript:void(0)) <img src=x onerror=y> <b title='"
+PLAIN = " ".join(ODD.split())
+
+
+def test_text_of_claims_labels_and_titles_stays_text(toy, tmp_path):
+    """Whatever stands in them makes no element of a page, and no link, picture or script."""
+    claims = "from swarmbook.analysis.claims import Claims\nclaims = Claims()\n"
+    claims += f"claims.add('<i id=z>', {ODD!r}, {ODD!r}, {ODD!r}, 'holds')\nclaims"
+    path = toy("toy", (FIGURE, "figure <i onclick=z>"), (claims, f"table {ODD}"))
+    path.write_text(path.read_text().replace("The toy paper", "The <u onclick=z>toy</u> [paper](javascript:void(0))"))
+    paper = papers.read_paper(path)
+    publishing.commit(paper, execution.execute(paper).notebook)
+    assert cli.main(["report", "--output", str(tmp_path / "site")]) == 0
+    front, page = (Page(tmp_path / "site" / name) for name in ("index.html", "toy.html"))
+    words = " ".join(" ".join(front.words).split())
+    assert words.count(PLAIN) == 4 and "<i id=z>" in words and "z" not in front.anchors
+    assert "The <u onclick=z>toy</u> [paper](javascript:void(0))" in words
+    assert (front.handlers, front.loaded, front.scripts) == ([], [], 0)
+    assert {link.partition("#")[0] for link in front.links} <= {"", "toy.html"}
+    assert "figure <i onclick=z>" in " ".join(page.words)
+    assert (len(page.loaded), page.scripts) == (1, 0)
+    assert page.handlers == ["onclick"]  # of the notebook's own title, which the policy keeps from doing anything
 
 
 def test_dead_links_and_fetches_would_be_noticed(tmp_path):

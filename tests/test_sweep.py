@@ -11,11 +11,14 @@ import random
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,7 +34,7 @@ from swarmbook.errors import UsageError
 from swarmbook.reproduction import execution, papers, sweep, sweep_grid, sweep_summary
 from swarmbook.reproduction.sweep import DONE, EXECUTED, FAILED, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
 
-PIGEON = "carrier-pigeon://1"  # no such way to talk
+ROOT = Path(__file__).parents[1]
 
 # --- grids ---
 
@@ -105,7 +108,7 @@ def test_seeds_are_numbers_whatever_the_notebook_takes(toy, cell, expected):
         ("grid:\n  steps: 4-1", "line 2: parameter steps has no values ('4-1'), so the grid is empty"),
         ("grid:\n  steps: few", "line 2: parameter steps of toy is 3 by default, so it takes an integer, but"),
         ("grid:\n  steps:\n  - 1\n  - 2.5", "line 4: parameter steps of toy is 3 by default, so it takes an integer"),
-        ("grid:\n  note: [a, on]", "line 2: parameter note of toy is 'none' by default, so it takes text, but"),
+        ("grid:\n  note: [a, true]", "line 2: parameter note of toy is 'none' by default, so it takes text, but"),
         ("grid:\n  rate: .nan", "line 2: parameter rate of toy is 0.1 by default, so it takes a number, but got nan"),
         ("grid:\n  seeds: [0, 1]", "line 2: parameter seeds of toy is [0, 1] by default, so it takes a list,"),
         ("grid:\n  steps: [1, 2, 1]", "line 2: parameter steps has the value 1 twice"),
@@ -121,6 +124,14 @@ def test_seeds_are_numbers_whatever_the_notebook_takes(toy, cell, expected):
         ("seeds: 0\nprofiles:\n  laptop: {seeds: 1}", "line 3: unknown entry of profiles 'laptop': Known: smoke, cpu"),
         ("seeds: 0\nprofiles:\n  gpu:\n    grid:\n      stepps: 1", "line 5: unknown parameter of toy 'stepps'"),
         ("seeds: 0\nprofiles:\n  gpu: {grid: {steps: ten}}", "line 3: parameter steps of toy"),
+        ("seeds: 0-9999999999", "line 1: seeds '0-9999999999' are 10000000000 seeds or more, and a sweep has at most"),
+        ("seeds: [0-9000, 9001-18000]", "line 1: seeds '0-9000,9001-18000' are 18001 seeds or more"),
+        ("grid:\n  steps: 0-9999999999", "line 2: parameter steps has the values 0-9999999999, more than 10000"),
+        ("grid:\n  steps: !few 3", "line 2: not YAML: tags such as !!int are not read"),
+        ("grid:\n  steps: &a 3\n  rate: *a", "line 3: not YAML: aliases such as *a are not read"),
+        ("grid: {steps: 1:30}", "line 1: parameter steps of toy is 3 by default, so it takes an integer, but got '1"),
+        ("grid: {[1]: 2}", "line 1: unknown parameter of toy '[1]'"),
+        ("grid: {steps: {[1]: 2}}", "line 1: found unhashable key"),
         ("seeds: 0-99\ngrid: {steps: 1-99}\nzip:\n- note: [a, b]", "the grid of toy has 100 x 99 x 2 points, more"),
     ],
 )  # fmt: skip
@@ -141,6 +152,8 @@ def test_what_is_wrong_is_refused_with_its_line_before_anything_starts(toy, tmp_
         (["toy", "--seeds", "0", "--workers", "2", "--scheduler", "tcp://x:1"], "--workers 2 is for workers here"),
         (["tony", "--seeds", "0"], "unknown paper 'tony'"),
         (["--seeds", "3-1"], "seeds '3-1' are no seeds"),
+        (["toy", "--seeds", "0-9999999999"], "are 10000000000 seeds or more, and a sweep has at most 10000 points"),
+        (["toy", "--seeds", "9" * 5000], "are no seeds"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_starts(toy, tmp_path, capsys, arguments, message):
@@ -294,14 +307,48 @@ def test_a_point_that_another_sweep_executes_is_left_to_it(toy):
 def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, tmp_path, capsys):
     toy()
     (tmp_path / "file").touch()
-    assert cli.main(["sweep", "toy", "--seeds", "0", "--output", str(tmp_path / "file")]) == 2
-    assert "Not a directory; make room or make it writable, or choose another" in capsys.readouterr().err
+    assert cli.main(["sweep", "toy", "--seeds", "0", "--output", str(tmp_path / "file")]) == 1
+    assert "Not a directory; name another folder with --output" in capsys.readouterr().err
 
 
-def test_nobody_at_an_address_is_told():
-    pytest.importorskip("distributed", reason="needs the extra cluster")
-    with pytest.raises(UsageError, match="no scheduler answers at 'carrier-pigeon://1'"), sweep.cluster(PIGEON, 1):
-        pass
+def answered(port: int, wrap: Callable[[socket.socket], socket.socket]) -> bytes:
+    """What a port answers to someone without the certificate of its cluster."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        try:
+            spoken = wrap(plain)
+            spoken.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return spoken.recv(100)
+        except (ssl.SSLError, ConnectionError):
+            return b""
+
+
+def test_nobody_else_can_talk_to_the_cluster_of_a_sweep():
+    """Every port that its processes listen on ends a conversation in which no certificate is shown."""
+    psutil = pytest.importorskip("psutil", reason="comes with the extra cluster")
+    stranger = ssl.create_default_context()
+    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+    alert = b"\x15\x03"  # TLS's way to say no
+    with sweep.cluster(None, 2) as client:
+        assert client.submit(os.getpid).result() != os.getpid()
+        us = psutil.Process()
+        found = [port for one in (us, *us.children(recursive=True)) for port in one.net_connections("tcp")]
+        listening = [port.laddr for port in found if port.status == psutil.CONN_LISTEN]
+        assert len(listening) >= 3 and {address.ip for address in listening} == {"127.0.0.1"}
+        for _, port in listening:
+            assert answered(port, stranger.wrap_socket) == b""
+            assert answered(port, lambda plain: plain)[:2] in (b"", alert)
+        assert client.submit(os.getpid).result() != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("address", "encrypted"), [("carrier-pigeon://1", False), ("tls://127.0.0.1:1", False), ("tcp://127.0.0.1:1", True)]
+)
+def test_nobody_at_an_address_is_told(address, encrypted):
+    """Nor is anybody asked over TLS without a certificate, or without TLS where dask's settings ask for it."""
+    dask = pytest.importorskip("dask", reason="needs the extra cluster")
+    told = rf"no scheduler answers at '{address}' .*: give the address that `dask scheduler` prints.* settings of TLS"
+    with dask.config.set({"distributed.comm.require-encryption": encrypted}), pytest.raises(UsageError, match=told):
+        sweep.cluster(address, 1).__enter__()
 
 
 # --- sweeps that train ---
@@ -373,6 +420,20 @@ def results(folder: Path) -> dict[str, list]:
     return {**notebooks(folder), "store": stored}
 
 
+def encrypted(folder: Path) -> Path:
+    """A folder of settings with which dask talks over TLS alone, as papers/README.md shows them; a certificate too."""
+    from distributed.security import Security
+
+    made = Security.temporary()
+    folder.mkdir()
+    certificate, key, settings = folder / "dask.pem", folder / "dask.key", folder / "tls.yaml"
+    certificate.write_text(made.tls_ca_file)
+    key.write_text(made.tls_client_key)
+    shown = re.search(r"```yaml\n(.*?)```", (ROOT / "papers" / "README.md").read_text(), re.DOTALL)[1]
+    settings.write_text(shown.replace("/shared/dask.pem", str(certificate)).replace("/shared/dask.key", str(key)))
+    return settings
+
+
 def training_now(folder: Path) -> bool:
     """Whether a run is in the middle: some of its steps are on disk."""
     return any(mark.exists() for mark in folder.glob("store/partial/*/checkpoint.json"))
@@ -380,7 +441,7 @@ def training_now(folder: Path) -> bool:
 
 @linux
 def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_same(training, tmp_path):
-    """An undisturbed sweep; one killed twice at random; one on a cluster over TCP that loses a worker in mid-run."""
+    """An undisturbed sweep; one killed twice at random; one on a cluster over TLS that loses a worker in mid-run."""
     calm, killed, wide = tmp_path / "calm", tmp_path / "killed", tmp_path / "wide"
     everything = training("calm", "--seeds", "0-1", "--workers", "1")
     text = said(everything)
@@ -400,7 +461,7 @@ def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_sam
     assert max(trained(killed).values()) == 1
     assert results(killed) == expected
 
-    environment = tiny(wide, 0.05)
+    environment = tiny(wide, 0.05, DASK_CONFIG=str(encrypted(wide)))
     with ExitStack() as started:
 
         def dask(*arguments: str | Path) -> subprocess.Popen:
@@ -411,13 +472,24 @@ def test_whatever_is_killed_each_run_is_trained_once_and_the_results_are_the_sam
             return process
 
         where = wide / "scheduler.json"
-        dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", where)
+        dask(
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--protocol",
+            "tls",
+            "--no-dashboard",
+            "--scheduler-file",
+            where,
+        )
         until(where.exists, "a scheduler")
         address = json.loads(where.read_text())["address"]
-        assert address.startswith("tcp://127.0.0.1:")
+        assert address.startswith("tls://127.0.0.1:")
         each = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", wide]
         workers = [dask("worker", address, *each) for _ in range(2)]
-        process = training("wide", "--seeds", "0-1", "--scheduler", address)
+        process = start(wide, "tiny", "--seeds", "0-1", "--scheduler", address, environment=environment)
         until(lambda: training_now(wide), "a run in training")
         workers[0].kill()
         assert "2 done, 0 failed, 0 left" in said(process)
@@ -479,7 +551,7 @@ def test_a_store_on_a_disk_that_is_full_or_read_only_is_told_and_the_next_sweep_
 
 def test_points_on_a_full_disk_are_told_and_the_next_sweep_goes_on(toy, disk, tmp_path):
     point = sweep.place(papers.read_paper(toy()), [{"profile": "smoke", "steps": 5}], tmp_path / "disk")[0]
-    sweep.prepare([point])
+    point.folder.parent.mkdir(parents=True)
     disk("size=8k")
     outcome = sweep.execute(point, {}, wait=True)
     told = "No space left on device; make room or make it writable, or choose another folder"

@@ -6,7 +6,8 @@
 - `open` starts JupyterLab on a copy of a notebook.
 
 The exit status is 0 if all went well; 1 if a notebook failed, a run deviates or a file cannot be written; 2 for a wrong
-name, type or option, and where there are no papers; 130 after Ctrl-C.
+name, type or option, and where there are no papers; 130 after Ctrl-C. Whatever ends a command, it says so in a
+sentence; only a fault of swarmbook itself shows a traceback.
 
 All commands are in one file, so that an option is read beside what it does.
 
@@ -15,13 +16,17 @@ Serves: `swarmbook`.
 
 import argparse
 import functools
+import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,35 +34,76 @@ from pathlib import Path
 from typing import Any
 
 from swarmbook import __version__, locations
-from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError
-from swarmbook.reproduction import execution, papers
+from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError, unusable
+from swarmbook.reproduction import execution, papers, publishing
 from swarmbook.reproduction.papers import Paper
-from swarmbook.reproduction.terminal import StatusLine, claims_table, short, sweep_teller
+from swarmbook.reproduction.terminal import StatusLine, busy, claims_table, short, sweep_teller
 
 RECORDS = "with all its records; PAPER.PROFILE: what was recorded of it at that profile alone; default: all papers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return the exit status."""
-    parser = _parser()
-    options = parser.parse_args(argv)
+    name = "swarmbook"
     try:
-        return options.command(options)
-    except (UsageError, ConfigError) as error:
-        print(f"swarmbook {options.name}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever reads what is printed has enough of it, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
-        return 1
-    except (NotebookError, StoreError, DataError, TrainingError, ConnectionError) as error:
-        print(f"swarmbook {options.name}: {error}", file=sys.stderr)
-        return 1
+        _open_streams()
+        options = _parser().parse_args(argv)
+        name = f"swarmbook {options.name}"
+        _check_surroundings()
+        status = options.command(options)
+        sys.stdout.flush()  # what cannot be printed is told here, and not as the interpreter ends
+        return status
+    except SystemExit as exit:  # argparse's
+        return _flushed(exit.code or 0)
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; what was trained is kept: run again, without --fresh, to go on from there",
-            file=sys.stderr,
-        )
-        return 130
+        kept = name in ("swarmbook run", "swarmbook sweep", "swarmbook export")
+        resume = "; what was trained is kept: run again, without --fresh, to go on from there" if kept else ""
+        print(f"\ninterrupted{resume}", file=sys.stderr)
+        return _flushed(130)
+    except BrokenPipeError:  # whoever reads what is printed has enough of it, as `head` has
+        return _flushed(1)
+    except Exception as error:
+        print(f"{name}: {_said(error)}", file=sys.stderr)
+        return _flushed(2 if isinstance(error, (UsageError, ConfigError)) else 1)
+
+
+def _open_streams() -> None:
+    """Make it safe to print: to streams that were closed, and in encodings that lack a letter."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # else a file that is opened later gets its number, and what is printed
+            setattr(sys, stream, io.TextIOWrapper(io.FileIO(os.devnull, "w")))
+        elif isinstance(getattr(sys, stream), io.TextIOWrapper):
+            getattr(sys, stream).reconfigure(errors="backslashreplace")
+
+
+def _check_surroundings() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder is gone: change to one that is there") from error
+
+
+def _flushed(status: int) -> int:
+    """The exit status, once what was printed is out or given up."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+    return status
+
+
+def _said(error: Exception) -> str:
+    """What a user is told of an error: what can happen to anyone in a sentence, a fault of ours with its traceback."""
+    if isinstance(error, (UsageError, ConfigError, NotebookError, StoreError, DataError, TrainingError)):
+        return str(error)
+    if isinstance(error, OSError):
+        return unusable(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory: close other programs, or choose a smaller --profile or fewer --workers"
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("swarmbook"):
+        return f"{error.name} is missing: install swarmbook and what it needs with `pip install -e .` in a clone"
+    told = "".join(traceback.format_exception(error))
+    return f"a fault of swarmbook {__version__}, please report it with the command and these lines:\n{told}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--profile", metavar="NAME", help=f"size of the runs: {', '.join(papers.PROFILES)}")
     command.add_argument("--seeds", metavar="0-4", help="one point for each of these seeds, in place of sweep.yaml's")
     command.add_argument("--workers", type=_count, metavar="N", help="processes here; default: one for each core")
-    command.add_argument("--scheduler", metavar="ADDRESS", help="a dask scheduler to use, such as tcp://10.0.0.1:8786")
+    command.add_argument("--scheduler", metavar="ADDRESS", help="a dask scheduler to use, such as tls://10.0.0.1:8786")
     command.add_argument("--output", type=Path, metavar="DIR", help="default: runs/sweeps/ in the clone")
     command.add_argument(
         "--keep-going",
@@ -149,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--sample", type=_count, default=2, metavar="N", help="how many to make again; default: 2")
     size.add_argument("--all", action="store_true", help="make all of them again, which takes hours")
     command.add_argument("--within", type=_count, metavar="S", help="only those that take at most so many seconds")
-    command.add_argument("--seed", type=int, metavar="S", help="of the sample; default: another each time")
+    command.add_argument("--seed", type=_seed, metavar="S", help="of the sample; default: another each time")
     command.set_defaults(command=_verify)
 
     command = commands.add_parser("report", help="build a static site of the executed notebooks and all claims")
@@ -169,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder, or an empty one")
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--replica", type=int, metavar="N", help="of a run with several, counted from 0")
+    which.add_argument("--replica", type=_seed, metavar="N", help="of a run with several, counted from 0")
     which.add_argument("--mean", action="store_true", help="the mean of the weights of all replicas")
     command.set_defaults(command=_export)
 
@@ -184,8 +230,16 @@ def _papers_of(command: argparse.ArgumentParser, which: str = "default: all pape
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return _number(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _number(text, 0)
+
+
+def _number(text: str, least: int) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} on")
     return int(text)
 
 
@@ -198,6 +252,10 @@ def _run(options: argparse.Namespace) -> int:
         _of_clone("run --record")
     # all of them before anything is executed
     parameters = {paper.name: papers.checked(paper, values) for paper in chosen}
+    for paper in chosen:
+        _make_writable(execution.results_folder(paper, parameters[paper.name], options.output))
+    if sys.stderr.isatty() and (hint := busy()):
+        print(hint, file=sys.stderr)
 
     failures = []
     for paper in chosen:
@@ -214,7 +272,10 @@ def _run(options: argparse.Namespace) -> int:
 def _chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
     if not known:
         raise _no_papers()
-    return papers.chosen(names, known)
+    chosen = papers.chosen(names, known)
+    for paper in chosen:
+        publishing.check(paper.notebook)
+    return chosen
 
 
 def _no_papers() -> UsageError:
@@ -237,16 +298,28 @@ def _values(pairs: Sequence[tuple[str, str]], profile: str | None) -> dict[str, 
     import yaml
 
     from swarmbook.data.local_text import absolute
+    from swarmbook.reproduction import yaml_values
 
     values: dict[str, Any] = {} if profile is None else {"profile": profile}
     for name, text in pairs:
         if name in values:
             raise UsageError(f"parameter {name} is given twice")
         try:
-            values[name] = absolute(yaml.safe_load(text))  # the kernel runs elsewhere
+            values[name] = absolute(yaml_values.load(text))  # the kernel runs elsewhere
         except yaml.YAMLError as error:
-            raise UsageError(f"the value {text!r} of parameter {name} is not YAML: {error}") from error
+            reason = getattr(error, "problem", error)
+            raise UsageError(f"the value {text!r} of parameter {name} is not YAML: {reason}") from error
     return values
+
+
+def _make_writable(folder: Path) -> None:
+    """Make a folder for results; StoreError, before anything is computed, if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        raise StoreError(f"cannot write {folder}: {unusable(OSError(error.errno, error.strerror))}") from error
 
 
 def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespace) -> None:
@@ -277,6 +350,7 @@ def _open(options: argparse.Namespace) -> int:
 
     (paper,) = _chosen([options.paper], papers.discover())
     folder = (options.output or locations.runs_folder() / "open").absolute()
+    _make_writable(folder)
     notebook = reading.copy(paper, options.profile, folder)
     print(f"copy      {short(notebook)}", flush=True)
     return reading.open_in_jupyterlab(notebook, not options.no_browser, options.jupyter)
@@ -294,7 +368,7 @@ def _sweep(options: argparse.Namespace) -> int:
         for paper in _chosen(options.papers, papers.discover())
     ]
     for _, points in sweeps:
-        sweep.prepare(points)
+        _make_writable(points[0].folder.parent)
     failed = False
     for paper, points in sweeps:
         failed |= not _sweep_one(paper, points, options)
@@ -359,9 +433,10 @@ def _report(options: argparse.Namespace) -> int:
     from swarmbook.reproduction import report
 
     chosen = _chosen(options.papers, papers.records())
-    output = options.output or locations.runs_folder() / "report"
+    output = (options.output or locations.runs_folder() / "report").absolute()
+    _make_writable(output)
     with _as_recorded(chosen) as chosen:
-        print(f"report    {short(report.build(chosen, output.absolute()))}")
+        print(f"report    {short(report.build(chosen, output))}")
     return 0
 
 
@@ -379,7 +454,7 @@ def _list(options: argparse.Namespace) -> int:
     width = shutil.get_terminal_size((110, 24)).columns
     with _as_recorded(list(papers.records().values())) as known:
         if options.json:
-            print(json.dumps({"papers": [_as_json(paper) for paper in known]}, indent=2, ensure_ascii=False))
+            print(json.dumps({"papers": [_as_json(paper) for paper in known]}, indent=2))
         for paper in known if not options.json else ():
             print(f"{paper.name}: {paper.title}")
             print(f"{', '.join(paper.figures + paper.tables) or 'no figures yet'}; {paper.runs} recorded runs")

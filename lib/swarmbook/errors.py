@@ -6,7 +6,9 @@ Serves: all of the library.
 """
 
 import difflib
+import errno
 import math
+import os
 from collections.abc import Iterable
 from numbers import Integral, Real
 
@@ -59,6 +61,30 @@ def finite(what: str, value: object, least: float = -math.inf, most: float = mat
         high = f"{' and' if low else ''} of at most {most:g}" if math.isfinite(most) else ""
         raise ConfigError(f"{what}={value!r} is refused: give a finite number{low}{high}")
     return value
+
+
+def unusable(error: OSError) -> str:
+    """What the operating system refused, with the path if it names one, and the remedy."""
+    path = error.filename2 or error.filename
+    told = error.strerror or str(error) or type(error).__name__
+    parts = [os.fsdecode(path)] if isinstance(path, (str, bytes)) else []
+    return "; ".join([": ".join([*parts, told]), *filter(None, [_REMEDIES.get(error.errno)])])
+
+
+_ELSEWHERE = "with --output, or with SWARMBOOK_STORE or SWARMBOOK_CACHE for runs and tokens"
+_REMEDIES = {
+    errno.ENOSPC: f"make room, or name another disk {_ELSEWHERE} (TMPDIR for temporary files)",
+    errno.EDQUOT: f"make room, or name another disk {_ELSEWHERE} (TMPDIR for temporary files)",
+    errno.EROFS: f"name another folder {_ELSEWHERE}",
+    errno.EACCES: f"give yourself the right to it, or name another folder {_ELSEWHERE}",
+    errno.EPERM: f"give yourself the right to it, or name another folder {_ELSEWHERE}",
+    errno.ENOTDIR: f"name another folder {_ELSEWHERE}",
+    errno.EEXIST: f"name another folder {_ELSEWHERE}",
+    errno.EISDIR: "name a file in place of the folder, or move the folder away",
+    errno.ENAMETOOLONG: f"name a folder with a shorter path {_ELSEWHERE}",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENOMEM: "close other programs, or choose a smaller --profile or fewer --workers",
+}
 
 
 class UsageError(ValueError):

@@ -271,6 +271,8 @@ def _check_folder(folder: Path) -> None:
     with writes(folder, CURE):
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise ConfigError(f"{folder} is there already and no empty folder: name another")
+        if folder.exists() and folder.samefile(Path.cwd()):  # which the new one would replace under our feet
+            raise ConfigError(f"{folder} is the current folder: name a new one, such as model")
         near = next(parent for parent in folder.parents if parent.exists())
         if not near.is_dir():
             raise ConfigError(f"{folder} cannot be made: {near} is no folder")

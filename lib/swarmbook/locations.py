@@ -7,6 +7,7 @@ clone, else in the current directory.
 Serves: every command and notebook.
 """
 
+import errno
 import os
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def store_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where derived files are kept: SWARMBOOK_CACHE, or `swarmbook` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swarmbook"
-    return Path(os.environ.get("SWARMBOOK_CACHE") or default)
+    """Where derived files are kept: SWARMBOOK_CACHE, or `swarmbook` in the user's cache folder.
+
+    Raises FileNotFoundError for a user without a home folder, as there are in containers.
+    """
+    if named := os.environ.get("SWARMBOOK_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swarmbook"
+    except RuntimeError as error:
+        cure = "there is no home folder: set SWARMBOOK_CACHE to a folder for tokens"
+        raise FileNotFoundError(errno.ENOENT, cure) from error

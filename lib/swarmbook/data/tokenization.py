@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -188,7 +189,9 @@ def _encoded(source: str, split: str, coder: "Tokenizer", dtype: np.dtype, limit
     end = end_of_text(coder)
     coder.encode_special_tokens = True  # a document that spells out a special token must not end there
     left = math.inf if limit is None else limit
-    with tqdm(desc=f"tokens of {source} ({split})", total=limit, unit="", unit_scale=True, delay=2) as bar:
+    name = f"tokens of {source} ({split})"
+    quiet = not source.startswith("hub:") and not sys.stderr.isatty()  # read soon: no bar in notebooks
+    with tqdm(desc=name, total=limit, unit="", unit_scale=True, delay=2, disable=quiet) as bar:
         for batch in _documents(source, split):
             encodings = coder.encode_batch_fast(batch, add_special_tokens=False)
             ids = np.array([i for encoding in encodings for i in (*encoding.ids, end)], dtype=dtype)

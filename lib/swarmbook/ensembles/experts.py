@@ -84,6 +84,8 @@ def gain(steps: Sequence[float], losses: Sequence[float]) -> float:
     ConfigError for fewer than two points.
     """
     points = [(np.log2(n), loss) for n, loss in zip(steps, losses, strict=True) if n > 0]
+    if not np.isfinite(points).all():
+        raise ConfigError(f"losses={list(losses)} and steps={list(steps)} must be finite for a learning curve")
     if len(points) < 2:
         raise ConfigError(f"a learning curve needs two points after step 0, not {len(points)}: evaluate more often")
     return float(-np.polyfit(*zip(*points, strict=True), 1)[0])
@@ -96,6 +98,8 @@ def allocate(gains: Sequence[float], budget: float, least: float = 0.0, most: fl
     sum of the steps. least, most: bounds for the steps of a domain. ConfigError if the budget does not fit the bounds.
     """
     k = len(gains)
+    if not np.isfinite(gains).all():
+        raise ConfigError(f"gains={list(gains)} must be finite: leave out domains whose curve has none")
     if not least * k <= budget <= most * k:
         raise ConfigError(
             f"budget={budget:g} does not fit {k} domains of at least {least:g} and at most {most:g} steps"

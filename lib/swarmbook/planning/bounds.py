@@ -19,6 +19,7 @@ from pathlib import Path as File
 import numpy as np
 import pandas as pd
 
+from swarmbook.errors import ConfigError
 from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.pipeline import TICK, Path, Pipeline, Plan
 from swarmbook.records.computed import computed
@@ -241,8 +242,11 @@ def _horizon(pipeline: Pipeline) -> int:
 
 
 def _solver(effort: float):
-    """CP-SAT on one thread, for so much deterministic time."""
+    """CP-SAT on one thread, for so much deterministic time; ConfigError unless it is above 0."""
     from ortools.sat.python import cp_model
+
+    if not effort > 0:
+        raise ConfigError(f"effort={effort} gives the solver no time: give more than 0")
 
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1

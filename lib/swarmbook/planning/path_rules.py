@@ -33,9 +33,12 @@ class PathRules:
     shared: bool = True
 
     def __post_init__(self) -> None:
-        if self.visits < 2 or self.ahead < 1 or min(self.swaps, self.lag, self.lags) < 0:
+        least = {"visits": 2, "ahead": 1, "swaps": 0, "lag": 0, "lags": 0}
+        whole = all(isinstance(getattr(self, name), (int, np.integer)) for name in least)
+        if not whole or any(getattr(self, name) < bound for name, bound in least.items()):
             raise ConfigError(
-                f"visits must be at least 2, ahead at least 1 and swaps, lag and lags not negative, not {self}"
+                "visits must be at least 2, ahead at least 1 and swaps, lag and lags not negative, all whole numbers, "
+                f"not {self}"
             )
 
     def broken(self, order: Sequence[int]) -> str | None:

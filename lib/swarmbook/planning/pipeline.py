@@ -14,6 +14,7 @@ Serves: all of SkipPipe's planning.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,12 +74,13 @@ class Pipeline:
         if forward.shape not in ((), (N,)) or not (np.isfinite(forward).all() and (forward > 0).all()):
             raise ConfigError(f"forward must be positive seconds, one number or one of {N} nodes, not {self.forward}")
         forward = np.broadcast_to(forward, (N,)).copy()
-        for name in ("microbatches", "memory"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        times = self.head, self.backward, self.gap, self.launch_gap
-        if min(times) < 0:
-            raise ConfigError(f"head, backward, gap and launch_gap must not be negative, not {times}")
+        for name in ("microbatches", "memory", "relay_limit"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer, type(None))) or (value is not None and value < 1):
+                raise ConfigError(f"{name} must be at least 1, not {value}: give a whole number")
+        for name in ("head", "backward", "gap", "launch_gap"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}: give finite numbers")
         if self.rules.visits > len(groups):
             raise ConfigError(f"visits={self.rules.visits} must be at most the number of stages, {len(groups)}")
         hops.flags.writeable = forward.flags.writeable = False

@@ -229,7 +229,10 @@ def _matching(costs: np.ndarray) -> np.ndarray:
 
 
 def _costs(hops: np.ndarray, forward: float | np.ndarray) -> np.ndarray:
-    """Seconds [N, N] from node to node: the sender's forward pass and the hop."""
+    """Seconds [N, N] from node to node: the sender's forward pass and the hop. `ConfigError` for what is not finite."""
+    for name, seconds in (("hops", hops), ("forward", forward)):
+        if not np.isfinite(seconds).all():
+            raise ConfigError(f"{name} must be finite seconds, not {seconds}")
     return hops + np.broadcast_to(forward, len(hops))[:, None]
 
 

@@ -117,7 +117,9 @@ def save_tensors(state: dict[str, Any], file: BinaryIO) -> None:
 
     try:
         torch.save(state, file)
-    except RuntimeError as error:  # how torch reports a disk that filled up under it
+    except RuntimeError as error:  # how torch reports a disk that filled up under it, and whatever else ends a write
+        if isinstance(error.__context__, (KeyboardInterrupt, SystemExit)):
+            raise error.__context__ from None
         said = str(error).splitlines()[0]
         raise OSError(f"torch could not write all of it, probably for want of room ({said})") from error
 

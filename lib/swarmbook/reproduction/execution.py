@@ -155,8 +155,8 @@ def _run(
     log = target.with_name("kernel.log")
     try:
         return papermill.execute_notebook(
-            str(paper.notebook),
-            str(target),
+            _literal(paper.notebook),
+            _literal(target),
             parameters=dict(parameters),
             cwd=str(paper.notebook.parent),
             engine_name="written once",
@@ -177,6 +177,11 @@ def _run(
     except DeadKernelError as error:
         said = "".join(f"\n  {line}" for line in log.read_text(errors="replace").splitlines()[-3:])
         raise NotebookError(f"{watch.where()}: the kernel died, perhaps for want of memory{said}") from error
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which fills parameters into what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @cache

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from swarmbook.analysis.claims import MIMETYPE, VERDICTS, Claim
-from swarmbook.errors import NotebookError, UsageError, unknown
+from swarmbook.errors import DataError, NotebookError, UsageError, unknown
 from swarmbook.locations import papers_folder
 from swarmbook.reproduction.parameters_cell import parameters_of
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
+MOST_SEEDS = 10_000
+CELLS = ("markdown", "code")
 
 
 @dataclass(frozen=True)
@@ -133,17 +135,18 @@ def read_paper(notebook: Path) -> Paper:
         content = json.loads(notebook.read_text(encoding="utf-8"))
         cells = content["cells"]
         labels = [label for cell in cells for label in _labels(cell)]
+        sources = {kind: ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind] for kind in CELLS}
+        claims = claims_of(content, str(notebook))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotebookError(f"{notebook} is not a notebook ({error}); restore it from git") from error
-    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    heading = re.search(r"^#+ *(.+)", text, re.MULTILINE)
+    heading = re.search(r"^#+ *(.+)", "\n".join(sources["markdown"]), re.MULTILINE)
     return Paper(
         name=notebook.stem,
         notebook=notebook,
         title=heading[1].strip() if heading else notebook.stem,
         figures=tuple(label for label in labels if label.startswith("figure ")),
         tables=tuple(label for label in labels if label.startswith("table ")),
-        claims=claims_of(content, str(notebook)),
+        claims=claims,
         profile=notebook.stem.partition(f"{notebook.parent.name}.")[2],
     )
 
@@ -181,9 +184,10 @@ def label_of(cell: Mapping[str, Any]) -> str:
 
 
 def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` for the paper's parameters; raises UsageError where a name, a choice or a type is wrong.
+    """`values` for the paper's parameters; raises UsageError where a name, a choice, a type or a value is wrong.
 
-    An integer passes for a float (and becomes one), anything for None; a list's items must fit the default's.
+    An integer passes for a float (and becomes one), anything for None; a list's items must fit the default's. Values
+    are checked of the parameters that mean the same in all notebooks: seeds, data and device.
     """
     parameters = paper.parameters()
     result = {}
@@ -200,7 +204,35 @@ def checked(paper: Paper, values: Mapping[str, Any]) -> dict[str, Any]:
                 f"parameter {name} of {paper.name} is {parameter.default!r} by default, so it takes "
                 f"{_kind(parameter.default)}, but got {value!r} ({_kind(value)}){error}"
             ) from error
+        if reason := _refused(name, result[name]):
+            raise UsageError(f"parameter {name} of {paper.name} cannot be {value!r}: {reason}")
     return result
+
+
+def _refused(name: str, value: Any) -> str:
+    """Why no notebook could take this value of a parameter; empty if there is no reason known here."""
+    if name in ("seed", "seeds") and isinstance(value, (int, list)):
+        if any(isinstance(seed, int) and seed < 0 for seed in (value if isinstance(value, list) else [value])):
+            return "seeds are numbers from 0 on"
+        if name == "seeds" and (len(value) if isinstance(value, list) else value) > MOST_SEEDS:
+            return f"it takes at most {MOST_SEEDS} seeds"
+    if name == "data" and isinstance(value, str) and value:
+        return _not_to_be_had(value)
+    if name == "device" and isinstance(value, str) and not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value, re.ASCII):
+        return "give auto, cpu, cuda or cuda:<number>"
+    return ""
+
+
+def _not_to_be_had(data: str) -> str:
+    """Why texts of this name, several joined by "+", cannot be had; empty if the name is right."""
+    from swarmbook.data import corpora, hub
+
+    for name in data.split("+"):
+        try:
+            hub.corpus(name) if name.startswith("hub:") else corpora.card(name)
+        except DataError as error:
+            return str(error)
+    return ""
 
 
 def _storable(value: Any) -> Any:

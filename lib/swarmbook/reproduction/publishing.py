@@ -4,13 +4,16 @@ Serves: the pages of `swarmbook run` and `report`, and `swarmbook run --record`.
 """
 
 import base64
+import json
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from swarmbook.errors import UsageError
+from swarmbook.errors import NotebookError, UsageError
 from swarmbook.records.atomic_files import write
 from swarmbook.reproduction.papers import Paper, _labels, label_of
 
@@ -18,6 +21,22 @@ KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "nam
 # Where ipykernel says that a cell stands, as a warning does; it names the process, and is in `sanitize.cfg` as well.
 CELL_FILE = (r"""(/[^\s'"<>:]+)*/ipykernel_\d+/\d+\.py""", "cell.py")
 INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other parameters than the default
+
+
+def check(notebook: Path) -> None:
+    """NotebookError unless a file has the form of a notebook: before it is executed or shown by others' code."""
+    import nbformat
+
+    from swarmbook.data.hub import first_line
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of cells without ids, which are made up
+            nbformat.validate(json.loads(notebook.read_text(encoding="utf-8")), version=4, relax_add_props=True)
+    except OSError:
+        raise
+    except Exception as error:  # of several libraries, which meet what they do not expect
+        raise NotebookError(f"{notebook} is not a notebook ({first_line(error)}); restore it from git") from error
 
 
 def html(content: Any, template: str = "") -> str:
@@ -34,7 +53,7 @@ def html(content: Any, template: str = "") -> str:
     for cell in content.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                description = label_of(cell) or "picture"
+                description = escape(label_of(cell) or "picture")
                 page = page.replace('alt="No description has been provided for this image"', f'alt="{description}"', 1)
     return page
 

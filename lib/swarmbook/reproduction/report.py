@@ -1,7 +1,9 @@
 """The report: a static site of the executed notebooks, and a front page with the claims of all papers.
 
 - Pages are nbconvert's, in its own JupyterLab theme, without the scripts that it would fetch. Nothing is loaded from
-  anywhere. They read the same without JavaScript, in light and dark themes, on a phone and on paper.
+  anywhere and no script runs; a content security policy in each page has browsers hold to that, whatever a notebook
+  shows. Pages read the same in light and dark themes, on a phone and on paper.
+- What the report itself says of claims, labels and records is text: no HTML or Markdown in it counts.
 - Below each figure, table and claim stands where it comes from: the runs that its cell stands on, what made them, and
   the command to repeat it. Each page ends with all that is recorded.
 - What was recorded of a paper at another profile has a page of its own, and on the front page a place below the paper.
@@ -14,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from swarmbook import __version__
 from swarmbook.analysis.claims import FAILS, HOLDS, UNDECIDED, Claim
@@ -27,9 +30,13 @@ if TYPE_CHECKING:
     from swarmbook.reproduction.recorded_runs import Recorded
 
 MARK = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}  # with the words: no colour is needed to tell them apart
-TEMPLATE = """\
-{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}{%- endblock -%}
+# what browsers may load and run for a page: pictures and styles that are in it
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+TEMPLATE = f"""\
+{{%- extends 'lab/index.html.j2' -%}}
+{{%- block html_head_js -%}}<meta http-equiv="Content-Security-Policy" content="{POLICY}">{{%- endblock -%}}
+"""
+TEMPLATE += """\
 {%- block jupyter_widgets -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
@@ -122,27 +129,28 @@ def _template() -> str:
 
 def _contents(content: Mapping[str, Any]) -> str:
     """The head of a page: links to the front page and to all figures and tables."""
-    shown = (f"[{label}]({_anchor(cell)})" for cell in content["cells"] if (label := papers.label_of(cell)))
-    return "\n".join(["[All papers](index.html)", "", " · ".join(shown)])
+    cells = [cell for cell in content["cells"] if papers.label_of(cell)]
+    shown = " · ".join(f"<a href='{_anchor(cell)}'>{_escaped(papers.label_of(cell))}</a>" for cell in cells)
+    return f"<p><a href='index.html'>All papers</a></p><p>{shown}</p>"
 
 
 def _summary(paper: Paper, content: Mapping[str, Any]) -> str:
     """A paper on the front page: its claims as a table."""
-    lines = [f"{'###' if paper.profile else '##'} {_title(paper)}", ""]
+    heading, page = "h3" if paper.profile else "h2", f"{quote(paper.name)}.html"
     counts = {verdict: sum(claim.verdict == verdict for claim in paper.claims) for verdict in MARK}
     said = ", ".join(f"{MARK[verdict]} {verdict}: {n}" for verdict, n in counts.items() if n) or "no claims yet"
-    lines += [f"[The notebook]({paper.name}.html). {said}.", ""]
+    text = f"<{heading}>{_escaped(_title(paper))}</{heading}><p><a href='{page}'>The notebook</a>. {said}.</p>"
     rows = []
     for claim in paper.claims:
         label, anchor = _figure(claim, content)
         cells = (f"<b>{_escaped(claim.id)}</b>", *map(_escaped, (claim.text, f"{MARK[claim.verdict]} {claim.verdict}")))
-        cells += (*map(_escaped, (claim.paper, claim.ours)), f"<a href='{paper.name}.html{anchor}'>{label}</a>")
+        cells += (*map(_escaped, (claim.paper, claim.ours)), f"<a href='{page}{anchor}'>{_escaped(label)}</a>")
         rows.append("".join(f"<td>{cell}</td>" for cell in cells))
     if rows:
         head = "".join(f"<th>{name}</th>" for name in ("claim", "", "verdict", "paper", "ours", "figure"))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        lines.append(f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-    return "\n".join(lines)
+        text += f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return text
 
 
 def _title(paper: Paper) -> str:
@@ -166,7 +174,7 @@ def _figure(claim: Claim, content: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _anchor(cell: Mapping[str, Any]) -> str:
-    return f"#cell-id={cell['id']}"
+    return f"#cell-id={quote(cell['id'])}"
 
 
 def _adds(cell: Mapping[str, Any], claim: Claim) -> bool:
@@ -182,13 +190,14 @@ def _shown(cell: Mapping[str, Any], paper: Paper) -> str:
 
 def _origin(shown: str, paper: Paper, record: "Recorded", keys: Set[str], ancestors: Set[str]) -> str:
     """Where what a cell shows comes from, as a closed block of HTML."""
-    again = f"<code>{paper.command}</code>"
+    command = _escaped(paper.command)
+    again = f"<code>{command}</code>"
     if not keys:
         said = f"{_escaped(shown)}: computed by {again}, from nothing recorded"
         return f"<details class='origin'><summary>{said}</summary></details>"
     text = [
         f"<summary>{_escaped(shown)}: from {_count(keys, record)}</summary>",
-        f"<p>From the record again by {again}, from nothing by <code>{paper.command} --fresh</code>.</p>",
+        f"<p>From the record again by {again}, from nothing by <code>{command} --fresh</code>.</p>",
         *(f"<p>{_escaped(made)}</p>" for made in sorted({_made(_of(key, record)) for key in keys | ancestors})),
         f"<p class='keys'>{_linked(keys)}</p>",
     ]
@@ -199,18 +208,20 @@ def _origin(shown: str, paper: Paper, record: "Recorded", keys: Set[str], ancest
 
 def _record(paper: Paper, record: "Recorded", parents: Mapping[str, Set[str]]) -> str:
     """All that is recorded beside a notebook, by what made it, as Markdown."""
+    command, name = _escaped(paper.command), _escaped(paper.name)
     text = [
         "## Where these numbers come from",
-        f"All of this page comes from executing its notebook with swarmbook {__version__}: "
-        f"`{paper.command}`. Below each figure, table and claim are the keys of the runs that it stands on.",
+        f"<p>All of this page comes from executing its notebook with swarmbook {__version__}: "
+        f"<code>{command}</code>. Below each figure, table and claim are the keys of the runs that it stands on.</p>",
     ]
     groups: dict[str, list[str]] = {}
     for key in sorted(parents):
         groups.setdefault(_made(_of(key, record)), []).append(key)
     if groups:
         text.append(
-            f"`{paper.command} --fresh` trains all runs again; `swarmbook verify {paper.name}` does so with "
-            "a sample of them, and compares. What is told of a run is what differs from the defaults of `RunConfig`."
+            f"<p><code>{command} --fresh</code> trains all runs again; <code>swarmbook verify {name}</code> does so "
+            "with a sample of them, and compares. What is told of a run is what differs from the defaults of "
+            "<code>RunConfig</code>.</p>"
         )
     else:
         text.append("Nothing is recorded beside it: it computes everything, from the seed among its parameters.")
@@ -256,4 +267,5 @@ def _linked(keys: Set[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text, quote=False)
+    """Text as HTML, on one line: a blank one would end the block of HTML, and what follows would count as Markdown."""
+    return html.escape(" ".join(text.split()))

@@ -22,9 +22,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,17 +75,6 @@ def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | Non
         folder = root / f"{paper.name}-{values['profile']}" / name
         found.append(Point(name, paper.notebook, values, folder, code, mark))
     return found
-
-
-def prepare(points: Sequence[Point]) -> None:
-    """Make the folder of a sweep; raises UsageError if nothing can be written there."""
-    folder = points[0].folder.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x" * 4096)
-    except OSError as error:
-        raise UsageError(unwritten(folder, error)) from error
 
 
 def unwritten(folder: Path, error: OSError) -> str:
@@ -268,7 +258,10 @@ def _outcome(point: Point, future: "Future") -> Outcome:
 def cluster(address: str | None, workers: int) -> Iterator["Client"]:
     """A client of the scheduler at an address, or of a cluster of `workers` processes on this machine.
 
-    Raises UsageError if dask is missing, nothing answers at the address within 30 s, or no worker is there.
+    Scheduler and workers of that cluster talk over TLS. Their certificate is made for it, so that no other user of the
+    machine can give them work. With a scheduler at an address, dask's own settings say how to talk to it.
+    Raises UsageError if dask is missing, nothing answers at the address within 30 s, or no worker is there, and
+    ConnectionError if workers of our own do not start.
     """
     try:
         import dask
@@ -278,29 +271,38 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
             f"a sweep needs dask ({error}); install it with the extra `cluster`: pip install -e '.[cluster]'"
         ) from error
     if address is None:
-        quiet = {"distributed.scheduler.worker-ttl": None, "distributed.scheduler.allowed-failures": 10}
+        settings = {"distributed.scheduler.worker-ttl": None, "distributed.scheduler.allowed-failures": 10}
+        settings |= {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}  # nothing to be read
         with (
             tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch,
-            dask.config.set(quiet),
+            dask.config.set(settings),
             _deaf() as listening,
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",  # any free port: nobody looks
-                silence_logs=50,
-                local_directory=scratch,
-            ) as here,
-            Client(here) as client,
+            ExitStack() as started,
         ):
+            try:
+                here = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    security=True,  # TLS: whoever connects needs the certificate that is made here, in memory
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
+                    silence_logs=50,
+                    local_directory=scratch,
+                )
+                client = started.enter_context(Client(started.enter_context(here)))
+                _close_pages(client)
+            except (RuntimeError, OSError) as error:
+                why = "was one killed, perhaps for want of memory? Use fewer --workers"
+                raise ConnectionError(f"the workers of the sweep did not start ({error}): {why}") from error
             listening()
             yield client
         return
     try:
         client = Client(address, timeout=30)
-    except (OSError, ValueError, TypeError) as error:
-        example = "give the address that `dask scheduler` prints, such as tcp://10.0.0.1:8786"
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # dask's, where TLS does not fit, are of any kind
+        example = "give the address that `dask scheduler` prints, such as tls://10.0.0.1:8786, and its settings of TLS"
         raise UsageError(f"no scheduler answers at {address!r} ({error}): {example}") from error
     with client:
         try:
@@ -311,20 +313,25 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
         yield client
 
 
+def _close_pages(client: "Client") -> None:
+    """Close the ports at which scheduler and workers show themselves to browsers; dask opens them unasked."""
+    client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.stop())
+    client.run(lambda dask_worker: dask_worker.http_server.stop(), on_error="ignore")
+
+
 @contextmanager
 def _deaf() -> Iterator[Callable[[], None]]:
-    """Make processes that are started in the block ignore Ctrl-C, which a terminal sends to them as well as to us.
+    """Make processes that are started in the block deaf to Ctrl-C, which a terminal sends to them as well as to us.
 
-    What it yields ends that for this process.
+    What it yields ends that for this process, which hears then what came meanwhile. The signal is blocked, and not
+    ignored, because what is ignored is lost; threads and processes inherit that.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone may set this
-        yield lambda: None
-        return
-    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # which unblocks the signal as it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield lambda: signal.signal(signal.SIGINT, ours)
+        yield lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     finally:
-        signal.signal(signal.SIGINT, ours)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def cores() -> int:

@@ -10,18 +10,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
+from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from swarmbook.errors import UsageError, unknown
 from swarmbook.records.keys import canonical
 from swarmbook.reproduction import papers
-from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.papers import MOST_SEEDS, Paper
+from swarmbook.reproduction.yaml_values import compose, plain
 
-if TYPE_CHECKING:
-    from yaml import Node
-
-MOST = 10_000  # points of a sweep
-RANGE = re.compile(r"(\d+) *- *(\d+)")
+MOST = MOST_SEEDS  # points of a sweep
+RANGE = re.compile(r"(\d{1,18}) *- *(\d{1,18})")
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,11 @@ def seeds_of(text: str) -> tuple[int, ...]:
     """The seeds in a text such as `3`, `0-4` (ends included) or `0,2,5-7`; raises UsageError for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
-        bounds = RANGE.fullmatch(part.strip()) or re.fullmatch(r"((\d+))", part.strip())
+        bounds = RANGE.fullmatch(part.strip()) or re.fullmatch(r"((\d{1,18}))", part.strip())
         if bounds is None or int(bounds[1]) > int(bounds[2]):
             raise UsageError(f"seeds {text!r} are no seeds: write a number, a range such as 0-4, or 0,2,5-7")
+        if (count := len(seeds) + int(bounds[2]) - int(bounds[1]) + 1) > MOST:
+            raise UsageError(f"seeds {text!r} are {count} seeds or more, and a sweep has at most {MOST} points")
         seeds += range(int(bounds[1]), int(bounds[2]) + 1)
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {text!r} name a seed twice")
@@ -108,12 +111,10 @@ class Sheet:
     """A sweep.yaml as it is read and checked, line by line."""
 
     def __init__(self, paper: Paper, path: Path):
-        import yaml
-
         self.paper, self.path = paper, path
         self.parameters = paper.parameters()
         try:
-            self.root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            self.root = compose(path.read_text(encoding="utf-8"))
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UsageError(f"{path}, line {line}: not YAML: {error.problem}") from error
@@ -133,7 +134,7 @@ class Sheet:
                 grids[profile] = self._grid(self._entries(node, profile, ("seeds", "grid", "zip")), base)
         return grids
 
-    def _grid(self, entries: dict[str, "Node"], base: Grid) -> Grid:
+    def _grid(self, entries: dict[str, Node], base: Grid) -> Grid:
         seeds, product, groups = base.seeds, dict(base.product), base.groups
         if "seeds" in entries:
             seeds = self._seeds(entries["seeds"])
@@ -152,8 +153,8 @@ class Sheet:
     def _seed_name(self) -> str:
         return "seed" if "seed" in self.parameters else "seeds"
 
-    def _seeds(self, node: "Node") -> tuple[int, ...]:
-        value = _plain(node)
+    def _seeds(self, node: Node) -> tuple[int, ...]:
+        value = self._plain(node)
         listed = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         try:
             seeds = seeds_of(listed)
@@ -162,9 +163,7 @@ class Sheet:
             raise self._wrong(node, str(error)) from error
         return seeds
 
-    def _groups(self, node: "Node") -> tuple[Mapping[str, list], ...]:
-        from yaml import SequenceNode
-
+    def _groups(self, node: Node) -> tuple[Mapping[str, list], ...]:
         groups = []
         for item in node.value if isinstance(node, SequenceNode) else [node]:
             group = {name: self._values(name, values) for name, values in self._entries(item, "zip").items()}
@@ -175,16 +174,16 @@ class Sheet:
             groups.append(group)
         return tuple(groups)
 
-    def _values(self, name: str, node: "Node") -> list:
+    def _values(self, name: str, node: Node) -> list:
         """The values of a parameter: a list, a range of integers such as 1-5, or one value."""
-        from yaml import SequenceNode
-
         if name == "profile":
             raise self._wrong(node, "the profile is chosen with --profile; what differs at one goes under profiles")
         if name not in self.parameters:
             raise self._wrong(node, unknown(f"parameter of {self.paper.name}", name, self.parameters))
-        whole = _plain(node)
+        whole = self._plain(node)
         if type(self.parameters[name].default) is int and (bounds := RANGE.fullmatch(str(whole))):
+            if int(bounds[2]) - int(bounds[1]) >= MOST:
+                raise self._wrong(node, f"parameter {name} has the values {whole}, more than {MOST}: name fewer")
             values = list(range(int(bounds[1]), int(bounds[2]) + 1))
         else:
             values = whole if isinstance(whole, list) else [whole]
@@ -199,7 +198,7 @@ class Sheet:
                 raise self._wrong(nodes[i], f"parameter {name} has the value {value!r} twice")
         return fitted
 
-    def _fitted(self, name: str, value: Any, node: "Node") -> Any:
+    def _fitted(self, name: str, value: Any, node: Node) -> Any:
         try:
             fitted = papers.checked(self.paper, {name: value})[name]
             canonical(fitted, name)
@@ -207,16 +206,14 @@ class Sheet:
             raise self._wrong(node, str(error)) from error
         return fitted
 
-    def _entries(self, node: "Node", what: str, valid: Sequence[str] = ()) -> dict[str, "Node"]:
+    def _entries(self, node: Node, what: str, valid: Sequence[str] = ()) -> dict[str, Node]:
         """The entries of a mapping, by name; none of them twice, all of them valid."""
-        from yaml import MappingNode, ScalarNode
-
         if not isinstance(node, MappingNode) or not node.value:
             known = f": {', '.join(valid)}" if valid else ""
-            raise self._wrong(node, f"{what} takes names with their values{known}, but got {_plain(node)!r}")
+            raise self._wrong(node, f"{what} takes names with their values{known}, but got {self._plain(node)!r}")
         entries: dict[str, Node] = {}
         for key, value in node.value:
-            name = key.value if isinstance(key, ScalarNode) else repr(_plain(key))
+            name = key.value if isinstance(key, ScalarNode) else repr(self._plain(key))
             if name in entries:
                 raise self._wrong(key, f"{name} is there twice in {what}; keep one of them")
             if valid and name not in valid:
@@ -226,11 +223,11 @@ class Sheet:
             entries[name] = value
         return entries
 
-    def _wrong(self, node: "Node", message: str) -> UsageError:
+    def _plain(self, node: Node) -> Any:
+        try:
+            return plain(node)
+        except yaml.MarkedYAMLError as error:
+            raise self._wrong(node, error.problem) from error
+
+    def _wrong(self, node: Node, message: str) -> UsageError:
         return UsageError(f"{self.path}, line {node.start_mark.line + 1}: {message}")
-
-
-def _plain(node: "Node") -> Any:
-    from yaml.constructor import SafeConstructor
-
-    return SafeConstructor().construct_document(node)

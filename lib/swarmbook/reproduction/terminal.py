@@ -3,6 +3,7 @@
 Serves: `swarmbook run`, `sweep` and `list`.
 """
 
+import os
 import shutil
 import sys
 import textwrap
@@ -66,6 +67,18 @@ def claims_table(claims: Sequence[Claim], width: int) -> str:
             padded = (part.ljust(size) for part, size in zip(parts, widths, strict=True))
             lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def busy() -> str:
+    """What is said where other processes keep all cores busy. There the threads of each step wait for one another.
+
+    Measured on two cores with seven busy processes, a small model takes 0.3 to 0.6 s a step with two threads and 0.07
+    with one. The number of threads is not changed unasked, because it is part of what a run's bits depend on.
+    """
+    cores, waiting = os.cpu_count() or 1, os.getloadavg()[0]
+    if "OMP_NUM_THREADS" in os.environ or cores == 1 or waiting < cores:
+        return ""
+    return f"about {waiting:.0f} processes share {cores} cores: with OMP_NUM_THREADS=1 small models train faster then"
 
 
 def short(path: Path) -> str:

@@ -47,7 +47,7 @@ class Update:
     where theta are the weights after the inner steps. The next inner steps begin at phi_i. The defaults are those of
     the released code, where gamma is not a setting of its own but equal to beta. size: n, the replicas of a group;
     groups are dealt at random unless said otherwise. replicas: R, or infinity for the limit of many. With n = R it is
-    DiLoCo. Raises `ConfigError` unless 2 <= n <= R and n divides R.
+    DiLoCo. Raises `ConfigError` unless 2 <= n <= R and n divides R, and alpha, beta and gamma are finite.
     """
 
     alpha: float = 0.5
@@ -57,6 +57,9 @@ class Update:
     replicas: float = 16
 
     def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "gamma"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)} must be finite")
         if not 2 <= self.size <= self.replicas:
             raise ConfigError(f"size={self.size} must be at least 2 and at most replicas={self.replicas}")
         if self.replicas != math.inf and (self.replicas != int(self.replicas) or self.replicas % self.size):
@@ -80,12 +83,20 @@ class Quadratic:
 
     rate: the inner learning rate omega. curvature: an eigenvalue Lambda. noise: the variance Sigma of c. Arrays
     broadcast. After the steps theta is exactly (1 - pull) phi plus an independent normal number of variance `kick`.
+    Raises `ConfigError` for what is not finite, and unless there are steps.
     """
 
     rate: ArrayLike = 0.01
     curvature: ArrayLike = 1.0
     steps: int = 50
     noise: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "curvature", "noise"):
+            if not np.isfinite(np.asarray(getattr(self, name), float)).all():
+                raise ConfigError(f"{name}={np.asarray(getattr(self, name)).tolist()} must be finite")
+        if not isinstance(self.steps, (int, np.integer)) or self.steps < 1:
+            raise ConfigError(f"steps={self.steps!r} must be a whole number of at least 1")
 
     @property
     def pull(self) -> np.ndarray:

@@ -10,6 +10,7 @@ payments over wide-area links; training processes over emulated links.
 
 import csv
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,8 @@ class Network:
                 f"default_gib_per_s must be positive, default_ms and threshold not negative, not "
                 f"{self.default_gib_per_s}, {self.default_ms} and {self.threshold}"
             )
+        if not math.isfinite(self.overhead) or not math.isfinite(self.default_ms):
+            raise ConfigError(f"overhead and default_ms must be finite, not {self.overhead} and {self.default_ms}")
         if not self.share > 0:
             raise ConfigError(f"share must be positive, not {self.share}")
 

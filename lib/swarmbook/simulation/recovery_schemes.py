@@ -10,6 +10,7 @@ Serves: CheckFree's throughput figure and table 2.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -64,8 +65,8 @@ class Workload:
             value = getattr(self, field.name)
             if field.type is int and not (isinstance(value, int) and value >= 1):
                 raise ConfigError(f"{field.name} must be a whole number of at least 1, not {value!r}")
-            if field.type is float and not value >= 0:
-                raise ConfigError(f"{field.name} must be at least 0 seconds, not {value!r}")
+            if field.type is float and not 0 <= value < math.inf:
+                raise ConfigError(f"{field.name} must be a finite number of seconds, at least 0, not {value!r}")
 
     @property
     def nodes(self) -> int:
@@ -126,8 +127,10 @@ class Scheme:
             raise ConfigError(unknown("route", self.route, ROUTES))
         if (self.source == "store") != (self.period is not None):
             raise ConfigError(f"source {self.source!r} with period={self.period}: a store, and only it, has a period")
-        if self.period is not None and self.period < 1:
-            raise ConfigError(f"period must be at least 1 iteration, not {self.period}")
+        for name in ("period", "split"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer, type(None))) or (value is not None and value < 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
         if self.source != "store" and (self.rollback or self.blocking):
             raise ConfigError(f"only source 'store' can roll back or block, not {self.source!r}")
         if (self.source == "predecessor") != self.redundant or ((self.ships or self.hides) and not self.redundant):

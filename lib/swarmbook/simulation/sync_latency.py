@@ -91,7 +91,9 @@ class Link:
             raise ConfigError(f"bandwidth={self.bandwidth!r} lets nothing through: give more than 0 bytes per second")
 
     def draw(self, rng: np.random.Generator, shape: int | Sequence[int], size: float = 0.0) -> np.ndarray:
-        """Independent seconds of messages of `size` bytes: latency + size / bandwidth."""
+        """Independent seconds of messages of `size` bytes: latency + size / bandwidth. `ConfigError` for no size."""
+        if not 0 <= size < math.inf:
+            raise ConfigError(f"size={size!r} is none of a message: give a finite number of bytes, at least 0")
         return self.latency.draw(rng, shape) + size / self.bandwidth
 
 

@@ -1,0 +1,287 @@
+"""Whatever is asked for, the answer is a result or a sentence: never an exception of another library.
+
+Configurations are made up field by field. What is accepted is trained, interrupted and resumed, and every bit agrees.
+Command lines, notebooks, grids and configurations in files are made up likewise. A hundred or so of each are tried, and
+twenty times as many where SWARMBOOK_SWEEPS is "all", as in the weekly job.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swarmbook import cli
+from swarmbook.config import RunConfig, run_config
+from swarmbook.errors import ConfigError, DataError, TrainingError
+from swarmbook.methods.consistency import ROUTE_FIELDS
+from swarmbook.methods.gossip_groups import MATCHINGS
+from swarmbook.methods.measurements import MEASUREMENTS
+from swarmbook.methods.recovery import RULES
+from swarmbook.methods.routing import ROUTES, fields_of
+from swarmbook.methods.sync import SYNCS
+from swarmbook.records.store import Store
+from swarmbook.reproduction import execution, sweep
+from swarmbook.runs import run
+from swarmbook.training import trainer
+
+MORE = 20 if os.environ.get("SWARMBOOK_SWEEPS") == "all" else 1
+ANY = settings(max_examples=100 * MORE, suppress_health_check=list(HealthCheck))
+
+# --- configurations ---
+
+SMALL = {
+    "tokenizer": ["bytes"], "data": ["stories_toy", "stories_toy+essay_cfi"], "data_limit": [None, 2000],
+    "shards": ["mixed", "domains"], "stages": [1, 2, 3, 4], "layers_per_stage": [1, 2], "width": [4, 8, 20],
+    "heads": [1, 2], "hidden": [4, 7], "sequence": [2, 7], "replicas": [1, 2, 3, 4], "microbatches": [1, 2, 3],
+    "batch": [1, 2], "steps": [1, 2, 5, 6], "lr": [1e-3, 1.0, 1e12], "schedule": ["constant", "cosine"],
+    "warmup": [0, 1, 5], "schedule_steps": [None, 1, 4], "lr_floor": [0.0, 0.1, 1.0], "clip": [1e-9, 1.0, 1e300],
+    "storage": ["fp32", "bf16"], "route": list(ROUTES), "paths": [(), ((0,),), ((0, 1), (1, 0)), ((0, 2, 1),)],
+    "visits": [None, 1.0, 1.5, 2.0, 3.0], "swaps": [0, 1, 3], "swap_lag": [1, 2], "reach": [None, 1, 2],
+    "keep_first": [True, False], "common_start": [False, True], "sync": list(SYNCS), "sync_every": [1, 2, 3],
+    "outer_lr": [0.7, 1.0], "outer_momentum": [0.0, 0.5], "consensus": [None, 0.0, 0.7], "group": [1, 2, 3],
+    "matching": list(MATCHINGS), "absent": [0.0, 0.5, 1.0], "density": [0.1, 1.0], "fragments": [1, 2, 3],
+    "delay": [0, 1, 2], "mixing": [0.0, 0.5, 1.0], "recovery": list(RULES), "failure_rate": [0.0, 0.3, 1.0],
+    "failing": ["interior", "stages", "all"], "lost_stages": [(), ((0, 0),), ((1, 1), (1, 2)), ((4, 2),)],
+    "moments": ["reset", "keep", "average"], "lr_boost": [1.1, 0.5], "boost_half_life": [None, 1.0],
+    "keep_every": [1, 2], "log_every": [1, 2, 3], "evaluate_every": [1, 2], "held_out": [1, 4],
+    "evaluate_on": [(), ("stories_toy",)], "measurements": [(), *((name,) for name in MEASUREMENTS)],
+    "seed": [0, 1, 2**31],
+}  # fmt: skip
+ALWAYS = ("tokenizer", "data", "stages", "width", "heads", "hidden", "sequence", "steps", "held_out", "log_every")
+ALWAYS += ("evaluate_every", "common_start", "replicas")
+ODD = [-1, 0, 0.5, 10**12, 1e300, math.inf, math.nan, "", "none", "x", True, None, [], [[0]], {}, [[-1, 10**12]]]
+
+
+def sized(chosen: dict) -> st.SearchStrategy:
+    return st.fixed_dictionaries({name: st.sampled_from(values) for name, values in chosen.items()})
+
+
+@st.composite
+def fields(draw) -> dict:
+    """The fields of a small configuration: those that give its size, and up to ten more."""
+    free = SMALL.keys() - {*ALWAYS, *ROUTE_FIELDS}
+    more = draw(st.lists(st.sampled_from(sorted(free)), max_size=10, unique=True))
+    found = draw(sized({name: SMALL[name] for name in (*ALWAYS, *more)}))
+    found["evaluate_every"] *= found["log_every"]
+    if "route" in found:  # most of its fields are for some routes alone
+        found |= draw(sized({name: SMALL[name] for name in fields_of(ROUTES[found["route"]], RunConfig.model_fields)}))
+    return found
+
+
+def trained(config: RunConfig, folder: Path, steps: float = math.inf) -> pd.DataFrame | str:
+    """The metrics of a run, or why it ended: after `steps` steps as if by Ctrl-C."""
+    advance, done = trainer.Pack.advance, 0
+
+    def stepping(pack: trainer.Pack) -> None:
+        nonlocal done
+        if done == steps:
+            raise KeyboardInterrupt
+        done += 1
+        advance(pack)
+
+    with mock.patch.object(trainer.Pack, "advance", stepping), mock.patch.object(trainer, "CHECKPOINT_SECONDS", -1.0):
+        try:
+            run([config], store=Store(folder), device="cpu", show=False)
+        except (KeyboardInterrupt, ConfigError, DataError, TrainingError) as ended:
+            return f"{type(ended).__name__}: {ended}"
+    return Store(folder).get(config.key).metrics
+
+
+@given(fields(), st.integers(0, 5))
+@ANY
+def test_what_is_accepted_is_trained_and_goes_on_bit_by_bit(given, steps):
+    try:
+        config = run_config(**given)
+    except (ConfigError, DataError):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        whole = trained(config, Path(folder) / "whole")
+        trained(config, Path(folder) / "parts", steps)
+        resumed = trained(config, Path(folder) / "parts")
+    if isinstance(whole, str) or isinstance(resumed, str):
+        assert whole == resumed if isinstance(whole, str) else False, (whole, resumed)
+        assert not whole.startswith("KeyboardInterrupt")
+    else:
+        pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+
+
+@given(
+    fields(), st.dictionaries(st.sampled_from([*RunConfig.model_fields, "nonsense"]), st.sampled_from(ODD), max_size=3)
+)
+@ANY
+def test_a_configuration_is_accepted_or_refused_in_a_sentence(given, odd):
+    with contextlib.suppress(ConfigError, DataError):
+        assert run_config(**{**given, **odd}).key
+
+
+# --- the command line ---
+
+
+def told(arguments: list) -> str:
+    """What a command tells as it ends; it ends in one of the statuses of README, and shows no traceback."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            status = exit.code
+    assert status in (0, 1, 2) and "Traceback" not in err.getvalue(), (arguments, err.getvalue())
+    assert (status == 0) == (not err.getvalue()), (arguments, status, err.getvalue())
+    return err.getvalue()
+
+
+@pytest.fixture
+def papers(toy, tmp_path, monkeypatch) -> Path:
+    """Papers whose notebooks are not executed, points not swept, and runs not trained."""
+    path = toy()
+    toy("other")
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+
+    def execute(paper, parameters=None, *_, **__):
+        json.dumps(parameters, allow_nan=False)
+        return execution.Execution(paper.notebook, paper.notebook, ())
+
+    def swept(points, *_):
+        json.dumps([point.parameters for point in points], allow_nan=False)
+        return [sweep.Outcome(point, sweep.FAILED, error="not tried") for point in points]
+
+    monkeypatch.setattr(execution, "execute", execute)
+    monkeypatch.setattr(sweep, "sweep", swept)
+    monkeypatch.setattr(sweep, "cluster", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("swarmbook.reproduction.verify.verify", lambda *_: True)
+    monkeypatch.setattr("swarmbook.export.export", lambda run, folder, *_, **__: folder)
+    return path
+
+
+WORDS = ["toy", "other", "toy.smoke", "--profile", "smoke", "paper", "-p", "steps", "rate", "seeds", "note", "data"]
+WORDS += [
+    "device",
+    "3",
+    "010",
+    "1e-3",
+    "nan",
+    ".inf",
+    "[1, 2]",
+    "[",
+    "{a: 1}",
+    "!x 1",
+    "&a [*a]",
+    "null",
+    "~",
+    "--fresh",
+]
+WORDS += [
+    "--seeds",
+    "0-4",
+    "0-9999999999",
+    "--workers",
+    "2",
+    "--scheduler",
+    "tls://x:1",
+    "--output",
+    "here",
+    "/dev/null/x",
+]
+WORDS += [
+    "--sample",
+    "--all",
+    "--within",
+    "--seed",
+    "--replica",
+    "--mean",
+    "--json",
+    "--",
+    "-",
+    "",
+    "\\udcff",
+    "²",
+    "run.json",
+]
+COMMANDS = ["run", "sweep", "verify", "report", "export", "list", "", "--version"]
+ARGUMENTS = st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=8)), max_size=8)
+
+
+@given(st.sampled_from(COMMANDS), ARGUMENTS)
+@ANY
+def test_every_command_line_ends_in_a_sentence(papers, command, arguments):
+    with mock.patch("swarmbook.reproduction.report.build", lambda _, output: output / "index.html"):
+        told([command, *arguments])
+
+
+YAML = st.one_of(st.text(), st.text("[]{}:,-&*!#|>'\"0123456789abe.\\n ", max_size=40))
+
+
+@given(YAML)
+@ANY
+def test_every_value_of_a_parameter_is_taken_or_refused(papers, text):
+    for name in ("steps", "rate", "seeds", "note", "data", "device"):
+        told(["run", "toy", "-p", name, text])
+
+
+NAMES = st.sampled_from(["grid", "zip", "seeds", "profiles", "steps", "rate", "smoke", "cpu", "x"])
+RANGES = st.sampled_from(["0-4", "0-99999999"])
+GRIDS = st.recursive(
+    st.one_of(st.none(), st.integers(-2, 10**12), st.floats(), st.text(max_size=5), RANGES),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=4)),
+)
+
+
+@given(st.one_of(YAML, GRIDS.map(json.dumps)))
+@ANY
+def test_every_grid_is_swept_or_refused(papers, text):
+    papers.with_name("sweep.yaml").write_text(text, encoding="utf-8", errors="replace")
+    told(["sweep", "toy"])
+
+
+@st.composite
+def changed(draw, value, odd=(None, 0, -1, "", "x", [], {}, [1], {"a": 1}, True)):
+    """JSON with one of its parts taken away or replaced."""
+    value, place = copy.deepcopy(value), None
+    inner = value
+    while isinstance(inner, (dict, list)) and inner and (place is None or draw(st.booleans())):
+        key = draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
+        place, inner = (inner, key), inner[key]
+    if place is None or draw(st.integers(0, 3)) == 0:
+        return draw(st.sampled_from(odd)) if place is None else value
+    if draw(st.booleans()):
+        del place[0][place[1]]
+    else:
+        place[0][place[1]] = draw(st.sampled_from(odd))
+    return value
+
+
+@given(st.data())
+@ANY
+def test_every_notebook_is_read_or_refused(papers, data):
+    before = papers.read_text()
+    try:
+        papers.write_text(json.dumps(data.draw(changed(json.loads(before)))))
+        for command in (
+            ["list"],
+            ["run", "toy", "-p", "steps", "4"],
+            ["sweep", "toy", "--seeds", "0"],
+            ["report", "toy"],
+        ):
+            told(command)
+    finally:
+        papers.write_text(before)
+
+
+@given(st.data())
+@ANY
+def test_every_configuration_in_a_file_is_exported_or_refused(papers, tmp_path, data):
+    whole = {"data": "stories_toy", "tokenizer": "bytes", "steps": 2, "width": 8, "heads": 2, "paths": [[0]]}
+    whole |= {"lost_stages": [[0, 1]], "recovery": "CheckFree", "start": {"data": "stories_toy", "steps": 1}}
+    (tmp_path / "run.json").write_text(json.dumps(data.draw(changed(whole))))
+    told(["export", "run.json", "model"])
