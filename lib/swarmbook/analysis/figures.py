@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.path import Path
 
 from swarmbook.analysis import pictures
 from swarmbook.analysis.confidence import Estimate, estimate
@@ -220,9 +221,13 @@ def names_at(ax: Axes, points: Sequence[tuple[str, float, float]], **kwargs) -> 
     """
     ax.get_xlim(), ax.get_ylim()  # settles them
     scale = 72 / ax.figure.dpi
-    others = [line.get_transform().transform(line.get_xydata()) for line in ax.get_lines() if line.get_marker() != "None"]
-    spots = np.concatenate(others) * scale if others else np.zeros((0, 2))  # in points, as everything here
-    taken: list[tuple[float, float, float, float]] = [(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
+    taken: list[tuple[float, float, float, float]] = []  # boxes, in points as everything here
+    for line in ax.get_lines():
+        if len(line.get_xdata()):
+            room = 2 if line.get_marker() == "None" else 4
+            spots = line.get_transform().transform_path(Path(line.get_xydata()))
+            spots = (spots if line.get_linestyle() == "None" else spots.interpolated(40)).vertices * scale
+            taken += [(x - room, y - room, x + room, y + room) for x, y in spots]
     for bars in ax.collections:
         for path in bars.get_paths():
             x0, y0, x1, y1 = bars.get_transform().transform_path(path).get_extents().extents * scale
@@ -232,7 +237,7 @@ def names_at(ax: Axes, points: Sequence[tuple[str, float, float]], **kwargs) -> 
         x, y = ax.transData.transform(where) * scale
         width, height = 0.62 * NAME * len(name), 1.2 * NAME
         choices = []
-        for distance in (6, 14, 24, 36, 50):
+        for distance in (6, 14, 24, 36, 50, 70):
             for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
                 left = x + dx * distance - (0 if dx > 0 else width if dx < 0 else width / 2)
                 low = y + dy * distance - (0 if dy > 0 else height if dy < 0 else height / 2)
