@@ -100,7 +100,8 @@ def gaps(
     for i, value in enumerate(order):
         differences = (wide[value] - wide[baseline]).dropna().groupby("step")
         estimates = pd.DataFrame([vars(estimate(part)) for _, part in differences], index=list(differences.groups))
-        (line,) = ax.plot(estimates.index, estimates["mean"], color=palette[i] if palette else f"C{i}")
+        colour = palette[i] if palette else f"C{i}"
+        (line,) = ax.plot(estimates.index, estimates["mean"], color=colour, label=f"_{value}")
         low, high = estimates["mean"] - estimates["half"], estimates["mean"] + estimates["half"]
         _spread(ax, line, low, high, INTERVAL, None if shade else i)
     ax.axhline(0, color="0.3", linewidth=0.8)
@@ -168,7 +169,9 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             if not isinstance(handle, Line2D) or handle.get_gid() != NAMED:
                 entries.setdefault(label, handle)
-    labels = sorted(entries, key=lambda label: label.removeprefix(BAR) in (RANGE, INTERVAL))  # what spreads mean comes last
+    labels = sorted(
+        entries, key=lambda label: label.removeprefix(BAR) in (RANGE, INTERVAL)
+    )  # what spreads mean comes last
     figure.legend([entries[label] for label in labels], labels, loc="outside lower center", ncols=columns)
 
 
@@ -200,7 +203,7 @@ def names_beside(ax: Axes) -> None:
 
 
 def _apart(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """Places near those wanted, which ascend, so that what has these sizes does not overlap; the first at least at 0."""
+    """Places near those wanted, which ascend and start at 0 or above, so that what has these sizes does not overlap."""
     places = np.array(wanted, dtype=float)
     steps = (np.array(sizes[1:]) + np.array(sizes[:-1])) / 2
     for _ in range(500):
@@ -249,7 +252,9 @@ def names_at(ax: Axes, points: Sequence[tuple[str, float, float]], **kwargs) -> 
         taken.append(box)
         offset = (box[0] - x, (box[1] + box[3]) / 2 - y)
         leader = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6} if distance > 6 else None
-        ax.annotate(name, where, offset, textcoords="offset points", va="center", fontsize=NAME, arrowprops=leader, **kwargs)
+        ax.annotate(
+            name, where, offset, textcoords="offset points", va="center", fontsize=NAME, arrowprops=leader, **kwargs
+        )
 
 
 def band(ax: Axes, table: pd.DataFrame, **kwargs) -> None:

@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import Collection, PathCollection, QuadMesh
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -27,7 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch
 from matplotlib.path import Path
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Bbox
 
 LONGEST = 1500  # characters of a description; who listens to it does not want more
@@ -74,30 +75,38 @@ def described(figure: Figure) -> str:
 def _panel(ax: Axes) -> str:
     title, x, y = (" ".join(text.split()) for text in (ax.get_title("left"), ax.get_xlabel(), ax.get_ylabel()))
     axes = f"{y} against {x}" if x and y else x or y
-    series = (_series(ax, handle, label) for handle, label in zip(*ax.get_legend_handles_labels(), strict=True))
-    return ": ".join(filter(None, (title, axes, "; ".join(filter(None, series)))))
+    shown = [*zip(*ax.get_legend_handles_labels(), strict=True)]
+    hidden = [(line, str(line.get_label())) for line in ax.lines]  # from legends: another panel has the same name
+    shown += [(line, label[1:]) for line, label in hidden if label[:1] == "_" and label[:6] not in ("_child", "_noleg")]
+    return ": ".join(filter(None, (title, axes, "; ".join(_series(ax, *series) for series in shown))))
 
 
 def _series(ax: Axes, handle: Any, label: str) -> str:
     """A line's name with its first and last value, points with all of theirs, and of anything else the name."""
+    label = " ".join(label.split())
     line = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
     if not isinstance(line, Line2D) or not len(line.get_xdata()):
         return label
     x, y = (np.atleast_1d(np.asarray(values, dtype=float)) for values in line.get_data())
     for places, values, axis in ((y, x, ax.yaxis), (x, y, ax.xaxis)):
-        ticks = axis.get_majorticklocs()
-        if isinstance(axis.get_major_formatter(), FixedFormatter) and (ticks == ticks.round()).all():
-            names = dict(zip(ticks, axis.get_major_formatter().seq, strict=False))
+        if names := _named_places(axis):
             pairs = [(names.get(place), value) for place, value in zip(places.round(), values, strict=True)]
-            said = ", ".join(f"{name} {value:.3g}" for name, value in pairs if name and np.isfinite(value))
-            return f"{label}: {' '.join(said.split())}"
+            return f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value in pairs if name and value == value)
     y = y[np.isfinite(y)]
-    if not len(y):
-        return label
-    if len(y) == 1:
-        return f"{label}: {y[0]:.3g}"
+    if len(y) < 2:
+        return f"{label}: {y[0]:.3g}" if len(y) else label
     drawn = line.get_linestyle() not in UNSEEN
     return f"{label}: from {y[0]:.3g} to {y[-1]:.3g}" if drawn else f"{label}: between {y.min():.3g} and {y.max():.3g}"
+
+
+def _named_places(axis: Axis) -> dict[float, str]:
+    """The names at the whole numbers of an axis; none if it is an axis of numbers."""
+    ticks = axis.get_majorticklocs()
+    names = {
+        tick: " ".join(label.get_text().split()) for tick, label in zip(ticks, axis.get_majorticklabels(), strict=False)
+    }
+    whole = isinstance(axis.get_major_locator(), FixedLocator) and (ticks == ticks.round()).all()
+    return names if whole and any(name != f"{tick:g}" for tick, name in names.items()) else {}
 
 
 def overlaps(figure: Figure) -> list[str]:
@@ -109,7 +118,9 @@ def overlaps(figure: Figure) -> list[str]:
     renderer = figure.canvas.get_renderer()
     found = list(_texts(figure))
     extent = {Legend: Legend.get_window_extent}  # that of an annotation would hold its arrow
-    boxes = [(artist, extent.get(type(artist), Text.get_window_extent)(artist, renderer).padded(-1)) for artist in found]
+    boxes = [
+        (artist, extent.get(type(artist), Text.get_window_extent)(artist, renderer).padded(-1)) for artist in found
+    ]
     boxes = [(artist, box) for artist, box in boxes if box.width > 0 and box.height > 0]
     faults = []
     corners = np.array([box.extents for _, box in boxes])
@@ -125,7 +136,9 @@ def overlaps(figure: Figure) -> list[str]:
         for mark in (*ax.lines, *ax.collections, *ax.patches):
             if mark.get_visible() and not isinstance(mark, FancyArrowPatch) and mark.get_zorder() > 0:
                 covered = _covered(corners[loose], mark, ax)
-                faults += [f"{_named(boxes[loose[i]][0])} lies over data of {_panel(ax).split(':')[0]!r}" for i in covered]
+                faults += [
+                    f"{_named(boxes[loose[i]][0])} lies over data of {_panel(ax).split(':')[0]!r}" for i in covered
+                ]
     return sorted(set(faults))
 
 
