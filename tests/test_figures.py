@@ -6,6 +6,9 @@ import pytest
 
 from swarmbook.analysis.confidence import estimate
 from swarmbook.analysis.figures import (
+    INTERVAL,
+    PAPER,
+    RANGE,
     band,
     curves,
     dots,
@@ -14,12 +17,15 @@ from swarmbook.analysis.figures import (
     gaps,
     intervals,
     legend_below,
+    names_at,
+    names_beside,
     panels,
     plain,
     style,
     timeline,
     zoom,
 )
+from swarmbook.analysis.pictures import overlaps
 
 TABLE = pd.DataFrame(
     {
@@ -39,10 +45,71 @@ def closed():
 
 
 def test_curves_are_means_over_seeds_in_the_order_asked():
-    _, (ax,) = panels(1)
-    curves(TABLE, "route", ["b", "a"], ["second", "first"], ax)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["second", "first"]
-    assert [line.get_ydata().tolist() for line in ax.lines[:2]] == [[8.0, 6.0], [5.0, 2.5]]
+    figure, (ax,) = panels(1)
+    curves(TABLE, "route", ["b", "a"], ["second", "first"], ax, ["C3", "C4"])
+    legend_below(figure, [ax], 3)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["second", "first", RANGE]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[8.0, 6.0], [5.0, 2.5]]
+    assert [line.get_color() for line in ax.lines] == ["C3", "C4"]
+    band_of_second = ax.collections[0].get_paths()[0].vertices
+    assert {tuple(edge) for edge in band_of_second} >= {(0, 8.0), (10, 5.0), (10, 7.0)}
+
+
+@pytest.mark.parametrize(
+    ("draw", "label", "last"),
+    [
+        (lambda ax: curves(TABLE, "route", ["a", "b"], ["a", "b"], ax, shade=False), RANGE, [(2.0, 3.0), (5.0, 7.0)]),
+        (
+            lambda ax: gaps(TABLE, "route", ["b"], "a", ax, shade=False),
+            INTERVAL,
+            [(estimate([3.0, 4.0]).low, estimate([3.0, 4.0]).high)],
+        ),
+    ],
+)
+def test_instead_of_bands_there_are_bars_beside_the_end_and_the_legend_says_what_they_are(draw, label, last):
+    figure, (ax,) = panels(1)
+    draw(ax)
+    bars = [line for line in ax.lines if len(set(line.get_xdata())) == 1 and line.get_xdata()[0] > 10]
+    assert [tuple(bar.get_ydata()) for bar in bars] == [pytest.approx(ends) for ends in last]
+    assert len({bar.get_xdata()[0] for bar in bars}) == len(bars), "bars stand side by side"
+    assert not [area for area in ax.collections if len(area.get_paths())]
+    legend_below(figure, [ax], 3)
+    assert figure.legends[0].get_texts()[-1].get_text() == f"bar at the end: {label}"
+
+
+def test_names_stand_beside_the_ends_of_their_lines_apart_and_not_in_the_legend():
+    figure, (ax,) = panels(1)
+    for name, end in (("high", 10.0), ("low", 0.0), ("nearly as low", 0.1), ("as low\nand long", 0.05)):
+        ax.plot([0, 1], [5, end], label=name)
+    ax.plot([0], [0], **PAPER)
+    names_beside(ax)
+    legend_below(figure, [ax], 2)
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["paper"]
+    heights = {text.get_text(): text.get_window_extent().y0 for text in ax.texts}
+    assert heights["low"] < heights["as low\nand long"] < heights["nearly as low"] < heights["high"]
+    assert [text.get_color() for text in ax.texts] == [line.get_color() for line in (ax.lines[i] for i in (1, 3, 2, 0))]
+    assert overlaps(figure) == []
+
+
+def test_a_line_that_leaves_the_panel_is_named_where_it_was_last_seen():
+    figure, (ax,) = panels(1)
+    ax.plot([0, 1, 2], [0, 1, 100], label="steep")
+    ax.set(xlim=(0, 2), ylim=(0, 2))
+    names_beside(ax)
+    assert ax.texts[0].xy == pytest.approx((0.5, 0.5))
+
+
+def test_names_at_points_cover_neither_points_nor_bars_nor_one_another():
+    figure, (ax,) = panels(1)
+    points = [(f"point {i}", x, y) for i, (x, y) in enumerate([(0, 0), (0.02, 0), (0, 0.02), (1, 1), (0.5, 0.5)])]
+    for _, x, y in points:
+        ax.errorbar(x, y, 0.1, fmt="o")
+    ax.margins(0.2)
+    names_at(ax, points)
+    figure.canvas.draw()
+    assert [text.get_text() for text in ax.texts] == [name for name, *_ in points]
+    assert overlaps(figure) == []
 
 
 def test_intervals_are_the_claims_estimates_and_skip_what_is_missing():

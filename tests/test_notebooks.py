@@ -53,6 +53,19 @@ def flaws(notebook: NotebookNode, profile: str = "") -> Iterator[str]:
             yield f"code cell {number} is tagged {figure[0]!r} and shows no picture"
         if any(blank(picture) for picture in pictures(cell)):
             yield f"code cell {number} shows a blank picture"
+        yield from (f"code cell {number} ({', '.join(figure)}): {fault}" for fault in unreadable(cell))
+        if figure and not cell.metadata.get("jupyter", {}).get("source_hidden"):
+            yield f"code cell {number} draws {figure[0]!r}, and its source is not collapsed (`jupyter.source_hidden`)"
+
+
+def unreadable(cell: NotebookNode) -> Iterator[str]:
+    """What `analysis.pictures` found when it drew the figures of a cell, and which of them nobody described."""
+    for output in cell.get("outputs", []):
+        if "image/png" in output.get("data", {}):
+            metadata = output.metadata.get("image/png", {})
+            yield from metadata.get("overlaps", [])
+            if not metadata.get("alt"):
+                yield "a picture without a description; `analysis.figures.style` lets figures have one"
 
 
 def stale(record: papers.Paper) -> list[str]:
@@ -97,13 +110,17 @@ def committed(toy) -> Path:
     """A toy notebook with the outputs that `swarmbook run --record` leaves in it."""
     table = "import pandas; pandas.DataFrame({'loss': [2.5, 3.25]})"
     slow = "print('step 3 of 3, took 0.1 s')"
-    figure = "import matplotlib.pyplot as plt\nplt.plot([0, steps], [0, rate])\nplt.show()"
+    figure = "import matplotlib.pyplot as plt\nfrom swarmbook.analysis.figures import style\nstyle()\n"
+    figure += "plt.plot([0, steps], [0, rate])\nplt.ylabel('rate')\nplt.show()"
     claim = (
         "from IPython.display import display\n"
         "claims = [dict(id='T1', text='text', paper='1', ours='2', verdict='holds')]\n"
         f"display({{{MIMETYPE!r}: claims, 'text/plain': 'T1'}}, raw=True)"
     )
     path = toy("toy", (figure, "figure 1"), (table, "table 1"), (slow, ""), (claim, ""))
+    collapsed = nbformat.read(path, as_version=4)
+    collapsed.cells[2].metadata["jupyter"] = {"source_hidden": True}
+    nbformat.write(collapsed, path)
     paper = papers.read_paper(path)
     publishing.commit(paper, execution.execute(paper).notebook)
     return path
@@ -161,6 +178,7 @@ def test_notebook_runs_from_nothing(path, tmp_path):
         tags = cell.metadata.get("tags", [])
         assert not any(tag.startswith("figure ") for tag in tags) or pictures(cell), f"nothing drawn for {tags}"
         assert not any(blank(picture) for picture in pictures(cell)), f"a blank picture for {tags}"
+        assert not [*unreadable(cell)], f"{tags} cannot be read"
     assert [claim.id for claim in done.claims] == [claim.id for claim in paper.claims]
 
 
@@ -236,3 +254,11 @@ def test_flaws_are_found(committed):
 
 def test_pytest_works_from_any_folder(pytestconfig):
     assert Path(pytestconfig.getoption("nbval_sanitize_with")).is_absolute()
+
+
+    assert "is not collapsed" in flawed(lambda cells: cells[2].metadata.pop("jupyter"))[0]
+    assert "without a description" in flawed(lambda cells: cells[2].outputs[0].metadata.clear())[0]
+    over = {"overlaps": ["'a' lies over 'b'"]}
+    assert flawed(lambda cells: cells[2].outputs[0].metadata["image/png"].update(over)) == [
+        "code cell 2 (figure 1): 'a' lies over 'b'"
+    ]

@@ -1,6 +1,8 @@
 """One look for all figures: colours that the colour-blind can tell apart, and bands or intervals over seeds.
 
-Most functions draw into given matplotlib axes and pass further keywords on to matplotlib or seaborn.
+- Most functions draw into given matplotlib axes and pass further keywords on to matplotlib.
+- What a band or a bar means is an entry of the legend, and so is the paper's value, an open diamond.
+- Legends stand below a figure. Where there are many lines or points, each bears its own name instead.
 
 Serves: the figures of all five notebooks.
 """
@@ -8,19 +10,30 @@ Serves: the figures of all five notebooks.
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.path import Path
 
+from swarmbook.analysis import pictures
 from swarmbook.analysis.confidence import Estimate, estimate
 
 WIDTH = 9.5  # inches, the width of a notebook page
+PAPER = {"marker": "D", "color": "C3", "fillstyle": "none", "linestyle": "none", "label": "paper"}
+RANGE = "lowest to highest seed"
+INTERVAL = "95 % interval over seeds"
+MEAN = f"mean, {INTERVAL}"
+BAR = "bar at the end: "
+NAME = 8  # points, the size of a name beside a line or a point
+NAMED = "named beside"  # the gid of a line that bears its name
 
 
 def style() -> None:
-    """Set the look of all following figures."""
+    """Set the look of all following figures, and how a notebook shows them."""
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
     plt.rcParams.update(
         {
@@ -35,6 +48,7 @@ def style() -> None:
             "figure.constrained_layout.use": True,
         }
     )
+    pictures.install()
 
 
 def panels(
@@ -46,32 +60,68 @@ def panels(
     return figure, list(axes[0])
 
 
-def curves(table: pd.DataFrame, hue: str, order: Sequence, labels: Sequence[str], ax: Axes, **kwargs) -> None:
+def curves(
+    table: pd.DataFrame,
+    hue: str,
+    order: Sequence,
+    labels: Sequence[str],
+    ax: Axes,
+    palette: Sequence[str] | None = None,
+    shade: bool = True,
+) -> None:
     """Lines of the mean over seeds against the step, with a band from the lowest to the highest seed.
 
     table: with columns step, value, seed and `hue`. Each value of `hue` in `order` has a line; `labels` name them.
+    palette: their colours. shade: whether there is a band; if not, a bar beside the end, so that many lines can be told
+    apart.
     """
-    names = dict(zip(order, labels, strict=True))
-    named = table[table[hue].isin(order)].assign(**{hue: table[hue].map(names)})
-    sns.lineplot(named, x="step", y="value", hue=hue, hue_order=labels, errorbar=("pi", 100), ax=ax, **kwargs)
-    ax.legend(title=None)
+    for i, (value, label) in enumerate(zip(order, labels, strict=True)):
+        seeds = table[table[hue] == value].groupby("step")["value"].agg(["mean", "min", "max"])
+        (line,) = ax.plot(seeds.index, seeds["mean"], color=palette[i] if palette else f"C{i}", label=label)
+        _spread(ax, line, seeds["min"], seeds["max"], RANGE, None if shade else i)
     ax.set_xlabel("training step")
 
 
-def gaps(table: pd.DataFrame, axis: str, order: Sequence, baseline: object, ax: Axes, **kwargs) -> None:
+def gaps(
+    table: pd.DataFrame,
+    axis: str,
+    order: Sequence,
+    baseline: object,
+    ax: Axes,
+    palette: Sequence[str] | None = None,
+    shade: bool = True,
+) -> None:
     """Lines of the difference to a baseline against the step, seed by seed: mean and 95 % interval.
 
     table: with columns step, seed, value and `axis`. Each value of `axis` in `order` has a line; `baseline` is another.
+    palette, shade: as in `curves`.
     """
     wide = table.pivot(index=["step", "seed"], columns=axis, values="value")
-    for value in order:
+    for i, value in enumerate(order):
         differences = (wide[value] - wide[baseline]).dropna().groupby("step")
         estimates = pd.DataFrame([vars(estimate(part)) for _, part in differences], index=list(differences.groups))
-        (line,) = ax.plot(estimates.index, estimates["mean"], **kwargs)
+        colour = palette[i] if palette else f"C{i}"
+        (line,) = ax.plot(estimates.index, estimates["mean"], color=colour, label=f"_{value}")
         low, high = estimates["mean"] - estimates["half"], estimates["mean"] + estimates["half"]
-        ax.fill_between(estimates.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        _spread(ax, line, low, high, INTERVAL, None if shade else i)
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set_xlabel("training step")
+
+
+def _spread(ax: Axes, line: Line2D, low: pd.Series, high: pd.Series, label: str, number: int | None) -> None:
+    """What seeds or chance leave open of a line: a band, or with a number the bar of that number beside its end.
+
+    `label` says in the legend what it means.
+    """
+    if number is None:
+        ax.fill_between(low.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        if label not in ax.get_legend_handles_labels()[1]:
+            ax.fill_between([], [], [], color="0.5", alpha=0.3, linewidth=0, label=label)
+    else:
+        beside = low.index[-1] + 0.03 * (number + 1) * (low.index[-1] - low.index[0])
+        ax.plot([beside] * 2, [low.iloc[-1], high.iloc[-1]], color=line.get_color(), linewidth=2)
+        if (label := BAR + label) not in ax.get_legend_handles_labels()[1]:
+            ax.plot([], [], color="0.5", linewidth=2, label=label)
 
 
 def dots(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: float = 0.0, **kwargs) -> None:
@@ -100,7 +150,7 @@ def intervals(table: pd.DataFrame, x: str, order: Sequence, ax: Axes, shift: flo
 
 def forest(estimates: Mapping[str, Estimate], ax: Axes, **kwargs) -> None:
     """Estimates below one another, the first on top, each a mean with its 95 % interval; and a line at 0."""
-    style = {"marker": "o", "markersize": 6, "capsize": 3, "linestyle": "none", **kwargs}
+    style = {"marker": "o", "markersize": 6, "capsize": 3, "linestyle": "none", "color": "0.2", "label": MEAN, **kwargs}
     values = list(estimates.values())
     ax.errorbar(
         [e.mean for e in values], range(len(values)), xerr=[e.half if e.n > 1 else 0.0 for e in values], **style
@@ -111,20 +161,108 @@ def forest(estimates: Mapping[str, Estimate], ax: Axes, **kwargs) -> None:
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """One legend for all panels, below them, with the entries of the panel that has the most."""
+    """One legend for all panels, below them, with each entry once, but for lines that bear their names already."""
+    entries = {}
     for ax in axes:
         if ax.get_legend() is not None:
             ax.get_legend().remove()
-    fullest = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
-    figure.legend(*fullest.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            if not isinstance(handle, Line2D) or handle.get_gid() != NAMED:
+                entries.setdefault(label, handle)
+    labels = sorted(
+        entries, key=lambda label: label.removeprefix(BAR) in (RANGE, INTERVAL)
+    )  # what spreads mean comes last
+    figure.legend([entries[label] for label in labels], labels, loc="outside lower center", ncols=columns)
+
+
+def names_beside(ax: Axes) -> None:
+    """The name of each labelled line beside its last visible point, instead of a legend; names are moved apart.
+
+    To be called when the limits of the axes are final.
+    """
+    drawn = (line for line in ax.get_lines() if line.get_linestyle() != "None" and len(line.get_xdata()))
+    lines = [line for line in drawn if not str(line.get_label()).startswith("_")]
+    ends = []
+    ax.get_xlim(), ax.get_ylim()  # settles them
+    for line in lines:
+        points = ax.transAxes.inverted().transform(line.get_transform().transform(line.get_xydata()))
+        seen = points[((points > -1e-6) & (points < 1 + 1e-6)).all(axis=1)]
+        ends.append((seen if len(seen) else points.clip(0, 1))[-1])
+    order = sorted(range(len(lines)), key=lambda i: ends[i][1])
+    line_height = 1.5 * NAME / 72 / (0.9 * ax.get_position().height * ax.figure.get_figheight())  # as a share
+    sizes = [line_height * (1 + str(lines[i].get_label()).count("\n")) for i in order]
+    heights = _apart([ends[i][1] for i in order], sizes)
+    for i, height in zip(order, heights, strict=True):
+        lines[i].set_gid(NAMED)
+        colour = lines[i].get_color()
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
+        ax.annotate(
+            str(lines[i].get_label()), ends[i], (1.05, height), "axes fraction", "axes fraction", leader, False,
+            color=colour, fontsize=NAME, va="center",
+        )  # fmt: skip
+
+
+def _apart(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Places near those wanted, which ascend and start at 0 or above, so that what has these sizes does not overlap."""
+    places = np.array(wanted, dtype=float)
+    steps = (np.array(sizes[1:]) + np.array(sizes[:-1])) / 2
+    for _ in range(500):
+        short = steps - np.diff(places)
+        if not (short > 1e-6).any():
+            break
+        for i in np.flatnonzero(short > 1e-6):
+            push = max(0.0, steps[i] - (places[i + 1] - places[i])) / 2
+            places[i : i + 2] += (-push, push)
+    places -= max(0.0, places[-1] - 1)
+    return list(places + max(0.0, -places[0]))
+
+
+def names_at(ax: Axes, points: Sequence[tuple[str, float, float]], **kwargs) -> None:
+    """A name beside each point of a scatter plot, where it covers no other point or name.
+
+    points: a name, x and y each, in data coordinates. To be called when the limits of the axes are final.
+    """
+    ax.get_xlim(), ax.get_ylim()  # settles them
+    scale = 72 / ax.figure.dpi
+    taken: list[tuple[float, float, float, float]] = []  # boxes, in points as everything here
+    for line in ax.get_lines():
+        if len(line.get_xdata()):
+            room = 2 if line.get_marker() == "None" else 4
+            spots = line.get_transform().transform_path(Path(line.get_xydata()))
+            spots = (spots if line.get_linestyle() == "None" else spots.interpolated(40)).vertices * scale
+            taken += [(x - room, y - room, x + room, y + room) for x, y in spots]
+    for bars in ax.collections:
+        for path in bars.get_paths():
+            x0, y0, x1, y1 = bars.get_transform().transform_path(path).get_extents().extents * scale
+            taken.append((x0 - 1, y0 - 1, x1 + 1, y1 + 1))
+    frame = ax.get_window_extent().extents * scale
+    for name, *where in points:
+        x, y = ax.transData.transform(where) * scale
+        width, height = 0.62 * NAME * len(name), 1.2 * NAME
+        choices = []
+        for distance in (6, 14, 24, 36, 50, 70):
+            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+                left = x + dx * distance - (0 if dx > 0 else width if dx < 0 else width / 2)
+                low = y + dy * distance - (0 if dy > 0 else height if dy < 0 else height / 2)
+                box = (left, low, left + width, low + height)
+                hits = sum(b[0] < box[2] and b[2] > box[0] and b[1] < box[3] and b[3] > box[1] for b in taken)
+                hits += 3 * (box[0] < frame[0] or box[2] > frame[2] or box[1] < frame[1] or box[3] > frame[3])
+                choices.append((hits, distance, box))
+        _, distance, box = min(choices, key=lambda choice: choice[:2])
+        taken.append(box)
+        offset = (box[0] - x, (box[1] + box[3]) / 2 - y)
+        leader = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6} if distance > 6 else None
+        ax.annotate(
+            name, where, offset, textcoords="offset points", va="center", fontsize=NAME, arrowprops=leader, **kwargs
+        )
 
 
 def band(ax: Axes, table: pd.DataFrame, **kwargs) -> None:
     """A line of the mean over seeds with a band for its 95 % interval; table: [step or other index, seed]."""
     estimates = table.apply(estimate, axis=1)
     (line,) = ax.plot(estimates.index, [e.mean for e in estimates], **kwargs)
-    low, high = [e.low for e in estimates], [e.high for e in estimates]
-    ax.fill_between(estimates.index, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    low, high = estimates.map(lambda e: e.low), estimates.map(lambda e: e.high)
+    _spread(ax, line, low, high, INTERVAL, None)
 
 
 def plain(axis: Axis, ticks: Sequence[float]) -> None:

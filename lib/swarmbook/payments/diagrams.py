@@ -70,22 +70,25 @@ def sequence(
 ) -> None:
     """Time downwards, one lane a party or committee; an arrow's number says how many messages it stands for.
 
-    colours: of each kind that is drawn, by the beginning of its name.
+    colours: of each kind that is drawn, by the beginning of its name. Lines bear the kinds as their labels.
     """
     place = {name: i for i, name in enumerate(lanes(hops))}
-    shown, seen = {}, set()
+    shown, seen = set(), set()
     for arrow in arrows(trace):
         kind = next((kind for kind in colours if arrow.kind.startswith(kind)), None)
         if kind is None or arrow.sent > until or arrow.source == arrow.target:
             continue
         x0, x1 = place[arrow.source], place[arrow.target]
-        (line,) = ax.plot([x0, x1], [arrow.sent, arrow.arrived], color=colours[kind], lw=1.3, alpha=0.85)
+        label = None if kind in shown else kind
+        ax.plot([x0, x1], [arrow.sent, arrow.arrived], color=colours[kind], lw=1.3, alpha=0.85, label=label)
         ax.plot(x1, arrow.arrived, ">" if x1 > x0 else "<", color=colours[kind], ms=3.5)
-        shown.setdefault(kind, line)
+        shown.add(kind)
         spot = (x0, x1, arrow.sent, arrow.arrived)
         if numbers and arrow.count > 1 and spot not in seen:
             seen.add(spot)
-            ax.text(x0 + 0.3 * (x1 - x0), arrow.sent + 0.3 * (arrow.arrived - arrow.sent), arrow.count, fontsize=6.5)
+            where = x0 + 0.35 * (x1 - x0), arrow.sent + 0.35 * (arrow.arrived - arrow.sent)
+            box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}
+            ax.text(*where, str(arrow.count), fontsize=6.5, ha="center", va="center", bbox=box)
     for name, i in place.items():
         ax.axvline(i, color="0.75" if name[0] == "C" else "0.35", lw=0.8, zorder=0)
     ax.set_xticks(range(len(place)), list(place))
@@ -93,7 +96,6 @@ def sequence(
     ax.invert_yaxis()
     ax.grid(False)
     ax.set_ylabel("time (message delays)")
-    ax.legend(shown.values(), shown.keys(), fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
 
 
 def overview(trace: Sequence[Event], hops: int, members: int, ax: Axes, colours: Mapping[str, str]) -> int:
@@ -137,6 +139,4 @@ def _map(sends: Sequence[Event], hops: int, members: int, ax: Axes, colours: Map
         ax.text(x, y, name, ha="center", va="center", fontsize=9 if party else 6.5, bbox=box)
     ax.set(xlim=(-0.6, 2 * hops + 0.6), ylim=(-0.45, 1.8))
     ax.axis("off")
-    if labelled:
-        ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=len(labelled))
     return len(drawn)

@@ -20,6 +20,13 @@ from swarmbook.reproduction.papers import Paper, _labels, label_of
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 # Where ipykernel says that a cell stands, as a warning does; it names the process, and is in `sanitize.cfg` as well.
 CELL_FILE = (r"""(/[^\s'"<>:]+)*/ipykernel_\d+/\d+\.py""", "cell.py")
+FOLDED = """
+{%- block input_group -%}
+{%- if cell.metadata.get("jupyter", {}).get("source_hidden") -%}
+<details class="source"><summary>code</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{%- endblock -%}
+"""  # what JupyterLab hides, a page of HTML folds
 INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other parameters than the default
 
 
@@ -40,7 +47,7 @@ def check(notebook: Path) -> None:
 
 
 def html(content: Any, template: str = "") -> str:
-    """A notebook as a page of HTML, by nbconvert.
+    """A notebook as a page of HTML, by nbconvert, with the descriptions of its figures, and their code folded.
 
     content: as nbformat reads it. template: nbconvert's own, or the text of a Jinja template that replaces it.
     """
@@ -48,12 +55,14 @@ def html(content: Any, template: str = "") -> str:
 
     log = logging.getLogger(__name__)  # would warn of each picture without a description
     log.setLevel(logging.ERROR)
-    exporter = HTMLExporter(embed_images=True, log=log, **({"raw_template": template} if template else {}))
+    template = (template or "{%- extends 'lab/index.html.j2' -%}") + FOLDED
+    exporter = HTMLExporter(embed_images=True, log=log, raw_template=template)
     page, _ = exporter.from_notebook_node(content)
     for cell in content.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                description = escape(label_of(cell) or "picture")
+                said = output.get("metadata", {}).get("image/png", {}).get("alt")
+                description = escape(": ".join(filter(None, (label_of(cell), said))) or "picture")
                 page = page.replace('alt="No description has been provided for this image"', f'alt="{description}"', 1)
     return page
 
