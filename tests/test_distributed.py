@@ -57,6 +57,7 @@ CASES = {  # on four processes
     "swapped": {**ROW, "route": "swapped ends"},
     "skipping": {**ROW, "route": "planned", "paths": ((0, 3), (0, 2, 1), (3, 2, 1, 0), (1, 2))},
     "absent from its pair": {**SQUARE, "sync": "NoLoCo", "absent": 0.4},
+    "in 16 bits": {**SQUARE, "sync": "NoLoCo", "storage": "bf16, fp32 moments", "lr": 1e-3},
     "absent from all": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},
     "probed replicas": {**COLUMN, "sync": "gossip", "measurements": ("replicas", "mean weights")},

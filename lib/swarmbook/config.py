@@ -108,8 +108,11 @@ class RunConfig(BaseModel):
     # Numbers
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward passes."""
-    storage: Literal["fp32", "bf16"] = "fp32"
-    """Number format to which weights, moments, slow weights and buffers are rounded after every step."""
+    storage: Literal["fp32", "bf16", "bf16, fp32 moments"] = "fp32"
+    """Number format to which weights, moments, slow weights and buffers are rounded after every step.
+
+    In "bf16" no second moment of Adam ever falls: 0.999 of a number with 8 significant bits rounds back to that number.
+    "bf16, fp32 moments" rounds all but Adam's moments."""
 
     # Route (SkipPipe, section 4; NoLoCo, section 3.1; CheckFree+, section 4.3)
     route: str = "in order"

@@ -53,12 +53,15 @@ class Adam:
             rows = [(row, counts[*cell]) for cell in cells for row in self._rows(*cell)]
             self._update(*zip(*rows, strict=True), lr * float(scale))
 
-    def round_to_bf16(self, replicas: Sequence[int]) -> None:
-        """Round the weights and moments of these replicas to bfloat16, as if they were stored so."""
+    def round_to_bf16(self, replicas: Sequence[int], moments: bool = True) -> None:
+        """Round the weights of these replicas to bfloat16, as if they were stored so, and their moments if asked.
+
+        A second moment that is stored so never falls: 0.999 of it is nearer to it than to the next smaller number.
+        """
         rows = slice(replicas[0], replicas[-1] + 1)
-        for name, (w, _, *moments) in self._tensors.items():
+        for name, (w, _, *both) in self._tensors.items():
             index = WEIGHTS.index(name, rows)
-            for tensor in (w, *moments):
+            for tensor in (w, *both) if moments else (w,):
                 tensor[index] = tensor[index].bfloat16().to(tensor.dtype)
 
     def reset(self, replica: int, stage: int) -> None:

@@ -163,10 +163,10 @@ class Bookkeeping:
         return scale
 
     def _round(self) -> None:
-        """Round the weights and moments of runs that store them in bfloat16."""
+        """Round the weights of runs that store them in bfloat16, and the moments of those that store these so, too."""
         for i, run in enumerate(self.runs):
-            if run.storage == "bf16":
-                self.adam.round_to_bf16(self.replicas(i))
+            if run.storage != "fp32":
+                self.adam.round_to_bf16(self.replicas(i), moments=run.storage == "bf16")
 
     def _outers(self) -> Iterator[tuple[int, OuterOptimizer]]:
         """The runs whose replicas exchange anything."""

@@ -59,7 +59,7 @@ class OuterOptimizer:
             theta = self.arriving.pop(f)["theta"]
             for name, weight in self._fragment(self.theta, f).items():
                 weight.lerp_(theta[name], 1 - run.mixing)  # exact for mixing = 0 and 1
-                if run.storage == "bf16":
+                if run.storage != "fp32":
                     weight.copy_(weight.bfloat16())
 
     def state_dict(self) -> dict:
@@ -107,7 +107,7 @@ class OuterOptimizer:
         if self.method.groups:
             for tensor, own in kept:
                 tensor[absent] = own
-        if run.storage == "bf16":
+        if run.storage != "fp32":
             for tensor in (*theta.values(), *phi.values(), *delta.values()):
                 tensor.copy_(tensor.bfloat16())
 
