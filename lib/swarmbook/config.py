@@ -148,7 +148,9 @@ class RunConfig(BaseModel):
     matching: str = "random"
     """Rule that deals the replicas into groups; a name in `methods.gossip_groups.MATCHINGS`."""
     absent: Share = 0.0
-    """Probability that a replica misses an exchange and loses its steps since the last one."""
+    """Probability that a replica misses an exchange: it crashes and goes on from its slow weights, where there are any.
+
+    `training.outer` has the details. An exchange that all would miss does not take place."""
     density: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each matrix's entries that SparseLoCo sends (arXiv 2508.15706)."""
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from swarmbook.distributed.communicator import Communicator
 from swarmbook.distributed.mesh import Mesh
+from swarmbook.training.outer import weights_in
 from swarmbook.training.state_layout import MOMENTS, REPLICA_FIRST, WEIGHTS, Layout
 
 State = dict[str, Any]
@@ -42,7 +43,9 @@ def cut(state: State, mesh: Mesh, rank: int) -> State:
         arriving = {}
         for f, message in outer["arriving"].items():
             stages = range(f, mesh.stages, outer["fragments"])
-            arriving[f] = {**message, "theta": _cut(message["theta"], REPLICA_FIRST, mesh, rank, stages)}
+            arriving[f] = message | {
+                kind: _cut(weights, REPLICA_FIRST, mesh, rank, stages) for kind, weights in weights_in(message).items()
+            }
         part["outer"] = {**outer, **slow, "arriving": arriving}
     return part
 
@@ -65,10 +68,12 @@ def joined(parts: Sequence[State], mesh: Mesh) -> State:
     if outer := first.get("outer"):
         outers = [part["outer"] for part in parts]
         slow = {name: _joined([each[name] for each in outers], REPLICA_FIRST, mesh) for name in ("phi", "delta")}
-        arriving = {
-            f: {**message, "theta": _joined([each["arriving"][f]["theta"] for each in outers], REPLICA_FIRST, mesh)}
-            for f, message in outer["arriving"].items()
-        }
+        arriving = {}
+        for f, message in outer["arriving"].items():
+            arriving[f] = message | {
+                kind: _joined([each["arriving"][f][kind] for each in outers], REPLICA_FIRST, mesh)
+                for kind in weights_in(message)
+            }
         state["outer"] = {**outer, **slow, "arriving": arriving}
     return state
 
