@@ -6,6 +6,8 @@
 - `grid` spells an experiment as a product of axes; its runs with one seed see the same weights, batches and failures
 - `NUMERICS` is raised by hand when training numbers change on purpose; a golden run in the tests guards it
 
+It is one concept: what each field means has to stand beside it.
+
 Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 """
 

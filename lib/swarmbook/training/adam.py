@@ -2,6 +2,8 @@
 
 - a cell that died starts its moments and its bias correction anew, while the others go on
 - torch's fused kernel does the work: on whole buffers while all cells agree, on rows where they differ
+- a cell has the same bits whatever the other cells do. On a CPU the kernel rounds the last entries of a buffer otherwise,
+  if they do not fill one of its vectors. Where the width is no multiple of a vector it therefore always goes by rows
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,8 @@ from swarmbook.training import torch_private
 from swarmbook.training.device import moved
 from swarmbook.training.stacked_weights import StackedWeights
 from swarmbook.training.state_layout import WEIGHTS
+
+LANES = 16  # the fp32 numbers of the widest vector of a CPU; the size of every row is a multiple of the width
 
 
 class Adam:
@@ -37,6 +41,7 @@ class Adam:
             for name, w in fleet.named_weights().items()
         }  # weights, gradients, first and second moments, laid out as `state_layout.WEIGHTS`
         self._found: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}  # views take time to make
+        self._whole = fleet.device.type != "cpu" or fleet.shape.width % LANES == 0  # buffers give the bits of rows
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
@@ -44,7 +49,8 @@ class Adam:
         lr = self.lr if lr is None else lr
         self.steps += 1
         counts = moved(self.steps.astype(np.float32), self.fleet.device)  # [R, S + 1]
-        if (self.lr_scale == self.lr_scale[0, 0]).all() and (self.steps == self.steps[0, 0]).all():
+        alike = (self.lr_scale == self.lr_scale[0, 0]).all() and (self.steps == self.steps[0, 0]).all()
+        if alike and self._whole:
             buffers = list(self._tensors.values())
             self._update(buffers, [counts[0, 0]] * len(buffers), lr * float(self.lr_scale[0, 0]))
             return

@@ -50,7 +50,7 @@ class OuterOptimizer:
         kept = self.theta if self.method.keeps else {}
         self.phi = {name: w.clone() for name, w in kept.items()}
         self.delta = {name: w.new_zeros(w.shape) for name, w in kept.items()}
-        # fragment -> when, and its new fast weights; where replicas can be absent, who was, and the slow weights until then
+        # Fragment -> when, and its new fast weights; where replicas can be absent, who is, and the slow weights before.
         self.arriving: dict[int, dict] = {}
 
     def average_gradients(self, step: int, costs: Costs) -> None:
