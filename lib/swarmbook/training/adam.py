@@ -2,8 +2,8 @@
 
 - a cell that died starts its moments and its bias correction anew, while the others go on
 - torch's fused kernel does the work: on whole buffers while all cells agree, on rows where they differ
-- a cell has the same bits whatever the other cells do. On a CPU the kernel rounds the last entries of a buffer otherwise,
-  if they do not fill one of its vectors. Where the width is no multiple of a vector it therefore always goes by rows
+- a cell has the same bits whatever the other cells do. The kernel of a CPU rounds the end of a buffer otherwise, if it
+  does not fill one of its vectors. Where the width is no multiple of a vector it therefore always goes by rows
 """
 
 from collections.abc import Mapping, Sequence
