@@ -15,7 +15,7 @@ Serves: the command `python -m swarmbook.distributed`; no figure depends on it.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -23,6 +23,7 @@ import torch
 
 from swarmbook.config import RunConfig
 from swarmbook.distributed import resharding
+from swarmbook.distributed.agreement import stated
 from swarmbook.distributed.communicator import Communicator, world
 from swarmbook.distributed.emulated_links import EmulatedLinks
 from swarmbook.distributed.mesh import Mesh, mesh_of
@@ -132,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, StoreError) as error:
         print(f"swarmbook.distributed: {error}", file=sys.stderr, flush=True)
         return 2
-    work = partial(_work, runs, plans, options.timeout, options.replace > 0, links, options.keep)
+    said = stated(runs, plans, options, ranks)
+    work = partial(_work, runs, plans, options.timeout, options.replace > 0, links, options.keep, said)
     return supervise(work, options.replace, options.timeout) if options.replace else work()
 
 
@@ -143,8 +145,9 @@ def _work(
     replaceable: bool,
     links: EmulatedLinks | None,
     keep: bool,
+    said: Mapping[str, str],
 ) -> int:
-    """Train all runs in this process and its comm; the exit status."""
+    """Train all runs in this process and its comm; the exit status. said: what `agreement.stated` gave."""
     device, (rank, _) = device_of("auto"), world()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -157,7 +160,12 @@ def _work(
             )
             return 2
     try:
-        with Communicator(device, timeout, replaceable, links) as comm:
+        comm = Communicator(device, timeout, replaceable, links, said)
+    except (ConfigError, TrainingError) as error:
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigError) else 1
+    try:
+        with comm:
             for run, mesh in zip(runs, plans, strict=True):
                 train(run, mesh, comm, keep)
     except (ConfigError, TrainingError, DataError, StoreError) as error:

@@ -5,6 +5,8 @@
 - every rank shows the others once a second that it lives. A rank that waits in vain names the rank that fell silent,
   not the neighbour that waits for it too. The first to notice leaves a note in the store, which all others repeat
 - a process that was killed is noticed when its connections close; one that hangs or is cut off, after `timeout`
+- before they connect, all ranks compare what they were started with (`swarmbook.distributed.agreement`)
+- processes of one host listen on its loopback alone. torchrun's store is beyond that: it listens wherever it can
 - where a lost process may be replaced, the other ranks stay. All close their connections, which wakes those that still
   wait, and have a new `rendezvous`, the new process among them
 
@@ -12,21 +14,27 @@ Serves: `python -m swarmbook.distributed`, and `tests/emulation.py`.
 """
 
 import gc
+import ipaddress
+import json
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from swarmbook.distributed.agreement import difference
 from swarmbook.distributed.emulated_links import EmulatedLinks
-from swarmbook.errors import TrainingError
+from swarmbook.distributed.messages import decode, encode
+from swarmbook.errors import ConfigError, TrainingError
 
 BEAT = 1.0  # seconds between two signs of life
 JOIN = 300.0  # seconds for all ranks to come: they start together, but do not load equally fast
@@ -40,6 +48,14 @@ class LostRank(TrainingError):
 def world() -> tuple[int, int]:
     """The rank of this process and their number, as torchrun says in the environment; 0 and 1 without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def loopback(host: str) -> bool:
+    """Whether this is an address that no other host can reach; a name counts by what it stands for here."""
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -63,13 +79,19 @@ class Communicator:
 
     timeout: seconds after which a rank that gives no sign of life counts as lost. replaceable: whether a new process
     may take the place of a lost one; the others then raise LostRank, where they would else raise a TrainingError that
-    names the lost rank. links: how slow messages are made; None leaves them as they are. Raises TrainingError, with the
-    ranks that are missing, if not all have come after `JOIN` seconds. As a context manager it waits at its end until
-    all ranks are there, unless there was an error.
+    names the lost rank. links: how slow messages are made; None leaves them as they are. stated: what all ranks must
+    have alike, as `swarmbook.distributed.agreement.stated` gives it. Raises ConfigError, with who has what, if they do
+    not; TrainingError, with the ranks that are missing, if not all have come after `JOIN` seconds, or if the port is
+    taken. As a context manager it waits at its end until all ranks are there, unless there was an error.
     """
 
     def __init__(
-        self, device: torch.device, timeout: float, replaceable: bool = False, links: EmulatedLinks | None = None
+        self,
+        device: torch.device,
+        timeout: float,
+        replaceable: bool = False,
+        links: EmulatedLinks | None = None,
+        stated: Mapping[str, str] | None = None,
     ):
         self.rank, self.size = world()
         self.device, self.timeout, self.replaceable, self.links = device, timeout, replaceable, links
@@ -81,6 +103,7 @@ class Communicator:
         self._done = threading.Event()
         self._all = self._connect()  # the store of every rendezvous
         self._all.set_timeout(timedelta(seconds=timeout))
+        self._compare(stated or {})
         self.rendezvous(None)
 
     def rendezvous(self, place: int | None) -> None:
@@ -171,12 +194,18 @@ class Communicator:
                 dist.all_reduce(tensor, group=self._groups[ranks])
         return tensor
 
-    def broadcast(self, news: object, source: int) -> object:
-        """The `news` of rank `source`, on every rank; what other ranks give is not looked at."""
-        box = [news]
+    def broadcast(self, news: Any, source: int) -> Any:
+        """The `news` of rank `source`, on every rank; what other ranks give is not looked at.
+
+        They are what `swarmbook.distributed.messages` can send, with lists for tuples and tensors on the CPU.
+        """
+        content = torch.frombuffer(bytearray(encode(news)), dtype=torch.uint8).to(self.device)
+        size = torch.tensor([len(content)], device=self.device)
         with self.blaming(None):
-            dist.broadcast_object_list(box, source, device=self.device)
-        return box[0]
+            dist.broadcast(size, source)
+            content = content if self.rank == source else content.new_empty(int(size))
+            dist.broadcast(content, source)
+        return decode(content.cpu().numpy().tobytes())
 
     @contextmanager
     def blaming(self, rank: int | None) -> Iterator[None]:
@@ -198,15 +227,58 @@ class Communicator:
     def _connect(self) -> dist.Store:
         """The store of small values that all processes see. torchrun keeps it; with another launcher rank 0 does."""
         self._agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(
-            os.environ.get("MASTER_ADDR", "127.0.0.1"),
-            int(os.environ.get("MASTER_PORT", "0")),
-            is_master=self.rank == 0 and not self._agents,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=JOIN),
-        )
+        host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "0"))
+        local = loopback(host)
+        if self.backend == "gloo" and (local or os.environ.get("LOCAL_WORLD_SIZE") == str(self.size)):
+            names = {name for _, name in socket.if_nameindex()}
+            for name in names & {"lo", "lo0"}:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        keeps = self.rank == 0 and not self._agents
+        try:
+            listening = socket.create_server((host, port), backlog=self.size).detach() if keeps and local else None
+            store = dist.TCPStore(
+                host,
+                port,
+                is_master=keeps,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=JOIN),
+                master_listen_fd=listening,
+            )
+        except (OSError, RuntimeError) as error:
+            who = "cannot listen" if keeps else "finds no store"
+            reason = str(error).splitlines()[0]
+            raise TrainingError(
+                f"rank {self.rank} {who} at {host}:{port}: {reason}; give all ranks the address of rank 0 in "
+                "MASTER_ADDR, and a port that is free there in MASTER_PORT"
+            ) from error
         launch = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore("/".join(("swarmbook", *launch)), store)
+
+    def _compare(self, stated: Mapping[str, str]) -> None:
+        """Wait until all ranks have said what they were started with; ConfigError if it is not the same."""
+        self._all.set(f"stated {self.rank}", json.dumps(stated))
+        statements: dict[int, dict[str, str]] = {}
+        begun, wrong = time.monotonic(), None
+        with suppress(RuntimeError):  # rank 0 keeps the store, and may have refused already
+            while len(statements) < self.size and time.monotonic() - begun < (self.timeout if wrong else JOIN):
+                for rank in set(range(self.size)) - statements.keys():
+                    if self._all.check([f"stated {rank}"]):
+                        statements[rank] = json.loads(self._all.get(f"stated {rank}"))
+                wrong = difference(statements)
+                time.sleep(POLL)
+            if wrong:  # all are to have read it before rank 0 ends, and the store with it
+                self._all.set(f"refused {self.rank}", "")
+                self._all.wait([f"refused {rank}" for rank in statements], timedelta(seconds=self.timeout))
+        if wrong:
+            raise ConfigError(wrong)
+        if missing := set(range(self.size)) - statements.keys():
+            raise TrainingError(self._missing(missing))
+
+    def _missing(self, ranks: Iterable[int]) -> str:
+        return (
+            f"rank {', '.join(map(str, sorted(ranks)))} of {self.size} did not come within {JOIN:g} s: start one "
+            "process for each rank at the same time"
+        )
 
     def _try_rendezvous(self, place: int | None, limit: float) -> bool:
         """Take part in the next rendezvous; False if it failed because a rank was lost meanwhile."""
@@ -223,11 +295,8 @@ class Communicator:
             if self._all.add("rendezvous", 0) != number:
                 return False
             if time.monotonic() > limit:
-                missing = [str(rank) for rank, name in enumerate(names) if not self._store.check([name])]
-                raise TrainingError(
-                    f"rank {', '.join(missing)} of {self.size} did not come within {JOIN:g} s: start one process for "
-                    "each rank at the same time"
-                )
+                missing = [rank for rank, name in enumerate(names) if not self._store.check([name])]
+                raise TrainingError(self._missing(missing))
             time.sleep(POLL)
         places = [self._store.get(name).decode() for name in names]
         self.places = [None if place == "None" else int(place) for place in places]

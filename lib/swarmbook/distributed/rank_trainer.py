@@ -297,9 +297,10 @@ class RankTrainer(Bookkeeping):
         if self.phase is not None and self.phase < ahead and self.phase % 3 == self.LEARN:
             self._update()
             self.phase += 1
-        news = self.rows, self.losses, self.norms, self.costs, self.position
-        news = self.comm.broadcast(news, places.index(ahead))
-        self.rows, self.losses, self.norms, self.costs, self.position = news
+        news = self.rows, self.losses, self.norms, self.costs, self.position.tolist()
+        self.rows, losses, norms, costs, position = self.comm.broadcast(news, places.index(ahead))
+        self.losses, self.norms = [loss.to(self.fleet.device) for loss in losses], norms.to(self.fleet.device)
+        self.costs, self.position = [Costs(entries) for entries in costs], np.array(position)
         self.pending = Costs()
         self.step = (ahead + 1) // 3
         if new:
