@@ -158,6 +158,18 @@ def test_a_port_in_use_is_named(tmp_path, monkeypatch, capsys):
     assert "rank 0 cannot listen at 127.0.0.1:" in said and "a port that is free there in MASTER_PORT" in said
 
 
+def test_a_rank_that_meets_a_program_which_is_no_store_says_so(tmp_path):
+    """The other rank, which finds its port taken, has ended."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # it accepts and says nothing
+        port = str(taken.getsockname()[1])
+        ranks = [([PLAIN], "--timeout", "3", {"environment": {"MASTER_PORT": port}}) for _ in range(2)]
+        statuses, _ = started(tmp_path, [("taken", *ranks)]).communicate(timeout=100)
+    assert statuses.split() == ["1", "1"]
+    said = [(tmp_path / "taken" / f"said {rank}").read_text() for rank in (0, 1)]
+    assert f"rank 0 cannot listen at 127.0.0.1:{port}" in said[0]
+    assert f"rank 1: what listens at 127.0.0.1:{port} is no store: give all ranks" in said[1]
+
+
 # Messages
 
 STATE = {"fleet": {"w": torch.randn(2, 3), "half": torch.ones(2).bfloat16()}, "flags": torch.tensor([True]), "n": 3}

@@ -13,6 +13,7 @@ Serves: the command `python -m swarmbook.distributed`; no figure depends on it.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ import torch
 from swarmbook.config import RunConfig
 from swarmbook.distributed import resharding
 from swarmbook.distributed.agreement import stated
-from swarmbook.distributed.communicator import Communicator, world
+from swarmbook.distributed.communicator import Communicator, Finished, world
 from swarmbook.distributed.emulated_links import EmulatedLinks
 from swarmbook.distributed.mesh import Mesh, mesh_of
 from swarmbook.distributed.rank_trainer import RankTrainer
@@ -36,6 +37,8 @@ from swarmbook.records.store import Store, open_store
 from swarmbook.runs import config_of
 from swarmbook.simulation.network import PLACES, Network
 from swarmbook.training.device import device_of
+
+LEAST = 2.0  # seconds: two signs of life
 
 
 def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) -> None:
@@ -54,6 +57,8 @@ def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) ->
         if state == HELD:
             raise TrainingError(f"run {run.key} is being trained by another process: wait until it has finished")
         if state == FINISHED:
+            if comm.replaceable:
+                comm.conclude()
             comm.print_once(f"run {run.key} is finished already; SWARMBOOK_FRESH=1 trains it anew")
             return
         if not begun:
@@ -62,14 +67,23 @@ def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) ->
         progress = store.progress([run.key]) if store else None
         trainer = RankTrainer(run, mesh, comm, progress)
         trainer.resume(parent, joins=begun)
-        trainer.train()
-        final = resharding.gather(trainer.state(0), mesh, comm) if keep else None
-        if store:
-            if final:
-                store.put_state(run.key, final)
-            record = store.put(run.key, run.model_dump(mode="json"), trainer.table(), trainer.provenance())
+        trainer.train(partial(_conclude, trainer, store, keep))
+        if progress and not trainer.events:
             progress.discard()
-            comm.print_once(f"written to {record.path}")
+
+
+def _conclude(trainer: RankTrainer, store: Store | None, keep: bool) -> None:
+    """Put the result into the store, which rank 0 has."""
+    final = resharding.gather(trainer.state(0), trainer.mesh, trainer.comm) if keep else None
+    if store:
+        if final:
+            store.put_state(trainer.key, final)
+        record = store.put(trainer.key, trainer.config(), trainer.table(), trainer.provenance())
+        print(f"written to {record.path}", flush=True)
+        if trainer.events:
+            print(f"processes were lost on the way: this is not the result of run {trainer.run.key}", flush=True)
+    if trainer.comm.replaceable:
+        trainer.comm.conclude()
 
 
 def _final_state(run: RunConfig, store: Store | None, comm: Communicator) -> resharding.State | None:
@@ -159,18 +173,18 @@ def _work(
                 flush=True,
             )
             return 2
+    refused = 2  # before anything starts
     try:
         comm = Communicator(device, timeout, replaceable, links, said)
-    except (ConfigError, TrainingError) as error:
-        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError) else 1
-    try:
+        refused = 1
         with comm:
             for run, mesh in zip(runs, plans, strict=True):
                 train(run, mesh, comm, keep)
+    except Finished:
+        print(f"rank {rank}: the other ranks have finished the run", flush=True)
     except (ConfigError, TrainingError, DataError, StoreError) as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
-        return 1
+        return refused if isinstance(error, ConfigError) else 1
     return 0
 
 
@@ -191,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--replace",
-        type=int,
+        type=_times,
         default=0,
         metavar="N",
         help="times that each rank may lose its process and get a new one with rebuilt stages; default: %(default)s",
@@ -214,12 +228,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=120.0,
         metavar="S",
         help="seconds without a sign of life after which a rank counts as lost; default: %(default)g",
     )
     return parser
+
+
+def _times(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of times such as 0 or 2")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds from {LEAST:g} on: ranks show life each second"
+        )
+    return seconds
 
 
 def _mesh(text: str) -> tuple[int, int]:

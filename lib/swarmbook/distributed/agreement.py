@@ -27,7 +27,7 @@ def stated(runs: Sequence[RunConfig], meshes: Sequence[Mesh], options: Namespace
     said |= {"processes": ranks, "GPUs used": torch.cuda.is_available(), "number of runs": len(runs)}
     said |= {f"--{name}": getattr(options, name) for name in OPTIONS}
     for i, (run, mesh) in enumerate(zip(runs, meshes, strict=True), 1):
-        said[f"--mesh of run {i}"] = f"{mesh.rows}x{mesh.columns}"
+        said[f"--mesh of run {i}"] = mesh.shape
         said |= {f"{name} of run {i}": value for name, value in run.model_dump(mode="json").items()}
         said[f"text or own code of run {i}, by its key"] = run.key
     return {name: json.dumps(value) for name, value in said.items()}

@@ -45,6 +45,10 @@ class LostRank(TrainingError):
     """A rank or the connection to it was lost, and a new process may take its place: have a new rendezvous."""
 
 
+class Finished(Exception):
+    """The run has been finished by the other ranks, which do not come to a rendezvous any more."""
+
+
 def world() -> tuple[int, int]:
     """The rank of this process and their number, as torchrun says in the environment; 0 and 1 without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -110,7 +114,7 @@ class Communicator:
         """Connect all ranks, or connect them anew after a loss; tensors that are on their way are given up.
 
         place: how far this process is in the run; None if it is new. Afterwards `places` has that of every rank.
-        TrainingError if not all ranks come.
+        TrainingError if not all ranks come; Finished if they have no need to.
         """
         self._disconnect()
         limit = time.monotonic() + JOIN
@@ -133,7 +137,9 @@ class Communicator:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if kind is None:
+        if kind is None and self.replaceable:  # after `conclude` nobody needs the others
+            self._disconnect()
+        elif kind is None:
             self.flush()
             self.all_reduce(torch.zeros(1, device=self.device))  # all have finished
             self._done.set()
@@ -141,6 +147,26 @@ class Communicator:
                 thread.join()
             self.all_reduce(torch.zeros(1, device=self.device))  # nobody watches any more
             dist.destroy_process_group()
+
+    def conclude(self) -> None:
+        """Where ranks are replaceable, rank 0 says at the end that it has kept the result; the others wait for that.
+
+        LostRank if a rank was lost before, and all are to meet again. A rank that is lost afterwards is not missed.
+        """
+        try:
+            if self.rank == 0:
+                self._all.set("finished", "")
+            while not self._all.check(["finished"]):
+                if self._all.add("rendezvous", 0) != self._number:
+                    raise LostRank("a rank was lost before the result was kept")
+                time.sleep(POLL)
+            self._all.set(f"concluded {self.rank}", "")
+        except RuntimeError as error:
+            raise TrainingError(self._lost(None)) from error
+        if self.rank == 0 and not self._agents:  # which keeps the store
+            with suppress(RuntimeError):
+                others = [f"concluded {rank}" for rank in range(1, self.size)]
+                self._all.wait(others, timedelta(seconds=self.timeout))
 
     def print_once(self, text: str) -> None:
         """Print it on rank 0 alone."""
@@ -234,8 +260,15 @@ class Communicator:
             for name in names & {"lo", "lo0"}:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         keeps = self.rank == 0 and not self._agents
+        where = f"at {host}:{port}"
+        cure = "give all ranks the address of rank 0 in MASTER_ADDR, and a port that is free there in MASTER_PORT"
+        alarm = threading.Timer(self.timeout, self._end, [None, f"what listens {where} is no store: {cure}"])
+        alarm.daemon = True
         try:
             listening = socket.create_server((host, port), backlog=self.size).detach() if keeps and local else None
+            if not keeps:
+                self._await_listener(host, port)
+                alarm.start()  # torch waits without end for a server that says nothing
             store = dist.TCPStore(
                 host,
                 port,
@@ -246,13 +279,22 @@ class Communicator:
             )
         except (OSError, RuntimeError) as error:
             who = "cannot listen" if keeps else "finds no store"
-            reason = str(error).splitlines()[0]
-            raise TrainingError(
-                f"rank {self.rank} {who} at {host}:{port}: {reason}; give all ranks the address of rank 0 in "
-                "MASTER_ADDR, and a port that is free there in MASTER_PORT"
-            ) from error
+            raise TrainingError(f"rank {self.rank} {who} {where}: {str(error).splitlines()[0]}; {cure}") from error
+        finally:
+            alarm.cancel()
         launch = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore("/".join(("swarmbook", *launch)), store)
+
+    def _await_listener(self, host: str, port: int) -> None:
+        """Wait until something listens there; OSError if nothing does within `JOIN` seconds."""
+        limit = time.monotonic() + JOIN
+        while True:
+            try:
+                return socket.create_connection((host, port), timeout=BEAT).close()
+            except OSError:
+                if time.monotonic() > limit:
+                    raise
+            time.sleep(POLL)
 
     def _compare(self, stated: Mapping[str, str]) -> None:
         """Wait until all ranks have said what they were started with; ConfigError if it is not the same."""
@@ -282,7 +324,9 @@ class Communicator:
 
     def _try_rendezvous(self, place: int | None, limit: float) -> bool:
         """Take part in the next rendezvous; False if it failed because a rank was lost meanwhile."""
-        number = self._all.add("rendezvous", 0)
+        if self._all.check(["finished"]):
+            raise Finished
+        self._number = number = self._all.add("rendezvous", 0)
         self._store = dist.PrefixStore(str(number), self._all)
         mine = f"place {self.rank}"
         if self._store.check([mine]):  # it was broken up, if it is over for this rank
@@ -292,7 +336,7 @@ class Communicator:
         self._store.set(mine, str(place))
         names = [f"place {rank}" for rank in range(self.size)]
         while not self._store.check(names):
-            if self._all.add("rendezvous", 0) != number:
+            if self._all.add("rendezvous", 0) != number or self._all.check(["finished"]):
                 return False
             if time.monotonic() > limit:
                 missing = [rank for rank, name in enumerate(names) if not self._store.check([name])]
@@ -374,10 +418,10 @@ class Communicator:
                 self._store.wait([f"told {other}" for other in others], timedelta(seconds=self.timeout / 2))
         return self._blamed
 
-    def _end(self, lost: int | None) -> None:
+    def _end(self, lost: int | None, why: str = "") -> None:
         if self._done.wait(BEAT):  # time for the main thread to say so itself, or for a run that has ended
             return
-        print(f"rank {self.rank}: {self._lost(lost)}", file=sys.stderr, flush=True)
+        print(f"rank {self.rank}: {why or self._lost(lost)}", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits within the backend, where no exception reaches it
 
     def _lost(self, rank: int | None) -> str:

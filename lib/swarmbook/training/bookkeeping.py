@@ -193,8 +193,9 @@ class Bookkeeping:
             lost.append(cell)
         return lost
 
-    def _failure(self, i: int, stage: int) -> None:
-        self._row(i, "failure", 1.0, stage=(stage + 1) % (self.runs[i].stages + 1))
+    def _failure(self, i: int, stage: int, label: str = "") -> None:
+        """Note that run i loses a stage. label: why, if its configuration does not say so."""
+        self._row(i, "failure", 1.0, (stage + 1) % (self.runs[i].stages + 1), label)
 
     def _rebuild(self, i: int, cell: Lost, counts: bool = True) -> None:
         """Let the run's rule rebuild a cell, and unless it asks for a rollback do what follows.
