@@ -548,7 +548,9 @@ def test_many_processes_go_on_from_what_stacked_training_has_left(tmp_path, monk
 def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path, capsys):
     """Four processes could train it, but not the single model that it branches from."""
     parent = run_config(**{**TINY, "stages": 1, "steps": 2, "evaluate_every": 2})
-    child = run_config(**{**TINY, **COLUMN, "sync": "NoLoCo", "steps": 4, "evaluate_every": 4, "branch": parent})
+    child = run_config(
+        **{**TINY, **COLUMN, "sync": "NoLoCo", "sync_every": 2, "steps": 4, "evaluate_every": 4, "branch": parent}
+    )
     named = environment(tmp_path / "store", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     command = forked(written(tmp_path, child, parent)[:1])
     done = subprocess.run(command, env=named, timeout=200, capture_output=True, text=True)
@@ -631,7 +633,7 @@ def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others_in_time(begun, tmp
         ({"recovery": "rollback"}, "--replace with recovery='rollback': it needs one that takes nothing"),
         ({"recovery": "CheckFree", "moments": "keep"}, "--replace with moments='keep'"),
         (
-            {"recovery": "CheckFree", "sync": "NoLoCo", "replicas": 2},
+            {"recovery": "CheckFree", "sync": "NoLoCo", "sync_every": 5, "replicas": 2},
             "its slow weights are lost with a process; take one of none, all-r",
         ),
     ],

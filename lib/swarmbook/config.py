@@ -51,7 +51,8 @@ class RunConfig(BaseModel):
 
     An evaluation that coincides with an exchange sees the weights after it; any other sees the fast weights.
 
-    A key holds only the fields that differ from their defaults. So a default never changes unless `NUMERICS` does, and
+    A key holds only the fields that differ from their defaults, and none of an exchange that `sync` does not read: what
+    the arms of a grid share may be set for "none" as well. So a default never changes unless `NUMERICS` does, and
     the default of a new field changes no number.
     """
 
@@ -149,7 +150,7 @@ class RunConfig(BaseModel):
     """Replicas in a group, which combine their weights in an exchange (n in NoLoCo)."""
     matching: str = "random"
     """Rule that deals the replicas into groups; a name in `methods.gossip_groups.MATCHINGS`."""
-    absent: Share = 0.0
+    absent: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability that a replica misses an exchange: it crashes and goes on from its slow weights, where there are any.
 
     `training.outer` has the details. An exchange that all would miss does not take place."""
@@ -237,10 +238,11 @@ class RunConfig(BaseModel):
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
+        apart = {"start", "branch"} | consistency.unread(self.sync)
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         return key_of(
             {
-                "config": self.model_dump(mode="json", exclude_defaults=True, exclude={"start", "branch"}),
+                "config": self.model_dump(mode="json", exclude_defaults=True, exclude=apart),
                 "data": tokenization.fingerprint(self.data, self.tokenizer, self.data_limit),
                 "numerics": NUMERICS,
             }

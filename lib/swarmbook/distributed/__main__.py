@@ -13,18 +13,20 @@ Serves: the command `python -m swarmbook.distributed`; no figure depends on it.
 """
 
 import argparse
+import json
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
-from swarmbook.config import RunConfig
+import swarmbook
+from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.distributed import resharding
-from swarmbook.distributed.agreement import stated
 from swarmbook.distributed.communicator import Communicator, Finished, world
 from swarmbook.distributed.emulated_links import EmulatedLinks
 from swarmbook.distributed.mesh import Mesh, mesh_of
@@ -39,6 +41,7 @@ from swarmbook.simulation.network import PLACES, Network
 from swarmbook.training.device import device_of
 
 LEAST = 2.0  # seconds: two signs of life
+ALIKE = ("keep", "replace", "places", "pace", "weight", "timeout")  # options that all ranks must have alike
 
 
 def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) -> None:
@@ -129,6 +132,20 @@ def check_replaceable(runs: Sequence[RunConfig]) -> None:
         raise ConfigError("--replace with moments='keep': they are lost with a process; take 'reset' or 'average'")
 
 
+def stated(
+    runs: Sequence[RunConfig], meshes: Sequence[Mesh], options: argparse.Namespace, ranks: int
+) -> dict[str, str]:
+    """What a rank was started with, by name: versions, options, and of each run its key, mesh and fields."""
+    said: dict[str, Any] = {"swarmbook": swarmbook.__version__, "torch": torch.__version__, "numerics": NUMERICS}
+    said |= {"processes": ranks, "GPUs used": torch.cuda.is_available(), "number of runs": len(runs)}
+    said |= {f"--{name}": getattr(options, name) for name in ALIKE}
+    for i, (run, mesh) in enumerate(zip(runs, meshes, strict=True), 1):
+        said[f"--mesh of run {i}"] = mesh.shape
+        said |= {f"{name} of run {i}": value for name, value in run.model_dump(mode="json").items()}
+        said[f"text or own code of run {i}, by its key"] = run.key
+    return {name: json.dumps(value) for name, value in said.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the runs named on the command line, one after another; the exit status.
 
@@ -161,7 +178,7 @@ def _work(
     keep: bool,
     said: Mapping[str, str],
 ) -> int:
-    """Train all runs in this process and its comm; the exit status. said: what `agreement.stated` gave."""
+    """Train all runs in this process and its comm; the exit status. said: what `stated` gave."""
     device, (rank, _) = device_of("auto"), world()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,5 +1,7 @@
 """Messages between the processes of one run, and which rank is named when one does not come.
 
+It is one concept, longer than most: how ranks meet, what they send, and how they find out who is lost.
+
 - messages between two ranks are read in the order in which they were sent, so they bear no tags. Messages to a higher
   rank and messages to a lower one have a process group each, as NCCL needs it
 - every rank shows the others once a second that it lives. A rank that waits in vain names the rank that fell silent,
@@ -84,7 +86,7 @@ class Communicator:
     timeout: seconds after which a rank that gives no sign of life counts as lost. replaceable: whether a new process
     may take the place of a lost one; the others then raise LostRank, where they would else raise a TrainingError that
     names the lost rank. links: how slow messages are made; None leaves them as they are. stated: what all ranks must
-    have alike, as `swarmbook.distributed.agreement.stated` gives it. Raises ConfigError, with who has what, if they do
+    have alike, as text by name. Raises ConfigError, with who has what, if they do
     not; TrainingError, with the ranks that are missing, if not all have come after `JOIN` seconds, or if the port is
     taken. As a context manager it waits at its end until all ranks are there, unless there was an error.
     """
