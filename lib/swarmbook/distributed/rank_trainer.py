@@ -211,7 +211,7 @@ class RankTrainer(Bookkeeping):
         checkpoint = self._checkpoint()
         if checkpoint:
             with TemporaryDirectory(prefix="swarmbook-") as folder:
-                progress = WorkInProgress(Path(folder) / "measured")
+                progress = WorkInProgress(Path(folder))
                 progress.save(checkpoint, self.step)
                 trainer.Pack([self.run], progress, str(self.comm.device)).take_measurements()
                 self.final_rows += progress.metrics().to_dict("records")
