@@ -13,6 +13,7 @@ from swarmbook import config as configs
 from swarmbook.config import NUMERICS, RunConfig, choose, grid, run_config
 from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError
+from swarmbook.methods import consistency
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import OURS, RULES, Strategy, norm_average
@@ -22,6 +23,7 @@ from swarmbook.methods.sync import SYNCS, Method
 from swarmbook.results import Runs
 
 BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
+PAIR = {"replicas": 2, "common_start": True, "sync_every": 5}
 PARENT = run_config(**{**BASE, "steps": 10})
 
 
@@ -44,6 +46,18 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"density": 0.0}, "density=0.0"),
         ({"mixing": 1.1}, "mixing=1.1"),
         ({"absent": -0.1}, "absent=-0.1"),
+        ({"absent": 1.0}, "absent=1.0"),
+        ({"absent": 0.1}, "absent=0.1 does nothing for sync 'none': leave it out, or take one of all-reduce, DiLoCo"),
+        ({"sync": "DiLoCo"}, "sync_every=50 leaves no exchange in steps=20: give a smaller one, or sync='none'"),
+        ({**PAIR, "sync": "all-reduce", "fragments": 2}, "fragments=2 does nothing for sync 'all-reduce'"),
+        ({**PAIR, "sync": "all-reduce", "delay": 2}, "delay=2 does nothing for sync 'all-reduce'"),
+        ({**PAIR, "sync": "all-reduce", "mixing": 0.5}, "mixing=0.5 does nothing for sync 'all-reduce'"),
+        ({**PAIR, "sync": "all-reduce", "density": 0.5}, "leave it out, or take one of SparseLoCo"),
+        (
+            {**PAIR, "sync": "DiLoCo", "group": 1},
+            "group=1 does nothing for sync 'DiLoCo': leave it out",
+        ),
+        ({**PAIR, "sync": "gossip", "consensus": 0.5}, "consensus=0.5 does nothing for sync 'gossip'"),
         ({"storage": "fp16"}, "storage='fp16'"),
         ({"shards": "domain"}, "shards='domain'"),
         (
@@ -88,6 +102,16 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"heads": 3}, "width=64 must be an even multiple of heads=3"),
         ({"route": "swapped ends", "microbatches": 3}, "microbatches=3"),
         ({"route": "planned"}, "route 'planned' needs paths"),
+        (
+            {"route": "planned", "microbatches": 1, "paths": ((0, 1, 2), (3, 4, 5))},
+            "paths holds 2 paths, of which microbatches=1 take the first ones only",
+        ),
+        ({"route": "planned", "paths": ((0, 2, 4), (0, 1))}, "leave stages 3, 5 untrained"),
+        (
+            {"route": "random paths", "visits": 5.9, "microbatches": 1},
+            "visits=5.9 cannot be the mean of microbatches=1, which would visit 5.9 stages together: give 5 or 6",
+        ),
+        ({"route": "blind paths", "visits": 1.3, "microbatches": 2}, "stages together: give 1 or 1.5"),
         ({"route": "planned", "paths": ((0, 6),)}, "the path (0, 6) is not one of stages=6: give some of the stages"),
         ({"paths": ((0, 1),)}, "paths=((0, 1),) does nothing for route 'in order': it is for planned"),
         ({"visits": 3}, "visits=3.0 does nothing for route 'in order': it is for random paths, blind paths"),
@@ -160,16 +184,27 @@ OTHER = {
     "failing": "interior", "moments": "keep", "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
     "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",),
     "measurements": ("loss jump",), "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5,
-    "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 20, "outer_lr": 0.5,
+    "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 10, "outer_lr": 0.5,
     "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
     "delay": 3, "mixing": 0.5, "absent": 0.1, "storage": "bf16",
 }  # fmt: skip
 
 
+PLANS = [[[0, 1, 2, 3, 4, 5]], [[1, 0, 2, 3, 4, 5]], [[0, 1, 2], [0, 3, 4, 5]]]
+
+
 def test_every_field_changes_the_key():
     base = run_config(**BASE)
-    keys = {run_config(**{**BASE, name: value}).key for name, value in OTHER.items()}
-    assert len(keys | {base.key}) == len(OTHER) + 1
+    several = {**BASE, "replicas": 4, "sync_every": 5, "common_start": True}
+    exchanges = {
+        name: ({**several, "sync": "SparseLoCo" if name == "density" else "NoLoCo"}, OTHER[name])
+        for name in consistency.EXCHANGE_FIELDS
+    }
+    for name, (fields, value) in exchanges.items():
+        assert run_config(**{**fields, name: value}).key != run_config(**fields).key, name
+    alone = {name: value for name, value in OTHER.items() if name not in exchanges}
+    keys = {run_config(**{**(several if name == "sync" else BASE), name: v}).key for name, v in alone.items()}
+    assert len(keys | {base.key}) == len(alone) + 1
     routed = {"paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
     others = {"tokenizer", "shards", "failure_rate", "lost_stages"} | routed
     assert set(RunConfig.model_fields) - set(OTHER) == others
@@ -179,7 +214,7 @@ def test_every_field_changes_the_key():
     assert len(insured) == len(lossy) + 1
     limits = [{}, {"visits": 4}, {"visits": 4.5}, {"swaps": 1}, {"swap_lag": 2}, {"reach": 5}, {"keep_first": False}]
     drawn = {run_config(**BASE, route="random paths", **fields).key for fields in limits}
-    planned = {run_config(**BASE, route="planned", paths=paths).key for paths in ([[0, 1]], [[1, 0]], [[0, 1], [0, 2]])}
+    planned = {run_config(**BASE, route="planned", paths=paths).key for paths in PLANS}
     assert len(drawn | planned | {base.key}) == len(limits) + 3 + 1
     joined = {**BASE, "data": "stories_toy+fiction_austen", "replicas": 3}
     assert run_config(**joined, shards="domains").key != run_config(**joined).key
@@ -204,6 +239,22 @@ def test_defaults_are_frozen_because_keys_leave_them_out():
     assert found == DEFAULTS and NUMERICS == 1, (
         "a default changed: raise NUMERICS, or add the new field here if its default changes no number"
     )
+
+
+def test_what_the_arms_of_a_grid_share_is_in_the_key_of_those_alone_that_read_it():
+    shared = {"sync_every": 5, "outer_lr": 0.5, "outer_momentum": 0.9}
+    for sync in ("none", "all-reduce"):
+        fields = {**BASE, **PAIR, "sync_every": 50, "sync": sync}
+        assert run_config(**{**fields, **shared}).key == run_config(**fields).key
+    keys = {run_config(**{**BASE, **PAIR, "sync": "DiLoCo", name: value}).key for name, value in shared.items()}
+    assert len(keys) == 2 + 1  # PAIR has this interval, but the others differ
+
+
+def test_a_users_own_exchange_may_read_any_number(monkeypatch):
+    monkeypatch.setitem(SYNCS, "mine", Method(lambda x: None, groups=False))
+    assert run_config(**BASE, **PAIR, sync="mine", consensus=0.3, density=0.5).consensus == 0.3
+    with pytest.raises(ConfigError, match="group=1 does nothing for sync 'mine'"):
+        run_config(**BASE, **PAIR, sync="mine", group=1)
 
 
 def test_a_field_set_to_its_default_does_not_change_the_key():
@@ -375,7 +426,7 @@ def test_editing_ones_own_sync_or_matching_changes_the_key(monkeypatch):
         return rng.permutation(replicas).reshape(-1, 2)
 
     def key(**fields):
-        return run_config(**BASE, replicas=4, **fields).key
+        return run_config(**BASE, replicas=4, sync_every=10, **fields).key
 
     def own(rule, **options):
         monkeypatch.setitem(SYNCS, "mine", Method(rule, **options))

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ from swarmbook.distributed.supervisor import supervise
 from swarmbook.errors import ConfigError
 from swarmbook.methods.model_size import Shape
 from swarmbook.methods.routing import in_order
+from swarmbook.records.keys import key_of
 from swarmbook.records.store import Store
 from swarmbook.runs import run
 from swarmbook.simulation.network import Network
@@ -57,6 +59,16 @@ CASES = {  # on four processes
     "swapped": {**ROW, "route": "swapped ends"},
     "skipping": {**ROW, "route": "planned", "paths": ((0, 3), (0, 2, 1), (3, 2, 1, 0), (1, 2))},
     "absent from its pair": {**SQUARE, "sync": "NoLoCo", "absent": 0.4},
+    "absent from what is on its way": {
+        **SQUARE,
+        "sync": "DiLoCo",
+        "absent": 0.4,
+        "fragments": 2,
+        "delay": 3,
+        "mixing": 0.3,
+        "lr": 1e-3,
+    },
+    "in 16 bits": {**SQUARE, "sync": "NoLoCo", "storage": "bf16, fp32 moments", "lr": 1e-3},
     "absent from all": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},
     "probed replicas": {**COLUMN, "sync": "gossip", "measurements": ("replicas", "mean weights")},
@@ -143,6 +155,22 @@ def four(tmp_path_factory):
 def values(table):
     """Measurements by what they are of; the ledger lists its entries in no particular order."""
     return table.set_index(["step", "metric", "stage", "label"])["value"].sort_index()
+
+
+def only_disturbed(folder, config):
+    """The only result in a store, which says that processes were lost; its failures as those of a trace."""
+    store = Store(folder)
+    assert store.get(config.key) is None
+    keys = {path.stem for path in folder.glob("*.parquet")} - {parent.key for parent in config.parents}
+    (record,) = map(store.get, keys)
+    events, rows = record.provenance["lost processes"], record.metrics
+    assert record.config == {**config.model_dump(mode="json"), "lost_processes": events}
+    assert record.provenance["undisturbed"] == config.key
+    assert record.key == key_of({"run": config.key, "lost processes": events})
+    marked = rows["label"] == "lost process"
+    assert {event["step"] for event in events} == set(rows["step"][marked])
+    labels = rows["label"].astype(str).where(~marked, "").astype("category")
+    return replace(record, metrics=rows.assign(label=labels))
 
 
 def assert_equals_stacked(config, record, folder):
@@ -234,6 +262,21 @@ def test_what_cannot_be_is_refused_before_anything_starts(alone, monkeypatch, tm
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--replace", "-1"], "'-1' is no number of times"),
+        (["--timeout", "nan"], "'nan' is no number of seconds"),
+        (["--timeout", "0.5"], "'0.5' is no number of seconds from 2 on"),
+        (["--mesh", "2"], "'2' is no mesh"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(alone, tmp_path, capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        __main__.main([*arguments, *written(tmp_path, CONFIGS["in order"])])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("{", "holds no configuration"),
@@ -317,7 +360,7 @@ def test_a_killed_process_is_replaced_and_its_stages_rebuilt_while_training_goes
     begin = random.randrange(1, 8)
     command = start(["--replace", "2", "--timeout", "10", *written(tmp_path, config)])
     said = struck(tmp_path, command, [(begin + 9 * i, *strike) for i, strike in enumerate(strikes)])
-    record = Store(tmp_path / "store").get(config.key)
+    record = only_disturbed(tmp_path / "store", config)
     failures = record.metrics[record.metrics["metric"] == "failure"]
     steps = sorted(set(failures["step"]))
     assert len(steps) == len(strikes) and steps[0] >= begin, said
@@ -332,7 +375,7 @@ FAULTS = """\
 import json, os, signal, sys
 import swarmbook.training.trainer
 from swarmbook.distributed.pipeline_executor import PipelineExecutor
-from swarmbook.distributed.communicator import LostRank
+from swarmbook.distributed.communicator import Communicator, LostRank
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.distributed.remote_stages import RemoteStages
 from swarmbook.distributed.rank_trainer import RankTrainer
@@ -391,11 +434,17 @@ for place in places:
             [("PipelineExecutor", "run", 6, 3, "die"), ("PipelineExecutor", "run", 15, 0, "die")],
             ((6, 4), (6, 0), (15, 1), (15, 0)),
         ),
-        (  # while a checkpoint is gathered, and while it is written, of a run that goes on from another
+        (  # while a checkpoint is gathered of a run that goes on from another; afterwards none is kept
             0,
             {"recovery": "CheckFree+", "route": "swapped ends", "start": run_config(**{**TINY, **ROW, "steps": 4})},
-            [("RankTrainer", "state", 7, 2, "die"), ("WorkInProgress", "save", 16, 0, "die")],
-            ((7, 3), (16, 1), (16, 0)),
+            [("RankTrainer", "state", 7, 2, "die")],
+            ((7, 3),),
+        ),
+        (  # while a checkpoint is written
+            0,
+            {"recovery": "CheckFree+", "route": "swapped ends"},
+            [("WorkInProgress", "save", 16, 0, "die")],
+            ((16, 1), (16, 0)),
         ),
     ],
 )
@@ -414,7 +463,26 @@ def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(
     monkeypatch.setattr("swarmbook.config.RunConfig.failures", lambda _: dying)
     # Beside the stages at the ends: these die with them, where a process has both.
     monkeypatch.setattr("swarmbook.methods.recovery.Strategy.holders_of", lambda *_: {1, 2})
-    assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+    record = only_disturbed(tmp_path / "store", config)
+    assert_equals_stacked(config, record, tmp_path / "stacked")
+    if seconds == 0 and not config.start:  # the undisturbed run goes on from before the loss
+        monkeypatch.undo()
+        store = Store(tmp_path / "store")
+        assert store.progress([config.key]).load()[1] == 15
+        assert_equals_stacked(config, run([config], show=False, store=store).records[0], tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("place", [("Communicator", "__exit__", 30, 1), ("Communicator", "conclude", 30, 0)])
+def test_a_rank_that_dies_after_the_result_is_kept_is_not_missed(tmp_path, place):
+    """Its replacement finds that the run is finished, and that is the undisturbed run."""
+    (tmp_path / "was").mkdir()
+    config = run_config(**{**TINY, **ROW, "recovery": "CheckFree", **RARE})
+    arguments = ["60", str(tmp_path / "was"), json.dumps([[*place, "die"]]), "--replace", "1"]
+    said = struck(tmp_path, forked([*arguments, *written(tmp_path, config)], before=FAULTS), strikes=())
+    assert "was ended by signal 9; 1 more may follow it" in said and list((tmp_path / "was").iterdir())
+    record = Store(tmp_path / "store").get(config.key)
+    assert "lost processes" not in record.provenance and not list((tmp_path / "store").glob("partial/*"))
+    assert_equals_stacked(config, record, tmp_path / "stacked")
 
 
 CUT = """\
@@ -480,7 +548,9 @@ def test_many_processes_go_on_from_what_stacked_training_has_left(tmp_path, monk
 def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path, capsys):
     """Four processes could train it, but not the single model that it branches from."""
     parent = run_config(**{**TINY, "stages": 1, "steps": 2, "evaluate_every": 2})
-    child = run_config(**{**TINY, **COLUMN, "sync": "NoLoCo", "steps": 4, "evaluate_every": 4, "branch": parent})
+    child = run_config(
+        **{**TINY, **COLUMN, "sync": "NoLoCo", "sync_every": 2, "steps": 4, "evaluate_every": 4, "branch": parent}
+    )
     named = environment(tmp_path / "store", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     command = forked(written(tmp_path, child, parent)[:1])
     done = subprocess.run(command, env=named, timeout=200, capture_output=True, text=True)
@@ -563,7 +633,7 @@ def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others_in_time(begun, tmp
         ({"recovery": "rollback"}, "--replace with recovery='rollback': it needs one that takes nothing"),
         ({"recovery": "CheckFree", "moments": "keep"}, "--replace with moments='keep'"),
         (
-            {"recovery": "CheckFree", "sync": "NoLoCo", "replicas": 2},
+            {"recovery": "CheckFree", "sync": "NoLoCo", "sync_every": 5, "replicas": 2},
             "its slow weights are lost with a process; take one of none, all-r",
         ),
     ],

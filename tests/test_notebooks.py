@@ -250,15 +250,13 @@ def test_flaws_are_found(committed):
     assert "blank picture" in flawed(lambda cells: set_picture(cells, png((200, 200), dots=False)))[0]
     assert "blank picture" in flawed(lambda cells: set_picture(cells, png((20, 20), dots=True)))[0]
     assert flawed(lambda cells: set_picture(cells, png((200, 200), dots=True))) == []
-
-
-def test_pytest_works_from_any_folder(pytestconfig):
-    assert Path(pytestconfig.getoption("nbval_sanitize_with")).is_absolute()
-
-
     assert "is not collapsed" in flawed(lambda cells: cells[2].metadata.pop("jupyter"))[0]
     assert "without a description" in flawed(lambda cells: cells[2].outputs[0].metadata.clear())[0]
     over = {"overlaps": ["'a' lies over 'b'"]}
     assert flawed(lambda cells: cells[2].outputs[0].metadata["image/png"].update(over)) == [
         "code cell 2 (figure 1): 'a' lies over 'b'"
     ]
+
+
+def test_pytest_works_from_any_folder(pytestconfig):
+    assert Path(pytestconfig.getoption("nbval_sanitize_with")).is_absolute()

@@ -18,7 +18,7 @@ def state(tmp_path_factory):
     config = run_config(
         data="stories_toy", width=16, heads=2, hidden=32, sequence=8, microbatches=1, batch=1, replicas=4, stages=4,
         steps=11, log_every=11, evaluate_every=11, held_out=8,
-        sync="NoLoCo", sync_every=6, fragments=3, delay=4, common_start=True,
+        sync="NoLoCo", sync_every=6, fragments=3, delay=4, absent=0.3, common_start=True,
     )  # fmt: skip
     store = Store(tmp_path_factory.mktemp("store"))
     run([config], show=False, device="cpu", store=store, keep=True)
@@ -46,6 +46,7 @@ def assert_alike(one, other, atol=0.0):
 @pytest.mark.parametrize("mesh", meshes(4, 4))
 def test_parts_joined_are_the_whole(state, mesh, apart):
     assert len(state["outer"]["arriving"]) == 2
+    assert any(message.get("absent") and message["slow"] for message in state["outer"]["arriving"].values())
     parts = [cut(state, mesh, rank) for rank in range(mesh.ranks)]
     if apart:
         parts = [{**part, "norms": table(part["norms"], mesh, rank)} for rank, part in enumerate(parts)]

@@ -6,6 +6,8 @@
 - `grid` spells an experiment as a product of axes; its runs with one seed see the same weights, batches and failures
 - `NUMERICS` is raised by hand when training numbers change on purpose; a golden run in the tests guards it
 
+It is one concept: what each field means has to stand beside it.
+
 Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 """
 
@@ -49,7 +51,8 @@ class RunConfig(BaseModel):
 
     An evaluation that coincides with an exchange sees the weights after it; any other sees the fast weights.
 
-    A key holds only the fields that differ from their defaults. So a default never changes unless `NUMERICS` does, and
+    A key holds only the fields that differ from their defaults, and none of an exchange that `sync` does not read: what
+    the arms of a grid share may be set for "none" as well. So a default never changes unless `NUMERICS` does, and
     the default of a new field changes no number.
     """
 
@@ -109,8 +112,11 @@ class RunConfig(BaseModel):
     # Numbers
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward passes."""
-    storage: Literal["fp32", "bf16"] = "fp32"
-    """Number format to which weights, moments, slow weights and buffers are rounded after every step."""
+    storage: Literal["fp32", "bf16", "bf16, fp32 moments"] = "fp32"
+    """Number format to which weights, moments, slow weights and buffers are rounded after every step.
+
+    In "bf16" no second moment of Adam ever falls: 0.999 of a number with 8 significant bits rounds back to that number.
+    "bf16, fp32 moments" rounds all but Adam's moments."""
 
     # Route (SkipPipe, section 4; NoLoCo, section 3.1; CheckFree+, section 4.3)
     route: str = "in order"
@@ -145,8 +151,10 @@ class RunConfig(BaseModel):
     """Replicas in a group, which combine their weights in an exchange (n in NoLoCo)."""
     matching: str = "random"
     """Rule that deals the replicas into groups; a name in `methods.gossip_groups.MATCHINGS`."""
-    absent: Share = 0.0
-    """Probability that a replica misses an exchange and loses its steps since the last one."""
+    absent: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a replica misses an exchange: it crashes and goes on from its slow weights, where there are any.
+
+    `training.outer` has the details. An exchange that all would miss does not take place."""
     density: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each matrix's entries that SparseLoCo sends (arXiv 2508.15706)."""
 
@@ -231,8 +239,9 @@ class RunConfig(BaseModel):
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
+        apart = {"start", "branch"} | consistency.unread(self.sync)
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
-        config = self.model_dump(mode="json", exclude_defaults=True, exclude={"start", "branch"})
+        config = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
         return key_of(
             {
                 "config": config | {"data": local_text.without_paths(self.data)},

@@ -176,4 +176,9 @@ def config_of(name: str) -> RunConfig:
         record = None
     if record is None:
         raise ConfigError(f"{name!r} is neither a JSON file nor the key of a run that is recorded or in the store")
+    if "lost_processes" in record.config:  # as `swarmbook.distributed` writes it
+        raise ConfigError(
+            f"run {name} lost processes on its way, which no configuration repeats: give the key of the undisturbed "
+            f"run, {record.provenance['undisturbed']}"
+        )
     return run_config(**record.config)

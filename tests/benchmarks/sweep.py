@@ -28,7 +28,8 @@ SIZES = {  # of the runs that are packed: those of the default profile of two pa
     "CheckFree, cpu": dict(data="fiction_austen", width=64, heads=4, hidden=256, sequence=128, batch=1, steps=20),
     "NoLoCo, cpu, 8 replicas": dict(
         data="fiction_austen", tokenizer="bytes", width=48, heads=2, hidden=128, sequence=64, batch=1, microbatches=4,
-        stages=2, layers_per_stage=2, replicas=8, sync="NoLoCo", common_start=True, steps=20,
+        stages=2, layers_per_stage=2, replicas=8, sync="NoLoCo", sync_every=20, common_start=True,
+        steps=20,
     ),
     "CheckFree, smoke": dict(data="fiction_austen", width=32, heads=2, hidden=64, sequence=32, batch=1, steps=40),
 }  # fmt: skip

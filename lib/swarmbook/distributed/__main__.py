@@ -13,17 +13,21 @@ Serves: the command `python -m swarmbook.distributed`; no figure depends on it.
 """
 
 import argparse
+import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
-from swarmbook.config import RunConfig
+import swarmbook
+from swarmbook.config import NUMERICS, RunConfig
 from swarmbook.distributed import resharding
-from swarmbook.distributed.communicator import Communicator, world
+from swarmbook.distributed.communicator import Communicator, Finished, world
 from swarmbook.distributed.emulated_links import EmulatedLinks
 from swarmbook.distributed.mesh import Mesh, mesh_of
 from swarmbook.distributed.rank_trainer import RankTrainer
@@ -36,6 +40,9 @@ from swarmbook.runs import config_of
 from swarmbook.simulation.network import PLACES, Network
 from swarmbook.training import logging_plan
 from swarmbook.training.device import device_of
+
+LEAST = 2.0  # seconds: two signs of life
+ALIKE = ("keep", "replace", "places", "pace", "weight", "timeout")  # options that all ranks must have alike
 
 
 def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) -> None:
@@ -54,6 +61,8 @@ def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) ->
         if state == HELD:
             raise TrainingError(f"run {run.key} is being trained by another process: wait until it has finished")
         if state == FINISHED:
+            if comm.replaceable:
+                comm.conclude()
             comm.print_once(f"run {run.key} is finished already; SWARMBOOK_FRESH=1 trains it anew")
             return
         if not begun:
@@ -62,15 +71,24 @@ def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) ->
         progress = store.progress([run.key]) if store else None
         trainer = RankTrainer(run, mesh, comm, progress)
         trainer.resume(parent, joins=begun)
-        trainer.train()
-        final = resharding.gather(trainer.state(0), mesh, comm) if keep else None
-        if store:
-            logging_plan.check(run, trainer.table(), undisturbed=not comm.replaceable)
-            if final:
-                store.put_state(run.key, final)
-            record = store.put(run.key, run.model_dump(mode="json"), trainer.table(), trainer.provenance())
+        trainer.train(partial(_conclude, trainer, store, keep))
+        if progress and not trainer.events:
             progress.discard()
-            comm.print_once(f"written to {record.path}")
+
+
+def _conclude(trainer: RankTrainer, store: Store | None, keep: bool) -> None:
+    """Put the result into the store, which rank 0 has."""
+    final = resharding.gather(trainer.state(0), trainer.mesh, trainer.comm) if keep else None
+    if store:
+        logging_plan.check(trainer.run, trainer.table(), undisturbed=not trainer.events)
+        if final:
+            store.put_state(trainer.key, final)
+        record = store.put(trainer.key, trainer.config(), trainer.table(), trainer.provenance())
+        print(f"written to {record.path}", flush=True)
+        if trainer.events:
+            print(f"processes were lost on the way: this is not the result of run {trainer.run.key}", flush=True)
+    if trainer.comm.replaceable:
+        trainer.comm.conclude()
 
 
 def _final_state(run: RunConfig, store: Store | None, comm: Communicator) -> resharding.State | None:
@@ -116,6 +134,20 @@ def check_replaceable(runs: Sequence[RunConfig]) -> None:
         raise ConfigError("--replace with moments='keep': they are lost with a process; take 'reset' or 'average'")
 
 
+def stated(
+    runs: Sequence[RunConfig], meshes: Sequence[Mesh], options: argparse.Namespace, ranks: int
+) -> dict[str, str]:
+    """What a rank was started with, by name: versions, options, and of each run its key, mesh and fields."""
+    said: dict[str, Any] = {"swarmbook": swarmbook.__version__, "torch": torch.__version__, "numerics": NUMERICS}
+    said |= {"processes": ranks, "GPUs used": torch.cuda.is_available(), "number of runs": len(runs)}
+    said |= {f"--{name}": getattr(options, name) for name in ALIKE}
+    for i, (run, mesh) in enumerate(zip(runs, meshes, strict=True), 1):
+        said[f"--mesh of run {i}"] = mesh.shape
+        said |= {f"{name} of run {i}": value for name, value in run.model_dump(mode="json").items()}
+        said[f"text or own code of run {i}, by its key"] = run.key
+    return {name: json.dumps(value) for name, value in said.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the runs named on the command line, one after another; the exit status.
 
@@ -134,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, StoreError) as error:
         print(f"swarmbook.distributed: {error}", file=sys.stderr, flush=True)
         return 2
-    work = partial(_work, runs, plans, options.timeout, options.replace > 0, links, options.keep)
+    said = stated(runs, plans, options, ranks)
+    work = partial(_work, runs, plans, options.timeout, options.replace > 0, links, options.keep, said)
     return supervise(work, options.replace, options.timeout) if options.replace else work()
 
 
@@ -145,8 +178,9 @@ def _work(
     replaceable: bool,
     links: EmulatedLinks | None,
     keep: bool,
+    said: Mapping[str, str],
 ) -> int:
-    """Train all runs in this process and its comm; the exit status."""
+    """Train all runs in this process and its comm; the exit status. said: what `stated` gave."""
     device, (rank, _) = device_of("auto"), world()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -158,13 +192,18 @@ def _work(
                 flush=True,
             )
             return 2
+    refused = 2  # before anything starts
     try:
-        with Communicator(device, timeout, replaceable, links) as comm:
+        comm = Communicator(device, timeout, replaceable, links, said)
+        refused = 1
+        with comm:
             for run, mesh in zip(runs, plans, strict=True):
                 train(run, mesh, comm, keep)
+    except Finished:
+        print(f"rank {rank}: the other ranks have finished the run", flush=True)
     except (ConfigError, TrainingError, DataError, StoreError) as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
-        return 1
+        return refused if isinstance(error, ConfigError) else 1
     return 0
 
 
@@ -185,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--replace",
-        type=int,
+        type=_times,
         default=0,
         metavar="N",
         help="times that each rank may lose its process and get a new one with rebuilt stages; default: %(default)s",
@@ -208,12 +247,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=120.0,
         metavar="S",
         help="seconds without a sign of life after which a rank counts as lost; default: %(default)g",
     )
     return parser
+
+
+def _times(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of times such as 0 or 2")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not LEAST <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds from {LEAST:g} on: ranks show life each second"
+        )
+    return seconds
 
 
 def _mesh(text: str) -> tuple[int, int]:

@@ -1,10 +1,14 @@
 """Messages between the processes of one run, and which rank is named when one does not come.
 
+It is one concept, longer than most: how ranks meet, what they send, and how they find out who is lost.
+
 - messages between two ranks are read in the order in which they were sent, so they bear no tags. Messages to a higher
   rank and messages to a lower one have a process group each, as NCCL needs it
 - every rank shows the others once a second that it lives. A rank that waits in vain names the rank that fell silent,
   not the neighbour that waits for it too. The first to notice leaves a note in the store, which all others repeat
 - a process that was killed is noticed when its connections close; one that hangs or is cut off, after `timeout`
+- before they connect, all ranks compare what they were started with (`swarmbook.distributed.agreement`)
+- processes of one host listen on its loopback alone. torchrun's store is beyond that: it listens wherever it can
 - where a lost process may be replaced, the other ranks stay. All close their connections, which wakes those that still
   wait, and have a new `rendezvous`, the new process among them
 
@@ -12,21 +16,27 @@ Serves: `python -m swarmbook.distributed`, and `tests/emulation.py`.
 """
 
 import gc
+import ipaddress
+import json
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from swarmbook.distributed.agreement import difference
 from swarmbook.distributed.emulated_links import EmulatedLinks
-from swarmbook.errors import TrainingError
+from swarmbook.distributed.messages import decode, encode
+from swarmbook.errors import ConfigError, TrainingError
 
 BEAT = 1.0  # seconds between two signs of life
 JOIN = 300.0  # seconds for all ranks to come: they start together, but do not load equally fast
@@ -37,9 +47,21 @@ class LostRank(TrainingError):
     """A rank or the connection to it was lost, and a new process may take its place: have a new rendezvous."""
 
 
+class Finished(Exception):
+    """The run has been finished by the other ranks, which do not come to a rendezvous any more."""
+
+
 def world() -> tuple[int, int]:
     """The rank of this process and their number, as torchrun says in the environment; 0 and 1 without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def loopback(host: str) -> bool:
+    """Whether this is an address that no other host can reach; a name counts by what it stands for here."""
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -63,13 +85,19 @@ class Communicator:
 
     timeout: seconds after which a rank that gives no sign of life counts as lost. replaceable: whether a new process
     may take the place of a lost one; the others then raise LostRank, where they would else raise a TrainingError that
-    names the lost rank. links: how slow messages are made; None leaves them as they are. Raises TrainingError, with the
-    ranks that are missing, if not all have come after `JOIN` seconds. As a context manager it waits at its end until
-    all ranks are there, unless there was an error.
+    names the lost rank. links: how slow messages are made; None leaves them as they are. stated: what all ranks must
+    have alike, as text by name. Raises ConfigError, with who has what, if they do
+    not; TrainingError, with the ranks that are missing, if not all have come after `JOIN` seconds, or if the port is
+    taken. As a context manager it waits at its end until all ranks are there, unless there was an error.
     """
 
     def __init__(
-        self, device: torch.device, timeout: float, replaceable: bool = False, links: EmulatedLinks | None = None
+        self,
+        device: torch.device,
+        timeout: float,
+        replaceable: bool = False,
+        links: EmulatedLinks | None = None,
+        stated: Mapping[str, str] | None = None,
     ):
         self.rank, self.size = world()
         self.device, self.timeout, self.replaceable, self.links = device, timeout, replaceable, links
@@ -81,13 +109,14 @@ class Communicator:
         self._done = threading.Event()
         self._all = self._connect()  # the store of every rendezvous
         self._all.set_timeout(timedelta(seconds=timeout))
+        self._compare(stated or {})
         self.rendezvous(None)
 
     def rendezvous(self, place: int | None) -> None:
         """Connect all ranks, or connect them anew after a loss; tensors that are on their way are given up.
 
         place: how far this process is in the run; None if it is new. Afterwards `places` has that of every rank.
-        TrainingError if not all ranks come.
+        TrainingError if not all ranks come; Finished if they have no need to.
         """
         self._disconnect()
         limit = time.monotonic() + JOIN
@@ -110,7 +139,9 @@ class Communicator:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if kind is None:
+        if kind is None and self.replaceable:  # after `conclude` nobody needs the others
+            self._disconnect()
+        elif kind is None:
             self.flush()
             self.all_reduce(torch.zeros(1, device=self.device))  # all have finished
             self._done.set()
@@ -118,6 +149,26 @@ class Communicator:
                 thread.join()
             self.all_reduce(torch.zeros(1, device=self.device))  # nobody watches any more
             dist.destroy_process_group()
+
+    def conclude(self) -> None:
+        """Where ranks are replaceable, rank 0 says at the end that it has kept the result; the others wait for that.
+
+        LostRank if a rank was lost before, and all are to meet again. A rank that is lost afterwards is not missed.
+        """
+        try:
+            if self.rank == 0:
+                self._all.set("finished", "")
+            while not self._all.check(["finished"]):
+                if self._all.add("rendezvous", 0) != self._number:
+                    raise LostRank("a rank was lost before the result was kept")
+                time.sleep(POLL)
+            self._all.set(f"concluded {self.rank}", "")
+        except RuntimeError as error:
+            raise TrainingError(self._lost(None)) from error
+        if self.rank == 0 and not self._agents:  # which keeps the store
+            with suppress(RuntimeError):
+                others = [f"concluded {rank}" for rank in range(1, self.size)]
+                self._all.wait(others, timedelta(seconds=self.timeout))
 
     def print_once(self, text: str) -> None:
         """Print it on rank 0 alone."""
@@ -171,12 +222,18 @@ class Communicator:
                 dist.all_reduce(tensor, group=self._groups[ranks])
         return tensor
 
-    def broadcast(self, news: object, source: int) -> object:
-        """The `news` of rank `source`, on every rank; what other ranks give is not looked at."""
-        box = [news]
+    def broadcast(self, news: Any, source: int) -> Any:
+        """The `news` of rank `source`, on every rank; what other ranks give is not looked at.
+
+        They are what `swarmbook.distributed.messages` can send, with lists for tuples and tensors on the CPU.
+        """
+        content = torch.frombuffer(bytearray(encode(news)), dtype=torch.uint8).to(self.device)
+        size = torch.tensor([len(content)], device=self.device)
         with self.blaming(None):
-            dist.broadcast_object_list(box, source, device=self.device)
-        return box[0]
+            dist.broadcast(size, source)
+            content = content if self.rank == source else content.new_empty(int(size))
+            dist.broadcast(content, source)
+        return decode(content.cpu().numpy().tobytes())
 
     @contextmanager
     def blaming(self, rank: int | None) -> Iterator[None]:
@@ -198,19 +255,80 @@ class Communicator:
     def _connect(self) -> dist.Store:
         """The store of small values that all processes see. torchrun keeps it; with another launcher rank 0 does."""
         self._agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(
-            os.environ.get("MASTER_ADDR", "127.0.0.1"),
-            int(os.environ.get("MASTER_PORT", "0")),
-            is_master=self.rank == 0 and not self._agents,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=JOIN),
-        )
+        host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "0"))
+        local = loopback(host)
+        if self.backend == "gloo" and (local or os.environ.get("LOCAL_WORLD_SIZE") == str(self.size)):
+            names = {name for _, name in socket.if_nameindex()}
+            for name in names & {"lo", "lo0"}:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        keeps = self.rank == 0 and not self._agents
+        where = f"at {host}:{port}"
+        cure = "give all ranks the address of rank 0 in MASTER_ADDR, and a port that is free there in MASTER_PORT"
+        alarm = threading.Timer(self.timeout, self._end, [None, f"what listens {where} is no store: {cure}"])
+        alarm.daemon = True
+        try:
+            listening = socket.create_server((host, port), backlog=self.size).detach() if keeps and local else None
+            if not keeps:
+                self._await_listener(host, port)
+                alarm.start()  # torch waits without end for a server that says nothing
+            store = dist.TCPStore(
+                host,
+                port,
+                is_master=keeps,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=JOIN),
+                master_listen_fd=listening,
+            )
+        except (OSError, RuntimeError) as error:
+            who = "cannot listen" if keeps else "finds no store"
+            raise TrainingError(f"rank {self.rank} {who} {where}: {str(error).splitlines()[0]}; {cure}") from error
+        finally:
+            alarm.cancel()
         launch = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore("/".join(("swarmbook", *launch)), store)
 
+    def _await_listener(self, host: str, port: int) -> None:
+        """Wait until something listens there; OSError if nothing does within `JOIN` seconds."""
+        limit = time.monotonic() + JOIN
+        while True:
+            try:
+                return socket.create_connection((host, port), timeout=BEAT).close()
+            except OSError:
+                if time.monotonic() > limit:
+                    raise
+            time.sleep(POLL)
+
+    def _compare(self, stated: Mapping[str, str]) -> None:
+        """Wait until all ranks have said what they were started with; ConfigError if it is not the same."""
+        self._all.set(f"stated {self.rank}", json.dumps(stated))
+        statements: dict[int, dict[str, str]] = {}
+        begun, wrong = time.monotonic(), None
+        with suppress(RuntimeError):  # rank 0 keeps the store, and may have refused already
+            while len(statements) < self.size and time.monotonic() - begun < (self.timeout if wrong else JOIN):
+                for rank in set(range(self.size)) - statements.keys():
+                    if self._all.check([f"stated {rank}"]):
+                        statements[rank] = json.loads(self._all.get(f"stated {rank}"))
+                wrong = difference(statements)
+                time.sleep(POLL)
+            if wrong:  # all are to have read it before rank 0 ends, and the store with it
+                self._all.set(f"refused {self.rank}", "")
+                self._all.wait([f"refused {rank}" for rank in statements], timedelta(seconds=self.timeout))
+        if wrong:
+            raise ConfigError(wrong)
+        if missing := set(range(self.size)) - statements.keys():
+            raise TrainingError(self._missing(missing))
+
+    def _missing(self, ranks: Iterable[int]) -> str:
+        return (
+            f"rank {', '.join(map(str, sorted(ranks)))} of {self.size} did not come within {JOIN:g} s: start one "
+            "process for each rank at the same time"
+        )
+
     def _try_rendezvous(self, place: int | None, limit: float) -> bool:
         """Take part in the next rendezvous; False if it failed because a rank was lost meanwhile."""
-        number = self._all.add("rendezvous", 0)
+        if self._all.check(["finished"]):
+            raise Finished
+        self._number = number = self._all.add("rendezvous", 0)
         self._store = dist.PrefixStore(str(number), self._all)
         mine = f"place {self.rank}"
         if self._store.check([mine]):  # it was broken up, if it is over for this rank
@@ -220,14 +338,11 @@ class Communicator:
         self._store.set(mine, str(place))
         names = [f"place {rank}" for rank in range(self.size)]
         while not self._store.check(names):
-            if self._all.add("rendezvous", 0) != number:
+            if self._all.add("rendezvous", 0) != number or self._all.check(["finished"]):
                 return False
             if time.monotonic() > limit:
-                missing = [str(rank) for rank, name in enumerate(names) if not self._store.check([name])]
-                raise TrainingError(
-                    f"rank {', '.join(missing)} of {self.size} did not come within {JOIN:g} s: start one process for "
-                    "each rank at the same time"
-                )
+                missing = [rank for rank, name in enumerate(names) if not self._store.check([name])]
+                raise TrainingError(self._missing(missing))
             time.sleep(POLL)
         places = [self._store.get(name).decode() for name in names]
         self.places = [None if place == "None" else int(place) for place in places]
@@ -305,10 +420,10 @@ class Communicator:
                 self._store.wait([f"told {other}" for other in others], timedelta(seconds=self.timeout / 2))
         return self._blamed
 
-    def _end(self, lost: int | None) -> None:
+    def _end(self, lost: int | None, why: str = "") -> None:
         if self._done.wait(BEAT):  # time for the main thread to say so itself, or for a run that has ended
             return
-        print(f"rank {self.rank}: {self._lost(lost)}", file=sys.stderr, flush=True)
+        print(f"rank {self.rank}: {why or self._lost(lost)}", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread waits within the backend, where no exception reaches it
 
     def _lost(self, rank: int | None) -> str:

@@ -8,6 +8,7 @@
 Serves: `python -m swarmbook.distributed --places`, and `tests/benchmarks/links.py`.
 """
 
+import math
 from dataclasses import dataclass
 
 from swarmbook.errors import ConfigError
@@ -28,8 +29,8 @@ class EmulatedLinks:
 
     def __post_init__(self) -> None:
         for name in ("pace", "weight"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive and finite")
 
     def seconds(self, a: int, b: int, size: int) -> float:
         """Real seconds that a message of `size` bytes takes from rank a to rank b."""

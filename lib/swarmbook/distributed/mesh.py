@@ -9,6 +9,7 @@
 Serves: `python -m swarmbook.distributed`, option `--mesh`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swarmbook.config import RunConfig
@@ -27,6 +28,11 @@ class Mesh:
     @property
     def ranks(self) -> int:
         return self.rows * self.columns
+
+    @property
+    def shape(self) -> str:
+        """Rows and columns, as `--mesh` takes them."""
+        return f"{self.rows}x{self.columns}"
 
     def rank(self, replica: int, stage: int) -> int:
         """The rank that holds a cell; stage < S."""
@@ -56,6 +62,10 @@ class Mesh:
         """The rank that holds a cell. The ends (stage S) have two holders, or one where it has first and last stage."""
         ends = self.rank(replica, 0), self.rank(replica, self.stages - 1)
         return sorted(set(ends)) if stage == self.stages else [self.rank(replica, stage)]
+
+    def holders_among(self, replica: int, stage: int, ranks: Sequence[int]) -> bool:
+        """Whether one of these ranks holds the cell, or a part of it."""
+        return not set(self.holders(replica, stage)).isdisjoint(ranks)
 
     def keeper(self, rank: int) -> int | None:
         """The rank that keeps a copy of what another rank holds of the ends: the one beside it in its row.

@@ -46,7 +46,8 @@ class RankOuter(OuterOptimizer):
 
     def __init__(self, run: RunConfig, shard: StageShard, mesh: Mesh, comm: Communicator):
         super().__init__(run, shard, range(shard.replicas))
-        self.first, self.shard, self.mesh, self.comm = shard.columns.start, shard, mesh, comm
+        self.first, self.held = shard.columns.start, shard.rows
+        self.shard, self.mesh, self.comm = shard, mesh, comm
         self._column = mesh.column(comm.rank)
 
     def _exchange_of(self, *arguments) -> RankExchange:

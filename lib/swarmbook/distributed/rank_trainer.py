@@ -17,7 +17,9 @@ Serves: `python -m swarmbook.distributed`.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -40,9 +42,12 @@ from swarmbook.methods.recovery import RULES
 from swarmbook.methods.routing import in_order, stage_visits
 from swarmbook.methods.sync import SYNCS
 from swarmbook.records.checkpoint import WorkInProgress
+from swarmbook.records.keys import key_of
 from swarmbook.training import packing, rebuilding, trainer
 from swarmbook.training.bookkeeping import Bookkeeping, erase
 from swarmbook.training.device import moved
+
+LOST_PROCESS = "lost process"  # the label of a failure that is not the configuration's
 
 
 class RankTrainer(Bookkeeping):
@@ -56,6 +61,10 @@ class RankTrainer(Bookkeeping):
     With a recovery `norms` and `losses` are those of all ranks, else this rank's part. `costs` are those of all ranks
     together; `pending` is what this rank has counted since they were last summed. progress: where rank 0 keeps the
     run's rows and checkpoints; None on other ranks.
+
+    `events` are the losses of processes, which the configuration knows nothing of. From the first one on this is
+    another run, with a `key` of its own, and no checkpoint is kept: who starts the run again goes on from the last one
+    before.
     """
 
     LOSE, LEARN, MEASURE = range(3)
@@ -75,7 +84,9 @@ class RankTrainer(Bookkeeping):
         all_cells = run.replicas, run.stages + 1
         self.norms = torch.ones(all_cells if self.strategy else self.rebuilt.shape, device=self.fleet.device)
         self.pending = Costs()
+        self.events: list[dict] = []
         self.rows: list[dict] = []
+        self.final_rows: list[dict] = []  # of what is measured once, at the end
         self._unconfirmed: list[dict] = []  # rows of this phase, until its exchange is done
         self._tasks: tuple[bytes, list[PipelineTask]] = (b"", [])  # of the last route
         self._saved = time.monotonic()
@@ -110,8 +121,20 @@ class RankTrainer(Bookkeeping):
         if copied:
             self.copies[0] = resharding.scatter(kept, self.mesh, self.comm)
 
-    def train(self) -> None:
-        """All steps; TrainingError if the loss is not finite any more."""
+    @property
+    def key(self) -> str:
+        """The key of the result: that of the run, or where processes were lost one that says when and which."""
+        return key_of({"run": self.run.key, "lost processes": self.events}) if self.events else self.run.key
+
+    def config(self) -> dict:
+        """The configuration as the store keeps it. With lost processes it is none that could be trained again."""
+        return self.run.model_dump(mode="json") | ({"lost_processes": self.events} if self.events else {})
+
+    def train(self, conclude: Callable[[], None]) -> None:
+        """All steps, and what `conclude` does then on all ranks; TrainingError if the loss is not finite any more.
+
+        conclude: is done again if a rank was lost meanwhile. Finished if the others have done it.
+        """
         broken = False
         while True:
             try:
@@ -124,6 +147,7 @@ class RankTrainer(Bookkeeping):
                     phases[self.phase % 3]()
                     self.phase += 1
                 self.finish()
+                conclude()
                 return
             except LostRank:
                 broken = True  # its traceback holds connections, which are to close before all meet again
@@ -183,25 +207,35 @@ class RankTrainer(Bookkeeping):
 
     def take_measurements(self) -> None:
         """Rank 0 takes the measurements that the run asks for, in a Fleet of the whole run."""
-        self._confirm()
+        self.final_rows, self._unconfirmed = self._unconfirmed, []
         if not self.run.measurements:
             return
-        self.save()
-        if self.progress:
-            trainer.Pack([self.run], self.progress, str(self.comm.device)).take_measurements()
-            self.rows += self._stream()[self._streamed :]
+        checkpoint = self._checkpoint()
+        if checkpoint:
+            with TemporaryDirectory(prefix="swarmbook-") as folder:
+                progress = WorkInProgress(Path(folder))
+                progress.save(checkpoint, self.step)
+                trainer.Pack([self.run], progress, str(self.comm.device)).take_measurements()
+                self.final_rows += progress.metrics().to_dict("records")
 
     def save(self) -> None:
         """Keep a checkpoint from which stacked training could go on as well; rank 0 writes it."""
+        checkpoint = self._checkpoint()
+        if checkpoint:
+            self.progress.append(self.rows[self._streamed :])
+            self._streamed = len(self.rows)
+            self.progress.save(checkpoint, self.step)
+        self._saved = time.monotonic()
+
+    def _checkpoint(self) -> dict | None:
+        """What rank 0 keeps so that the run can go on; None on other ranks."""
         self._charge(self._summed(self._own_costs()))
         whole = resharding.gather(self.state(0), self.mesh, self.comm)
         copies = {i: resharding.gather(copy, self.mesh, self.comm) for i, copy in self.copies.items()}
-        if whole:
-            self.progress.append(self.rows[self._streamed :])
-            self._streamed = len(self.rows)
-            progress = [whole["position"]], [whole["outer"]], self.costs, copies, self.diverged, self._elapsed()
-            self.progress.save(rebuilding.checkpoint_of(whole, *progress), self.step)
-        self._saved = time.monotonic()
+        if not whole:
+            return None
+        progress = [whole["position"]], [whole["outer"]], self.costs, copies, self.diverged, self._elapsed()
+        return rebuilding.checkpoint_of(whole, *progress)
 
     def validation_loss(self, *, tokens: np.ndarray | None = None) -> list[float]:
         """Mean loss of all replicas on the held-out sequences, or on other tokens [1, N, T + 1]."""
@@ -224,13 +258,14 @@ class RankTrainer(Bookkeeping):
 
     def table(self) -> pd.DataFrame:
         """All rows, typed as the store has them."""
-        rows = pd.DataFrame(self.rows).drop(columns="run")
+        rows = pd.DataFrame(self.rows + self.final_rows).drop(columns="run")
         return rows.astype({"metric": "category", "label": "category", "value": float})
 
     def provenance(self) -> dict:
         """As of a pack, and how the run was shared out."""
-        shared = {"processes": self.mesh.ranks, "grid": f"{self.mesh.rows}x{self.mesh.columns}"}
-        return {**super().provenance(), **shared, "backend": self.comm.backend}
+        shared = {"processes": self.mesh.ranks, "grid": self.mesh.shape}
+        lost = {"lost processes": self.events, "undisturbed": self.run.key} if self.events else {}
+        return {**super().provenance(), **shared, "backend": self.comm.backend, **lost}
 
     def _agree(self, loss: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and norms [R, S + 1] of all cells, once all ranks have theirs; what it cost them goes to all too."""
@@ -258,8 +293,8 @@ class RankTrainer(Bookkeeping):
         """
         cells, spent = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)], Costs()
         self._unconfirmed = []
-        for _, stage in cells:
-            self._failure(0, stage)
+        for replica, stage in cells:
+            self._failure(0, stage, LOST_PROCESS if self.mesh.holders_among(replica, stage, new) else "")
         here = [cell for cell in cells if self.cells.holds(*cell)]
         mine = dict(zip(here, self._lost_cells(0, here, dying), strict=True))
         for cell in mine.values():
@@ -299,12 +334,16 @@ class RankTrainer(Bookkeeping):
         if self.phase is not None and self.phase < ahead and self.phase % 3 == self.LEARN:
             self._update()
             self.phase += 1
-        news = self.rows, self.losses, self.norms, self.costs, self.position
+        news = self.rows, self.losses, self.norms, self.costs, self.position.tolist(), self.events
         news = self.comm.broadcast(news, places.index(ahead))
-        self.rows, self.losses, self.norms, self.costs, self.position = news
+        self.rows, losses, norms, costs, position, self.events = news
+        self.losses, self.norms = [loss.to(self.fleet.device) for loss in losses], norms.to(self.fleet.device)
+        self.costs, self.position = [Costs(entries) for entries in costs], np.array(position)
         self.pending = Costs()
         self.step = (ahead + 1) // 3
         if new:
+            before = ("rebuilding", "training", "measuring")[ahead % 3]
+            self.events.append({"step": self.step, "before": before, "ranks": new, "mesh": self.mesh.shape})
             self.comm.print_once(f"step {self.step}: rank {', '.join(map(str, new))} was lost and is replaced")
             trace = self.traces[0]
             dying = np.zeros(trace.shape[1:], dtype=bool)
@@ -333,7 +372,7 @@ class RankTrainer(Bookkeeping):
 
     def _agree_to_save(self) -> bool:
         """Whether a checkpoint is due by the clock of rank 0."""
-        due = self.comm.rank == 0 and time.monotonic() - self._saved > trainer.CHECKPOINT_SECONDS
+        due = self.comm.rank == 0 and not self.events and time.monotonic() - self._saved > trainer.CHECKPOINT_SECONDS
         return bool(self._summed(float(due)))
 
     def _summed(self, amount: float | Tensor) -> float | Tensor:

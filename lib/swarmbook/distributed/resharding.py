@@ -13,7 +13,6 @@ file system that all ranks share; and a DTensor cannot say that an embedding lie
 Serves: `python -m swarmbook.distributed`.
 """
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,8 @@ from torch import Tensor
 
 from swarmbook.distributed.communicator import Communicator
 from swarmbook.distributed.mesh import Mesh
+from swarmbook.distributed.messages import decode, encode
+from swarmbook.training.outer import weights_in
 from swarmbook.training.state_layout import MOMENTS, REPLICA_FIRST, WEIGHTS, Layout
 
 State = dict[str, Any]
@@ -42,7 +43,9 @@ def cut(state: State, mesh: Mesh, rank: int) -> State:
         arriving = {}
         for f, message in outer["arriving"].items():
             stages = range(f, mesh.stages, outer["fragments"])
-            arriving[f] = {**message, "theta": _cut(message["theta"], REPLICA_FIRST, mesh, rank, stages)}
+            arriving[f] = message | {
+                kind: _cut(weights, REPLICA_FIRST, mesh, rank, stages) for kind, weights in weights_in(message).items()
+            }
         part["outer"] = {**outer, **slow, "arriving": arriving}
     return part
 
@@ -65,10 +68,12 @@ def joined(parts: Sequence[State], mesh: Mesh) -> State:
     if outer := first.get("outer"):
         outers = [part["outer"] for part in parts]
         slow = {name: _joined([each[name] for each in outers], REPLICA_FIRST, mesh) for name in ("phi", "delta")}
-        arriving = {
-            f: {**message, "theta": _joined([each["arriving"][f]["theta"] for each in outers], REPLICA_FIRST, mesh)}
-            for f, message in outer["arriving"].items()
-        }
+        arriving = {}
+        for f, message in outer["arriving"].items():
+            arriving[f] = message | {
+                kind: _joined([each["arriving"][f][kind] for each in outers], REPLICA_FIRST, mesh)
+                for kind in weights_in(message)
+            }
         state["outer"] = {**outer, **slow, "arriving": arriving}
     return state
 
@@ -78,7 +83,7 @@ def gather(part: State, mesh: Mesh, comm: Communicator) -> State | None:
     if comm.rank:
         _post(part, 0, comm)
         return None
-    own = _unpacked(_packed(part))  # on the CPU, as the others are
+    own = decode(encode(part))  # on the CPU, as the others are
     return joined([own, *(_fetch(rank, comm) for rank in range(1, mesh.ranks))], mesh)
 
 
@@ -140,18 +145,8 @@ def _rows(parts: Sequence, mesh: Mesh) -> list[Sequence]:
     return [parts[first : first + mesh.columns] for first in range(0, mesh.ranks, mesh.columns)]
 
 
-def _packed(part: State) -> Tensor:
-    content = io.BytesIO()
-    torch.save(part, content)
-    return torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
-
-
-def _unpacked(content: Tensor) -> State:
-    return torch.load(io.BytesIO(content.numpy()), map_location="cpu", weights_only=True)
-
-
 def _post(part: State, to: int, comm: Communicator) -> None:
-    content = _packed(part).to(comm.device)
+    content = torch.frombuffer(bytearray(encode(part)), dtype=torch.uint8).to(comm.device)
     comm.send(torch.tensor([len(content)], device=comm.device), to)
     for piece in content.split(PIECE):
         comm.send(piece, to)
@@ -161,4 +156,4 @@ def _post(part: State, to: int, comm: Communicator) -> None:
 def _fetch(source: int, comm: Communicator) -> State:
     (size,) = comm.receive(torch.zeros(1, dtype=torch.int64, device=comm.device), source).read().tolist()
     pieces = torch.empty(size, dtype=torch.uint8, device=comm.device).split(PIECE)
-    return _unpacked(torch.cat([comm.receive(piece, source).read() for piece in pieces]).cpu())
+    return decode(torch.cat([comm.receive(piece, source).read() for piece in pieces]).cpu().numpy().tobytes())

@@ -6,15 +6,31 @@ single field may be is said there.
 Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 """
 
+import math
 from typing import Any
 
 from swarmbook.errors import unknown
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.routing import ROUTES, fields_of
-from swarmbook.methods.sync import SYNCS
+from swarmbook.methods.sync import OURS, SYNCS
 
 ARCHITECTURE = {"tokenizer", "stages", "layers_per_stage", "width", "heads", "hidden", "replicas"}
+EXCHANGE_FIELDS = {  # what of an exchange a run may choose, and which kinds of methods read it
+    "sync_every": lambda method: not method.gradients,
+    "outer_lr": lambda method: method.keeps,
+    "outer_momentum": lambda method: method.keeps,
+    "consensus": lambda method: method.keeps and method.groups,
+    "group": lambda method: method.groups,
+    "matching": lambda method: method.groups,
+    "absent": lambda method: True,
+    "density": lambda method: method == OURS["SparseLoCo"],
+    "fragments": lambda method: not method.gradients,
+    "delay": lambda method: not method.gradients,
+    "mixing": lambda method: not method.gradients,
+}
+NUMBERS = {"outer_lr", "outer_momentum", "consensus", "density"}  # of which a user's own rule may read any
+SHARED = {"sync_every", "outer_lr", "outer_momentum"}  # what the arms of a grid have in common, "none" among them
 ROUTE_FIELDS = ("paths", "visits", "swaps", "swap_lag", "reach", "keep_first")
 
 
@@ -34,6 +50,7 @@ def check(run: Any) -> None:
     if run.evaluate_every % run.log_every:
         raise ValueError(f"evaluate_every={run.evaluate_every} must be a multiple of log_every={run.log_every}")
     _check_route(run)
+    _check_read(run)
     if run.sync != "none":
         _check_sync(run)
     domains = run.data.count("+") + 1
@@ -83,6 +100,54 @@ def _check_route(run: Any) -> None:
             users = [route for route, rule in ROUTES.items() if name in fields_of(rule, known)]
             raise ValueError(f"{name}={value} does nothing for route {run.route!r}: it is for {', '.join(users)}")
     run.route_at(0)
+    if run.route == "planned":
+        _check_paths(run)
+    total = (run.visits or 0) * run.microbatches
+    if run.route in ("random paths", "blind paths") and abs(total - round(total)) > 1e-6:
+        least = math.floor(total)
+        raise ValueError(
+            f"visits={run.visits} cannot be the mean of microbatches={run.microbatches}, which would visit {total:g} "
+            f"stages together: give {least / run.microbatches:g} or {(least + 1) / run.microbatches:g}"
+        )
+
+
+def _check_paths(run: Any) -> None:
+    """Every path is taken, and every stage is trained on one."""
+    if len(run.paths) > run.microbatches:
+        raise ValueError(
+            f"paths holds {len(run.paths)} paths, of which microbatches={run.microbatches} take the first ones only: "
+            "give at most one for each microbatch"
+        )
+    if untrained := set(range(run.stages)) - {stage for path in run.paths for stage in path}:
+        raise ValueError(
+            f"paths={run.paths} leave stages {', '.join(map(str, sorted(untrained)))} untrained, through which "
+            f"evaluations go: each of 0..{run.stages - 1} must be on a path"
+        )
+
+
+def unread(sync: str) -> set[str]:
+    """The fields of exchanges that this method does not read; the keys of its runs leave them out."""
+    return {name for name in EXCHANGE_FIELDS if not _reads(sync, name)}
+
+
+def _reads(sync: str, name: str) -> bool:
+    """Whether a method reads a field of exchanges."""
+    method = SYNCS[sync]
+    if method is None:
+        return False
+    return EXCHANGE_FIELDS[name](method) or (name in NUMBERS and method != OURS.get(sync))
+
+
+def _check_read(run: Any) -> None:
+    """A field that the run's method does not read is not set, unless arms of a grid may share it."""
+    known = type(run).model_fields
+    for name in EXCHANGE_FIELDS:
+        value = getattr(run, name)
+        if name not in SHARED and value != known[name].default and not _reads(run.sync, name):
+            users = [sync for sync in SYNCS if _reads(sync, name)]
+            raise ValueError(
+                f"{name}={value!r} does nothing for sync {run.sync!r}: leave it out, or take one of {', '.join(users)}"
+            )
 
 
 def _check_sync(run: Any) -> None:
@@ -107,6 +172,12 @@ def _check_sync(run: Any) -> None:
         raise ValueError(
             f"delay={run.delay} must be less than sync_every={run.sync_every}: an exchange has to arrive before "
             "the next one"
+        )
+    begun, first = (run.start.steps if run.start else 0), run.sync_every // run.fragments
+    exchanges = run.steps // run.sync_every - begun // run.sync_every if begun else run.steps // first
+    if not SYNCS[run.sync].gradients and not exchanges:
+        raise ValueError(
+            f"sync_every={run.sync_every} leaves no exchange in steps={run.steps}: give a smaller one, or sync='none'"
         )
 
 

@@ -2,6 +2,8 @@
 
 - a cell that died starts its moments and its bias correction anew, while the others go on
 - torch's fused kernel does the work: on whole buffers while all cells agree, on rows where they differ
+- a cell has the same bits whatever the other cells do. The kernel of a CPU rounds the end of a buffer otherwise, if it
+  does not fill one of its vectors. Where the width is no multiple of a vector it therefore always goes by rows
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,8 @@ from swarmbook.training import torch_private
 from swarmbook.training.device import moved
 from swarmbook.training.stacked_weights import StackedWeights
 from swarmbook.training.state_layout import WEIGHTS
+
+LANES = 16  # the fp32 numbers of the widest vector of a CPU; the size of every row is a multiple of the width
 
 
 class Adam:
@@ -37,6 +41,7 @@ class Adam:
             for name, w in fleet.named_weights().items()
         }  # weights, gradients, first and second moments, laid out as `state_layout.WEIGHTS`
         self._found: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}  # views take time to make
+        self._whole = fleet.device.type != "cpu" or fleet.shape.width % LANES == 0  # buffers give the bits of rows
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
@@ -44,7 +49,8 @@ class Adam:
         lr = self.lr if lr is None else lr
         self.steps += 1
         counts = moved(self.steps.astype(np.float32), self.fleet.device)  # [R, S + 1]
-        if (self.lr_scale == self.lr_scale[0, 0]).all() and (self.steps == self.steps[0, 0]).all():
+        alike = (self.lr_scale == self.lr_scale[0, 0]).all() and (self.steps == self.steps[0, 0]).all()
+        if alike and self._whole:
             buffers = list(self._tensors.values())
             self._update(buffers, [counts[0, 0]] * len(buffers), lr * float(self.lr_scale[0, 0]))
             return
@@ -53,12 +59,15 @@ class Adam:
             rows = [(row, counts[*cell]) for cell in cells for row in self._rows(*cell)]
             self._update(*zip(*rows, strict=True), lr * float(scale))
 
-    def round_to_bf16(self, replicas: Sequence[int]) -> None:
-        """Round the weights and moments of these replicas to bfloat16, as if they were stored so."""
+    def round_to_bf16(self, replicas: Sequence[int], moments: bool = True) -> None:
+        """Round the weights of these replicas to bfloat16, as if they were stored so, and their moments if asked.
+
+        A second moment that is stored so never falls: 0.999 of it is nearer to it than to the next smaller number.
+        """
         rows = slice(replicas[0], replicas[-1] + 1)
-        for name, (w, _, *moments) in self._tensors.items():
+        for name, (w, _, *both) in self._tensors.items():
             index = WEIGHTS.index(name, rows)
-            for tensor in (w, *moments):
+            for tensor in (w, *both) if moments else (w,):
                 tensor[index] = tensor[index].bfloat16().to(tensor.dtype)
 
     def reset(self, replica: int, stage: int) -> None:

@@ -166,10 +166,10 @@ class Bookkeeping:
         return scale
 
     def _round(self) -> None:
-        """Round the weights and moments of runs that store them in bfloat16."""
+        """Round the weights of runs that store them in bfloat16, and the moments of those that store these so, too."""
         for i, run in enumerate(self.runs):
-            if run.storage == "bf16":
-                self.adam.round_to_bf16(self.replicas(i))
+            if run.storage != "fp32":
+                self.adam.round_to_bf16(self.replicas(i), moments=run.storage == "bf16")
 
     def _outers(self) -> Iterator[tuple[int, OuterOptimizer]]:
         """The runs whose replicas exchange anything."""
@@ -196,8 +196,9 @@ class Bookkeeping:
             lost.append(cell)
         return lost
 
-    def _failure(self, i: int, stage: int) -> None:
-        self._row(i, "failure", 1.0, stage=(stage + 1) % (self.runs[i].stages + 1))
+    def _failure(self, i: int, stage: int, label: str = "") -> None:
+        """Note that run i loses a stage. label: why, if its configuration does not say so."""
+        self._row(i, "failure", 1.0, (stage + 1) % (self.runs[i].stages + 1), label)
 
     def _rebuild(self, i: int, cell: Lost, counts: bool = True) -> None:
         """Let the run's rule rebuild a cell, and unless it asks for a rollback do what follows.

@@ -6,6 +6,9 @@ What an exchange does to the tensors is a rule of `swarmbook.methods.sync`. Slow
 Serves: the runs of the NoLoCo notebook.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 from torch import Tensor
 
 from swarmbook.methods.costs import Costs
@@ -14,6 +17,11 @@ from swarmbook.training.stacked_weights import StackedWeights
 from swarmbook.training.state_layout import REPLICA_FIRST, of_layers
 
 Weights = dict[str, Tensor]  # laid out as REPLICA_FIRST
+
+
+def weights_in(message: dict) -> dict[str, Weights]:
+    """What of a message that is on its way are weights: fast ones, and maybe slow ones."""
+    return {kind: message[kind] for kind in ("theta", "slow") if kind in message}
 
 
 class OuterOptimizer:
@@ -25,19 +33,25 @@ class OuterOptimizer:
     exchanged when `sync_every` divides the steps of progress less f * sync_every // F. What is still on its way when a
     run ends does not arrive.
 
-    A replica that is absent has crashed: its steps since the last exchange are lost. It goes on from its slow weights
-    as they were or, where a method gives all replicas the same slow weights, from those of the others. Gossip has no
-    slow weights: there an absent replica only misses the averaging.
+    A replica that is absent from the exchange of a fragment has crashed. The fast weights of its whole model are lost,
+    with all its steps since they were the slow ones. It goes on at once from its slow weights, those before any result
+    that is still on its way. What an exchange within a group leads to does not reach it. Where a method gives all
+    replicas the same slow weights, it takes these when they arrive: at once without a delay, and then it has no fast
+    weights of which `mixing` could keep a share. A healed replica of torchft begins with the fast weights of a peer
+    instead. Adam's moments stay. Gossip has no slow weights: there an absent replica only misses the averaging. An
+    exchange from which all are absent does not take place, and nobody has crashed.
     """
 
     def __init__(self, run, fleet: StackedWeights, rows: range):
         self.run, self.method = run, SYNCS[run.sync]
         self.first = 0  # the stage of the run that the fleet begins with
+        self.held = range(run.replicas)  # the replicas of the run whose weights are here
         self.theta, self.gradients = fleet.replica_views(rows), fleet.replica_views(rows, gradients=True)
         kept = self.theta if self.method.keeps else {}
         self.phi = {name: w.clone() for name, w in kept.items()}
         self.delta = {name: w.new_zeros(w.shape) for name, w in kept.items()}
-        self.arriving: dict[int, dict] = {}  # fragment -> when, and its new fast weights
+        # Fragment -> when, and its new fast weights; where replicas can be absent, who is, and the slow weights before.
+        self.arriving: dict[int, dict] = {}
 
     def average_gradients(self, step: int, costs: Costs) -> None:
         """Exchange the gradients of step `step`, counted from 0, if the method works on gradients."""
@@ -51,16 +65,56 @@ class OuterOptimizer:
             return
         for f in range(run.fragments):
             if (position - f * run.sync_every // run.fragments) % run.sync_every == 0:
-                theta = {name: w.clone() for name, w in self._fragment(self.theta, f).items()}
-                slow = self._fragment(self.phi, f), self._fragment(self.delta, f)
-                self._exchange(theta, *slow, (position - 1) // run.sync_every, costs)
-                self.arriving[f] = {"at": position + run.delay, "theta": theta}
+                self._begin(f, position, costs)
         for f in [f for f, message in self.arriving.items() if message["at"] == position]:
-            theta = self.arriving.pop(f)["theta"]
+            self._arrive(f, self.arriving.pop(f))
+
+    def _begin(self, f: int, position: int, costs: Costs) -> None:
+        """Exchange fragment f; replicas that are absent lose their fast weights."""
+        run, number = self.run, (position - 1) // self.run.sync_every
+        present = run.present_at(number)
+        absent = [] if present is None else np.flatnonzero(~present).tolist()
+        if len(absent) == run.replicas:
+            return
+        slow = self._fragment(self.phi, f), self._fragment(self.delta, f)
+        message: dict = {"at": position + run.delay}
+        if absent:
+            self._crash(absent)
+            message["absent"] = absent
+        if present is not None and run.delay:
+            message["slow"] = {name: w.clone() for name, w in slow[0].items()}
+        message["theta"] = {name: w.clone() for name, w in self._fragment(self.theta, f).items()}
+        self._exchange(message["theta"], *slow, number, costs)
+        self.arriving[f] = message
+
+    def _crash(self, replicas: Sequence[int]) -> None:
+        """Put the fast weights of these replicas, all fragments, back to their slow weights."""
+        rows = self._rows(replicas)
+        for f in range(self.run.fragments):
+            slow = self._fragment(self.phi, f) | self.arriving.get(f, {}).get("slow", {})
             for name, weight in self._fragment(self.theta, f).items():
-                weight.lerp_(theta[name], 1 - run.mixing)  # exact for mixing = 0 and 1
-                if run.storage == "bf16":
-                    weight.copy_(weight.bfloat16())
+                if name in slow:
+                    weight[rows] = slow[name][rows]
+
+    def _arrive(self, f: int, message: dict) -> None:
+        """Mix the new weights of fragment f into the fast ones."""
+        run, absent = self.run, self._rows(message.get("absent", ()))
+        for name, weight in self._fragment(self.theta, f).items():
+            new, own = message["theta"][name], weight[absent]
+            if run.mixing == 0:  # not `lerp_`, which makes NaN of fast weights that are infinite
+                weight.copy_(new)
+            else:
+                weight.lerp_(new, 1 - run.mixing)
+            if self.method.groups:
+                weight[absent] = own
+            elif not run.delay:
+                weight[absent] = new[absent]
+            if run.storage != "fp32":
+                weight.copy_(weight.bfloat16())
+
+    def _rows(self, replicas: Sequence[int]) -> list[int]:
+        """Where those of these replicas that are here have their weights."""
+        return [self.held.index(replica) for replica in replicas if replica in self.held]
 
     def state_dict(self) -> dict:
         """Copies of all that the run needs to go on besides its weights, in tensors laid out as `REPLICA_FIRST`."""
@@ -69,7 +123,7 @@ class OuterOptimizer:
             "fragments": self.run.fragments,
             "phi": {name: w.clone() for name, w in self.phi.items()},
             "delta": {name: w.clone() for name, w in self.delta.items()},
-            "arriving": {f: {"at": m["at"], "theta": dict(m["theta"])} for f, m in self.arriving.items()},
+            "arriving": {f: dict(message) for f, message in self.arriving.items()},
         }
 
     def load_state_dict(self, state: dict | None) -> None:
@@ -85,8 +139,11 @@ class OuterOptimizer:
         self.arriving = {}
         if alike and state["fragments"] == self.run.fragments:
             for f, message in state["arriving"].items():
-                theta = {name: w.to(self.theta[name].device) for name, w in message["theta"].items()}
-                self.arriving[f] = {"at": message["at"], "theta": theta}
+                weights = {
+                    kind: {name: w.to(self.theta[name].device) for name, w in each.items()}
+                    for kind, each in weights_in(message).items()
+                }
+                self.arriving[f] = message | weights
 
     def _exchange(self, theta: Weights, phi: Weights, delta: Weights, step: int, costs: Costs) -> None:
         """Exchange these tensors, of which `theta` are weights or gradients, by the groups and numbers of the run."""
@@ -100,14 +157,12 @@ class OuterOptimizer:
             return
         x = self._exchange_of(tensors, run.groups_at(step), *numbers, late, costs, present)
         absent = x.absent
-        for name in phi:
-            theta[name][absent] = phi[name][absent]
         kept = [(tensor, tensor[absent]) for own in tensors for tensor in own if absent and tensor is not None]
         self.method.rule(x)
         if self.method.groups:
             for tensor, own in kept:
                 tensor[absent] = own
-        if run.storage == "bf16":
+        if run.storage != "fp32":
             for tensor in (*theta.values(), *phi.values(), *delta.values()):
                 tensor.copy_(tensor.bfloat16())
 
