@@ -1,4 +1,4 @@
-"""Attacks that an earlier version of SyncPCN lost money to, each in its smallest form, within the protocol's promises."""
+"""Attacks to which an earlier version of SyncPCN lost money, within its promises, each in its smallest form."""
 
 import pytest
 

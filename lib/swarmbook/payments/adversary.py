@@ -201,7 +201,7 @@ class Wormhole(Fault):
                 if node.locks.opens(theirs.outgoing[1].condition, key):
                     self.accomplice.learn(theirs, key)
                     break
-        node.ends[message.cid].pending = None
+        node.ends[message.cid].pending = transit.sent = None  # as if it had never meant to open it
         node.fail(transit)
         return []
 

@@ -123,7 +123,7 @@ class SyncPCN(World):
             if lock.pid in end.past:
                 view = end.past[lock.pid]
             elif lock.pid in end.resolved:
-                view = outcome_of(end.resolved[lock.pid][0])
+                view = outcome_of(end.resolved[lock.pid].decision)
             elif end.state.lock(lock.pid) is not None or (end.pending and end.pending[3].lock == lock):
                 view = Outcome.LOCKED
             else:
@@ -143,10 +143,14 @@ class SyncPCN(World):
             if end is None:
                 total += channel[2 + channel.index(party)]
                 continue
-            total += end.balance
-            for lock in end.state.locks:
-                decision = end.resolved.get(lock.pid, (Decision.REFUNDED,))[0]  # undecided, it is still its payer's
-                total += lock.amount * ((decision == Decision.REFUNDED) == (lock.payer == end.side))
+            state = end.state
+            if end.pending is not None and any(state.lock(pid) is None for pid in end.resolved):
+                state = end.pending[0]  # members decided a lock in it, so the other party has signed it too
+            total += state[2 + end.side]
+            for lock in state.locks:
+                decided = end.resolved.get(lock.pid)
+                refunded = decided is None or decided.decision == Decision.REFUNDED  # undecided, it is its payer's
+                total += lock.amount * (refunded == (lock.payer == end.side))
         return total
 
     def receipt(self, payment: Payment) -> bool:
