@@ -14,8 +14,8 @@ turn on to the other party. Who needs it out of turn asks for it (`Ask`, `Grant`
 What a party signs, and what it relies on:
 
 - A proposal that overtakes the signature before it is kept until that arrives, since messages may change their order.
-- A lock leaves a state against a party's interest only if that party has what makes up for it: the payer signs PAID if
-  it has the key (`ChannelParty.may_pay`), the payee signs REFUNDED if a quorum says so. What the other party gives up
+- A lock leaves a state against a party's interest only if that party has what makes up for it: the payer signs that it
+  is paid if it has the key, and has not given its incoming lock back (`ChannelParty.may_pay`), the payee signs REFUNDED if a quorum says so. What the other party gives up
   needs no certificate.
 - A lock's name is used once in a channel, so that a decision about a lock is never one about a later lock.
 - While a committee is asked to decide a lock, its party signs nothing beyond what it has proposed already. So there
@@ -315,6 +315,9 @@ class ChannelEnd:
         if change.what == "lock" and change.lock.pid in self.past:
             raise Refused(f"the name of {change.lock} was used before")
         gone = [self.decided(side, resolved) for resolved in change.resolved]
+        opened = self.state.lock(change.pid) if change.what == "open" and side != self.side else None
+        if opened is not None and not self.party.may_pay(opened):
+            raise Refused(f"{opened} is not to be paid any more")
         return follow(self.state, side, change, nonce, [(lock.pid, decision) for lock, decision in gone]), gone
 
     def decided(self, side: int, resolved: Resolved) -> tuple[Lock, str]:
@@ -329,7 +332,7 @@ class ChannelEnd:
         pays = decision != Decision.REFUNDED
         if side != self.side and (lock.payer == self.side) == pays:  # this party loses the lock
             if pays and not self.party.may_pay(lock):
-                raise Refused(f"{lock} is decided, and its payer has no key")
+                raise Refused(f"{lock} is not to be paid")
             if not resolved.certificate.verify(self.committee, self.party.keys):
                 raise Refused(f"{resolved.certificate.statement} has not enough votes")
         return lock, decision
@@ -369,7 +372,7 @@ class ChannelParty(Node):
         """A certified state no longer holds a lock, which the other party removed as decided."""
 
     def may_pay(self, lock: Lock) -> bool:
-        """Whether this party has the key of a lock that it pays."""
+        """Whether this party, the payer, may sign a lock away to its payee."""
         raise NotImplementedError
 
     def sign(self, end: ChannelEnd, m: Propose) -> None:

@@ -162,7 +162,8 @@ class DisputingParty(ChannelParty):
             self.fail(self.outbound[lock.pid])
 
     def may_pay(self, lock: Lock) -> bool:
-        return self.outbound[lock.pid].key is not None
+        transit = self.outbound.get(lock.pid)
+        return transit is not None and transit.key is not None and not transit.done
 
     def shown_newer(self, sender: Node, m: NewerState) -> None:
         """A member knows a newer state than the one with which this party asked for a decision."""

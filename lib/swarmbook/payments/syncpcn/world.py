@@ -205,9 +205,9 @@ class SyncPCN(World):
             wrong += [f"I2: {state}"] * (min(state.left, state.right) < 0)
         for seq in {seq for member in members for seq in member.log}:
             roots = [member.log[seq] for member in members if seq in member.log]
-            enough = ends[0].committee.quorum - self.topology.faulty if ends else 1
+            enough = self.topology.quorum - self.bad_members(cid)  # faulty ones sign whatever is asked of them
             certified = {root for root in roots if roots.count(root) >= enough}
-            wrong += [f"I3: C{cid + 1} has two states {seq}"] * (len(certified) > 1)
+            wrong += [f"I3: C{cid + 1} has two states {seq}"] * (len(certified) > 1 and bool(ends))
         return wrong + [f"I7: {m} holds {m.newest}" for m in members if m.newest and not m.signed(m.newest)]
 
     def progress(self, member: SyncPCNMember) -> tuple[int, Mapping[object, str]]:
