@@ -145,13 +145,13 @@ class DisputingParty(ChannelParty):
     def decided(self, end: ChannelEnd, lock: Lock, decision: str, certificate: Certificate) -> None:
         """The committee has decided a lock; the decision enters the next state, or the close."""
         dispute = end.disputes.pop(lock.pid, None)
+        self.sim.note(self, f"certificate {decision}")
         if lock.pid not in end.resolved or decision == Decision.CONCEDED:
             end.resolved[lock.pid] = Resolved(certificate, None if dispute is None else dispute.key)
-        self.sim.note(self, f"certificate {decision}")
-        if decision == Decision.REFUNDED and lock.payer == end.side:
-            self.fail(self.outbound[lock.pid])
-        elif decision != Decision.REFUNDED:
+        if decision != Decision.REFUNDED:
             self.settled(lock.pid)
+        elif lock.payer == end.side and end.resolved[lock.pid].decision == decision:  # it has not been conceded before
+            self.fail(self.outbound[lock.pid])
         end.advance()
         end.release()
 
