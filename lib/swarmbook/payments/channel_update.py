@@ -14,9 +14,9 @@ turn on to the other party. Who needs it out of turn asks for it (`Ask`, `Grant`
 What a party signs, and what it relies on:
 
 - A proposal that overtakes the signature before it is kept until that arrives, since messages may change their order.
-- A lock leaves a state against a party's interest only if that party has what makes up for it: the payer signs that it
-  is paid if it has the key, and has not given its incoming lock back (`ChannelParty.may_pay`), the payee signs REFUNDED if a quorum says so. What the other party gives up
-  needs no certificate.
+- A lock leaves a state against a party's interest only if that party has what makes up for it. The payer signs that a
+  lock is paid if it has the key, and has not given its incoming lock back (`ChannelParty.may_pay`). The payee signs
+  that a lock is refunded if a quorum says so. What the other party gives up needs no certificate.
 - A lock's name is used once in a channel, so that a decision about a lock is never one about a later lock.
 - While a committee is asked to decide a lock, its party signs nothing beyond what it has proposed already. So there
   are two states at most that members can know as the newest, and the party can prove the lock in both (`proofs`).

@@ -21,8 +21,8 @@
   for two certificates. Rule: a member votes once on a lock, and quorums meet in an honest member.
 - S10 **claims win.** When no clock of an honest member is before T_i any more, a lock whose key an honest payee sent in
   time is paid, or all honest members have voted PAID. Rule: the deadlines of `Timing`, and S8.
-- S11 **refunds win.** T_i + 4 delta after nobody showed the key, no honest payer's lock is left. Rule: the payer asks at
-  T_i + 2 delta, when no vote for PAID can be under way any more.
+- S11 **refunds win.** After T_i + 4 delta no lock of an honest payer is left undecided. Rule: the payer asks at
+  T_i + 2 delta, when no vote for PAID can be under way any more, and concedes if it has the key.
 
 The proof assumes delays of at most delta, clocks at most `skew` apart, at most f faulty members in the committee, and
 signatures that nobody forges. It covers what is in the code; closes in the middle of an update are not modelled.
