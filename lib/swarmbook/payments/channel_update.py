@@ -21,6 +21,8 @@ What a party signs, and what it relies on:
 - While a committee is asked to decide a lock, its party signs nothing beyond what it has proposed already. So there
   are two states at most that members can know as the newest, and the party can prove the lock in both (`proofs`).
 
+The file is long because it is one concept: one end of a channel, whose rules hold together or not at all.
+
 This is the parties' side; `channel_committee` is the members'. Serves: SyncPCN in all its figures, and the row "one
 channel, direct" of the cost table (S4, S5).
 """
@@ -161,8 +163,8 @@ class ChannelEnd:
                 return
             change = self.wanted.popleft()
             change = change if isinstance(change, Change) else self.party.prepared(change)
-            folded = tuple(resolved for pid, resolved in self.resolved.items() if self.state.lock(pid))
-            change = change._replace(resolved=folded) if folded else change
+            if self.resolved:
+                change = change._replace(resolved=tuple(r for pid, r in self.resolved.items() if self.state.lock(pid)))
             nonce = self.party.nonce()
             try:
                 state, gone = self._followed(self.side, change, nonce)
@@ -199,9 +201,9 @@ class ChannelEnd:
             return False
         ours = self._sign(state, commitment)
         self.heard = self.party.sim.now
-        gone = [(lock, decision) for lock, decision in gone if lock.pid not in self.resolved]
-        if gone:
-            self.gone[state.seq] = gone
+        news = [(lock, decision) for lock, decision in gone if lock.pid not in self.resolved] if gone else gone
+        if news:
+            self.gone[state.seq] = news
         self._agree(state, commitment, ours, m.signature, m.change, gone)
         self.turn, self.asked = True, False
         self.party.send(self.peer, Cosign(self.cid, state.seq, ours))
@@ -251,11 +253,12 @@ class ChannelEnd:
             return
         if self.tally.add(m.seq, sender.name, m.signature):
             self.certified = m.seq
-            for seq in [seq for seq in self.roots if seq <= m.seq]:
+            while self.roots and (seq := next(iter(self.roots))) <= m.seq:  # they stand in their order
                 del self.roots[seq]
                 self.tally.votes.pop(seq, None)
-                for lock, decision in self.gone.pop(seq, ()):
-                    self.party.left(self, lock, decision)
+                if seq in self.gone:
+                    for lock, decision in self.gone.pop(seq):
+                        self.party.left(self, lock, decision)
                 if seq in self.awaited:
                     self.party.certified(self, self.awaited.pop(seq))
             self.advance()
@@ -302,10 +305,11 @@ class ChannelEnd:
             self.past[change.pid] = Outcome.PAID if change.what == "open" else Outcome.REFUNDED
         for lock, decision in gone:
             self.past[lock.pid] = outcome_of(decision)
-        for pid in [pid for pid in self.disputes if state.lock(pid) is None]:
-            del self.disputes[pid]
-        for pid in [pid for pid in self.resolved if state.lock(pid) is None]:
-            self.past.setdefault(pid, outcome_of(self.resolved.pop(pid).decision))
+        if self.disputes:
+            self.disputes = {pid: dispute for pid, dispute in self.disputes.items() if state.lock(pid) is not None}
+        if self.resolved:
+            for pid in [pid for pid in self.resolved if state.lock(pid) is None]:
+                self.past.setdefault(pid, outcome_of(self.resolved.pop(pid).decision))
 
     def _sign(self, state: State, commitment: Commitment) -> object:
         return self.party.keys.sign(self.party.name, ("state", self.cid, state.seq, commitment.root))
@@ -314,7 +318,7 @@ class ChannelEnd:
         """The state after a change, and the locks that a committee has decided in it. Raises Refused."""
         if change.what == "lock" and change.lock.pid in self.past:
             raise Refused(f"the name of {change.lock} was used before")
-        gone = [self.decided(side, resolved) for resolved in change.resolved]
+        gone = [self.decided(side, resolved) for resolved in change.resolved] if change.resolved else []
         opened = self.state.lock(change.pid) if change.what == "open" and side != self.side else None
         if opened is not None and not self.party.may_pay(opened):
             raise Refused(f"{opened} is not to be paid any more")

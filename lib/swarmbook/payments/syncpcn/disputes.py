@@ -119,7 +119,7 @@ class DisputingParty(ChannelParty):
         """T_i + 2 delta: the outgoing lock is still there."""
         cid, lock = transit.outgoing
         end = self.ends[cid]
-        if lock.pid in end.resolved or not end.proofs(lock):  # decided, gone, or never proposed
+        if lock.pid in end.past or lock.pid in end.resolved or not end.proofs(lock):  # gone, decided, or never proposed
             return
         if transit.key is not None:
             self.concede(end, lock, self.locks.upstream(transit.key, -transit.step))
