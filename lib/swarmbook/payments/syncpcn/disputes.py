@@ -1,8 +1,10 @@
 """What a party of SyncPCN does when the other party of a channel does not answer: committees decide the lock.
 
 A payee claims with its key. A payer asks for a refund, or concedes if it has learned the key. Members vote, and the
-decision of a quorum enters the next state, or the close. Serves: the drawings of SyncPCN's claim, refund and
-concession; claims S1, S8, S12 and S13.
+decision of a quorum enters the next state, or the close. Until it is decided, the party that asked signs nothing new.
+Votes about a lock that is gone are dropped: it was paid, and its payer had the key, or it was given back.
+
+Serves: the drawings of SyncPCN's claim, refund and concession; claims S1, S8, S12 and S13.
 """
 
 from swarmbook.payments.channel import Lock, Resolved, lock_digest

@@ -9,10 +9,18 @@ and timeouts are our reconstruction:
   favour, and goes on when it holds the certificate. It fails a lock that comes too late, or of which it has not been
   told.
 - **unlock**, backwards: The payee's update carries the key, and the payer opens its own hop at once.
-- **failure**: The payee's update removes the lock.
-- **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once.
-- **refund**: At T_i + 2 delta the payer asks; members that have not voted vote REFUNDED, once.
+- **failure**: The payee's update removes the lock. The payer gives its own incoming lock back when a quorum holds that
+  state. Who has sent the key of a lock never gives it back, and who has given it back never sends its key.
+- **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once. The payee proves
+  that the newest state holds the lock, both of the state that it knows as the newest and of the one that it has
+  proposed, which the payer may have signed and shown to members alone. Votes carry the key to the payer.
+- **refund**: At T_i + 2 delta the payer asks with the same two proofs; members that have not voted vote REFUNDED, once.
+  A key that it learns later is not passed on.
 - **concession**: A payer that has learned the key from a vote, but sees no certificate, concedes.
+- **decisions** enter the next update. One that pays the payee carries the key, and the payer signs it only if it then
+  has the key, and has not given its incoming lock back.
+
+`invariants` has what follows from these rules, as code.
 
 Serves: SyncPCN in every figure and table of the notebook; claims S1, S2, S4 to S8 and S11 to S16.
 """
