@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from swarmbook.payments.adversary import Deaf, Fault, Late, Selective, Silent
-from swarmbook.payments.attacks import SAFETY, names, opening
+from swarmbook.payments.attacks import SAFETY, names, opening, synchronous_world
 from swarmbook.payments.channel import Change, Lock, Refused, State, follow, lock_digest
 from swarmbook.payments.channel_committee import Ack, Announce
 from swarmbook.payments.channel_update import Ask, Cosign, Propose
@@ -229,6 +229,14 @@ def test_two_refused_locks():
     keys = Keys("real")
     digests = {lock_digest(Lock(11, 0, 30, 5, expiry), keys) for expiry in (9.0, 9.0 + 2.0**-20, 9.0004)}
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize("first", range(0, 100, 10))
+def test_invariants_hold_after_every_event_against_random_adversaries(first):
+    for seed in range(1000 + first, 1010 + first):
+        world = synchronous_world(seed)
+        watched(world)
+        assert not check(world, SAFETY)
 
 
 # liveness among honest parties, whatever the order in which messages arrive

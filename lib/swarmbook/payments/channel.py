@@ -189,7 +189,8 @@ def prove(state: State, commitment: Commitment, lock: Lock) -> Proof:
 def close(published: Iterable[tuple[int, object]], quorum: int) -> tuple[int, object]:
     """The newest of the first `quorum` announcements (seq, root): the state that the contract pays out.
 
-    Raises ValueError if there are fewer.
+    The contract takes only what both parties have signed, which is for the caller to see to. Raises ValueError if there
+    are fewer.
     """
     claims = list(published)[:quorum]
     if len(claims) < quorum:

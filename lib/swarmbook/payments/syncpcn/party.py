@@ -213,7 +213,8 @@ class SyncPCNParty(DisputingParty):
         """The sender has not told of a lock in time, or something wrong."""
         if (cid, lock) in self.unexplained:
             self.unexplained.discard((cid, lock))
-            transit = self.inbound[lock.pid] = Transit(None, (cid, lock), None, 0)  # what it is told now is too late
+            transit = Transit(None, (cid, lock), None, 0)
+            self.inbound.setdefault(lock.pid, transit)  # what the sender tells from now on is too late
             self.fail(transit)
 
     # unlock

@@ -11,8 +11,8 @@ and timeouts are our reconstruction:
 - **unlock**, backwards: The payee's update carries the key, and the payer opens its own hop at once.
 - **failure**: The payee's update removes the lock. The payer gives its own incoming lock back when a quorum holds that
   state. Who has sent the key of a lock never gives it back, and who has given it back never sends its key.
-- **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once. The payee proves
-  that the newest state holds the lock, both of the state that it knows as the newest and of the one that it has
+- **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once. The payee
+  proves that the newest state holds the lock, both of the state that it knows as the newest and of the one that it has
   proposed, which the payer may have signed and shown to members alone. Votes carry the key to the payer.
 - **refund**: At T_i + 2 delta the payer asks with the same two proofs; members that have not voted vote REFUNDED, once.
   A key that it learns later is not passed on.
