@@ -60,10 +60,10 @@ def test_a_payer_does_not_sign_a_lock_away_before_it_has_the_key():
     """The receiver's certificate of PAID comes, in its next proposal, before the votes that carry the key."""
     world = SyncPCN(line(2), sim=Simulation(slow_votes))
     world.corrupt(world.party("u2"), InsteadOfOpening(claims))
-    payment = world.pay(names(2), 10)
-    world.pay(["u2", "u1"], 1, at=0.5)
+    payment, back = world.pay(names(2), 10), world.pay(["u2", "u1"], 1, at=0.5)
     watched(world)
     assert not check(world, SAFETY), world.outcomes(payment)
+    assert world.outcomes(payment) + world.outcomes(back) == [Outcome.PAID] * 3  # the proposal itself carries the key
     assert world.total("u1") >= world.initial("u1")
 
 
