@@ -175,6 +175,26 @@ def test_a_payer_does_not_pay_what_the_committee_has_refunded():
     assert world.total("u1") == world.initial("u1")
 
 
+def test_a_lock_that_was_conceded_is_not_refunded_later():
+    """The sender concedes, so that u1 need not claim, and shows a certificate of the refund after T_1."""
+    world = SyncPCN(line(2))
+    payer, expiry = world.party("u0"), world.timing.expiries(0.0, 2)[0]
+    world.corrupt(payer, Fault())
+    payment = world.pay(names(2), 10)
+    watched(world, until=2.0)
+    end = payer.ends[0]
+    (lock,) = end.state.locks
+    payer.concede(end, lock, None)
+    end.resolved.clear()
+    watched(world, until=expiry + 2.0)
+    payer.ask_refund(end, lock)
+    watched(world, until=expiry + 4.0)
+    world.update("u0", "u1", 1)
+    watched(world)
+    assert not check(world, SAFETY), world.outcomes(payment)
+    assert world.total("u1") >= world.initial("u1")
+
+
 def test_a_refund_that_the_payee_folds_into_its_proposal_is_passed_on():
     """The votes come when the lock is gone; u0 asks for nothing, so that u1 has to give the first lock back."""
     world = SyncPCN(line(2), sim=Simulation(slow_votes))

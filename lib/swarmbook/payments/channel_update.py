@@ -16,7 +16,8 @@ What a party signs, and what it relies on:
 - A proposal that overtakes the signature before it is kept until that arrives, since messages may change their order.
 - A lock leaves a state against a party's interest only if that party has what makes up for it. The payer signs that a
   lock is paid if it has the key, and has not given its incoming lock back (`ChannelParty.may_pay`). The payee signs
-  that a lock is refunded if a quorum says so. What the other party gives up needs no certificate.
+  that a lock is refunded if a quorum says so, and it has no certificate that says otherwise: a concession, which only
+  the payer can make, outweighs a refund. What the other party gives up needs no certificate.
 - A lock's name is used once in a channel, so that a decision about a lock is never one about a later lock.
 - While a committee is asked to decide a lock, its party signs nothing beyond what it has proposed already. So there
   are two states at most that members can know as the newest, and the party can prove the lock in both (`proofs`).
@@ -335,6 +336,9 @@ class ChannelEnd:
             raise Refused(f"{resolved.certificate.statement} decides no lock of channel {self.cid}")
         pays = decision != Decision.REFUNDED
         if side != self.side and (lock.payer == self.side) == pays:  # this party loses the lock
+            known = self.resolved.get(lock.pid)
+            if known is not None and (known.decision != Decision.REFUNDED) != pays:
+                raise Refused(f"{lock} is {known.decision}")  # a payer may concede a lock and ask for its refund later
             if pays and not self.party.may_pay(lock):
                 raise Refused(f"{lock} is not to be paid")
             if not resolved.certificate.verify(self.committee, self.party.keys):
