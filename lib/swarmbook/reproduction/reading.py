@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from swarmbook.locations import store_folder
 from swarmbook.records.atomic_files import write
 from swarmbook.reproduction import lineage, papers
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.recorded_runs import apart
 
 
 def copy(paper: Paper, profile: str | None, folder: Path) -> Path:
@@ -111,22 +112,3 @@ def _committed(path: Path) -> bytes | None:
     except OSError:  # there is no git
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def apart(paper: Paper, place: Path, without: Collection[str] = (), content: bytes | None = None) -> Paper:
-    """The same paper in a folder below `place`, with links to all that is recorded at its profile.
-
-    without: keys that are left out. content: of the notebook, in place of the one that is there.
-    """
-    home, runs = paper.notebook.parent, paper.beside("runs")
-    folder = place / "papers" / home.name
-    (folder / runs.name).mkdir(parents=True, exist_ok=True)
-    for path in (*home.iterdir(), *runs.glob("*.parquet")):
-        target = folder / path.relative_to(home)
-        if path.is_file() and path.stem not in without and not target.exists():
-            target.symlink_to(path)
-    if content is not None:
-        notebook = folder / paper.notebook.name
-        notebook.unlink()
-        notebook.write_bytes(content)
-    return papers.read_paper(folder / paper.notebook.name)

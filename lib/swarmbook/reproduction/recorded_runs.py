@@ -5,6 +5,7 @@ Serves: `swarmbook verify` and `report`, and where the cells of a notebook take 
 
 import tempfile
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from swarmbook.config import RunConfig, run_config
 from swarmbook.errors import ConfigError
 from swarmbook.records.keys import key_of
 from swarmbook.records.store import Record, Store
-from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.papers import Paper, read_paper
 from swarmbook.training import logging_plan
 
 
@@ -61,3 +62,22 @@ def recorded(paper: Paper) -> Recorded:
             else:
                 found.faults.append(f"{path} holds another configuration than its key stands for; restore it with git")
     return found
+
+
+def apart(paper: Paper, place: Path, without: Collection[str] = (), content: bytes | None = None) -> Paper:
+    """The same paper in a folder below `place`, with links to all that is recorded at its profile.
+
+    without: keys that are left out. content: of the notebook, in place of the one that is there.
+    """
+    home, runs = paper.notebook.parent, paper.beside("runs")
+    folder = place / "papers" / home.name
+    (folder / runs.name).mkdir(parents=True, exist_ok=True)
+    for path in (*home.iterdir(), *runs.glob("*.parquet")):
+        target = folder / path.relative_to(home)
+        if path.is_file() and path.stem not in without and not target.exists():
+            target.symlink_to(path)
+    if content is not None:
+        notebook = folder / paper.notebook.name
+        notebook.unlink()
+        notebook.write_bytes(content)
+    return read_paper(folder / paper.notebook.name)

@@ -31,8 +31,7 @@ from swarmbook.records.store import Record, Store
 from swarmbook.reproduction import execution, papers
 from swarmbook.reproduction.papers import Paper
 from swarmbook.reproduction.publishing import stable
-from swarmbook.reproduction.reading import apart
-from swarmbook.reproduction.recorded_runs import Recorded, recorded
+from swarmbook.reproduction.recorded_runs import Recorded, apart, recorded
 from swarmbook.reproduction.training_time import duration, seconds
 
 if TYPE_CHECKING:
