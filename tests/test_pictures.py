@@ -127,3 +127,12 @@ def test_marks_beyond_the_limits_of_a_panel_are_not_looked_at():
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.text(1.02, 0.5, "beside", transform=ax.transAxes)
     assert found(figure) == []
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_marks_without_a_finite_place_are_no_fault():
+    figure, (ax,) = panels(1)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.errorbar([0.5], [np.nan], [np.nan], fmt="o")
+    ax.text(0.5, 0.5, "text")
+    assert found(figure) == []

@@ -168,9 +168,10 @@ def _covered(boxes: np.ndarray, mark: Artist, ax: Axes) -> list[int]:
         return []  # the cells of a heat map bear their numbers
     paths, points = _drawn(mark)
     corners = np.concatenate([points, *(path.vertices for path in paths)])
+    corners = corners[np.isfinite(corners).all(axis=1)]
     if not len(corners):
         return []
-    (left, low), (right, high) = np.nanmin(corners, axis=0), np.nanmax(corners, axis=0)
+    (left, low), (right, high) = corners.min(axis=0), corners.max(axis=0)
     left, low, right, high = max(left, ax.bbox.x0), max(low, ax.bbox.y0), min(right, ax.bbox.x1), min(high, ax.bbox.y1)
     near = (boxes[:, 0] <= right) & (boxes[:, 2] >= left) & (boxes[:, 1] <= high) & (boxes[:, 3] >= low)
     covered = []
