@@ -87,11 +87,11 @@ WORLDS = {
 }
 
 GOLDEN = {
-    "SyncPCN": "2641c325e1517b9001a0499523ed5931",
-    "SyncPCN, signed": "949955343619d341f92031e753332709",
-    "SyncPCN, one hash": "4d01bc4e0ad3355e06c45b2fb2e5b3bc",
-    "SyncPCN, a claim": "218cf8194a44408993704d6f0a68119a",
-    "SyncPCN, random adversaries": "41396eae9e1ef565a8b68b35f83fae25",
+    "SyncPCN": "e85dbd58742b68e45704e7c8b76e7a48",
+    "SyncPCN, signed": "107420110aeb1464a1ad6c3adbf67504",
+    "SyncPCN, one hash": "5e38051cfd564f53e762d9d9dbf29b5c",
+    "SyncPCN, a claim": "f45bb48c7c0bb5eebe9ae0610dd22a24",
+    "SyncPCN, random adversaries": "16701f1a23b53032e92c87cc55c63d03",
     "PSyncPCN, none": "af980f819388c4535460a5f87b673b0d",
     "PSyncPCN, payer": "7bea827210810b6e861b443c9cb457c3",
     "PSyncPCN, agreed": "613f49ae7ee4868fc3ca77ef4956cdec",
@@ -99,7 +99,7 @@ GOLDEN = {
     "PSyncPCN, forward": "2662c72094a10fca5e6c4bdc530c2f4d",
     "PSyncPCN, random adversaries": "83e86271ff3cc6f24885ee229b00f407",
     "Lightning": "5fbc195205332594d64d642af8bd9bd3",
-    "attacks": "892bc3f6f0039fccac9c433cf491c6c7",
+    "attacks": "bf80c92ddd199c0f12908f1f6384aaed",
 }
 
 

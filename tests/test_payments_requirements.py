@@ -592,7 +592,7 @@ def test_psyncpcn_next_to_a_faulty_committee_is_stuck_or_loses():
 
 
 def test_a_violation_carries_the_events_that_led_to_it():
-    world, payment = claim_world(0.0, (0,), trace=True)
+    world, payment = claim_world(0.0, (0, 1, 2, 3), trace=True)
     world.members(1)[0].faults = ()
     for member in world.members(1)[1:]:
         world.corrupt(member, Equivocating())

@@ -63,13 +63,14 @@ class Deaf(Fault):
 
 
 class Selective(Fault):
-    """Sends to the nodes of these names alone."""
+    """Sends to the nodes of these names alone; with `kinds`, only messages of these kinds are held back from others."""
 
-    def __init__(self, names: Iterable[str]):
-        self.names = set(names)
+    def __init__(self, names: Iterable[str], kinds: tuple[type, ...] = ()):
+        self.names, self.kinds = set(names), kinds
 
     def outgoing(self, node, to, message):
-        return [(to, message)] if to.name in self.names else []
+        concerned = not self.kinds or isinstance(message, self.kinds)
+        return [] if concerned and to.name not in self.names else [(to, message)]
 
 
 class Late(Fault):
@@ -201,7 +202,7 @@ class Wormhole(Fault):
                 if node.locks.opens(theirs.outgoing[1].condition, key):
                     self.accomplice.learn(theirs, key)
                     break
-        node.ends[message.cid].pending = None
+        node.ends[message.cid].pending = transit.sent = None  # as if it had never meant to open it
         node.fail(transit)
         return []
 

@@ -62,7 +62,7 @@ def split_votes(faulty: int, bad: int) -> SyncPCN:
     for member in members[len(members) - bad :]:
         world.corrupt(member, Careless())
     told = [m.name for m in [*members[:faulty], *members[len(members) - bad :]]]
-    world.corrupt(payee, Selective([*told, "u0"]))
+    world.corrupt(payee, Selective(told, kinds=(Claim,)))
     world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + 3.0, dispute, (payer, False))
     world.run()
     return world
@@ -99,10 +99,10 @@ def claim_world(
     world = SyncPCN(line(2), sim=Simulation(trace=trace))
     payment = world.pay(names(2), 10)
     expiry = world.timing.expiries(0.0, 2)[1]
-    receiver = world.party("u2")
-    world.corrupt(receiver, Silent(kinds=(Propose,)), Late(Claim, lambda to, m: expiry + offset, 1.0))
     members = world.members(1)
-    world.corrupt(receiver, Selective([m.name for k, m in enumerate(members) if k in subset] + ["u1"]))
+    told = Selective([m.name for k, m in enumerate(members) if k in subset], kinds=(Claim,))
+    late = Late(Claim, lambda to, m: expiry + offset, 1.0)
+    world.corrupt(world.party("u2"), Silent(kinds=(Propose,), when=opening), told, late)
     for k in bad:
         world.corrupt(members[k], Equivocating())
     return world, payment

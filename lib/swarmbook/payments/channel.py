@@ -10,11 +10,12 @@
 Serves: SyncPCN in all its figures; requirements R6 and R8 (claims S8 and S12), privacy (S14).
 """
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.signatures import Keys
+from swarmbook.payments.signatures import Certificate, Keys
 
 
 class Lock(NamedTuple):
@@ -31,7 +32,7 @@ class Lock(NamedTuple):
     expiry: float
 
     def statement(self) -> tuple:
-        return ("lock", self.pid, self.payer, self.amount, self.condition, int(self.expiry * 1000))
+        return ("lock", self.pid, self.payer, self.amount, self.condition, float(self.expiry).hex())
 
 
 class State(NamedTuple):
@@ -61,12 +62,31 @@ class State(NamedTuple):
         return None
 
 
+class Resolved(NamedTuple):
+    """How a committee has decided a lock: the certificate, and if it pays the payee, the key that opens the lock.
+
+    The certificate has no votes where the party that loses the lock gives it up itself.
+    """
+
+    certificate: Certificate
+    key: object
+
+    @property
+    def about(self) -> object:
+        """The digest of the lock."""
+        return self.certificate.statement[2]
+
+    @property
+    def decision(self) -> str:
+        return self.certificate.statement[3]
+
+
 class Change(NamedTuple):
     """What an update does to a state.
 
     what: "lock" adds `lock`; "open" pays the lock `pid` out with `key`; "fail" gives the lock `pid` back; "pay" moves
-    `amount` to the other side, in the direct payment `pid`. resolved: certificates of locks that a committee has
-    decided, which the same update removes.
+    `amount` to the other side, in the direct payment `pid`. resolved: locks that a committee has decided, which the
+    same update removes.
     """
 
     what: str
@@ -74,7 +94,7 @@ class Change(NamedTuple):
     pid: int = 0
     amount: int = 0
     key: object = None
-    resolved: tuple = ()
+    resolved: tuple[Resolved, ...] = ()
 
 
 class Refused(Exception):
@@ -89,14 +109,15 @@ def follow(state: State, side: int, change: Change, nonce: int, decided: Iterabl
     """
     balances, locks = [state.left, state.right], state.locks
     for pid, decision in decided:
-        lock = state.lock(pid)
+        lock = next((other for other in locks if other.pid == pid), None)  # gone, if it is decided twice
         if lock is None:
             raise Refused(f"no lock {pid} to resolve")
         balances[lock.payer ^ (decision != Decision.REFUNDED)] += lock.amount
         locks = tuple(other for other in locks if other.pid != pid)
     if change.what == "lock":
         lock = change.lock
-        if lock.payer != side or lock.amount <= 0 or any(other.pid == lock.pid for other in locks):
+        same = any(other.pid == lock.pid for other in locks)
+        if lock.payer != side or lock.amount <= 0 or same or not math.isfinite(lock.expiry):
             raise Refused(f"{lock} is not for side {side} to add")
         balances[side] -= lock.amount
         locks = (*locks, lock)
@@ -168,7 +189,8 @@ def prove(state: State, commitment: Commitment, lock: Lock) -> Proof:
 def close(published: Iterable[tuple[int, object]], quorum: int) -> tuple[int, object]:
     """The newest of the first `quorum` announcements (seq, root): the state that the contract pays out.
 
-    Raises ValueError if there are fewer.
+    The contract takes only what both parties have signed, which is for the caller to see to. Raises ValueError if there
+    are fewer.
     """
     claims = list(published)[:quorum]
     if len(claims) < quorum:

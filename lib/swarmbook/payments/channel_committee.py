@@ -33,7 +33,8 @@ class CommitteeMember(Node):
     """A member of the committee of channel `cid`, as far as the base layer goes.
 
     seq, root: number and digest of the newest state that it has accepted; newest: its announcement. log: the digests of
-    the last 16 states, by number. early: announcements that came before the one with the preceding number.
+    the last 16 states, by number. early: announcements that came before the one with the preceding number, with all
+    who sent them.
     """
 
     __slots__ = ("cid", "parties", "keys", "seq", "root", "log", "early", "newest", "last")
@@ -44,7 +45,7 @@ class CommitteeMember(Node):
         super().__init__(name, sim, **place)
         self.cid, self.parties, self.keys = cid, parties, keys
         self.seq, self.root, self.log = 0, root, {0: root}
-        self.early: dict[int, tuple[Node, Announce]] = {}
+        self.early: dict[int, tuple[Announce, tuple[Node, ...]]] = {}
         self.newest: Announce | None = None
         self.last: Ack | None = None
 
@@ -59,8 +60,9 @@ class CommitteeMember(Node):
             self._ack(sender, m)
             if self.early:
                 self._catch_up()
-        elif m.seq > self.seq:  # one before it is still on its way
-            self.early[m.seq] = sender, m
+        elif m.seq > self.seq and self.signed(m):  # one before it is still on its way
+            known, senders = self.early.get(m.seq, (m, ()))
+            self.early[m.seq] = known, (*senders, sender)
 
     def next(self, seq: int) -> bool:
         """Whether an announcement of this number is to be accepted now."""
@@ -87,8 +89,7 @@ class CommitteeMember(Node):
 
     def _catch_up(self) -> None:
         while self.seq + 1 in self.early:
-            sender, m = self.early.pop(self.seq + 1)
-            if not self.signed(m):
-                return
+            m, senders = self.early.pop(self.seq + 1)
             self._accept(m)
-            self._ack(sender, m)
+            for sender in senders:  # each waits for its own certificate
+                self._ack(sender, m)

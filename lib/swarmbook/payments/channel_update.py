@@ -11,6 +11,18 @@ the paper is unknown to us.) One update takes 2 + 4 m messages, for a committee 
 A party signs at most one state of a number, since only the party that has the *turn* proposes. Every update passes the
 turn on to the other party. Who needs it out of turn asks for it (`Ask`, `Grant`: two more messages).
 
+What a party signs, and what it relies on:
+
+- A proposal that overtakes the signature before it is kept until that arrives, since messages may change their order.
+- A lock leaves a state against a party's interest only if that party has what makes up for it. The payer signs that a
+  lock is paid if it has the key, and has not given its incoming lock back (`ChannelParty.may_pay`). The payee signs
+  that a lock is refunded if a quorum says so. What the other party gives up needs no certificate.
+- A lock's name is used once in a channel, so that a decision about a lock is never one about a later lock.
+- While a committee is asked to decide a lock, its party signs nothing beyond what it has proposed already. So there
+  are two states at most that members can know as the newest, and the party can prove the lock in both (`proofs`).
+
+The file is long because it is one concept: one end of a channel, whose rules hold together or not at all.
+
 This is the parties' side; `channel_committee` is the members'. Serves: SyncPCN in all its figures, and the row "one
 channel, direct" of the cost table (S4, S5).
 """
@@ -18,10 +30,10 @@ channel, direct" of the cost table (S4, S5).
 from collections import deque
 from typing import NamedTuple
 
-from swarmbook.payments.channel import Change, Commitment, Lock, Refused, State, commit, follow
+from swarmbook.payments.channel import Change, Commitment, Lock, Proof, Refused, Resolved, State, commit, follow, prove
 from swarmbook.payments.channel_committee import Ack, Announce
-from swarmbook.payments.outcomes import Outcome, outcome_of
-from swarmbook.payments.signatures import Certificate, Committee, Keys, Tally
+from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
+from swarmbook.payments.signatures import Committee, Keys, Tally
 from swarmbook.payments.simulation import Node, Simulation
 
 
@@ -44,9 +56,10 @@ class Cosign(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Asks the other party for the turn on a channel."""
+    """Asks the other party for the turn on a channel, at the state of number `seq`."""
 
     cid: int
+    seq: int
 
 
 class Grant(NamedTuple):
@@ -78,19 +91,20 @@ class ChannelEnd:
     who has asked for the turn.
 
     state: the newest one that both parties have signed, with its commitment and both signatures. certified: the newest
-    number that has a certificate. pending: what this party has proposed: state, commitment, signature and change.
-    wanted: what waits for this party's turn. awaited: updates by number, of which the party is told when they are
-    certified. heard: when the other party last signed.
+    number that has a certificate. roots: the digests of the states after it. pending: what this party has proposed:
+    state, commitment, signature, change, and the locks that a committee has decided in it. wanted: what waits for this
+    party's turn. awaited: updates by number, of which the party is told when they are certified; and gone: decided
+    locks that the other party removed in them. heard: when the other party last signed.
 
-    disputes: locks that the committee has been asked to decide; meanwhile nothing new is signed, and a proposal of the
-    other party is kept in `held`. resolved: decisions of the committee, with certificates, of locks that are still in
-    the state. past: how locks ended that are no longer in it.
+    disputes: locks that the committee has been asked to decide; meanwhile nothing new is signed. held: a proposal of
+    the other party that has to wait for that, or for the signature before it. resolved: decisions of the committee
+    about locks that are still in the state. past: how locks ended that are no longer in it.
     """
 
     __slots__ = (
         *("party", "cid", "side", "peer", "members", "committee", "state", "commitment", "signatures", "certified"),
         *("pending", "held", "wanted", "turn", "asked", "peer_asked", "tally", "heard", "disputes", "resolved"),
-        *("awaited", "past"),
+        *("awaited", "gone", "roots", "past"),
     )
 
     def __init__(
@@ -101,15 +115,17 @@ class ChannelEnd:
         self.commitment: Commitment = commit(state, party.keys)
         self.signatures: tuple = (None, None)
         self.certified = 0
-        self.pending: tuple[State, Commitment, object, Change] | None = None
+        self.pending: tuple[State, Commitment, object, Change, list] | None = None
         self.held: Propose | None = None
         self.wanted: deque[object] = deque()
         self.turn, self.asked, self.peer_asked = side == 0, False, False
         self.tally = Tally(committee.quorum)
         self.heard = -1.0
         self.disputes: dict[int, Dispute] = {}
-        self.resolved: dict[int, tuple[str, Certificate]] = {}
+        self.resolved: dict[int, Resolved] = {}
         self.awaited: dict[int, Awaited] = {}
+        self.gone: dict[int, list[tuple[Lock, str]]] = {}
+        self.roots: dict[int, object] = {}
         self.past: dict[int, str] = {}
 
     @property
@@ -137,7 +153,7 @@ class ChannelEnd:
         """Ask for the turn, unless this party has it, or has asked."""
         if not self.turn and not self.asked:
             self.asked = True
-            self.party.send(self.peer, Ask(self.cid))
+            self.party.send(self.peer, Ask(self.cid, self.state.seq))
 
     def advance(self) -> None:
         """Propose what is wanted next, or ask for the turn."""
@@ -147,17 +163,17 @@ class ChannelEnd:
                 return
             change = self.wanted.popleft()
             change = change if isinstance(change, Change) else self.party.prepared(change)
-            folded = tuple(c for pid, (_, c) in self.resolved.items() if self.state.lock(pid))
-            change = change._replace(resolved=folded) if folded else change
+            if self.resolved:
+                change = change._replace(resolved=tuple(r for pid, r in self.resolved.items() if self.state.lock(pid)))
             nonce = self.party.nonce()
             try:
-                state = self._followed(self.side, change, nonce)
+                state, gone = self._followed(self.side, change, nonce)
             except Refused:
                 self.party.impossible(change)
                 continue
             commitment = commit(state, self.party.keys)
             signature = self._sign(state, commitment)
-            self.pending = state, commitment, signature, change
+            self.pending = state, commitment, signature, change, gone
             self.party.send(self.peer, Propose(self.cid, state.seq, change, nonce, signature))
             return
         if self.turn and self.peer_asked and self.pending is None and not self.disputes:
@@ -165,17 +181,18 @@ class ChannelEnd:
             self.party.send(self.peer, Grant(self.cid, self.state.seq))
 
     def proposed(self, m: Propose) -> bool:
-        """Sign a proposal of the other party if it follows from the state here; during a dispute hold it.
+        """Sign a proposal of the other party if it follows from the state here.
 
-        Returns whether it is signed.
+        During a dispute, or if the other party's signature on the state before is still on its way, hold it. Returns
+        whether it is signed.
         """
-        if m.seq != self.state.seq + 1 or self.pending is not None:
+        if m.seq != self.state.seq + 1 + (self.pending is not None):
             return False
-        if self.disputes:
+        if self.disputes or self.pending is not None:
             self.held = m
             return False
         try:
-            state = self._followed(1 - self.side, m.change, m.nonce)
+            state, gone = self._followed(1 - self.side, m.change, m.nonce)
         except Refused:
             return False
         keys = self.party.keys
@@ -184,7 +201,10 @@ class ChannelEnd:
             return False
         ours = self._sign(state, commitment)
         self.heard = self.party.sim.now
-        self._agree(state, commitment, ours, m.signature, m.change)
+        news = [(lock, decision) for lock, decision in gone if lock.pid not in self.resolved] if gone else gone
+        if news:
+            self.gone[state.seq] = news
+        self._agree(state, commitment, ours, m.signature, m.change, gone)
         self.turn, self.asked = True, False
         self.party.send(self.peer, Cosign(self.cid, state.seq, ours))
         self.announce()
@@ -194,16 +214,21 @@ class ChannelEnd:
         """The other party has signed what this one proposed: both hold the new state."""
         if self.pending is None or m.seq != self.pending[0].seq:
             return
-        state, commitment, ours, change = self.pending
+        state, commitment, ours, change, gone = self.pending
         if not self.party.keys.verify(self.peer.name, ("state", self.cid, state.seq, commitment.root), m.signature):
             return
         self.pending, self.turn, self.peer_asked = None, False, False
         self.heard = self.party.sim.now
-        self._agree(state, commitment, ours, m.signature, change)
+        self._agree(state, commitment, ours, m.signature, change, gone)
         self.party.agreed(self, change)
         self.announce()
-        for dispute in list(self.disputes.values()):  # members decide by the newest state alone
-            self.party.dispute(self, dispute)
+        self.release()
+
+    def release(self) -> None:
+        """Sign what had to wait, unless it still has to. It was allowed when it came."""
+        if self.held is not None and self.pending is None and not self.disputes:
+            held, self.held = self.held, None
+            self.party.sign(self, held)
 
     def announce(self) -> None:
         """Show the newest state to all members."""
@@ -214,8 +239,13 @@ class ChannelEnd:
         return Announce(self.cid, self.state.seq, self.commitment.root, *self.signatures)
 
     def acked(self, sender: Node, m: Ack) -> None:
-        """Count a member's signature; a quorum certifies the state, and the next update may begin."""
-        if m.seq != self.state.seq or m.root != self.commitment.root or m.seq == self.certified:
+        """Count a member's signature; a quorum certifies the state, and the next update may begin.
+
+        A state is certified even if there is a newer one by then, or else the other party could keep this one from
+        ever seeing a certificate.
+        """
+        root = self.roots.get(m.seq)
+        if root is None or root != m.root:
             return
         if sender.name not in self.committee.members:
             return
@@ -223,9 +253,14 @@ class ChannelEnd:
             return
         if self.tally.add(m.seq, sender.name, m.signature):
             self.certified = m.seq
-            self.tally.votes.clear()
-            for seq in [seq for seq in self.awaited if seq <= m.seq]:
-                self.party.certified(self, self.awaited.pop(seq))
+            while self.roots and (seq := next(iter(self.roots))) <= m.seq:  # they stand in their order
+                del self.roots[seq]
+                self.tally.votes.pop(seq, None)
+                if seq in self.gone:
+                    for lock, decision in self.gone.pop(seq):
+                        self.party.left(self, lock, decision)
+                if seq in self.awaited:
+                    self.party.certified(self, self.awaited.pop(seq))
             self.advance()
 
     def learned(self, m: Announce) -> None:
@@ -233,36 +268,78 @@ class ChannelEnd:
         if self.pending is not None and m.seq == self.pending[0].seq and m.root == self.pending[1].root:
             self.cosigned(Cosign(m.cid, m.seq, (m.left, m.right)[1 - self.side]))
 
-    def _agree(self, state: State, commitment: Commitment, ours: object, theirs: object, change: Change) -> None:
+    def holds(self, lock: Lock) -> bool:
+        """Whether the newest state that both have signed holds this very lock."""
+        return self.state.lock(lock.pid) == lock
+
+    def proofs(self, lock: Lock) -> list[tuple[Proof, object]]:
+        """Proofs that the states that members may know as the newest hold a lock, each with this party's signature.
+
+        First of the state that both have signed, then of the one that this party has proposed, as far as they hold it.
+        The other party may have signed that one, and shown it to members alone.
+        """
+        states = [(self.state, self.commitment, self.signatures[self.side])]
+        states += [self.pending[:3]] if self.pending is not None else []
+        return [
+            (prove(state, commitment, lock), signature)
+            for state, commitment, signature in states
+            if state.lock(lock.pid) == lock
+        ]
+
+    def lock_about(self, about: object) -> Lock | None:
+        """The lock with this digest, in the newest state or in the one that this party has proposed."""
+        states = [(self.state, self.commitment)] + ([self.pending[:2]] if self.pending else [])
+        for state, commitment in states:
+            for lock, digest in zip(state.locks, commitment.locks, strict=True):
+                if digest == about:
+                    return lock
+        return None
+
+    def _agree(
+        self, state: State, commitment: Commitment, ours: object, theirs: object, change: Change, gone: list
+    ) -> None:
         self.state, self.commitment = state, commitment
         self.signatures = (ours, theirs) if self.side == 0 else (theirs, ours)
+        self.roots[state.seq] = commitment.root
         if change.what in ("open", "fail"):
             self.past[change.pid] = Outcome.PAID if change.what == "open" else Outcome.REFUNDED
-        for pid in [pid for pid in self.disputes if state.lock(pid) is None]:
-            del self.disputes[pid]
-        for pid in [pid for pid in self.resolved if state.lock(pid) is None]:
-            self.past.setdefault(pid, outcome_of(self.resolved.pop(pid)[0]))
+        for lock, decision in gone:
+            self.past[lock.pid] = outcome_of(decision)
+        if self.disputes:
+            self.disputes = {pid: dispute for pid, dispute in self.disputes.items() if state.lock(pid) is not None}
+        if self.resolved:
+            for pid in [pid for pid in self.resolved if state.lock(pid) is None]:
+                self.past.setdefault(pid, outcome_of(self.resolved.pop(pid).decision))
 
     def _sign(self, state: State, commitment: Commitment) -> object:
         return self.party.keys.sign(self.party.name, ("state", self.cid, state.seq, commitment.root))
 
-    def _followed(self, side: int, change: Change, nonce: int) -> State:
-        decided = []
-        for certificate in change.resolved:
-            lock, decision = self.decided(certificate)
-            decided.append((lock.pid, decision))
-            self.resolved.setdefault(lock.pid, (decision, certificate))
-        return follow(self.state, side, change, nonce, decided)
+    def _followed(self, side: int, change: Change, nonce: int) -> tuple[State, list[tuple[Lock, str]]]:
+        """The state after a change, and the locks that a committee has decided in it. Raises Refused."""
+        if change.what == "lock" and change.lock.pid in self.past:
+            raise Refused(f"the name of {change.lock} was used before")
+        gone = [self.decided(side, resolved) for resolved in change.resolved] if change.resolved else []
+        opened = self.state.lock(change.pid) if change.what == "open" and side != self.side else None
+        if opened is not None and not self.party.may_pay(opened):
+            raise Refused(f"{opened} is not to be paid any more")
+        return follow(self.state, side, change, nonce, [(lock.pid, decision) for lock, decision in gone]), gone
 
-    def decided(self, certificate: Certificate) -> tuple[Lock, str]:
-        """The lock of this state that a certificate decides, and how. Raises Refused if it proves nothing."""
-        kind, cid, about, decision = certificate.statement
-        for lock, digest in zip(self.state.locks, self.commitment.locks, strict=True):
-            if (kind, cid, about) == ("vote", self.cid, digest):
-                if not certificate.verify(self.committee, self.party.keys):
-                    break
-                return lock, decision
-        raise Refused(f"{certificate.statement} decides no lock of channel {self.cid}")
+    def decided(self, side: int, resolved: Resolved) -> tuple[Lock, str]:
+        """The lock of this state of which `side` says that it is decided, and how.
+
+        Raises Refused unless the state holds it, and this party may agree.
+        """
+        kind, cid, about, decision = resolved.certificate.statement
+        lock = next((o for o, d in zip(self.state.locks, self.commitment.locks, strict=True) if d == about), None)
+        if lock is None or (kind, cid) != ("vote", self.cid):
+            raise Refused(f"{resolved.certificate.statement} decides no lock of channel {self.cid}")
+        pays = decision != Decision.REFUNDED
+        if side != self.side and (lock.payer == self.side) == pays:  # this party loses the lock
+            if pays and not self.party.may_pay(lock):
+                raise Refused(f"{lock} is not to be paid")
+            if not resolved.certificate.verify(self.committee, self.party.keys):
+                raise Refused(f"{resolved.certificate.statement} has not enough votes")
+        return lock, decision
 
 
 class ChannelParty(Node):
@@ -295,8 +372,16 @@ class ChannelParty(Node):
     def certified(self, end: ChannelEnd, update: Awaited) -> None:
         """An update for which this party waited has a certificate."""
 
-    def dispute(self, end: ChannelEnd, dispute: Dispute) -> None:
-        """Ask the committee, again, to decide a lock."""
+    def left(self, end: ChannelEnd, lock: Lock, decision: str) -> None:
+        """A certified state no longer holds a lock, which the other party removed as decided."""
+
+    def may_pay(self, lock: Lock) -> bool:
+        """Whether this party, the payer, may sign a lock away to its payee."""
+        raise NotImplementedError
+
+    def sign(self, end: ChannelEnd, m: Propose) -> None:
+        """Sign the other party's proposal, and do what follows from it."""
+        raise NotImplementedError
 
     def cosigned(self, sender: Node, m: Cosign) -> None:
         end = self.ends.get(m.cid)
@@ -310,7 +395,7 @@ class ChannelParty(Node):
 
     def asked(self, sender: Node, m: Ask) -> None:
         end = self.ends.get(m.cid)
-        if end is not None and sender is end.peer:
+        if end is not None and sender is end.peer and m.seq == end.state.seq:  # else it has had its turn since
             end.peer_asked = True
             end.advance()
 

@@ -1,12 +1,14 @@
 """What a party of SyncPCN does when the other party of a channel does not answer: committees decide the lock.
 
 A payee claims with its key. A payer asks for a refund, or concedes if it has learned the key. Members vote, and the
-decision of a quorum enters the next state, or the close. Serves: the drawings of SyncPCN's claim, refund and
-concession; claims S1, S8, S12 and S13.
+decision of a quorum enters the next state, or the close. Until it is decided, the party that asked signs nothing new.
+Votes about a lock that is gone are dropped: it was paid, and its payer had the key, or it was given back.
+
+Serves: the drawings of SyncPCN's claim, refund and concession; claims S1, S8, S12 and S13.
 """
 
-from swarmbook.payments.channel import Lock, lock_digest, prove
-from swarmbook.payments.channel_update import ChannelEnd, ChannelParty, Dispute, Propose
+from swarmbook.payments.channel import Lock, Resolved, lock_digest
+from swarmbook.payments.channel_update import ChannelEnd, ChannelParty, Dispute
 from swarmbook.payments.lock_conditions import Points
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import Payment, World
@@ -21,15 +23,18 @@ class Transit:
 
     incoming, outgoing: channel and lock of the hop before and after it, where there is one. step: y of the outgoing
     lock. key: of the incoming lock, once known; the sender's is its receipt. sent: when the key was last sent. done:
-    the payment has failed here.
+    the payment has failed here. late: the committee has been asked for a refund of the outgoing lock, so that a key
+    comes too late.
+
+    A party gives an incoming lock back (done) or sends its key (sent), and never both.
     """
 
-    __slots__ = ("payment", "incoming", "outgoing", "step", "key", "sent", "done")
+    __slots__ = ("payment", "incoming", "outgoing", "step", "key", "sent", "done", "late")
 
     def __init__(self, payment: Payment | None, incoming, outgoing, step: int, key: object = None) -> None:
         self.payment, self.incoming, self.outgoing, self.step, self.key = payment, incoming, outgoing, step, key
         self.sent: float | None = None
-        self.done = False
+        self.done = self.late = False
 
 
 class DisputingParty(ChannelParty):
@@ -45,10 +50,6 @@ class DisputingParty(ChannelParty):
         self.world, self.timing, self.locks = world, timing, locks
         self.outbound: dict[int, Transit] = {}
         self.votes: dict[tuple, Tally] = {}
-
-    def sign(self, end: ChannelEnd, m: Propose) -> None:
-        """Sign the other party's proposal, and do what follows from it."""
-        raise NotImplementedError
 
     def learn(self, transit: Transit, key: object) -> None:
         """The key of a payment's outgoing lock is known."""
@@ -66,7 +67,7 @@ class DisputingParty(ChannelParty):
         """The payer has not signed: claim. If it was merely busy, wait for as long as that is safe."""
         cid, lock = transit.incoming
         end = self.ends[cid]
-        if end.state.lock(lock.pid) is None or lock.pid in end.resolved:
+        if not end.holds(lock) or lock.pid in end.resolved:
             return
         last = self.timing.claim_by(lock.expiry)
         if end.heard >= transit.sent and self.clock < last:
@@ -75,25 +76,20 @@ class DisputingParty(ChannelParty):
             return
         self.claim(end, lock, transit.key)
 
-    def dispute(self, end: ChannelEnd, dispute: Dispute) -> None:
-        if dispute.key is None:
-            self.ask_refund(end, dispute.lock)
-        else:
-            self.claim(end, dispute.lock, dispute.key)
-
     def claim(self, end: ChannelEnd, lock: Lock, key: object) -> None:
         """Show members the key, so that they decide for this payee."""
-        if end.state.lock(lock.pid) is None:
+        if not end.holds(lock):
             return
         self.sim.note(self, "claims")
         end.disputes[lock.pid] = Dispute(lock, key)
-        claim = Claim(end.cid, prove(end.state, end.commitment, lock), *end.signatures, key)
+        (proof, _), *pending = end.proofs(lock)
+        claim = Claim(end.cid, proof, *end.signatures, key, *(newer for newer, _ in pending))
         for member in end.members:
             self.send(member, claim)
 
     def give_back(self, end: ChannelEnd, lock: Lock, since: float) -> None:
         """The payer has not taken a failed payment back: let the committee do it, unless the payer is merely busy."""
-        if end.state.lock(lock.pid) is None or lock.pid in end.resolved:
+        if not end.holds(lock) or lock.pid in end.resolved:
             return
         if end.heard >= since and self.clock < lock.expiry:
             self.at(self.clock + 2 * self.timing.delta, self.give_back, end, lock, self.sim.now)
@@ -101,16 +97,14 @@ class DisputingParty(ChannelParty):
             self.ask_refund(end, lock)
 
     def ask_refund(self, end: ChannelEnd, lock: Lock) -> None:
-        """Ask with the newest state that holds the lock, which may be one that the other party has not signed."""
-        state, commitment = end.state, end.commitment
-        if state.lock(lock.pid) is None and end.pending is not None:
-            state, commitment = end.pending[:2]
-        if state.lock(lock.pid) is None:
+        """Ask members for a refund, of a lock that perhaps only this party has signed."""
+        proofs = end.proofs(lock)
+        if not proofs:
             return
         self.sim.note(self, "asks for a refund")
         end.disputes[lock.pid] = Dispute(lock, None)
-        signature = self.keys.sign(self.name, ("state", end.cid, state.seq, commitment.root))
-        request = RefundRequest(end.cid, prove(state, commitment, lock), signature)
+        (proof, signature), *pending = proofs
+        request = RefundRequest(end.cid, proof, signature, *(newer for newer, _ in pending))
         for member in end.members:
             self.send(member, request)
 
@@ -118,7 +112,7 @@ class DisputingParty(ChannelParty):
         """Give a lock up to its payee, through the members."""
         self.sim.note(self, "concedes")
         about = lock_digest(lock, self.keys)
-        end.resolved[lock.pid] = Decision.CONCEDED, Certificate(("vote", end.cid, about, Decision.CONCEDED), ())
+        end.resolved[lock.pid] = Resolved(Certificate(("vote", end.cid, about, Decision.CONCEDED), ()), key)
         signature = self.keys.sign(self.name, ("concede", end.cid, about))
         for member in end.members:
             self.send(member, Concede(end.cid, about, lock, key, signature))
@@ -127,14 +121,12 @@ class DisputingParty(ChannelParty):
         """T_i + 2 delta: the outgoing lock is still there."""
         cid, lock = transit.outgoing
         end = self.ends[cid]
-        if lock.pid in end.past or lock.pid in end.resolved:
-            return
-        proposed = end.pending is not None and end.pending[0].lock(lock.pid) is not None
-        if end.state.lock(lock.pid) is None and not proposed:  # there was not enough, or its turn did not come
+        if lock.pid in end.past or lock.pid in end.resolved or not end.proofs(lock):  # gone, decided, or never proposed
             return
         if transit.key is not None:
             self.concede(end, lock, self.locks.upstream(transit.key, -transit.step))
         else:
+            transit.late = True
             self.ask_refund(end, lock)
 
     def voted(self, sender: Node, m: Vote) -> None:
@@ -143,7 +135,7 @@ class DisputingParty(ChannelParty):
         if end is None or sender.name not in end.committee.members:
             return
         statement = ("vote", m.cid, m.about, m.decision)
-        lock = self.lock_about(end, m.about)
+        lock = end.lock_about(m.about)
         if lock is None or not self.keys.verify(sender.name, statement, m.signature):
             return
         if m.decision == Decision.PAID and lock.payer == end.side and self.locks.opens(lock.condition, m.key):
@@ -154,28 +146,26 @@ class DisputingParty(ChannelParty):
 
     def decided(self, end: ChannelEnd, lock: Lock, decision: str, certificate: Certificate) -> None:
         """The committee has decided a lock; the decision enters the next state, or the close."""
-        earlier = end.resolved.get(lock.pid)
-        if earlier is None or decision == Decision.CONCEDED:
-            end.resolved[lock.pid] = decision, certificate
-        end.disputes.pop(lock.pid, None)
+        dispute = end.disputes.pop(lock.pid, None)
         self.sim.note(self, f"certificate {decision}")
-        if decision == Decision.REFUNDED and lock.payer == end.side:
-            self.fail(self.outbound[lock.pid])
-        elif decision != Decision.REFUNDED:
+        if lock.pid not in end.resolved or decision == Decision.CONCEDED:
+            end.resolved[lock.pid] = Resolved(certificate, None if dispute is None else dispute.key)
+        if decision != Decision.REFUNDED:
             self.settled(lock.pid)
+        elif lock.payer == end.side and end.resolved[lock.pid].decision == decision:  # it has not been conceded before
+            self.fail(self.outbound[lock.pid])
         end.advance()
-        if end.held is not None and not end.disputes:
-            held, end.held = end.held, None
-            self.sign(end, held)  # it was allowed when it came
+        end.release()
 
-    def lock_about(self, end: ChannelEnd, about: object) -> Lock | None:
-        """The lock with this digest, in the newest state or in the one that this party has proposed."""
-        states = [(end.state, end.commitment)] + ([end.pending[:2]] if end.pending else [])
-        for state, commitment in states:
-            for lock, digest in zip(state.locks, commitment.locks, strict=True):
-                if digest == about:
-                    return lock
-        return None
+    def left(self, end: ChannelEnd, lock: Lock, decision: str) -> None:
+        if decision != Decision.REFUNDED:
+            self.settled(lock.pid)
+        elif lock.payer == end.side:
+            self.fail(self.outbound[lock.pid])
+
+    def may_pay(self, lock: Lock) -> bool:
+        transit = self.outbound.get(lock.pid)
+        return transit is not None and transit.key is not None and not transit.done
 
     def shown_newer(self, sender: Node, m: NewerState) -> None:
         """A member knows a newer state than the one with which this party asked for a decision."""

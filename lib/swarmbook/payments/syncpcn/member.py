@@ -3,6 +3,8 @@
 Serves: SyncPCN in all its figures; the threshold of faulty members (S12) and three of the mutants (S11).
 """
 
+from collections.abc import Callable
+
 from swarmbook.payments.channel import Lock, lock_digest
 from swarmbook.payments.channel_committee import Announce, CommitteeMember
 from swarmbook.payments.lock_conditions import Points
@@ -23,27 +25,44 @@ class SyncPCNMember(CommitteeMember):
         self.votes: dict[object, str] = {}
 
     def claimed(self, sender: Node, m: Claim) -> None:
-        """Vote for the payee if it shows the newest state, and the key in time."""
-        lock, root = m.proof.lock, m.proof.root(self.cid, self.keys)
-        if m.cid != self.cid or root is None or sender is not self.parties[1 - lock.payer]:
+        """Vote for the payee if it shows a lock of the newest state, and the key in time."""
+        lock = m.proof.lock
+        if m.cid != self.cid or sender is not self.parties[1 - lock.payer]:
             return
-        shown = Announce(m.cid, m.proof.seq, root, m.left, m.right)
-        if not self.fresh(m.proof.seq):
-            self.send(sender, NewerState(self.newest))
-        elif self.signed(shown) and self.locks.opens(lock.condition, m.key) and self.clock <= lock.expiry:
+        if self.clock > lock.expiry or not self.locks.opens(lock.condition, m.key):
+            return
+        if self.current(sender, m, lambda seq, root: self.signed(Announce(m.cid, seq, root, m.left, m.right))):
             self.vote(lock, Decision.PAID, m.key)
 
     def refund_asked(self, sender: Node, m: RefundRequest) -> None:
         """Vote for the payer when it is too late for a claim, or at once if the payee itself asks."""
-        lock, root = m.proof.lock, m.proof.root(self.cid, self.keys)
-        if m.cid != self.cid or root is None or sender not in self.parties:
+        lock = m.proof.lock
+        if m.cid != self.cid or sender not in self.parties:
             return
-        if not self.fresh(m.proof.seq):
-            self.send(sender, NewerState(self.newest))
-        elif self.keys.verify(sender.name, ("state", self.cid, m.proof.seq, root), m.signature):
-            gives_up = sender is self.parties[1 - lock.payer]
-            if gives_up or self.clock >= self.timing.refund_from(lock.expiry):
+        gives_up = sender is self.parties[1 - lock.payer]
+        if gives_up or self.clock >= self.timing.refund_from(lock.expiry):
+            verify = self.keys.verify
+            if self.current(sender, m, lambda *state: verify(sender.name, ("state", m.cid, *state), m.signature)):
                 self.vote(lock, Decision.REFUNDED, None)
+
+    def current(self, sender: Node, m: Claim | RefundRequest, signed: Callable[[int, object], bool]) -> bool:
+        """Whether the newest state that this member knows, or a newer one that is shown to it, holds the lock.
+
+        signed: whether the state of a number and digest that is shown has the signatures that are asked for. A sender
+        that shows no more than older states is told of the newer one.
+        """
+        lock, states = m.proof.lock, []
+        for proof in (m.proof, m.pending):
+            if proof is not None:
+                states.append((proof.seq, proof.root(self.cid, self.keys)))
+                if proof.lock != lock or states[-1][1] is None:
+                    return False
+        if (self.seq, self.root) in states:
+            return True
+        if self.fresh(m.proof.seq):
+            return signed(*states[0])
+        self.send(sender, NewerState(self.newest))
+        return False
 
     def conceded(self, sender: Node, m: Concede) -> None:
         """Sign for the payee what its payer gives up."""

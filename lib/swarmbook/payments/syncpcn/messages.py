@@ -23,25 +23,32 @@ class Setup(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The payee shows members the newest signed state with the lock, and the key that opens it."""
+    """The payee shows members the key of a lock, and that the newest state holds this lock.
+
+    proof, left, right: of the newest state that both have signed. pending: of the one that the payee has proposed,
+    which the payer may have signed, and shown to members alone; None if there is none that holds the lock.
+    """
 
     cid: int
     proof: Proof
     left: object
     right: object
     key: object
+    pending: Proof | None = None
 
 
 class RefundRequest(NamedTuple):
-    """A party shows members a state with the lock, and its own signature alone.
+    """A party shows members that the newest state holds a lock, with its own signature alone.
 
     A payer whose payee never co-signed has no other signature. The vote is about this very lock, so that an invented
-    one decides nothing. A payee asks for a refund when its payer does not take a failed payment back.
+    one decides nothing. A payee asks for a refund when its payer does not take a failed payment back. pending: as in a
+    `Claim`.
     """
 
     cid: int
     proof: Proof
     signature: object
+    pending: Proof | None = None
 
 
 class Concede(NamedTuple):

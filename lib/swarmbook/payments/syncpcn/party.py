@@ -4,9 +4,12 @@ Serves: SyncPCN in all its figures; claims S4, S8, S13 and S14, and the mutant "
 (S11).
 """
 
-from swarmbook.payments.channel import Change, Lock
+import math
+
+from swarmbook.payments.channel import Change, Lock, Resolved
 from swarmbook.payments.channel_update import Awaited, ChannelEnd, Propose
 from swarmbook.payments.lock_conditions import Points, path
+from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import Payment, World
 from swarmbook.payments.simulation import Node
 from swarmbook.payments.syncpcn.disputes import DisputingParty, Transit
@@ -85,7 +88,7 @@ class SyncPCNParty(DisputingParty):
                 return
             if not self.timing.apart(lock.expiry, out.expiry):
                 return
-            if m.outgoing[0] not in self.ends or out.pid in self.outbound:
+            if m.outgoing[0] not in self.ends or out.pid in self.outbound or not math.isfinite(out.expiry):
                 return
             transit = Transit(self.world.payment_of(lock.pid), m.incoming, m.outgoing, m.step)
             self.outbound[out.pid] = transit
@@ -130,6 +133,8 @@ class SyncPCNParty(DisputingParty):
         change = m.change
         if change.what == "open":
             self.opened(m.cid, change.pid, change.key)
+        for resolved in change.resolved:
+            self.shown_decision(end, resolved)
         if self.allowed(m.cid, change):
             self.sign(end, m)
 
@@ -140,8 +145,6 @@ class SyncPCNParty(DisputingParty):
             return
         if change.what == "lock":
             self.await_certificate(end, m.seq, change)
-        elif change.what == "fail":
-            self.fail(self.outbound[change.pid])
         else:
             end.awaited[m.seq] = Awaited(change, False, self.clock)
 
@@ -159,6 +162,8 @@ class SyncPCNParty(DisputingParty):
             self.secured(end.cid, change.lock, update.since)
         elif change.what == "open":
             self.settled(change.pid)
+        elif change.what == "fail":
+            self.fail(self.outbound[change.pid])
         else:
             self.world.mark(self.world.payment_of(change.pid), "receipt" if update.own else "receiver safe")
 
@@ -208,7 +213,9 @@ class SyncPCNParty(DisputingParty):
         """The sender has not told of a lock in time, or something wrong."""
         if (cid, lock) in self.unexplained:
             self.unexplained.discard((cid, lock))
-            self.fail(Transit(None, (cid, lock), None, 0))
+            transit = Transit(None, (cid, lock), None, 0)
+            self.inbound.setdefault(lock.pid, transit)  # what the sender tells from now on is too late
+            self.fail(transit)
 
     # unlock
 
@@ -221,6 +228,14 @@ class SyncPCNParty(DisputingParty):
         if self.clock <= self.timing.key_by(lock.expiry) and self.locks.opens(lock.condition, key):
             self.learn(transit, key)
 
+    def shown_decision(self, end: ChannelEnd, resolved: Resolved) -> None:
+        """The payee of an outgoing lock shows that it is decided, and the key with which it asked for that."""
+        lock = end.lock_about(resolved.about)
+        if lock is None or lock.payer != end.side or resolved.decision == Decision.REFUNDED:
+            return
+        if self.locks.opens(lock.condition, resolved.key):
+            self.learn(self.outbound[lock.pid], resolved.key)
+
     def learn(self, transit: Transit, key: object) -> None:
         """The key of the outgoing lock gives that of the incoming one; the sender's is its receipt."""
         if transit.key is not None:
@@ -229,7 +244,7 @@ class SyncPCNParty(DisputingParty):
         if transit.incoming is None:
             self.sim.note(self, "receipt")
             self.world.mark(transit.payment, "receipt")
-        else:
+        elif not transit.late and not transit.done:
             self.open(transit)
 
     def open(self, transit: Transit) -> None:
@@ -247,7 +262,7 @@ class SyncPCNParty(DisputingParty):
 
     def fail(self, transit: Transit) -> None:
         """Nothing more will come of the outgoing hop: give the incoming lock back."""
-        if transit.done:
+        if transit.done or transit.sent is not None:  # it has sent the key
             return
         transit.done = True
         if transit.incoming is None:

@@ -9,10 +9,18 @@ and timeouts are our reconstruction:
   favour, and goes on when it holds the certificate. It fails a lock that comes too late, or of which it has not been
   told.
 - **unlock**, backwards: The payee's update carries the key, and the payer opens its own hop at once.
-- **failure**: The payee's update removes the lock.
-- **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once.
-- **refund**: At T_i + 2 delta the payer asks; members that have not voted vote REFUNDED, once.
+- **failure**: The payee's update removes the lock. The payer gives its own incoming lock back when a quorum holds that
+  state. Who has sent the key of a lock never gives it back, and who has given it back never sends its key.
+- **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once. The payee
+  proves that the newest state holds the lock, both of the state that it knows as the newest and of the one that it has
+  proposed, which the payer may have signed and shown to members alone. Votes carry the key to the payer.
+- **refund**: At T_i + 2 delta the payer asks with the same two proofs; members that have not voted vote REFUNDED, once.
+  A key that it learns later is not passed on.
 - **concession**: A payer that has learned the key from a vote, but sees no certificate, concedes.
+- **decisions** enter the next update. One that pays the payee carries the key, and the payer signs it only if it then
+  has the key, and has not given its incoming lock back.
+
+`invariants` has what follows from these rules, as code.
 
 Serves: SyncPCN in every figure and table of the notebook; claims S1, S2, S4 to S8 and S11 to S16.
 """
@@ -123,7 +131,7 @@ class SyncPCN(World):
             if lock.pid in end.past:
                 view = end.past[lock.pid]
             elif lock.pid in end.resolved:
-                view = outcome_of(end.resolved[lock.pid][0])
+                view = outcome_of(end.resolved[lock.pid].decision)
             elif end.state.lock(lock.pid) is not None or (end.pending and end.pending[3].lock == lock):
                 view = Outcome.LOCKED
             else:
@@ -143,10 +151,14 @@ class SyncPCN(World):
             if end is None:
                 total += channel[2 + channel.index(party)]
                 continue
-            total += end.balance
-            for lock in end.state.locks:
-                decision = end.resolved.get(lock.pid, (Decision.REFUNDED,))[0]  # undecided, it is still its payer's
-                total += lock.amount * ((decision == Decision.REFUNDED) == (lock.payer == end.side))
+            state = end.state
+            if end.pending is not None and any(state.lock(pid) is None for pid in end.resolved):
+                state = end.pending[0]  # members decided a lock in it, so the other party has signed it too
+            total += state[2 + end.side]
+            for lock in state.locks:
+                decided = end.resolved.get(lock.pid)
+                refunded = decided is None or decided.decision == Decision.REFUNDED  # undecided, it is its payer's
+                total += lock.amount * (refunded == (lock.payer == end.side))
         return total
 
     def receipt(self, payment: Payment) -> bool:
@@ -201,9 +213,9 @@ class SyncPCN(World):
             wrong += [f"I2: {state}"] * (min(state.left, state.right) < 0)
         for seq in {seq for member in members for seq in member.log}:
             roots = [member.log[seq] for member in members if seq in member.log]
-            enough = ends[0].committee.quorum - self.topology.faulty if ends else 1
+            enough = self.topology.quorum - self.bad_members(cid)  # faulty ones sign whatever is asked of them
             certified = {root for root in roots if roots.count(root) >= enough}
-            wrong += [f"I3: C{cid + 1} has two states {seq}"] * (len(certified) > 1)
+            wrong += [f"I3: C{cid + 1} has two states {seq}"] * (len(certified) > 1 and bool(ends))
         return wrong + [f"I7: {m} holds {m.newest}" for m in members if m.newest and not m.signed(m.newest)]
 
     def progress(self, member: SyncPCNMember) -> tuple[int, Mapping[object, str]]:
