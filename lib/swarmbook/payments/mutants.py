@@ -105,7 +105,7 @@ def without(name: str) -> Callable:
 
 
 def concede_for_anybody(original, self, sender, m):
-    payer = self.parties[m.lock.payer]
+    payer = self.parties[m.lock.payer] if m.lock is not None else sender
     signature = self.keys.sign(payer.name, ("concede", self.cid, m.about))
     original(self, payer, m._replace(signature=signature))
 
@@ -153,6 +153,12 @@ def settle_silently(original, self, entry):
     original(self, entry)
 
 
+def keep_from_payee(original, self, entry):
+    before = self.ledger[1 - entry.side]
+    original(self, entry)
+    self.ledger[1 - entry.side] = self.balances[1 - entry.side] = before
+
+
 def act_twice(original, self, entry, lock):
     if entry.state in (OrderState.RESERVED, OrderState.ABORTED):
         entry.state = OrderState.WAITING
@@ -191,6 +197,8 @@ SYNC: dict[str, list[Patch]] = {
         (SyncPCNParty, "fee", property(lambda self: -100, lambda self, fee: None))
     ],
     "a payer signs every opening": [returns(SyncPCNParty, "allowed", True)],
+    "members never vote": [returns(SyncPCNMember, "vote", None)],
+    "nobody asks for what the payer does not take back": [returns(SyncPCNParty, "give_back", None)],
     "a payee never claims": [returns(SyncPCNParty, "claim", None)],
     "a payer never asks for its coins": [returns(SyncPCNParty, "ask_refund", None)],
     "a payer never concedes": [returns(SyncPCNParty, "concede", None)],
@@ -245,6 +253,8 @@ PSYNC: dict[str, list[Patch]] = {
         returns(PSyncPCNMember, "implies_lock", False),
         around(PSyncPCNMember, "settle", settle_silently),
     ],
+    "a payment's coins do not arrive": [around(PSyncPCNMember, "settle", keep_from_payee)],
+    "members keep to themselves what they did": [returns(PSyncPCNMember, "share", None)],
     "a member reserves twice": [around(PSyncPCNMember, "decide", act_twice)],
     "orders need not be sound": [returns(PSyncPCN, "sound", True)],
 }

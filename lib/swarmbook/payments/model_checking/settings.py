@@ -54,15 +54,13 @@ class Setting(NamedTuple):
     def requirements(self) -> tuple[str, ...]:
         """What is judged.
 
-        Where parties carry certificates or number orders, a faulty one can leave a lock behind, and a carrier a sender
-        without a receipt. A faulty sender can leave a lock where members do not pass orders on among themselves
-        (`echo`), or remind each other (`ordering="agreed"`).
+        Only committees that agree on a sequence promise that every lock ends (R5) whatever faulty parties do. Without, a
+        sender can leave its own coins locked by orders that compete, a payer by its numbers, a carrier by silence, which
+        can also leave a sender without a receipt (R2).
         """
         rules, parties = dict(self.rules), any(name.startswith("u") for name in self.faulty)
-        relies = rules.get("relay") == "party" or rules.get("ordering") == "payer"
-        if self.protocol == "PSyncPCN":
-            relies |= not rules.get("echo") and rules.get("ordering") != "agreed"
-        left = {"R5"} if relies and parties else set()
+        disordered = self.protocol == "PSyncPCN" and rules.get("ordering") != "agreed"
+        left = {"R5"} if disordered and parties else set()
         if rules.get("relay") == "party" and parties:
             left.add("R2")
         return tuple(name for name in SAFETY if name not in left)
