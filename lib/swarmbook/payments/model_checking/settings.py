@@ -54,9 +54,9 @@ class Setting(NamedTuple):
     def requirements(self) -> tuple[str, ...]:
         """What is judged.
 
-        Only committees that agree on a sequence promise that every lock ends (R5) whatever faulty parties do. Without, a
-        sender can leave its own coins locked by orders that compete, a payer by its numbers, a carrier by silence, which
-        can also leave a sender without a receipt (R2).
+        Only committees that agree on a sequence promise that every lock ends (R5) whatever faulty parties do. Without,
+        a sender can leave its own coins locked by orders that compete, a payer by its numbers, a carrier by silence,
+        which can also leave a sender without a receipt (R2).
         """
         rules, parties = dict(self.rules), any(name.startswith("u") for name in self.faulty)
         disordered = self.protocol == "PSyncPCN" and rules.get("ordering") != "agreed"
