@@ -174,8 +174,8 @@ def generous(state, side, change, nonce, decided=(), follow=channel_update.follo
 SYNC: dict[str, list[Patch]] = {
     "members vote as often as they are asked": [returns(SyncPCNMember, "may_vote", True)],
     "refunds begin at T_i": [(Timing, "refund_wait", property(lambda self: 0.0))],
-    "members refund at any time": [with_clock(SyncPCNMember, "refund_asked", ALWAYS)],
-    "members accept one signature of two": [returns(CommitteeMember, "signed", True)],
+    "a key is not passed upstream": [returns(SyncPCNParty, "learn", None)],
+    "what the committee decided is not heeded": [returns(SyncPCNParty, "decided", None)],
     "members never vote": [returns(SyncPCNMember, "vote", None)],
     "nobody asks for what the payer does not take back": [returns(SyncPCNParty, "give_back", None)],
     "a payee never claims": [returns(SyncPCNParty, "claim", None)],
@@ -216,6 +216,8 @@ PSYNC: dict[str, list[Patch]] = {
 # Mistakes that the search does not notice within seconds: another rule makes up for them, or a rarer schedule is
 # needed.
 UNNOTICED_SYNC: dict[str, list[Patch]] = {
+    "members refund at any time": [with_clock(SyncPCNMember, "refund_asked", ALWAYS)],
+    "members accept one signature of two": [returns(CommitteeMember, "signed", True)],
     "the quorum is 2 f": [(Committee, "quorum", property(lambda self: 2 * self.faulty))],
     "hops expire delta apart": [(Timing, "margin", property(lambda self: self.delta))],
     "members ignore numbers": [returns(CommitteeMember, "next", True), returns(SyncPCNMember, "fresh", True)],
