@@ -1,0 +1,267 @@
+"""What may be done next: all single deviations that a run offers, and one drawn at random.
+
+`alphabet` is the finite set from which the exhaustive search takes its deviations. `draw` takes one from a larger set,
+with single messages and any times, for the guided search. Both offer only what concerns messages that the run sent.
+
+Serves: the search for violations.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from swarmbook.payments.model_checking.deviations import (
+    EVERY,
+    Arrive,
+    Delay,
+    Deviation,
+    Forge,
+    Ignore,
+    Only,
+    Pace,
+    Schedule,
+    Skew,
+    Start,
+    Twice,
+    Withhold,
+)
+from swarmbook.payments.model_checking.forging import MEMBERS, PARTIES
+from swarmbook.payments.model_checking.network import TINY, Played, message_kinds
+from swarmbook.payments.model_checking.settings import Setting
+from swarmbook.payments.syncpcn.timing import TICK
+
+SOON = 1e-3
+SHARES = (0.001, 0.25, 0.5, 0.75, 1.0)  # of the bound, of a network that has one
+WAITS = (0.01, 3.0, 10.0, 30.0, 100.0, 300.0)  # of a network without: from almost none to longer than all else
+LARGE = 10**6  # numbers of forgeries are drawn below it
+
+
+def delays(setting: Setting) -> tuple[float, ...]:
+    """The times that a message may take, in the exhaustive search."""
+    if setting.protocol == "SyncPCN":
+        return tuple(share * setting.bound for share in SHARES)
+    return tuple(wait for wait in WAITS if wait <= setting.bound)
+
+
+def committee(name: str) -> str:
+    """The pattern of the committee to which a member belongs, or the name of a party."""
+    return name.split(".")[0] + "." if "." in name else name
+
+
+def instants(setting: Setting, played: Played) -> list[float]:
+    """When something may change: timers of honest nodes and deadlines of locks, and a tick beside each."""
+    times = set(played.instants)
+    if setting.protocol == "SyncPCN":
+        timing = played.world.timing
+        for payment in played.world.payments:
+            for _, lock in played.world.hops(payment):
+                times.add(lock.expiry)
+                for limit in ("open_by", "lock_by", "claim_by", "key_by", "refund_from"):
+                    times.add(getattr(timing, limit)(lock.expiry))
+    return sorted({time + step for time in times for step in (-TICK, 0.0, TICK) if time + step > 0})
+
+
+def moments(played: Played, faulty: frozenset[str]) -> list[float]:
+    """When a faulty node received or sent something, just after which it may act."""
+    times = {time for time, _, sender, to, _ in played.log if sender in faulty or to in faulty}
+    return sorted({time + step for time in times for step in (SOON, played.sim.pace + SOON)})
+
+
+def forms_of(name: str, played: Played) -> list[str]:
+    """The classes of message that a party or a member can form, as far as this world's nodes react to them."""
+    known = message_kinds(played.world)
+    sends = MEMBERS if "." in name else PARTIES
+    return [kind.__name__ for kind in sends if kind.__name__ in known]
+
+
+def targets_of(kind: str, played: Played) -> list[str]:
+    """The nodes that react to a class of message."""
+    known = message_kinds(played.world)[kind]
+    members = [m for cid in range(len(played.world.topology.channels)) for m in played.world.members(cid)]
+    parties = [played.world.party(f"u{i}") for i in range(len(played.world.topology.channels) + 1)]
+    return [node.name for node in [*parties, *members] if known in node.on]
+
+
+def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every proper subset of some names."""
+    for bits in range(2 ** len(names) - 1):
+        yield tuple(name for k, name in enumerate(names) if bits >> k & 1)
+
+
+def patterns(played: Played) -> list[tuple[str, str, str]]:
+    """(kind, sender, to) of what was sent: between nodes or committees, from or to one, of one kind or of any."""
+    found = {}
+    for _, kind, sender, to, _ in played.log:
+        for what in (kind, ""):
+            for origin in (sender, committee(sender), ""):
+                for target in (to, committee(to), ""):
+                    if origin or target:
+                        found.setdefault((what, origin, target))
+    return list(found)
+
+
+def coarse(pattern: tuple[str, str, str]) -> bool:
+    """Whether a pattern means messages of a kind between parties and whole committees, or any of or to one node."""
+    kind, sender, to = pattern
+    single = [name for name in (sender, to) if "." in name and not name.endswith(".")]
+    return not single and sender and to and kind or not kind and (not sender or not to)
+
+
+def alphabet(setting: Setting, played: Played, forgeries: int = 0, fine: bool = True) -> list[Deviation]:
+    """All single deviations of the exhaustive search that a run offers.
+
+    fine=False leaves out patterns that are not `coarse`, delays other than the shortest and the longest, and faulty
+    nodes that choose by kind of message.
+
+    Delays of all messages of a pattern (`patterns`) at each of `delays`; arrivals at each of `instants` that the bound
+    allows; a second payment at other times; clocks ahead by their bound; a faster pace; faulty nodes that withhold or
+    ignore what a pattern means, or talk to one subset of a committee alone, of one kind or of any. forgeries: how many
+    candidates of each class a faulty node sends at each of `moments`, to a whole committee, to one member or a party.
+    """
+    faulty = frozenset(setting.faulty)
+    found: list[Deviation] = []
+    meant = [pattern for pattern in patterns(played) if fine or coarse(pattern)]
+    waits = delays(setting) if fine else (delays(setting)[0], delays(setting)[-1])
+    for pattern in meant:
+        found += [Delay(*pattern, EVERY, delay) for delay in waits]
+        if setting.protocol == "PSyncPCN":
+            found += [Twice(*pattern, EVERY, 30.0)]
+        if pattern[1] in faulty:
+            found.append(Withhold(*pattern, EVERY))
+        if pattern[2] in faulty:
+            found.append(Ignore(*pattern, EVERY))
+    for sender in setting.faulty:
+        kinds = {kind for _, kind, origin, _, _ in played.log if origin == sender}
+        for kind in (sorted(kinds) if fine else []) + [""]:
+            receivers = sorted({to for _, what, o, to, _ in played.log if o == sender and kind in ("", what)})
+            groups = {committee(name): [n for n in receivers if committee(n) == committee(name)] for name in receivers}
+            for group, names in groups.items():
+                rest = tuple(g for g in groups if g != group)
+                found += [Only(kind, sender, (*rest, *names_)) for names_ in subsets(names) if names_ or len(names) > 1]
+    times = instants(setting, played) if setting.protocol == "SyncPCN" else []
+    for kind, sender, to in meant:
+        if kind and sender and to:
+            sent = [time for time, what, o, t, _ in played.log if what == kind and o == sender and t == to]
+            for time in times:
+                if any(s < time <= s + setting.bound or sender in faulty and s < time for s in sent[:1]):
+                    found.append(Arrive(kind, sender, to, EVERY, time))
+    if len(setting.payments) > 1:
+        found += [Start(1, time) for time in (0.0, 0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0)]
+    found += [Pace(delay) for delay in ((0.05, 0.25, 0.5) if setting.protocol == "SyncPCN" else (0.05,))]
+    if setting.skew:
+        found += [Skew(name, setting.skew) for name in sorted({committee(s) for _, _, s, _, _ in played.log})]
+    if forgeries:
+        for sender in setting.faulty:
+            for kind in forms_of(sender, played):
+                names = targets_of(kind, played)
+                groups = sorted({committee(n) for n in names} | set(names) - {sender})
+                found += [
+                    Forge(kind, sender, (group,), time, index)
+                    for time in moments(played, faulty)
+                    for group in groups
+                    for index in range(forgeries)
+                ]
+    return list(dict.fromkeys(found))
+
+
+class Luck(Counter):
+    """How often a forgery of each class reached something new, beside how often it was tried: those are drawn more."""
+
+    def chosen(self, rng: random.Random, kinds: Sequence[str]) -> str:
+        """One of these classes, by its luck so far; at first all alike."""
+        return rng.choices(kinds, [(1 + self["new", kind]) / (4 + self["tried", kind]) for kind in kinds])[0]
+
+    def learn(self, schedule: Schedule, new: bool) -> None:
+        for kind in {deviation.kind for deviation in schedule if isinstance(deviation, Forge)}:
+            self["tried", kind] += 1
+            self["new", kind] += new
+
+
+def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> Deviation:
+    """One deviation at random: of the network, or as often of the faulty nodes, if there are any."""
+    bad = setting.faulty and rng.random() < 0.55
+    while True:
+        found = _faulty_move(rng, setting, played, luck) if bad else _network_move(rng, setting, played)
+        if found is not None:
+            return found
+
+
+def _pattern(rng: random.Random, played: Played, sender: str = "", to: str = "") -> tuple[str, str, str, int] | None:
+    log = played.log
+    for _ in range(20):
+        _, kind, origin, target, nth = log[int(rng.random() * len(log))]
+        if (not sender or origin == sender) and (not to or target == to):
+            break
+    else:
+        return None
+    number = nth if rng.random() < 0.35 else EVERY
+    if number == EVERY:
+        draw = rng.random()
+        if draw < 0.2:
+            kind = ""
+        if not sender and rng.random() < 0.5:
+            origin = committee(origin) if rng.random() < 0.5 else ""
+        if not to and rng.random() < 0.4:
+            target = committee(target) if rng.random() < 0.6 else ""
+    return kind, origin, target, number
+
+
+def _time(rng: random.Random, setting: Setting, played: Played) -> float:
+    """A time that may matter, or any of the run's."""
+    if rng.random() < 0.5 and played.instants:
+        times = played.instants
+        if setting.protocol == "SyncPCN" and rng.random() < 0.5:
+            times = instants(setting, played)
+        return max(0.0, times[int(rng.random() * len(times))] + rng.choice((-TICK, 0.0, TICK, -1.0, -0.5, 0.5, 1.0)))
+    time = played.log[int(rng.random() * len(played.log))][0]
+    return time + rng.choice((TINY, SOON, 0.3, 0.6, 1.0 + SOON))
+
+
+def _network_move(rng: random.Random, setting: Setting, played: Played) -> Deviation | None:
+    what = rng.random()
+    if what < 0.08:
+        return Pace(rng.choice((0.05, 0.25, 0.5, 0.75)))
+    if what < 0.14 and len(setting.payments) > 1:
+        return Start(rng.randrange(len(setting.payments)), round(rng.random() * 12, 2))
+    if what < 0.2 and setting.skew:
+        names = sorted({name for _, _, s, t, _ in played.log for name in (s, t)})
+        return Skew(rng.choice(names), setting.skew * rng.choice((0.5, 1.0)))
+    pattern = _pattern(rng, played)
+    if pattern is None:
+        return None
+    if what > 0.75 and setting.protocol == "SyncPCN":
+        return Arrive(*pattern, _time(rng, setting, played))
+    if what > 0.9 and setting.protocol == "PSyncPCN":
+        return Twice(*pattern, rng.choice(WAITS))
+    return Delay(*pattern, rng.choice(delays(setting)))
+
+
+def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> Deviation | None:
+    name, what = rng.choice(setting.faulty), rng.random()
+    if what < 0.35:
+        kinds = forms_of(name, played)
+        kind = luck.chosen(rng, kinds)
+        names = [n for n in targets_of(kind, played) if n != name]
+        if not names:
+            return None
+        one = rng.choice(names)
+        group = [n for n in names if committee(n) == committee(one)]
+        size = rng.random()
+        chosen = (committee(one),) if size < 0.5 else tuple(sorted(rng.sample(group, rng.randint(1, len(group)))))
+        return Forge(kind, name, chosen, _time(rng, setting, played), rng.randrange(LARGE))
+    if what < 0.55:
+        sent = [(kind, to) for _, kind, origin, to, _ in played.log if origin == name]
+        if not sent:
+            return None
+        kind, to = rng.choice(sent)
+        kind = kind if rng.random() < 0.5 else ""
+        receivers = sorted({target for what, target in sent if kind in ("", what)})
+        return Only(kind, name, tuple(sorted(rng.sample(receivers, rng.randint(0, len(receivers) - 1)))))
+    if what < 0.7:
+        pattern = _pattern(rng, played, sender=name)
+        return pattern and Withhold(*pattern)
+    if what < 0.8:
+        pattern = _pattern(rng, played, to=name)
+        return pattern and Ignore(*pattern)
+    pattern = _pattern(rng, played, sender=name)
+    return pattern and Arrive(*pattern, _time(rng, setting, played))

@@ -1,0 +1,116 @@
+"""Small worlds in which violations are searched: protocol, hops, payments, and which nodes the adversary has.
+
+A `Setting` describes a world. `settings` lists those of one and two hops, one and two payments and committees of four,
+with every choice of faulty parties, and of one faulty member in each committee, up to symmetry:
+
+- A faulty member may behave as an honest one does, so that fewer faulty members add nothing. Members of one committee
+  differ only where they lead (`ordering="agreed"`), so that elsewhere the last one stands for all.
+- Requirements protect honest parties alone, so that every set of faulty parties is a world of its own.
+
+Serves: the search for violations.
+"""
+
+from itertools import combinations
+from typing import NamedTuple
+
+SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8", "R11")
+
+
+class Pay(NamedTuple):
+    """One payment: forwards from u0, or backwards to it; over all hops, or over the last `hops` alone."""
+
+    amount: int
+    at: float = 0.0
+    backwards: bool = False
+    first: int = 0  # the first party of the path, counted from the left
+    last: int | None = None
+
+
+class Setting(NamedTuple):
+    """A small world.
+
+    faulty: names of the adversary's nodes. rules: of PSyncPCN. bound: the longest delay between honest nodes; for
+    SyncPCN 1.0 is what it relies on. skew: how far clocks may be apart, as SyncPCN knows. trusted: judge every
+    committee as if it were correct, for worlds with more than f faulty members.
+    """
+
+    protocol: str
+    hops: int
+    payments: tuple[Pay, ...]
+    faulty: tuple[str, ...] = ()
+    rules: tuple[tuple[str, str], ...] = ()
+    balance: int = 100
+    other: int = 100
+    bound: float = 1.0
+    skew: float = 0.0
+    trusted: bool = False
+
+    def __str__(self) -> str:
+        options = "".join(f", {name}={value}" for name, value in self.rules)
+        faulty = "+".join(self.faulty) or "nobody"
+        return f"{self.protocol}{options}, {self.hops} hops, {len(self.payments)} payments, faulty: {faulty}"
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """What is judged.
+
+        Only committees that agree on a sequence promise that every lock ends (R5) whatever faulty parties do. Without,
+        a sender can leave its own coins locked by orders that compete, a payer by its numbers, a carrier by silence,
+        which can also leave a sender without a receipt (R2).
+        """
+        rules, parties = dict(self.rules), any(name.startswith("u") for name in self.faulty)
+        disordered = self.protocol == "PSyncPCN" and rules.get("ordering") != "agreed"
+        left = {"R5"} if disordered and parties else set()
+        if rules.get("relay") == "party" and parties:
+            left.add("R2")
+        return tuple(name for name in SAFETY if name not in left)
+
+
+def faulty_sets(hops: int, leading: bool) -> list[tuple[str, ...]]:
+    """Every choice of faulty parties, each with one faulty member in every committee.
+
+    leading: members lead, so that the first, the second and the last of a committee differ; with two hops the choices
+    of both committees are combined.
+    """
+    parties = [f"u{i}" for i in range(hops + 1)]
+    chosen = [subset for size in range(len(parties)) for subset in combinations(parties, size)]
+    places = (1, 2, 4) if leading else (4,)
+    members: list[tuple[str, ...]] = [()]
+    for cid in range(hops):
+        members = [(*others, f"C{cid + 1}.{k}") for others in members for k in places]
+    return [(*subset, *corrupt) for subset in chosen for corrupt in members]
+
+
+def settings(protocol: str, hops: int, payments: int, **options: str) -> list[Setting]:
+    """The worlds of a protocol with so many hops and payments, for every choice of faulty nodes up to symmetry.
+
+    options: the rules of PSyncPCN. Its members accept competing payments only with an ordering, so that there are no
+    two payments without one.
+    """
+    leading = options.get("ordering") == "agreed"
+    plans: list[tuple[Pay, ...]] = [(Pay(10),)]
+    balance = 100
+    if payments == 2:
+        plans = [(Pay(10), Pay(10, 0.7)), (Pay(10), Pay(4, 0.7, backwards=True))]
+        if hops == 2:
+            plans.append((Pay(10), Pay(1, 0.5, backwards=True, first=1)))
+    bound = 1.0 if protocol == "SyncPCN" else 300.0
+    rules = tuple(sorted(options.items()))
+    return [
+        Setting(protocol, hops, plan, faulty, rules, balance=balance, bound=bound)
+        for plan in plans
+        for faulty in faulty_sets(hops, leading)
+    ]
+
+
+def everything() -> list[Setting]:
+    """All worlds of the search: of SyncPCN with clocks that agree and that do not, of PSyncPCN by its rules."""
+    found = []
+    for hops in (1, 2):
+        for payments in (1, 2):
+            found += settings("SyncPCN", hops, payments)
+            found += [setting._replace(skew=0.5) for setting in settings("SyncPCN", hops, payments)]
+            found += settings("PSyncPCN", hops, payments, ordering="agreed")
+        for rules in ({}, {"echo": "yes"}, {"commit": "forward"}, {"ordering": "payer"}, {"relay": "party"}):
+            found += settings("PSyncPCN", hops, 1, **rules)
+    return found
