@@ -317,8 +317,8 @@ class ChannelEnd:
 
     def _followed(self, side: int, change: Change, nonce: int) -> tuple[State, list[tuple[Lock, str]]]:
         """The state after a change, and the locks that a committee has decided in it. Raises Refused."""
-        if change.what == "lock" and change.lock.pid in self.past:
-            raise Refused(f"the name of {change.lock} was used before")
+        if change.what == "lock" and (change.lock.pid in self.past or self.state.lock(change.lock.pid) is not None):
+            raise Refused(f"the name of {change.lock} was used before")  # though this update removes the other lock
         gone = [self.decided(side, resolved) for resolved in change.resolved] if change.resolved else []
         opened = self.state.lock(change.pid) if change.what == "open" and side != self.side else None
         if opened is not None and not self.party.may_pay(opened):
