@@ -15,7 +15,7 @@ from swarmbook.payments import channel_update
 from swarmbook.payments.channel_committee import CommitteeMember
 from swarmbook.payments.channel_update import ChannelEnd
 from swarmbook.payments.model_checking.search import Report, guided
-from swarmbook.payments.model_checking.settings import Pay, Setting
+from swarmbook.payments.model_checking.settings import Pay, Setting, everything
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.pbft import Agreement
 from swarmbook.payments.psyncpcn import PSyncPCN, PSyncPCNMember
@@ -268,6 +268,7 @@ UNNOTICED_PSYNC: dict[str, list[Patch]] = {
 }
 MUTANTS: dict[str, list[Patch]] = {**SYNC, **PSYNC}
 PATCHES: dict[str, list[Patch]] = {**MUTANTS, **UNNOTICED_SYNC, **UNNOTICED_PSYNC}
+VERSION = 1  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 MEMBERS = "C1.4", "C2.4"
 ONE, TWO = (Pay(10),), (Pay(10), Pay(10, 0.7))
 AGREED = (("ordering", "agreed"),)
@@ -279,7 +280,7 @@ PORTFOLIO = {
         Setting("SyncPCN", 2, (Pay(10), Pay(4, 0.7, backwards=True)), ("u2", *MEMBERS), skew=0.5),
     ],
     "PSyncPCN": [
-        Setting("PSyncPCN", 2, ONE, ("u0", *MEMBERS), (("echo", "yes"),), bound=300.0),
+        Setting("PSyncPCN", 2, ONE, ("u0", *MEMBERS), (("echo", True),), bound=300.0),
         Setting("PSyncPCN", 2, ONE, ("u2", *MEMBERS), (("commit", "forward"),), balance=9, bound=300.0),
         Setting("PSyncPCN", 1, ONE, ("C1.1",), AGREED, bound=100.0),
         Setting("PSyncPCN", 1, TWO, ("C1.2",), AGREED, balance=15, bound=100.0),
@@ -324,6 +325,26 @@ def handled_by(owner: Any) -> list[dict]:
 def search(protocol: str, schedules: int = 4000, seed: int = 0) -> Report:
     """Search the worlds of the portfolio until something is wrong, or so many schedules are played."""
     return guided(PORTFOLIO[protocol], random.Random(seed), schedules=schedules)
+
+
+def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
+    """What the search finds with a mutant: requirements and invariants by name, and how much it has played.
+
+    mutant: one of `PATCHES`, or a protocol's name for the protocol as it is, in all worlds of `settings.everything`.
+    schedules: how many are played at most; the search of a mutant ends with the first violation. The keys are "mutant",
+    "protocol", "found", "worlds", "schedules" and "events".
+    """
+    if mutant in PORTFOLIO:
+        protocol = mutant
+        worlds = [setting for setting in everything() if setting.protocol == protocol]
+        report = guided(worlds, random.Random(seed), schedules=schedules, first=False)
+    else:
+        protocol = "SyncPCN" if mutant in SYNC or mutant in UNNOTICED_SYNC else "PSyncPCN"
+        with mutated(mutant):
+            report = search(protocol, schedules, seed)
+    found = sorted({text.split(" ")[0].rstrip(":") for one in report.found for text in one.violations})
+    counts = {"worlds": report.worlds, "schedules": report.schedules, "events": report.events}
+    return {"mutant": mutant, "protocol": protocol, "found": ", ".join(found), **counts}
 
 
 def caught_by(schedules: int = 4000) -> list[str]:

@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     hops: int
     payments: tuple[Pay, ...]
     faulty: tuple[str, ...] = ()
-    rules: tuple[tuple[str, str], ...] = ()
+    rules: tuple[tuple[str, str | bool], ...] = ()
     balance: int = 100
     other: int = 100
     bound: float = 1.0
@@ -81,7 +81,7 @@ def faulty_sets(hops: int, leading: bool) -> list[tuple[str, ...]]:
     return [(*subset, *corrupt) for subset in chosen for corrupt in members]
 
 
-def settings(protocol: str, hops: int, payments: int, **options: str) -> list[Setting]:
+def settings(protocol: str, hops: int, payments: int, **options: str | bool) -> list[Setting]:
     """The worlds of a protocol with so many hops and payments, for every choice of faulty nodes up to symmetry.
 
     options: the rules of PSyncPCN. Its members accept competing payments only with an ordering, so that there are no
@@ -111,6 +111,6 @@ def everything() -> list[Setting]:
             found += settings("SyncPCN", hops, payments)
             found += [setting._replace(skew=0.5) for setting in settings("SyncPCN", hops, payments)]
             found += settings("PSyncPCN", hops, payments, ordering="agreed")
-        for rules in ({}, {"echo": "yes"}, {"commit": "forward"}, {"ordering": "payer"}, {"relay": "party"}):
+        for rules in ({}, {"echo": True}, {"commit": "forward"}, {"ordering": "payer"}, {"relay": "party"}):
             found += settings("PSyncPCN", hops, 1, **rules)
     return found
