@@ -119,7 +119,7 @@ class SyncPCN(World):
     def updated(self, payment: Payment) -> str:
         """How an update stands: paid by its certificate, which an honest party holds, and open once it is proposed.
 
-        It locks nothing: a proposal that a faulty party does not answer leaves the proposer its coins and the older state.
+        It locks nothing: a proposal that a faulty party does not answer leaves the proposer its coins.
         """
         marks = dict(zip(payment.path, ("receipt", "receiver safe"), strict=True))
         honest = [party for party in marks if party not in self.faulty] or payment.path
