@@ -14,6 +14,6 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from nbval.plugin import IPyNbCell
 
-    if patterns := config.getoption("nbval_sanitize_with"):
-        config.option.nbval_sanitize_with = str(config.rootpath / patterns)
+    if config.inipath and (patterns := config.getoption("nbval_sanitize_with")):
+        config.option.nbval_sanitize_with = str(config.inipath.parent / patterns)
     IPyNbCell.sanitize = lambda cell, shown: stable(shown, cell.parent.sanitize_patterns.items())

@@ -19,7 +19,7 @@ from swarmbook.reproduction.papers import Paper, _labels, label_of
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 # Where ipykernel says that a cell stands, as a warning does; it names the process, and is in `sanitize.cfg` as well.
-CELL_FILE = (r"""(/[^\s'"<>:]+)*/ipykernel_\d+/\d+\.py""", "cell.py")
+CELL_FILE = (r"""(/[^\s'"<>:/]+)*/ipykernel_\d+/\d+\.py""", "cell.py")
 FOLDED = """
 {%- block input_group -%}
 {%- if cell.metadata.get("jupyter", {}).get("source_hidden") -%}
@@ -101,10 +101,13 @@ def commit(paper: Paper, executed: Path) -> None:
 
 
 def stable(shown: Any, patterns: Iterable[tuple[str, str]]) -> Any:
-    """JSON in whose texts what varies between executions is replaced, by pairs of a pattern and a name for it."""
+    """JSON in whose texts what varies between executions is replaced, by pairs of a pattern and a name for it.
+
+    Pictures are left alone.
+    """
     patterns = list(patterns)
     if isinstance(shown, Mapping):
-        return {name: stable(part, patterns) for name, part in shown.items()}
+        return {name: part if name.startswith("image/") else stable(part, patterns) for name, part in shown.items()}
     if isinstance(shown, list):
         return [stable(part, patterns) for part in shown]
     if isinstance(shown, str):
