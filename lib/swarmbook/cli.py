@@ -349,6 +349,7 @@ def _open(options: argparse.Namespace) -> int:
     from swarmbook.reproduction import reading
 
     (paper,) = _chosen([options.paper], papers.discover())
+    papers.checked(paper, {} if options.profile is None else {"profile": options.profile})
     folder = (options.output or locations.runs_folder() / "open").absolute()
     _make_writable(folder)
     notebook = reading.copy(paper, options.profile, folder)

@@ -33,7 +33,7 @@ def data_folder() -> Path:
 
 def recorded_folders(recorded: str | Path | None = None) -> list[Path]:
     """Where recorded runs lie: the folder that is given, or by default those of all papers, `papers/*/runs`."""
-    return sorted(papers_folder().glob("*/runs")) if recorded is None else [Path(recorded)]
+    return [each / "runs" for each in sorted(papers_folder().glob("*/"))] if recorded is None else [Path(recorded)]
 
 
 def runs_folder(papers: Path | None = None) -> Path:

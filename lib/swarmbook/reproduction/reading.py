@@ -21,7 +21,6 @@ from swarmbook.locations import store_folder
 from swarmbook.records.atomic_files import write
 from swarmbook.reproduction import lineage, papers
 from swarmbook.reproduction.papers import Paper
-from swarmbook.reproduction.recorded_runs import apart
 
 
 def copy(paper: Paper, profile: str | None, folder: Path) -> Path:
@@ -87,6 +86,8 @@ def as_recorded(chosen: Sequence[Paper], told: list[str] | None = None) -> Itera
                 continue
             content = _committed(paper.notebook)
             whole = content is not None and lineage.seal_of_shown(content) == seal
+            from swarmbook.reproduction.recorded_runs import apart  # takes pandas
+
             found.append(apart(paper, Path(scratch), content=content) if whole else paper)
             if told is not None:
                 told.append(_changed(paper, whole))
