@@ -15,7 +15,7 @@ from swarmbook.payments.attacks import SAFETY, names
 from swarmbook.payments.outcomes import Decision, Outcome
 from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.pbft import Commit, NewView, Prepare, PrePrepare, ViewChange
-from swarmbook.payments.psyncpcn import Order, PSyncPCN, PSyncPCNMember, Share
+from swarmbook.payments.psyncpcn import AskNumber, Number, Order, PSyncPCN, PSyncPCNMember, Share
 from swarmbook.payments.psyncpcn.invariants import obligations
 from swarmbook.payments.requirements import Watch, check
 from swarmbook.payments.signatures import Keys
@@ -261,6 +261,24 @@ def test_no_order_moves_coins_that_are_not_the_senders(change, ordering):
 
 
 # what is not promised, and shows that the promises are tight
+
+
+@pytest.mark.parametrize(("ordering", "heeded"), [("payer", True), ("agreed", False), ("none", False)])
+def test_nobody_but_the_payer_numbers_an_order_and_only_where_payers_number(ordering, heeded):
+    """The payee signs a number of its own side that names an order of the other side; the payer's comes late."""
+    world = PSyncPCN(line(1), ordering=ordering, sim=Simulation(slow(("C1.", "u0", AskNumber, 100.0))))
+    payment = world.pay(names(1), 10)
+    world.faulty.add("u1")
+    world.run(1.5)
+    pid, before = payment.pids[0], [m.entries[payment.pids[0]].state for m in world.members(0)]
+    for side, name in enumerate(names(1)):
+        statement = ("number", 0, side, pid, Decision.LOCK, 0)
+        for member in world.members(0):
+            if side == 1 or not heeded:
+                forged = Number(0, side, pid, Decision.LOCK, 0, world.keys.sign(name, statement))
+                member.numbered(world.party(name), forged)
+    assert [m.entries[pid].state for m in world.members(0)] == before
+    assert watched(world) == [] and world.outcomes(payment) == [Outcome.PAID]
 
 
 @pytest.mark.parametrize(("ordering", "certified"), [("none", 4), ("payer", 3), ("agreed", 3)])

@@ -262,6 +262,8 @@ class PSyncPCNMember(SequencingMember):
 
     def numbered(self, sender: Node, m: Number) -> None:
         """V2: take orders in the sequence that the payer gave them, and lock those that it wants locked."""
+        if self.rules.ordering != "payer":
+            return
         statement = ("number", m.cid, m.side, m.pid, m.what, m.number)
         if m.cid != self.cid or not self.keys.verify(self.parties[m.side].name, statement, m.signature):
             return
@@ -275,6 +277,9 @@ class PSyncPCNMember(SequencingMember):
             entry = self.entries.get(pid)
             if entry is None or entry.state == OrderState.NEW:
                 return
+            if entry.side != side:  # a number of the payee, which decides nothing
+                self.next[side] += 1
+                continue
             lock = what == Decision.LOCK
             if lock and entry.state == OrderState.WAITING and not self.available(entry):
                 return

@@ -130,7 +130,7 @@ class SequencingMember(Node):
 
     def agreeing(self, sender: Node, m: object) -> None:
         """A message of another member's part in agreeing."""
-        if m.cid != self.cid or sender.name not in self.colleagues:
+        if not self.agrees or m.cid != self.cid or sender.name not in self.colleagues:
             return
         if m.slot > self.slot:
             self.ahead[sender.name] = max(m.slot, self.ahead.get(sender.name, 0))
