@@ -402,7 +402,9 @@ def hunted(seed: int, ordering: str, extra: int = 0) -> PSyncPCN:
     for _ in range(1 if rng.random() < 0.5 else int(rng.integers(2, 5))):
         path = names(n) if rng.random() < 0.7 else names(n)[::-1]
         path = path[int(rng.integers(n)) if rng.random() < 0.3 else 0 :]
-        world.pay(path, int(rng.integers(4, 11)), at=float(rng.choice([0, 0, 2, 30])), fee=int(rng.integers(2)))
+        amount, at, fee = int(rng.integers(4, 11)), float(rng.choice([0, 0, 2, 30])), int(rng.integers(2))
+        most = left + right - fee * (len(path) - 2)  # that the first hop can carry
+        world.pay(path, min(amount, most), at=at, fee=fee)
     return world
 
 

@@ -6,6 +6,7 @@
 - An end-of-text token closes each document, and documents are concatenated.
 - Tokens are made once and kept as a memory map in SWARMBOOK_CACHE. They are identified by the content of texts and
   tokenizer alone, in the name of the file and inside it. Where nothing can be kept, each process makes its own.
+- Tokenizers, sources and cache meet in `tokens`, and so are in one file.
 
 Serves: every run that trains.
 """

@@ -3,6 +3,8 @@
 A mutant replaces a few attributes of the protocols' classes. `caught_by` searches the same worlds for each of them
 (`PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
 
+All mistakes are in one file, as one list.
+
 Serves: the table of mutants; claim S11.
 """
 
@@ -190,6 +192,10 @@ SYNC: dict[str, list[Patch]] = {
     "a claim proves one state alone": [
         around(ChannelEnd, "proofs", lambda original, self, lock: original(self, lock)[:1])
     ],
+    "a lock's name is used twice": [around(ChannelEnd, "_followed", without("past"))],
+    "hops expire delta apart": [(Timing, "margin", property(lambda self: self.delta))],
+    "members accept one signature of two": [returns(CommitteeMember, "signed", True)],
+    "what the other party removed is not noticed": [returns(SyncPCNParty, "left", None)],
 }
 PSYNC: dict[str, list[Patch]] = {
     "members lock more than there is": [returns(PSyncPCNMember, "available", True)],
@@ -210,16 +216,13 @@ PSYNC: dict[str, list[Patch]] = {
     "who is left behind is not told": [returns(PSyncPCNMember, "tell", None)],
     "a payment's coins do not arrive": [around(PSyncPCNMember, "settle", keep_from_payee)],
     "members keep to themselves what they did": [returns(PSyncPCNMember, "share", None)],
-    "a member reserves twice": [around(PSyncPCNMember, "decide", act_twice)],
     "orders need not be sound": [returns(PSyncPCN, "sound", True)],
 }
 # Mistakes that the search does not notice within seconds: another rule makes up for them, or a rarer schedule is
 # needed.
 UNNOTICED_SYNC: dict[str, list[Patch]] = {
     "members refund at any time": [with_clock(SyncPCNMember, "refund_asked", ALWAYS)],
-    "members accept one signature of two": [returns(CommitteeMember, "signed", True)],
     "the quorum is 2 f": [(Committee, "quorum", property(lambda self: 2 * self.faulty))],
-    "hops expire delta apart": [(Timing, "margin", property(lambda self: self.delta))],
     "members ignore numbers": [returns(CommitteeMember, "next", True), returns(SyncPCNMember, "fresh", True)],
     "a payee goes on before the certificate": [
         (
@@ -243,12 +246,11 @@ UNNOTICED_SYNC: dict[str, list[Patch]] = {
     "nothing is held back during a dispute": [around(ChannelEnd, "proposed", without("disputes"))],
     "a payer signs a paid lock away without its key": [returns(SyncPCNParty, "may_pay", True)],
     "members do not ask for the newest state": [returns(SyncPCNMember, "current", True)],
-    "a lock's name is used twice": [around(ChannelEnd, "_followed", without("past"))],
     "a key beside a certificate is not taken": [returns(SyncPCNParty, "shown_decision", None)],
-    "what the other party removed is not noticed": [returns(SyncPCNParty, "left", None)],
     "what had to wait is never signed": [returns(ChannelEnd, "release", None)],
 }
 UNNOTICED_PSYNC: dict[str, list[Patch]] = {
+    "a member reserves twice": [around(PSyncPCNMember, "decide", act_twice)],
     "one share is a quorum": [lower("spare", 3, PSyncPCNMember)],
     "one share shows that others locked": [lower("few", 1, PSyncPCNMember)],
     "committees heed any other": [returns(PSyncPCNMember, "adjacent", True)],

@@ -16,6 +16,8 @@ of a state, which is computed with the party's own code.
 
 Honest nodes know who sent a message (channels between nodes are authenticated), so that the sender is always faulty.
 
+What is known and what can be said of it are in one file, since each kind of message needs both.
+
 Serves: the search for violations.
 """
 
