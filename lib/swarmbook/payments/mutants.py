@@ -1,4 +1,4 @@
-"""Plausible mistakes in the protocols, one for each of their rules, which the search must notice.
+"""Plausible mistakes in the protocols: those that the search notices within seconds, and those that it does not.
 
 A mutant replaces a few attributes of the protocols' classes. `caught_by` searches the same worlds for each of them
 (`PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
