@@ -178,7 +178,6 @@ def test_notebook_runs_from_nothing(path, tmp_path):
         tags = cell.metadata.get("tags", [])
         assert not any(tag.startswith("figure ") for tag in tags) or pictures(cell), f"nothing drawn for {tags}"
         assert not any(blank(picture) for picture in pictures(cell)), f"a blank picture for {tags}"
-        assert not [*unreadable(cell)], f"{tags} cannot be read"
     assert [claim.id for claim in done.claims] == [claim.id for claim in paper.claims]
 
 

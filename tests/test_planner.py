@@ -285,7 +285,10 @@ def crossed(table: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
-        (lambda table: table.assign(makespan=table["makespan"] - 1), "takes .* s where its record says .* delete it"),
+        (
+            lambda table: table.assign(makespan=table["makespan"] - 1),
+            "takes .* s where its record says .* delete the file",
+        ),
         (lambda table: table.drop(index=3).reset_index(drop=True), "order: node .* is given other operations"),
         (other_relay, "relays: node 99 on the path"),
         (crossed, "takes .* s where its record says|order: nodes wait for each other|memory: node"),

@@ -86,7 +86,7 @@ PROFILES = {
         locked=lambda n, i: 3 * i,
         freed=lambda n, i: 4 * n - i + 3,
         receipt=lambda n: 4 * n,
-        back=lambda k: k + 3,
+        back=lambda k: 3 * k + 1,
         stuck=lambda n, i, delta: (3 * n + 3 + 4 * (n - 1 - i) + 4) * delta,
         turn=2,
     ),

@@ -241,6 +241,10 @@ class World:
     def new_party(self, name: str) -> Node:
         raise NotImplementedError
 
+    def direct(self, payment: Payment) -> bool:
+        """Whether a payment is one update of a channel, which has no lock; most protocols have none such."""
+        return False
+
     def total(self, party: str) -> int:
         """What an honest party holds: its balances, what decided locks give it, and its own coins still locked."""
         raise NotImplementedError

@@ -117,17 +117,14 @@ class SyncPCN(World):
         return bool(payment.pids) and payment.pids[0] == -1 - payment.number
 
     def updated(self, payment: Payment) -> str:
-        """How an update stands: paid by its certificate, which an honest party holds, and open once it is proposed.
-
-        It locks nothing: a proposal that a faulty party does not answer leaves the proposer its coins.
-        """
+        """How an update stands: paid by its certificate, which an honest party holds, and open once it is proposed."""
         marks = dict(zip(payment.path, ("receipt", "receiver safe"), strict=True))
         honest = [party for party in marks if party not in self.faulty] or payment.path
         if any(marks[party] in payment.times for party in honest):
             return Outcome.PAID
         wanted = (w for w in self.party(payment.path[0]).ends[payment.cids[0]].wanted if isinstance(w, Change))
         waits = "failed" in payment.times or any(change.pid == payment.pids[0] for change in wanted)
-        return Outcome.NEVER_LOCKED if waits or len(honest) < 2 else Outcome.LOCKED
+        return Outcome.NEVER_LOCKED if waits else Outcome.LOCKED
 
     def hops(self, payment: Payment) -> list[tuple[int, Lock]]:
         """Channel and lock of each hop that was begun."""
