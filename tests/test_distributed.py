@@ -460,7 +460,7 @@ def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(
     assert len(list((tmp_path / "was").iterdir())) == len(places)
     stacked = config.model_copy(update={"lost_stages": (*config.lost_stages, *lost)})
     dying = stacked.failures()
-    monkeypatch.setattr("swarmbook.config.RunConfig.failures", lambda _: dying)
+    monkeypatch.setattr("swarmbook.config.RunConfig.failures", lambda run: dying[: run.steps])  # also of the start
     # Beside the stages at the ends: these die with them, where a process has both.
     monkeypatch.setattr("swarmbook.methods.recovery.Strategy.holders_of", lambda *_: {1, 2})
     record = only_disturbed(tmp_path / "store", config)

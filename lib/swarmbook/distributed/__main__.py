@@ -80,7 +80,7 @@ def _conclude(trainer: RankTrainer, store: Store | None, keep: bool) -> None:
     """Put the result into the store, which rank 0 has."""
     final = resharding.gather(trainer.state(0), trainer.mesh, trainer.comm) if keep else None
     if store:
-        logging_plan.check(trainer.run, trainer.table(), undisturbed=not trainer.comm.replaceable)
+        logging_plan.check(trainer.run, trainer.table(), undisturbed=not trainer.events)
         if final:
             store.put_state(trainer.key, final)
         record = store.put(trainer.key, trainer.config(), trainer.table(), trainer.provenance())
