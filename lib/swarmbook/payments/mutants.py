@@ -1,6 +1,6 @@
 """Plausible mistakes in the protocols: those that the search notices within seconds, and those that it does not.
 
-A mutant replaces a few attributes of the protocols' classes. `caught_by` searches the same worlds for each of them
+A mutant replaces a few attributes of the protocols' classes. `search` plays the same worlds for each of them
 (`PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
 
 All mistakes are in one file, as one list.
@@ -16,6 +16,7 @@ from typing import Any
 from swarmbook.payments import channel_update
 from swarmbook.payments.channel_committee import CommitteeMember
 from swarmbook.payments.channel_update import ChannelEnd
+from swarmbook.payments.model_checking.network import kinds
 from swarmbook.payments.model_checking.search import Report, guided
 from swarmbook.payments.model_checking.settings import Pay, Setting, everything
 from swarmbook.payments.outcomes import Decision
@@ -344,12 +345,6 @@ def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
         protocol = "SyncPCN" if mutant in SYNC or mutant in UNNOTICED_SYNC else "PSyncPCN"
         with mutated(mutant):
             report = search(protocol, schedules, seed)
-    found = sorted({text.split(" ")[0].rstrip(":") for one in report.found for text in one.violations})
+    found = sorted(kinds(text for one in report.found for text in one.violations))
     counts = {"worlds": report.worlds, "schedules": report.schedules, "events": report.events}
     return {"mutant": mutant, "protocol": protocol, "found": ", ".join(found), **counts}
-
-
-def caught_by(schedules: int = 4000) -> list[str]:
-    """What the search finds broken, as requirements and invariants by name; nothing if nothing is."""
-    found = [found for protocol in PORTFOLIO for found in search(protocol, schedules).found]
-    return sorted({text.split(" ")[0].rstrip(":") for one in found for text in one.violations})

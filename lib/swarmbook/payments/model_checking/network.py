@@ -11,7 +11,7 @@ times mattered, and hashes of the states it went through:
 Serves: the search for violations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -246,7 +246,12 @@ class Played(NamedTuple):
     @property
     def kinds(self) -> frozenset[str]:
         """Which requirements and invariants were broken."""
-        return frozenset(text.split(" ")[0].rstrip(":") for text in self.violations)
+        return kinds(self.violations)
+
+
+def kinds(violations: Iterable[str]) -> frozenset[str]:
+    """The requirements and invariants that violations name."""
+    return frozenset(text.split(" ")[0].rstrip(":") for text in violations)
 
 
 def everyone(world: World) -> list[Node]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from swarmbook.payments.model_checking.deviations import Deviation, Schedule, ordered, renamed
 from swarmbook.payments.model_checking.moves import Luck, alphabet, draw
-from swarmbook.payments.model_checking.network import Played
+from swarmbook.payments.model_checking.network import Played, kinds
 from swarmbook.payments.model_checking.settings import Setting
 from swarmbook.payments.model_checking.worlds import play
 
@@ -218,10 +218,10 @@ def guided(
         if run.violations:
             if (number, run.kinds) not in known:
                 smallest = shrunk(setting, schedule, run.kinds, watched)
-                kinds = frozenset(text.split(" ")[0].rstrip(":") for text in smallest.violations)
-                if (number, kinds) not in known:
+                broken = kinds(smallest.violations)
+                if (number, broken) not in known:
                     report.found.append(smallest)
-                known |= {(number, kinds), (number, run.kinds)}
+                known |= {(number, broken), (number, run.kinds)}
             continue
         new = not run.sim.coverage <= covered[number]
         lucks[number].learn(schedule, new)
