@@ -6,12 +6,14 @@ number.
 Serves: all iteration times and schedules of SkipPipe's planning part.
 """
 
+import heapq
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
-import simpy
 
 from swarmbook.errors import PlanError
 from swarmbook.planning.pipeline import TICK, Operation, Pipeline, Plan, checked_hops, remaining_ticks, ticks
@@ -21,13 +23,20 @@ from swarmbook.planning.pipeline import TICK, Operation, Pipeline, Plan, checked
 class Replay:
     """What happened when a plan was executed.
 
-    - `tasks` has a row for every operation: node, stage, microbatch, position on its way, kind (forward, loss or
-      backward), and ready, start and end in seconds.
+    - `rows` has a tuple for every operation, as they ended: node, stage, microbatch, position on its way, kind
+      (forward, loss or backward), and ready, start and end in ticks.
     - `makespan` is the end of the last backward pass in seconds, the paper's iteration time.
     """
 
-    tasks: pd.DataFrame
+    rows: tuple[tuple[int, int, int, int, str, int, int, int], ...]
     makespan: float
+
+    @cached_property
+    def tasks(self) -> pd.DataFrame:
+        """A row for every operation by start and node, with ready, start and end in seconds."""
+        columns = ["node", "stage", "microbatch", "position", "kind", "ready", "start", "end"]
+        tasks = pd.DataFrame(self.rows, columns=columns).sort_values(["start", "node"], ignore_index=True)
+        return tasks.assign(**{name: TICK * tasks[name] for name in ("ready", "start", "end")})
 
     @property
     def waiting(self) -> float:
@@ -43,7 +52,7 @@ class Replay:
         }
 
 
-@dataclass
+@dataclass(slots=True)
 class _Node:
     """The state of a node: what waits there, the activations that it holds, and how many operations it has done."""
 
@@ -64,65 +73,66 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
     plan.check(pipeline)
     travel = pipeline.travel if hops is None else ticks(checked_hops(hops, len(pipeline.hops)))
     gap, launch_gap = int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap))
-    clock = simpy.Environment()
+    visits, memory, lasts, stage_of = pipeline.visits, pipeline.memory, pipeline.work.tolist(), pipeline.stage_of
     nodes = {node: _Node() for group in pipeline.groups for node in group}
     ways = [pipeline.itinerary(microbatch, path) for microbatch, path in enumerate(plan.paths)]
     left = [remaining_ticks(pipeline, way, travel) for way in ways]
     follows = {a: b for chain in pipeline.chains for a, b in itertools.pairwise(chain)}
-    ends = 2 * pipeline.visits
-    arrivals, rows = itertools.count(), []
+    rank = {  # of what waits, (ready, arrival, operation): the least goes first
+        "fifo": lambda e: e[:2],
+        "backward first": lambda e: (e[2][1] < visits, e[0], e[1]),
+        "longest rest": lambda e: (-left[e[2][0]][e[2][1]], e[0], e[1]),
+    }.get(plan.order if isinstance(plan.order, str) else "")
+    numbers, rows = itertools.count(), []
+    events = []  # heap of (tick, number, what happens, its arguments); events of one tick happen as they were set
 
-    def arrive(operation: Operation, delay: int):
-        yield clock.timeout(delay)
+    def at(tick: int, what: Callable, *arguments) -> None:
+        heapq.heappush(events, (tick, next(numbers), what, arguments))
+
+    def arrive(now: int, operation: Operation) -> None:
         node = ways[operation[0]][operation[1]]
-        nodes[node].waiting.append((clock.now, next(arrivals), operation))
-        yield from work(node)
+        nodes[node].waiting.append((now, next(numbers), operation))
+        work(now, node)
 
-    def may_start(state: _Node, operation: Operation) -> bool:
-        return operation[1] >= pipeline.visits or state.held < pipeline.memory
-
-    def choose(node: int) -> tuple[int, int, Operation] | None:
-        state = nodes[node]
-        if isinstance(plan.order, str):
-            able = [entry for entry in state.waiting if may_start(state, entry[2])]
-            rank = {
-                "fifo": lambda e: (e[0], e[1]),
-                "backward first": lambda e: (e[2][1] < pipeline.visits, e[0], e[1]),
-                "longest rest": lambda e: (-left[e[2][0]][e[2][1]], e[0], e[1]),
-            }[plan.order]
-            return min(able, key=rank, default=None)
+    def choose(node: int, state: _Node) -> tuple[int, int, Operation] | None:
+        if rank:
+            full = state.held >= memory
+            return min((e for e in state.waiting if not full or e[2][1] >= visits), key=rank, default=None)
         due = plan.order[node][state.done] if state.done < len(plan.order[node]) else None
         return next((entry for entry in state.waiting if entry[2] == due), None)
 
-    def work(node: int):
+    def work(now: int, node: int) -> None:
         state = nodes[node]
-        if state.busy or (entry := choose(node)) is None:
+        if state.busy or not state.waiting or (entry := choose(node, state)) is None:
             return
         state.waiting.remove(entry)
-        state.busy, (ready, _, (microbatch, position)) = True, entry
-        state.held += position < pipeline.visits
-        duration = pipeline.duration(position, node)
-        kind = "forward" if position < pipeline.visits else "loss" if position == pipeline.visits else "backward"
-        start = clock.now
-        yield clock.timeout(duration)
-        rows.append((node, pipeline.stage_of[node], microbatch, position, kind, ready, start, clock.now))
-        state.held -= position > pipeline.visits
+        state.busy = True
+        position = entry[2][1]
+        state.held += position < visits
+        at(now + lasts[(position >= visits) + (position > visits)][node], end, node, entry, now)
+
+    def end(now: int, node: int, entry: tuple[int, int, Operation], start: int) -> None:
+        state, (ready, _, (microbatch, position)) = nodes[node], entry
+        kind = "forward" if position < visits else "loss" if position == visits else "backward"
+        rows.append((node, stage_of[node], microbatch, position, kind, ready, start, now))
+        state.held -= position > visits
         state.done += 1
-        if position < ends:
-            clock.process(arrive((microbatch, position + 1), int(travel[node, ways[microbatch][position + 1]])))
+        at(now + (launch_gap if position == 0 else gap), free, node)
+        if position < 2 * visits:
+            at(now + int(travel[node, ways[microbatch][position + 1]]), arrive, (microbatch, position + 1))
         elif microbatch in follows:
-            clock.process(arrive((follows[microbatch], 0), 0))
-        yield clock.timeout(launch_gap if position == 0 else gap)
-        state.busy = False
-        yield from work(node)
+            at(now, arrive, (follows[microbatch], 0))
+
+    def free(now: int, node: int) -> None:
+        nodes[node].busy = False
+        work(now, node)
 
     for chain in pipeline.chains:
-        clock.process(arrive((chain[0], 0), 0))
-    clock.run()
-    if len(rows) < len(ways) * (ends + 1):
+        at(0, arrive, (chain[0], 0))
+    while events:
+        now, _, what, arguments = heapq.heappop(events)
+        what(now, *arguments)
+    if len(rows) < len(ways) * (2 * visits + 1):
         stuck = {node: plan.order[node][s.done] for node, s in nodes.items() if s.done < len(plan.order.get(node, ()))}
         raise PlanError(f"order: nodes wait for each other for ever; (microbatch, position) due by node: {stuck}")
-    columns = ["node", "stage", "microbatch", "position", "kind", "ready", "start", "end"]
-    tasks = pd.DataFrame(rows, columns=columns).sort_values(["start", "node"], ignore_index=True)
-    seconds = {name: TICK * tasks[name] for name in ("ready", "start", "end")}
-    return Replay(tasks.assign(**seconds), TICK * int(tasks["end"].max()))
+    return Replay(tuple(rows), TICK * max(row[-1] for row in rows))

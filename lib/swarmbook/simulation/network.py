@@ -153,9 +153,10 @@ class Network:
         return self.seconds(nodes[:, None], nodes, size)
 
     def _matrix(self, column: int, default: float, itself: float, scale: float = 1.0) -> np.ndarray:
-        table = links(self.table)
-        pairs = [[table.get(frozenset((a, b)), ())[column:] for b in self.locations] for a in self.locations]
-        values = scale * np.array([[pair[0] if pair else default for pair in row] for row in pairs])
+        table, places = links(self.table), list(dict.fromkeys(self.locations))
+        pairs = [[table.get(frozenset((a, b)), ())[column:] for b in places] for a in places]
+        at = np.array([places.index(name) for name in self.locations])
+        values = scale * np.array([[pair[0] if pair else default for pair in row] for row in pairs])[np.ix_(at, at)]
         np.fill_diagonal(values, itself)
         values.flags.writeable = False
         return values
