@@ -4,12 +4,14 @@ import dataclasses
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmbook.errors import ConfigError
-from swarmbook.simulation.failure_experiments import compare, experiment
+from swarmbook.simulation import failure_experiments
+from swarmbook.simulation.failure_experiments import compare, compared, experiment
 from swarmbook.simulation.iteration_time import simulate
 from swarmbook.simulation.network import Network
 from swarmbook.simulation.recovery_schemes import SCHEMES, Scheme, Workload, microbatch_nodes
@@ -335,6 +337,16 @@ def test_compare_puts_everything_on_equal_terms():
     assert (wide[1] > wide[0]).all()
     lost = table[table["schedule"] == 1].pivot(index="network", columns="scheme", values="progress")
     assert (lost["rollback 5"] == 26).all() and (lost["rollback 20"] == 21).all()
+
+
+def test_a_comparison_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWARMBOOK_STORE", str(tmp_path))
+    what = (AUTHORS, {"seven": SEVEN}, {"rollback": SCHEMES["rollback"]}, {5: [(3, 1)]}, 4)
+    pd.testing.assert_frame_equal(compared(*what), compare(*what))
+    monkeypatch.setattr(failure_experiments, "compare", lambda *_: pytest.fail("made again"))
+    pd.testing.assert_frame_equal(compared(*what), compare(*what))
+    with pytest.raises(pytest.fail.Exception):
+        compared(*what[:3], {5: [(3, 2)]}, 4)
 
 
 # Mistakes
