@@ -38,7 +38,7 @@ def card(name: str) -> dict:
     """
     cards = {entry["name"]: entry for entry in _cards()}
     check_known("domain", name, list(cards))
-    return cards[name]
+    return {**cards[name]}
 
 
 def check_known(what: str, name, valid: Sequence) -> None:
@@ -51,11 +51,22 @@ def check_known(what: str, name, valid: Sequence) -> None:
 def _cards() -> list[dict]:
     path = data_folder() / "card.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path, *_version(path))
     except FileNotFoundError:
         raise DataError(f"no corpora in {data_folder()}: card.json is missing; set SWARMBOOK_DATA") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is damaged ({error}); restore it with git") from error
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What changes with a file: its size, the time of its last change, and its inode."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(path: Path, *version: int) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def checked_file(name: str) -> tuple[Path, str]:
@@ -65,8 +76,7 @@ def checked_file(name: str) -> tuple[Path, str]:
     if not path.is_file():
         cure = "restore it with git, or set SWARMBOOK_DATA to the folder data of a clone"
         raise DataError(f"{path} is missing although card.json lists {name!r}; {cure}")
-    status = path.stat()
-    found = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    found = _sha256(path, *_version(path))
     if found != expected:
         raise DataError(
             f"{path} has sha256 {found}, its card says {expected}; restore it with git or correct card.json"
@@ -75,7 +85,7 @@ def checked_file(name: str) -> tuple[Path, str]:
 
 
 @functools.cache
-def _sha256(path: Path, size: int, modified: int, inode: int) -> str:
+def _sha256(path: Path, *version: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -12,6 +12,7 @@ Serves: every run that trains.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -175,6 +176,7 @@ def _tokenizer(content: bytes) -> "Tokenizer":
     return coder
 
 
+@functools.lru_cache(maxsize=8)
 def _cuts_or_pads(content: bytes) -> bool:
     try:
         settings = json.loads(content)
