@@ -3,25 +3,29 @@
 **The rule.** A verdict has a direction and a size.
 
 - *Direction.* A claim puts a number above or below a bound. The number is a mean over seeds, mostly of differences or
-  ratios between runs of equal seed, and has a 95 % confidence interval. If the whole interval lies on the side that the
-  paper claims, the direction holds. If it lies on the other side, the verdict is *does not hold*. Otherwise, or with
-  fewer than three seeds, it is *undecided at this scale*. A claim that something is "at most" so much has a bound alone.
-- *Size.* Where the paper prints the number itself, or a range for it, the direction is not enough. The verdict is *holds*
-  if our interval and the paper's range meet, and *the direction holds, the size differs* if they do not. The interval
-  excludes the bound by then, so it is not so wide that it meets everything.
-- *Power.* A claim may name a control, something that must make a clear difference if the comparison can show anything,
-  and the least size that the difference must have: the paper's own effect, or else the claim's bound. If the interval of
-  the control does not lie above that size, the verdict is *no power at this scale*, whatever was measured.
-- Counts and arithmetic have no spread, and are decided by the same directions and sizes. A claim of several parts is as
-  good as its worst part.
+  ratios between runs of equal seed, and has a 95 % confidence interval. If the whole interval lies on the side that
+  the paper claims, the direction holds. If it lies on the other side, the verdict is *does not hold*. Otherwise, or
+  with fewer than three seeds, it is *undecided at this scale*. A claim that something is "at most" so much has a
+  bound alone.
+- *Size.* Where the paper prints the number itself, or a range for it, the direction is not enough. The verdict is
+  *holds* if our interval and the paper's range meet, and *the direction holds, the size differs* if they do not. The
+  interval excludes the bound by then, so it is not so wide that it meets everything.
+- *Power.* A claim may name a control, something that must make a clear difference if the comparison can show
+  anything, and the least size that the difference must have: the paper's own effect, or else the claim's bound. If
+  the interval of the control does not lie above that size, the verdict is *no power at this scale*, whatever was
+  measured.
+- Counts and arithmetic have no spread, and are decided by the same directions and sizes. A claim of several parts is
+  as good as its worst part.
 - The unit is the same on both sides. Where ours is per byte and the paper's per token, a size is compared per token.
 
-**Where to find what.** A claim is shown where it is added, below the heading of its id, so that `#` and its `anchor` lead
-there. `Claims.strip` shows all verdicts in one place, at the top of a notebook, and follows the claims as they are added.
-Of an executed notebook, `swarmbook.reproduction.papers.read_paper` gives `claims`, each with id, verdict and anchor, and
-`answer`, the sentences that stand below the strip; `MARK` has a sign for each verdict, `by_verdict` sorts claims into them.
+**Where to find what.** A claim is shown where it is added, below the heading of its id, so that `#` and its `anchor`
+lead there. `Claims.strip` shows all verdicts in one place, at the top of a notebook, and follows the claims as they
+are added. Of an executed notebook, `swarmbook.reproduction.papers.read_paper` gives `claims`, each with id, verdict
+and anchor, and `answer`, the sentences that stand below the strip; `MARK` has a sign for each verdict, `by_verdict`
+sorts claims into them.
 
-Serves: every claim of every notebook, the strips of verdicts, the tables "What held", `swarmbook list` and the report.
+Serves: every claim of every notebook, the strips of verdicts, the tables "What held", `swarmbook list` and the
+report.
 """
 
 from collections.abc import Iterable

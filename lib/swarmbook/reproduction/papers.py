@@ -63,7 +63,7 @@ class Paper:
 
     @property
     def found(self) -> str:
-        """The paragraph of the answer that says what was found, on one line, as README has it; empty if there is none."""
+        """The paragraph of the answer that says what was found, on one line, as README has it; empty without one."""
         paragraphs = (" ".join(paragraph.split()) for paragraph in self.answer.split("\n\n"))
         return next((text.removeprefix(FOUND) for text in paragraphs if text.startswith(FOUND)), "")
 
