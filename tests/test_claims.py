@@ -1,6 +1,7 @@
 """Verdicts: the rule that gives them, and how a notebook shows them."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -27,6 +28,13 @@ from swarmbook.analysis.claims import (
 )
 from swarmbook.analysis.confidence import Estimate, estimate
 from swarmbook.reproduction import execution, papers
+
+PAPERS = {name: paper for name, paper in papers.records(Path(__file__).parents[1] / "papers").items()}
+NUMBER = r"\d+(?:[.,]\d+)*(?: ± \d+(?:\.\d+)?)?"  # an estimate counts as one number
+COUNTED = {HOLDS: "hold", DIRECTION: "hold in direction alone", FAILS: "do not hold"}
+COUNTED |= {UNDECIDED: "are undecided", POWERLESS: "cannot be judged for want of power"}
+
+each_paper = pytest.mark.parametrize("paper", [p for p in PAPERS.values() if not p.profile], ids=lambda p: p.name)
 
 
 @pytest.mark.parametrize(
@@ -189,3 +197,40 @@ def test_claims_of_before_there_was_a_check_of_power_are_read(toy):
     row = {"id": "T1", "text": "a", "paper": "b", "ours": "c", "verdict": HOLDS}
     content["cells"][-1]["outputs"] = [{"data": {MIMETYPE: [row]}}]
     assert papers.claims_of(content, "toy") == (Claim("T1", "a", "b", "c", HOLDS),)
+
+
+@pytest.mark.parametrize("paper", PAPERS.values(), ids=PAPERS)
+def test_the_strip_below_the_title_has_the_verdicts_of_the_claims_below(paper):
+    title, strip, answer, *_ = nbformat.read(paper.notebook, as_version=4).cells
+    assert title.source.startswith("# ") and answer.metadata.tags == ["answer"]
+    (text,) = shown(strip)
+    found = {}
+    for line in text.split("  \n")[1:]:
+        verdict = re.fullmatch(r". (.+) \((\d+)\): .*", line)
+        found[verdict[1]] = set(re.findall(r"\[(.+?)\]\(#", line))
+        assert len(found[verdict[1]]) == int(verdict[2])
+    assert found == {verdict: {claim.id for claim in group} for verdict, group in by_verdict(paper.claims).items()}
+    assert f"`{paper.profile or 'cpu'}`, {len(paper.claims)} claims" in text
+
+
+@each_paper
+def test_an_answer_has_its_three_parts_and_no_number_of_its_own(paper):
+    """A number of an answer is one that a claim has, or counts claims."""
+    parts = re.findall(r"^\*\*(.+?)\.\*\* ", paper.answer, re.MULTILINE)
+    assert parts == ["The paper says", "Found", "What would change our mind"]
+    fields = [text for c in paper.claims for text in (c.id, c.text, c.paper, c.ours, c.power)]
+    counts = [len(paper.claims), *(len(group) for group in by_verdict(paper.claims).values())]
+    known = set(re.findall(NUMBER, " ".join(fields))) | set(map(str, counts))
+    assert set(re.findall(NUMBER, paper.answer)) <= known
+
+
+@each_paper
+def test_what_an_answer_counts_are_the_verdicts(paper):
+    said = re.findall(
+        rf"(\d+) of (\d+) claims ({'|'.join(sorted(COUNTED.values(), key=len, reverse=True))})", paper.answer
+    )
+    assert said
+    groups = by_verdict(paper.claims)
+    for number, of, words in said:
+        verdict = next(verdict for verdict, counted in COUNTED.items() if counted == words)
+        assert (int(number), int(of)) == (len(groups.get(verdict, ())), len(paper.claims))
