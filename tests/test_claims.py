@@ -181,8 +181,9 @@ def test_a_notebook_shows_its_verdicts_at_its_top_and_every_claim_where_it_is_ad
     assert [claim.id for claim in done.claims] == ["T 1", "T2", "T3"]
     assert shown(strip) == [Strip(done.claims, "smoke")._repr_markdown_()]
     assert "(#T-1)" in shown(strip)[0] and "`smoke`" in shown(strip)[0]
-    assert [text.split("\n")[0] for text in shown(added) + shown(both)] == ["###### T 1", "###### T2", "###### T3"]
+    assert [text.split("\n")[0] for text in shown(added) + shown(both)] == ["##### T 1", "##### T2", "##### T3"]
     assert "**does not hold**: toys work. Paper: 3. Ours: 4." in shown(added)[0]
+    assert [papers.claims_shown(cell) for cell in (strip, added, both)] == [[], ["T 1"], ["T2", "T3"]]
 
 
 def test_a_link_of_the_strip_leads_to_the_claim_in_a_page_of_html(executed):

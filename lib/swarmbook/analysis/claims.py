@@ -21,8 +21,9 @@
 **Where to find what.** A claim is shown where it is added, below the heading of its id, so that `#` and its `anchor`
 lead there. `Claims.strip` shows all verdicts in one place, at the top of a notebook, and follows the claims as they
 are added. Of an executed notebook, `swarmbook.reproduction.papers.read_paper` gives `claims`, each with id, verdict
-and anchor, and `answer`, the sentences that stand below the strip; `MARK` has a sign for each verdict, `by_verdict`
-sorts claims into them.
+and anchor, `answer`, the sentences that stand below the strip, and `found`, the one line of them that README has.
+`papers.claims_shown` says which claims a cell adds, `MARK` has a sign for each verdict, and `by_verdict` sorts claims
+into them.
 
 Serves: every claim of every notebook, the strips of verdicts, the tables "What held", `swarmbook list` and the
 report.
@@ -46,6 +47,7 @@ MARK = {HOLDS: "✓", DIRECTION: "→", FAILS: "✗", UNDECIDED: "?", POWERLESS:
 VERDICTS = tuple(MARK)
 MIMETYPE = "application/vnd.swarmbook.claims+json"  # a list of claims as mappings, see `Claim`
 STRIP = "swarmbook-verdicts"  # names the output in which a notebook shows all verdicts
+HEADING = "##### "  # begins what is shown of a claim; its id follows
 Range = tuple[float, float]
 
 
@@ -111,7 +113,7 @@ class Claim:
     def _repr_markdown_(self) -> str:
         power = f" Power: {self.power}." if self.power else ""
         said = f"{self.text}. Paper: {self.paper}. Ours: {self.ours}.{power}"
-        return f"###### {self.id}\n\n{MARK[self.verdict]} **{self.verdict}**: {said}"
+        return f"{HEADING}{self.id}\n\n{MARK[self.verdict]} **{self.verdict}**: {said}"
 
 
 def by_verdict(claims: Iterable[Claim]) -> dict[str, list[Claim]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swarmbook.analysis.claims import MIMETYPE, VERDICTS, Claim
+from swarmbook.analysis.claims import HEADING, MIMETYPE, VERDICTS, Claim
 from swarmbook.errors import DataError, NotebookError, UsageError, unknown
 from swarmbook.locations import papers_folder
 from swarmbook.reproduction.parameters_cell import parameters_of
@@ -171,6 +171,13 @@ def claims_of(content: Mapping[str, Any], where: str) -> tuple[Claim, ...]:
     rows = (row for output in outputs for row in output.get("data", {}).get(MIMETYPE, []))
     claims = (_claim(row, where) for row in rows)
     return tuple({claim.id: claim for claim in claims}.values())
+
+
+def claims_shown(cell: Mapping[str, Any]) -> list[str]:
+    """The ids of the claims that an executed cell adds, in its order: it shows each below a heading of its own."""
+    outputs = (output.get("data", {}) for output in cell.get("outputs", []))
+    texts = ("".join(data.get("text/markdown", "")) for data in outputs)
+    return [text[len(HEADING) :].split("\n")[0] for text in texts if text.startswith(HEADING)]
 
 
 def _claim(row: Any, where: str) -> Claim:
