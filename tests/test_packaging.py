@@ -24,6 +24,7 @@ from swarmbook.reproduction import papers
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
+ESTIMATE = r"[\d.]+ ± [\d.]+"
 PAGES = [path.relative_to(ROOT) for path in sorted(ROOT.glob("*.md"))]
 PAGES += [Path(folder, "README.md") for folder in ("data", "findings", "lib", "papers", "tests")]
 
@@ -371,20 +372,28 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 150
 
 
-def test_the_readme_counts_the_claims_of_the_committed_notebooks():
-    said, counted = {}, {}
-    row = r"\(papers/(\w+)/\w+\.ipynb\) \| (\d+) of (\d+) \((\d+) do not, (\d+) undecided\)"
-    for name, *numbers in re.findall(row, README):
+def test_the_readme_counts_the_claims_of_the_committed_notebooks_and_says_what_they_say():
+    said, counted, found = {}, {}, []
+    words = r"(\d+) of (\d+) \((\d+) in direction, (\d+) do not, (\d+) undecided, (\d+) no power\)"
+    for name, *numbers, text in re.findall(rf"\(papers/(\w+)/\w+\.ipynb\) \| {words} \| (.*) \|\n", README):
         said[name] = [int(number) for number in numbers]
-    for paper in papers.records(ROOT / "papers").values():
-        if not paper.profile:
-            verdicts = [claim.verdict for claim in paper.claims]
-            holds, fails, undecided = (verdicts.count(verdict) for verdict in claims.VERDICTS)
-            counted[paper.name] = [holds, len(verdicts), fails, undecided]
+        found.append(text)
+    own = [paper for paper in papers.records(ROOT / "papers").values() if not paper.profile]
+    for paper in own:
+        verdicts = [claim.verdict for claim in paper.claims]
+        holds, *others = (verdicts.count(verdict) for verdict in claims.VERDICTS)
+        counted[paper.name] = [holds, len(verdicts), *others]
     assert said == counted
-    holds, every, fails, undecided = (sum(numbers) for numbers in zip(*counted.values(), strict=True))
-    told = f"{every} claims, the papers' and our own: {holds} hold, {fails} do not hold, and {undecided} are undecided"
-    assert told in README
+    assert sorted(found) == sorted(paper.found for paper in own)
+    holds, every, direction, fails, undecided, powerless = map(sum, zip(*counted.values(), strict=True))
+    told = f"{every} claims, the papers' and our own: {holds} hold, {direction} hold in direction but not in size, "
+    told += f"{fails} do not hold, {undecided} are undecided, and {powerless} cannot be judged"
+    assert told in " ".join(README.split())
+    first = README.partition("## Start")[0]
+    measured = {
+        number for paper in own for claim in paper.claims for number in re.findall(ESTIMATE, claim.ours + claim.power)
+    }
+    assert set(re.findall(ESTIMATE, first)) <= measured
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("findings/*.sh")), ids=lambda path: path.name)

@@ -1,5 +1,7 @@
 """Delays of the world, and what can be linked."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,29 @@ def test_flows_across_the_world_take_what_messages_take(table, hops, faulty):
     assert flows.keys() == messages.keys()
     for key, times in messages.items():
         np.testing.assert_allclose(flows[key], times, rtol=1e-12, err_msg=str(key))
+
+
+# Medians of 400 payments in ms by an independent earlier program: a receipt by Lightning, by SyncPCN, the receiver safe
+# by PSyncPCN, and a receipt by it.
+MEDIANS = {
+    ("aws", 1, 1): (282, 307, 152, 164),
+    ("aws", 2, 1): (544, 592, 233, 330),
+    ("aws", 3, 1): (780, 884, 320, 484),
+    ("aws", 3, 3): (802, 915, 331, 507),
+    ("aws", 5, 3): (1374, 1528, 507, 862),
+    ("azure", 3, 1): (886, 959, 338, 512),
+    ("azure", 5, 3): (1430, 1598, 528, 893),
+}
+WHAT = [("Lightning", "receipt"), ("SyncPCN", "receipt"), ("PSyncPCN", "receiver safe"), ("PSyncPCN", "receipt")]
+
+
+@pytest.mark.parametrize("setting", MEDIANS, ids=str)
+def test_medians_of_an_independent_program_are_such_as_400_draws_give(setting):
+    """Each lies between two quantiles of ours, where all 28 medians of 400 lie with a probability of 95 %."""
+    times = wan_latency.flows(*setting, 20_000, np.random.default_rng(0))
+    wide = NormalDist().inv_cdf(1 - 0.025 / (len(MEDIANS) * len(WHAT))) * 0.5 / 400**0.5
+    for key, theirs in zip(WHAT, MEDIANS[setting], strict=True):
+        assert (times[key] < theirs).mean() < 0.5 + wide and (times[key] <= theirs).mean() > 0.5 - wide, key
 
 
 def test_flows_in_chunks_are_the_same(monkeypatch):

@@ -17,7 +17,7 @@ are 3 ** 16 = 43,046,721 protocols.
 
 This illustrates the theorem on a class; the argument in the notebook is what covers all protocols.
 
-Serves: the tables and the map of the impossibility; claims S1 to S3.
+Serves: the tables and the map of the impossibility; claims S1 and S2.
 """
 
 import functools

@@ -10,7 +10,7 @@
   its peer publishes on the chain, where a transaction is included some blocks later (`inclusion`); `loss` is the chance
   that this takes too long.
 
-Serves: the rows "Lightning, on the wire" and "HTLC, abstract" of the cost table (S4), the latencies (S6, S7, S16), and
+Serves: the rows "Lightning, on the wire" and "HTLC, abstract" of the cost table (S4), the latencies, and
 the figure on a congested chain.
 """
 

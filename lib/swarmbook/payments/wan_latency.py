@@ -6,7 +6,7 @@
   time.
 - `flows` computes the same times without messages, from quorums as order statistics: a million payments in a minute.
 
-Serves: the table and the figure of latencies, and the choice of delta (`jitter`); claims S6, S7 and S16.
+Serves: the table and the figure of latencies, and the choice of delta (`jitter`).
 """
 
 import csv

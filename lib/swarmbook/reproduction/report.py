@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from swarmbook import __version__
-from swarmbook.analysis.claims import FAILS, HOLDS, UNDECIDED, Claim
+from swarmbook.analysis.claims import MARK, UNDECIDED, Claim
 from swarmbook.errors import NotebookError
 from swarmbook.records import atomic_files
 from swarmbook.reproduction import papers, publishing
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from swarmbook.records.store import Record
     from swarmbook.reproduction.recorded_runs import Recorded
 
-MARK = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}  # with the words: no colour is needed to tell them apart
 # what browsers may load and run for a page: pictures and styles that are in it
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 TEMPLATE = f"""\

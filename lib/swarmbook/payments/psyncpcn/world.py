@@ -35,7 +35,7 @@ before have locked (L1), so that the others lock as well (L2, L3), all shares of
 sender that is faulty and tells its order to some members alone can leave reservations behind with "none", unless
 `echo=True`; with "agreed" A2 passes its order on.
 
-Serves: PSyncPCN in every figure and table of the notebook; claims S2, S4, S5, S7, S9, S10, S12 and S13.
+Serves: PSyncPCN in every figure and table of the notebook; claims S2, S4, S5, S9, S10, S12 and S13.
 """
 
 from collections.abc import Mapping, Sequence

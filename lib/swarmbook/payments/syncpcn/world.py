@@ -22,7 +22,7 @@ and timeouts are our reconstruction:
 
 `invariants` has what follows from these rules, as code.
 
-Serves: SyncPCN in every figure and table of the notebook; claims S1, S2, S4 to S8 and S11 to S16.
+Serves: SyncPCN in every figure and table of the notebook; claims S1, S2, S4, S5, S8 and S11 to S15.
 """
 
 from collections.abc import Mapping, Sequence
