@@ -24,6 +24,7 @@ from swarmbook.results import Runs
 
 BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
 PAIR = {"replicas": 2, "common_start": True, "sync_every": 5}
+ONE = {"replicas": 1, "group": 1, "sync_every": 5}
 PARENT = run_config(**{**BASE, "steps": 10})
 
 
@@ -48,6 +49,11 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"absent": -0.1}, "absent=-0.1"),
         ({"absent": 1.0}, "absent=1.0"),
         ({"absent": 0.1}, "absent=0.1 does nothing for sync 'none': leave it out, or take one of all-reduce, DiLoCo"),
+        ({"rejoin": "fast"}, "rejoin='fast' does nothing for sync 'none'"),
+        ({**PAIR, "sync": "NoLoCo", "rejoin": "fast"}, "rejoin='fast' does nothing where no replica is absent"),
+        ({**ONE, "sync": "NoLoCo", "absent": 0.1, "rejoin": "own"}, "and more replicas than one"),
+        ({**PAIR, "sync": "gossip", "absent": 0.1, "rejoin": "own"}, "which has no slow weights"),
+        ({**PAIR, "sync": "DiLoCo", "absent": 0.1, "rejoin": "fast"}, "whose result replaces all fast weights at once"),
         ({"sync": "DiLoCo"}, "sync_every=50 leaves no exchange in steps=20: give a smaller one, or sync='none'"),
         ({**PAIR, "sync": "all-reduce", "fragments": 2}, "fragments=2 does nothing for sync 'all-reduce'"),
         ({**PAIR, "sync": "all-reduce", "delay": 2}, "delay=2 does nothing for sync 'all-reduce'"),
@@ -186,7 +192,7 @@ OTHER = {
     "measurements": ("loss jump",), "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5,
     "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 10, "outer_lr": 0.5,
     "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
-    "delay": 3, "mixing": 0.5, "absent": 0.1, "storage": "bf16",
+    "delay": 3, "mixing": 0.5, "absent": 0.1, "rejoin": "fast", "storage": "bf16",
 }  # fmt: skip
 
 
@@ -200,6 +206,7 @@ def test_every_field_changes_the_key():
         name: ({**several, "sync": "SparseLoCo" if name == "density" else "NoLoCo"}, OTHER[name])
         for name in consistency.EXCHANGE_FIELDS
     }
+    exchanges["rejoin"][0]["absent"] = 0.1
     for name, (fields, value) in exchanges.items():
         assert run_config(**{**fields, name: value}).key != run_config(**fields).key, name
     alone = {name: value for name, value in OTHER.items() if name not in exchanges}
@@ -229,7 +236,7 @@ DEFAULTS = {
     "start": None, "branch": None, "schedule_steps": None, "lr_floor": 0.1,
     "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
-    "delay": 0, "mixing": 0.0, "absent": 0.0, "shards": "mixed", "storage": "fp32", "paths": (), "visits": None,
+    "delay": 0, "mixing": 0.0, "absent": 0.0, "rejoin": "slow", "shards": "mixed", "storage": "fp32", "paths": (), "visits": None,
     "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,
 }  # fmt: skip
 

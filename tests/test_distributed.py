@@ -68,6 +68,12 @@ CASES = {  # on four processes
         "mixing": 0.3,
         "lr": 1e-3,
     },
+    "absent, then with a peer's weights": {**SQUARE, "sync": "NoLoCo", "absent": 0.4, "rejoin": "fast"},
+    "absent, then with a neighbour's": {
+        "replicas": 8, "stages": 1, "sync": "DiLoCo", "absent": 0.4, "rejoin": "fast", "delay": 2, "mixing": 0.3,
+        "lr": 1e-3,
+    },
+    "absent, then with its own": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3, "rejoin": "own"},
     "in 16 bits": {**SQUARE, "sync": "NoLoCo", "storage": "bf16, fp32 moments", "lr": 1e-3},
     "absent from all": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},

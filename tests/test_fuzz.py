@@ -49,7 +49,7 @@ SMALL = {
     "visits": [None, 1.0, 1.5, 2.0, 3.0], "swaps": [0, 1, 3], "swap_lag": [1, 2], "reach": [None, 1, 2],
     "keep_first": [True, False], "common_start": [False, True], "sync": list(SYNCS), "sync_every": [1, 2, 3],
     "outer_lr": [0.7, 1.0], "outer_momentum": [0.0, 0.5], "consensus": [None, 0.0, 0.7], "group": [1, 2, 3],
-    "matching": list(MATCHINGS), "absent": [0.0, 0.5, 1.0], "density": [0.1, 1.0], "fragments": [1, 2, 3],
+    "matching": list(MATCHINGS), "absent": [0.0, 0.5, 1.0], "rejoin": ["slow", "fast", "own"], "density": [0.1, 1.0], "fragments": [1, 2, 3],
     "delay": [0, 1, 2], "mixing": [0.0, 0.5, 1.0], "recovery": list(RULES), "failure_rate": [0.0, 0.3, 1.0],
     "failing": ["interior", "stages", "all"], "lost_stages": [(), ((0, 0),), ((1, 1), (1, 2)), ((4, 2),)],
     "moments": ["reset", "keep", "average"], "lr_boost": [1.1, 0.5], "boost_half_life": [None, 1.0],

@@ -152,9 +152,14 @@ class RunConfig(BaseModel):
     matching: str = "random"
     """Rule that deals the replicas into groups; a name in `methods.gossip_groups.MATCHINGS`."""
     absent: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability that a replica misses an exchange: it crashes and goes on from its slow weights, where there are any.
+    """Probability that a replica misses an exchange; `rejoin` says with which weights it goes on.
 
     `training.outer` has the details. An exchange that all would miss does not take place."""
+    rejoin: Literal["slow", "fast", "own"] = "slow"
+    """Weights of a replica that missed an exchange: its slow ones, the fast ones of a peer, or its own fast ones.
+
+    "slow" and "fast" mean that it crashed. "own" means that messages were lost alone (DiLoCo, arXiv 2311.08105, on
+    asynchronous communication). "fast" is what torchft does. Gossip has no slow weights: "slow" is "own" there."""
     density: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each matrix's entries that SparseLoCo sends (arXiv 2508.15706)."""
 

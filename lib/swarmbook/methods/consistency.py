@@ -24,6 +24,7 @@ EXCHANGE_FIELDS = {  # what of an exchange a run may choose, and which kinds of 
     "group": lambda method: method.groups,
     "matching": lambda method: method.groups,
     "absent": lambda method: True,
+    "rejoin": lambda method: not method.gradients,
     "density": lambda method: method == OURS["SparseLoCo"],
     "fragments": lambda method: not method.gradients,
     "delay": lambda method: not method.gradients,
@@ -162,6 +163,7 @@ def _check_sync(run: Any) -> None:
         raise ValueError(
             f"consensus={run.consensus} must be outer_lr={run.outer_lr} for sync {run.sync!r}: leave it out"
         )
+    _check_rejoin(run)
     most = min(run.stages, run.sync_every)
     if run.fragments > most:
         raise ValueError(
@@ -178,6 +180,25 @@ def _check_sync(run: Any) -> None:
     if not SYNCS[run.sync].gradients and not exchanges:
         raise ValueError(
             f"sync_every={run.sync_every} leaves no exchange in steps={run.steps}: give a smaller one, or sync='none'"
+        )
+
+
+def _check_rejoin(run: Any) -> None:
+    """What an absent replica goes on from matters: one can be absent, and its weights are not replaced at once."""
+    method = SYNCS[run.sync]
+    if run.rejoin == "slow":
+        return
+    if run.absent == 0 or run.replicas == 1:
+        raise ValueError(
+            f"rejoin={run.rejoin!r} does nothing where no replica is absent while others exchange: give absent above 0 "
+            "and more replicas than one"
+        )
+    if run.rejoin == "own" and not method.keeps:
+        raise ValueError(f"rejoin='own' does nothing for sync {run.sync!r}, which has no slow weights: leave it out")
+    if run.rejoin == "fast" and not method.groups and run.fragments == 1 and run.delay == run.mixing == 0:
+        raise ValueError(
+            f"rejoin='fast' does nothing for sync {run.sync!r}, whose result replaces all fast weights at once: give "
+            "fragments, delay or mixing as well, or leave it out"
         )
 
 
