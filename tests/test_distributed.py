@@ -539,7 +539,9 @@ def test_any_number_of_processes_goes_on_from_what_another_has_left(tmp_path, mo
     assert trained(tmp_path, config, ranks=4, first=0, last=11) == 9
     assert trained(tmp_path, config, ranks=2, first=11, last=25) == 9
     stacked_training(monkeypatch, config, tmp_path / "store", first=25, last=None)
-    assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+    record = Store(tmp_path / "store").get(config.key)
+    assert_equals_stacked(config, record, tmp_path / "stacked")
+    assert [json.loads(place)["processes"] for place in record.provenance["earlier"]] == [4, 2]
 
 
 def test_many_processes_go_on_from_what_stacked_training_has_left(tmp_path, monkeypatch):
@@ -548,7 +550,10 @@ def test_many_processes_go_on_from_what_stacked_training_has_left(tmp_path, monk
     with pytest.raises(Killed):
         stacked_training(monkeypatch, config, tmp_path / "store", first=0, last=21)
     assert trained(tmp_path, config, ranks=4, first=21, last=99) == 0
-    assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+    record = Store(tmp_path / "store").get(config.key)
+    assert_equals_stacked(config, record, tmp_path / "stacked")
+    (place,) = map(json.loads, record.provenance["earlier"])
+    assert "processes" not in place and place.items() <= record.provenance.items()
 
 
 def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path, capsys):
