@@ -55,7 +55,7 @@ class RankOuter(OuterOptimizer):
         return RankExchange(*arguments, held=self.shard.rows, average=average)
 
     def _copy(self, sources: dict[int, int]) -> None:
-        """Copy fast weights between replicas, of which those on other ranks send theirs, and get theirs, by messages."""
+        """As of a run in one process; between ranks weights travel as messages."""
         rows, column, arriving = self.shard.rows, self.shard.columns.start, []
         for to, source in sources.items():
             for weight in self.theta.values():

@@ -203,8 +203,8 @@ def sweep(
 ) -> list[Outcome]:
     """Execute points on a client's workers.
 
-    Those that another sweep executes are looked at again after all others; who holds them is told at once and then every
-    minute.
+    Those that another sweep executes are looked at again after all others. Who holds them is told at once, and again
+    every minute.
     told: is called with the outcome of each point as it ends, and with None about once a second; the other argument is
     how many points are left. keep_going: whether the others are executed after one has failed.
     Raises ConnectionError if the scheduler is lost.

@@ -48,8 +48,8 @@ class OuterOptimizer:
     NoLoCo's paper says nothing of replicas that miss an exchange. What an exchange within a group leads to does not
     reach them. Where a method gives all replicas the same slow weights, these reach them too, and become their fast
     weights when they arrive, as with all others. But with "own" they keep their fast weights, and with "slow" and no
-    delay they have none of which `mixing` could keep a share. Adam's moments stay. An exchange from which all are absent
-    does not take place, and nobody has crashed.
+    delay they have none of which `mixing` could keep a share. Adam's moments stay. An exchange from which all are
+    absent does not take place, and nobody has crashed.
     """
 
     def __init__(self, run, fleet: StackedWeights, rows: range):
