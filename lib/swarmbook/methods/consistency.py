@@ -184,8 +184,9 @@ def _check_read(run: Any) -> None:
     for name in EXCHANGE_FIELDS:
         if name not in SHARED and _is_set(run, name) and not _reads(run.sync, name):
             users = ", ".join(sync for sync in SYNCS if _reads(sync, name))
+            value = getattr(run, name)
             raise ValueError(
-                f"{name}={getattr(run, name)!r} does nothing for sync {run.sync!r}: leave it out, or take one of {users}"
+                f"{name}={value!r} does nothing for sync {run.sync!r}: leave it out, or take one of {users}"
             )
 
 
