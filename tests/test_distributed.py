@@ -256,6 +256,13 @@ def test_one_process_is_enough_and_no_run_is_trained_twice(alone, tmp_path, caps
     assert f"run {config.key} is finished already" in capsys.readouterr().out
 
 
+def test_a_run_that_another_process_trains_is_left_to_it(alone, tmp_path, capsys):
+    config = CONFIGS["shuffled"]
+    with Store(tmp_path / "store").claim([config.key]):
+        assert __main__.main(written(tmp_path, config)) == 1
+    assert f"run {config.key} is being trained by process {os.getpid()} on " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("ranks", "arguments", "said"),
     [
