@@ -24,6 +24,7 @@ from swarmbook.results import Runs
 
 BASE = {"data": "stories_toy", "steps": 20, "evaluate_every": 10}
 PAIR = {"replicas": 2, "common_start": True, "sync_every": 5}
+ONE = {"replicas": 1, "group": 1, "sync_every": 5}
 PARENT = run_config(**{**BASE, "steps": 10})
 
 
@@ -48,6 +49,33 @@ PARENT = run_config(**{**BASE, "steps": 10})
         ({"absent": -0.1}, "absent=-0.1"),
         ({"absent": 1.0}, "absent=1.0"),
         ({"absent": 0.1}, "absent=0.1 does nothing for sync 'none': leave it out, or take one of all-reduce, DiLoCo"),
+        ({"schedule_steps": 10}, "schedule_steps=10 does nothing for schedule 'constant': leave it out, or take 'cos"),
+        ({"lr_floor": 0.5}, "lr_floor=0.5 does nothing for schedule 'constant'"),
+        (
+            {"moments": "average"},
+            "moments='average' does nothing for recovery 'none': leave it out, or take one of rand",
+        ),
+        ({"boost_half_life": 5.0}, "boost_half_life=5.0 does nothing for recovery 'none'"),
+        ({"recovery": "rollback", "moments": "keep"}, "moments='keep' does nothing for recovery 'rollback'"),
+        ({"recovery": "rollback", "lr_boost": 1.2}, "lr_boost=1.2 does nothing for recovery 'rollback'"),
+        (
+            {"recovery": "learning rate alone", "moments": "keep"},
+            "moments='keep' does nothing for recovery 'learning r",
+        ),
+        ({"recovery": "random", "lr_boost": 1.0, "boost_half_life": 5.0}, "does nothing where lr_boost=1"),
+        ({"failing": "all"}, "failing='all' does nothing where failure_rate=0"),
+        ({"recovery": "random", "failing": "interior", "failure_rate": 0.1, "stages": 2}, "leaves none of stages=2"),
+        ({"route": "random paths", "visits": 4, "swap_lag": 2}, "visit all stages in order: give swaps"),
+        (
+            {"route": "random paths", "reach": 2},
+            "reach=2 does nothing where paths visit all stages in order: give visits",
+        ),
+        ({"route": "random paths", "keep_first": False}, "keep_first=False does nothing where paths visit all stages"),
+        ({"rejoin": "fast"}, "rejoin='fast' does nothing for sync 'none'"),
+        ({**PAIR, "sync": "NoLoCo", "rejoin": "fast"}, "rejoin='fast' does nothing where no replica is absent"),
+        ({**ONE, "sync": "NoLoCo", "absent": 0.1, "rejoin": "own"}, "and more replicas than one"),
+        ({**PAIR, "sync": "gossip", "absent": 0.1, "rejoin": "own"}, "which has no slow weights"),
+        ({**PAIR, "sync": "DiLoCo", "absent": 0.1, "rejoin": "fast"}, "whose result replaces all fast weights at once"),
         ({"sync": "DiLoCo"}, "sync_every=50 leaves no exchange in steps=20: give a smaller one, or sync='none'"),
         ({**PAIR, "sync": "all-reduce", "fragments": 2}, "fragments=2 does nothing for sync 'all-reduce'"),
         ({**PAIR, "sync": "all-reduce", "delay": 2}, "delay=2 does nothing for sync 'all-reduce'"),
@@ -186,7 +214,7 @@ OTHER = {
     "measurements": ("loss jump",), "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5,
     "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 10, "outer_lr": 0.5,
     "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
-    "delay": 3, "mixing": 0.5, "absent": 0.1, "storage": "bf16",
+    "delay": 3, "mixing": 0.5, "absent": 0.1, "rejoin": "fast", "storage": "bf16",
 }  # fmt: skip
 
 
@@ -200,10 +228,17 @@ def test_every_field_changes_the_key():
         name: ({**several, "sync": "SparseLoCo" if name == "density" else "NoLoCo"}, OTHER[name])
         for name in consistency.EXCHANGE_FIELDS
     }
+    exchanges["rejoin"][0]["absent"] = 0.1
     for name, (fields, value) in exchanges.items():
         assert run_config(**{**fields, name: value}).key != run_config(**fields).key, name
+    lossy = {**BASE, "recovery": "random", "failure_rate": 0.1}
+    read = {"sync": several, **dict.fromkeys(("failing", "moments", "lr_boost", "boost_half_life"), lossy)}
+    read |= dict.fromkeys(("schedule_steps", "lr_floor"), {**BASE, "schedule": "cosine"})
     alone = {name: value for name, value in OTHER.items() if name not in exchanges}
-    keys = {run_config(**{**(several if name == "sync" else BASE), name: v}).key for name, v in alone.items()}
+    for name, value in alone.items():
+        fields = read.get(name, BASE)
+        assert run_config(**{**fields, name: value}).key != run_config(**fields).key, name
+    keys = {run_config(**{**read.get(name, BASE), name: value}).key for name, value in alone.items()}
     assert len(keys | {base.key}) == len(alone) + 1
     routed = {"paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
     others = {"tokenizer", "shards", "failure_rate", "lost_stages"} | routed
@@ -212,8 +247,8 @@ def test_every_field_changes_the_key():
     lossy = {"failure_rate": 0.1}, {"failure_rate": 0.2}, {"lost_stages": [(3, 2)]}, {"lost_stages": [(2, 3)]}
     insured = {run_config(**BASE, recovery="random", **fields).key for fields in ({}, *lossy)}
     assert len(insured) == len(lossy) + 1
-    limits = [{}, {"visits": 4}, {"visits": 4.5}, {"swaps": 1}, {"swap_lag": 2}, {"reach": 5}, {"keep_first": False}]
-    drawn = {run_config(**BASE, route="random paths", **fields).key for fields in limits}
+    limits = [{}, {"visits": 4.5}, {"swaps": 2}, {"swap_lag": 2}, {"reach": 5}, {"keep_first": False}]
+    drawn = {run_config(**{**BASE, "visits": 4, "swaps": 1, **fields}, route="random paths").key for fields in limits}
     planned = {run_config(**BASE, route="planned", paths=paths).key for paths in PLANS}
     assert len(drawn | planned | {base.key}) == len(limits) + 3 + 1
     joined = {**BASE, "data": "stories_toy+fiction_austen", "replicas": 3}
@@ -229,8 +264,8 @@ DEFAULTS = {
     "start": None, "branch": None, "schedule_steps": None, "lr_floor": 0.1,
     "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
-    "delay": 0, "mixing": 0.0, "absent": 0.0, "shards": "mixed", "storage": "fp32", "paths": (), "visits": None,
-    "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,
+    "delay": 0, "mixing": 0.0, "absent": 0.0, "rejoin": "slow", "shards": "mixed", "storage": "fp32", "paths": (),
+    "visits": None, "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,
 }  # fmt: skip
 
 
@@ -519,7 +554,10 @@ def test_reading_recorded_runs_needs_no_torch():
     ("fields", "said"),
     [
         ({"steps": 20, "warmup": 30}, "warmup=30 must be at most the 20 steps"),
-        ({"steps": 20, "warmup": 15, "schedule_steps": 10}, "warmup=15 must be at most the 10 steps"),
+        (
+            {"steps": 20, "warmup": 15, "schedule": "cosine", "schedule_steps": 10},
+            "warmup=15 must be at most the 10 steps",
+        ),
         ({"lr": float("inf")}, "lr=inf: .*finite"),
         ({"lr_boost": float("inf")}, "lr_boost=inf: .*finite"),
         ({"clip": float("inf")}, "clip=inf: .*finite"),

@@ -68,6 +68,18 @@ CASES = {  # on four processes
         "mixing": 0.3,
         "lr": 1e-3,
     },
+    "absent, then with a peer's weights": {**SQUARE, "sync": "NoLoCo", "absent": 0.4, "rejoin": "fast"},
+    "absent, then with a neighbour's": {
+        "replicas": 8,
+        "stages": 1,
+        "sync": "DiLoCo",
+        "absent": 0.4,
+        "rejoin": "fast",
+        "delay": 2,
+        "mixing": 0.3,
+        "lr": 1e-3,
+    },
+    "absent, then with its own": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3, "rejoin": "own"},
     "in 16 bits": {**SQUARE, "sync": "NoLoCo", "storage": "bf16, fp32 moments", "lr": 1e-3},
     "absent from all": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},
@@ -242,6 +254,13 @@ def test_one_process_is_enough_and_no_run_is_trained_twice(alone, tmp_path, caps
     monkeypatch.setenv("MASTER_PORT", free_port())
     assert __main__.main([config.key]) == 0
     assert f"run {config.key} is finished already" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(alone, tmp_path, capsys):
+    config = CONFIGS["shuffled"]
+    with Store(tmp_path / "store").claim([config.key]):
+        assert __main__.main(written(tmp_path, config)) == 1
+    assert f"run {config.key} is being trained by process {os.getpid()} on " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -533,7 +552,9 @@ def test_any_number_of_processes_goes_on_from_what_another_has_left(tmp_path, mo
     assert trained(tmp_path, config, ranks=4, first=0, last=11) == 9
     assert trained(tmp_path, config, ranks=2, first=11, last=25) == 9
     stacked_training(monkeypatch, config, tmp_path / "store", first=25, last=None)
-    assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+    record = Store(tmp_path / "store").get(config.key)
+    assert_equals_stacked(config, record, tmp_path / "stacked")
+    assert [json.loads(place)["processes"] for place in record.provenance["earlier"]] == [4, 2]
 
 
 def test_many_processes_go_on_from_what_stacked_training_has_left(tmp_path, monkeypatch):
@@ -542,7 +563,10 @@ def test_many_processes_go_on_from_what_stacked_training_has_left(tmp_path, monk
     with pytest.raises(Killed):
         stacked_training(monkeypatch, config, tmp_path / "store", first=0, last=21)
     assert trained(tmp_path, config, ranks=4, first=21, last=99) == 0
-    assert_equals_stacked(config, Store(tmp_path / "store").get(config.key), tmp_path / "stacked")
+    record = Store(tmp_path / "store").get(config.key)
+    assert_equals_stacked(config, record, tmp_path / "stacked")
+    (place,) = map(json.loads, record.provenance["earlier"])
+    assert "processes" not in place and place.items() <= record.provenance.items()
 
 
 def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path, capsys):

@@ -3,6 +3,7 @@
 Faults of swarmbook itself are not hidden: they show their traceback, and that they are to be reported.
 """
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import papermill.iorw
 import pytest
 from sweeps import linux, processes, said, start, until
 
@@ -41,6 +43,10 @@ def ended(arguments: list, capsys, status: int = 1) -> str:
     return told.strip().splitlines()[-1]
 
 
+def no_room() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.fixture
 def file(tmp_path) -> Path:
     path = tmp_path / "file"
@@ -64,6 +70,43 @@ def test_a_result_that_cannot_be_written_is_told(toy, tmp_path, capsys):
     toy("toy", ("1", ""))
     (tmp_path / "runs/toy/toy.ipynb").mkdir(parents=True)
     assert "toy.ipynb: Is a directory; name a file in place of the folder" in ended(["run"], capsys)
+
+
+@pytest.mark.parametrize("place", ["a result", "what papermill writes"])
+def test_a_disk_that_fills_up_while_notebooks_run(toy, tmp_path, capsys, monkeypatch, place):
+    """The notebook before is kept, of the other is nothing half done, and the same command then does it."""
+    for name in ("one", "two"):
+        toy(name, ("print(steps)", ""))
+    with monkeypatch.context() as patch:
+        if place == "a result":
+            room = iter(range(2))  # for the page and the notebook of the first
+            patch.setattr(os, "fsync", lambda _: None if next(room, None) is not None else no_room())
+        else:
+            write = papermill.iorw.LocalHandler.write
+            patch.setattr(
+                papermill.iorw.LocalHandler,
+                "write",
+                lambda self, content, path: no_room() if "/two/" in path else write(self, content, path),
+            )
+        told = ended(["run"], capsys)
+    named = f"{tmp_path}/runs/two/two.html: " if place == "a result" else ""
+    assert re.fullmatch(rf"swarmbook run: {named}No space left on device; make room, .*", told)
+    files = {str(path.relative_to(tmp_path / "runs")) for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert files == {"one/one.html", "one/one.ipynb"} and not list((tmp_path / "runs/two").iterdir())
+    assert cli.main(["run", "two"]) == 0
+
+
+def test_a_disk_that_fills_up_while_a_report_is_written(toy, tmp_path, capsys, monkeypatch):
+    """Pages that were there are whole, whether they are the old ones or the new ones."""
+    for name in ("one", "two"):
+        toy(name)
+    assert cli.main(["report"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "runs/report").iterdir()}
+    room = iter(range(1))
+    monkeypatch.setattr(os, "fsync", lambda _: None if next(room, None) is not None else no_room())
+    told = ended(["report"], capsys)
+    assert re.fullmatch(rf"swarmbook report: {tmp_path}/runs/report/\S*: No space left on device; make room, .*", told)
+    assert {path: path.read_bytes() for path in (tmp_path / "runs/report").iterdir()} == before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")

@@ -1,17 +1,20 @@
 """Executing notebooks: what stays of one that is ended from outside, and what is cleaned up after the dead."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from swarmbook.records.atomic_files import scratch_folder, write_folder
-from swarmbook.reproduction import execution, papers
+from swarmbook.reproduction import execution, kernel, papers
 
 
 def wait_until(condition, seconds=60.0):
@@ -33,7 +36,60 @@ def running(toy, tmp_path):
     return process, Path(f"/proc/{sign.read_text()}")
 
 
-def test_who_is_asked_to_end_keeps_what_was_executed_and_nothing_half_done(toy, tmp_path):
+@pytest.fixture
+def short(monkeypatch) -> Iterator[Path]:
+    """A folder for temporary files with a short name, of processes that are started as well."""
+    folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def listening() -> set[tuple[str, int]]:
+    """The TCP ports on which this process and its descendants listen."""
+    psutil = pytest.importorskip("psutil", reason="comes with the extra test")
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return {(p.name(), c.laddr.port) for p in ours for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ZeroMQ has no sockets in files there")
+def test_a_notebook_that_runs_listens_on_no_port(toy, tmp_path, short):
+    """Its channels are sockets in a folder of this user; what forked processes print arrives as well."""
+    fork = "import os\nif not os.fork():\n    print('from the fork', flush=True)\n    os._exit(0)\nos.wait()"
+    first = "from ipykernel.connect import get_connection_file; print(get_connection_file())"
+    paper, seen = papers.read_paper(toy("toy", (first, ""), (fork, ""), ("print(steps)", ""))), []
+
+    def look(done: int, *_) -> None:
+        if done == 3:
+            made = [(path.stat().st_mode & 0o777, len(list(path.glob("channel-*")))) for path in short.iterdir()]
+            seen.append((listening(), made))
+
+    execution.execute(paper, page=False, progress=look)
+    assert seen and all(one == (set(), [(0o700, 5)]) for one in seen)
+    assert not list(short.iterdir())
+    cells = nbformat.read(tmp_path / "runs/toy/toy.ipynb", 4).cells
+    text = [output.get("text") for cell in cells for output in cell.get("outputs", [])]
+    assert "from the fork\n" in text and text[0].startswith(str(short))
+
+
+@pytest.mark.parametrize("place", ["no sockets", "long"])
+def test_where_sockets_have_no_place_the_kernel_has_ports(toy, tmp_path, monkeypatch, place):
+    if place == "long":
+        long = tmp_path / ("x" * 100)
+        long.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(long))
+        with kernel.socket_folder() as folder:
+            assert folder.parent == Path("/tmp")
+    monkeypatch.setattr(kernel.zmq, "has", lambda _: False)
+    with kernel.socket_folder() as folder:
+        assert folder is None and kernel.channels(folder) == {}
+    if place == "no sockets":
+        execution.execute(papers.read_paper(toy("toy", ("1 + 1", ""))), page=False)
+        assert (tmp_path / "runs/toy/toy.ipynb").exists()
+
+
+def test_who_is_asked_to_end_keeps_what_was_executed_and_nothing_half_done(toy, tmp_path, short):
     process, kernel = running(toy, tmp_path)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
@@ -44,6 +100,7 @@ def test_who_is_asked_to_end_keeps_what_was_executed_and_nothing_half_done(toy, 
     outputs = [output for cell in nbformat.read(kept, 4).cells for output in cell.get("outputs", [])]
     assert "the first cell\n" in [output.get("text") for output in outputs]
     wait_until(lambda: not kernel.exists())
+    assert not list(short.iterdir())  # nor sockets
 
 
 def test_what_the_dead_leave_is_removed_by_the_next(toy, tmp_path):

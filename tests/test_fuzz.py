@@ -1,6 +1,7 @@
 """Whatever is asked for, the answer is a result or a sentence: never an exception of another library.
 
 Configurations are made up field by field. What is accepted is trained, interrupted and resumed, and every bit agrees.
+Two that differ in one field give other numbers, unless they have one key, or `LIMITS` says why not.
 Command lines, notebooks, grids and configurations in files are made up likewise. A hundred or so of each are tried, and
 twenty times as many where SWARMBOOK_SWEEPS is "all", as in the weekly job.
 """
@@ -17,7 +18,7 @@ from unittest import mock
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from swarmbook import cli
@@ -49,8 +50,8 @@ SMALL = {
     "visits": [None, 1.0, 1.5, 2.0, 3.0], "swaps": [0, 1, 3], "swap_lag": [1, 2], "reach": [None, 1, 2],
     "keep_first": [True, False], "common_start": [False, True], "sync": list(SYNCS), "sync_every": [1, 2, 3],
     "outer_lr": [0.7, 1.0], "outer_momentum": [0.0, 0.5], "consensus": [None, 0.0, 0.7], "group": [1, 2, 3],
-    "matching": list(MATCHINGS), "absent": [0.0, 0.5, 1.0], "density": [0.1, 1.0], "fragments": [1, 2, 3],
-    "delay": [0, 1, 2], "mixing": [0.0, 0.5, 1.0], "recovery": list(RULES), "failure_rate": [0.0, 0.3, 1.0],
+    "matching": list(MATCHINGS), "absent": [0.0, 0.5, 1.0], "rejoin": ["slow", "fast", "own"], "density": [0.1, 1.0],
+    "fragments": [1, 2, 3], "delay": [0, 1, 2], "mixing": [0.0, 0.5, 1.0], "recovery": list(RULES), "failure_rate": [0.0, 0.3, 1.0],
     "failing": ["interior", "stages", "all"], "lost_stages": [(), ((0, 0),), ((1, 1), (1, 2)), ((4, 2),)],
     "moments": ["reset", "keep", "average"], "lr_boost": [1.1, 0.5], "boost_half_life": [None, 1.0],
     "keep_every": [1, 2], "log_every": [1, 2, 3], "evaluate_every": [1, 2], "held_out": [1, 4],
@@ -122,6 +123,49 @@ def test_what_is_accepted_is_trained_and_goes_on_bit_by_bit(given, steps):
 def test_a_configuration_is_accepted_or_refused_in_a_sentence(given, odd):
     with contextlib.suppress(ConfigError, DataError):
         assert run_config(**{**given, **odd}).key
+
+
+REBUILT = ("recovery", "moments", "lr_boost", "boost_half_life", "keep_every")
+EXCHANGED = ("outer_lr", "outer_momentum", "consensus", "group", "matching", "fragments", "delay", "density", "rejoin")
+LIMITS = {  # where a change of one field, between two accepted values, may change no number: reason -> (field, run) -> ?
+    "recorded runs keep it": lambda name, run: (
+        (name == "keep_every" and (not RULES[run.recovery] or RULES[run.recovery].keeps in (None, "ends")))
+        or (name == "common_start" and run.replicas == 1)
+    ),
+    "lost processes are rebuilt by it as well": lambda name, run: name in REBUILT and not run.failures().any(),
+    "nothing happened to be lost": lambda name, run: name in ("failure_rate", "failing"),
+    "a series over lr_floor, steps or warm-ups ends here": lambda name, run: (
+        (name in ("schedule", "schedule_steps", "lr_floor") and run.schedule == "cosine") or name == "warmup"
+    ),
+    "no gradient was longer": lambda name, run: name == "clip",
+}
+
+
+@given(fields(), st.data())
+@ANY
+def test_two_configurations_that_differ_give_other_numbers(given, data):
+    given |= {"steps": 9, "log_every": 1, "evaluate_every": 3, "measurements": (), "lr": 0.01}
+    try:
+        config = run_config(**given)
+    except (ConfigError, DataError):
+        return
+    fixed = {"tokenizer", "steps", "log_every", "evaluate_every", "measurements", "lr"}
+    name = data.draw(st.sampled_from(sorted(SMALL.keys() - fixed)))
+    value = data.draw(st.sampled_from(SMALL[name]))
+    try:
+        other = run_config(**{**given, name: value})
+    except (ConfigError, DataError):
+        return
+    if config.key == other.key:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = trained(config, Path(folder)), trained(other, Path(folder))
+    event("both were trained")
+    if isinstance(first, str) or isinstance(second, str) or not first.equals(second):
+        return
+    reasons = [reason for reason, applies in LIMITS.items() if applies(name, config) or applies(name, other)]
+    event(f"{name} changed nothing: {reasons}")
+    assert reasons, f"{name}={value!r} changes nothing in {given}"
 
 
 # --- the command line ---

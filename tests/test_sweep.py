@@ -31,6 +31,7 @@ from sweeps import kill_all, linux, notebooks, processes, records, said, start, 
 
 from swarmbook import cli, errors
 from swarmbook.errors import UsageError
+from swarmbook.records import locks
 from swarmbook.reproduction import execution, papers, sweep, sweep_grid, sweep_summary
 from swarmbook.reproduction.sweep import DONE, EXECUTED, FAILED, HELD, LEFT, OUTDATED, REPAIRED, RESUMED
 
@@ -302,6 +303,28 @@ def test_a_point_that_another_sweep_executes_is_left_to_it(toy):
     executed(point)
     assert sweep.execute(point, {}, wait=False).state == DONE
     assert not (point.folder / "begun").exists()
+
+
+def test_who_holds_a_point_is_told_at_once_and_then_again(toy, capsys, monkeypatch):
+    """Where the sweep was started, whatever worker it is that waits."""
+    distributed = pytest.importorskip("distributed", reason="comes with the extra cluster")
+    monkeypatch.setattr(locks, "TELL", 0.1)
+    monkeypatch.setattr(execution, "execute", lambda *_, **__: None)
+    point, said = placed(toy(), steps=5), []
+    with ExitStack() as held:
+        held.enter_context(locks.lock(point.lock))
+
+        def told(*_):
+            said.extend(capsys.readouterr().err.splitlines())
+            if len(said) >= 2:
+                held.close()
+
+        with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+            (outcome,) = sweep.sweep([point], client, {}, told)
+    assert outcome.state == EXECUTED and len(said) == 2
+    for line in said:
+        assert line.startswith(f"waiting for point {point.name}, which is held by process {os.getpid()} on ")
+        assert line.endswith("(what it has finished is kept), or sweep into another folder with --output.")
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, tmp_path, capsys):
@@ -607,7 +630,7 @@ def test_points_that_fail_are_listed_and_tried_again_and_damaged_ones_repaired(t
     assert (tmp_path / "runs/sweeps/toy-smoke/steps=4/toy.failed.ipynb").exists()
 
     done = tmp_path / "runs/sweeps/toy-smoke/steps=3/toy.ipynb"
-    assert {path.name for path in done.parent.iterdir()} == {"toy.ipynb", ".lock"}
+    assert {path.name for path in done.parent.iterdir()} == {"toy.ipynb"}
     done.write_text(done.read_text().replace("toys work", "toys play"))
     path.with_name("sweep.yaml").write_text("grid: {steps: [3, 5]}")
     assert cli.main(command) == 0

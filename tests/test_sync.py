@@ -636,6 +636,50 @@ def test_a_crash_comes_before_what_is_still_on_its_way(counted):
     assert [row[2] for row in rows] == [1, 2, 3, 4, 5, 0, 4]
 
 
+def test_a_crashed_replica_can_go_on_from_the_fast_weights_of_a_peer(counted):
+    """Of its whole model, as they are before the exchange. Its slow weights are its own, as the next exchange shows."""
+    rows = counted(8, {0}, sync="NoLoCo", rejoin="fast", growth=(2.0, 1.0), outer_lr=0.5)
+    assert [row[0] for row in rows[:7]] == [2, 4, 6, 4, 6, 8, 10]
+    assert [row[2] for row in rows[:7]] == [1, 2, 3, 8, 9, 10, 11]
+    assert rows[7][::2] == [4 + 0.5 * (8 + 12) / 2 - 0.5 * 2, 0 + 0.5 * (8 + 12) / 2 + 0.5 * 2]
+    rows = counted(6, {0}, sync="DiLoCo", rejoin="fast", growth=(2.0, 1.0), delay=2, mixing=0.5, outer_lr=0.5)
+    assert rows[5][::2] == [0.5 * 12 + 0.5 * 4, 0.5 * 10 + 0.5 * 4]
+    rows = counted(4, {0}, sync="DiLoCo", rejoin="fast", growth=(2.0, 1.0), mixing=0.5, outer_lr=0.5)
+    assert rows[3][::2] == [0.5 * 8 + 0.5 * 4] * 2
+    rows = counted(8, {1}, sync="NoLoCo", rejoin="fast", growth=(2.0, 1.0), fragments=2)
+    assert rows[4] == [8, 9, 7, 6] and rows[5] == [10, 11, 10, 11] and rows[7] == [14, 15, 14, 15]
+    rows = counted(4, {0}, sync="gossip", rejoin="fast", growth=(2.0, 1.0))
+    assert rows[3][::2] == [8, 8]
+
+
+@pytest.mark.parametrize("name", ["NoLoCo", "DiLoCo", "SparseLoCo"])
+@pytest.mark.parametrize("delay", [0, 2])
+def test_who_only_missed_the_messages_keeps_its_fast_weights(counted, name, delay):
+    """As in DiLoCo's paper; what all others made without it reaches its slow weights."""
+    rows = counted(7, {0}, sync=name, rejoin="own", delay=delay, outer_lr=0.5)
+    assert [row[2] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert rows[3 + delay][0] == 2
+
+
+def test_the_peer_is_the_next_replica_that_is_there_and_what_it_sends_is_counted(new_pack, some_absent):
+    pack, plain = new_pack(sync="NoLoCo", absent=0.5, rejoin="fast"), new_pack(sync="NoLoCo")
+    sources = []
+    copied, copy = pack.outers[0], pack.outers[0]._copy
+    copied._copy = lambda found: (sources.append(found), copy(found))
+    for _ in range(5):
+        pack.advance()
+    before = new_pack(steps=5).fleet.state_dict([3])  # 2 takes the weights of 3, before the exchange
+    assert same(pack.fleet.state_dict([2]), before)
+    for _ in range(STEPS - 5):
+        pack.advance()
+    assert sources == [{2: 3}, {0: 1, 2: 3}, {0: 1}]  # and from the last exchange all are absent
+    assert pack.costs[0]["sent on failure"] == 4 * M and "sent on failure" not in plain.costs[0]
+    copied._copy = sources.append
+    copied._copy_peers(np.array([True, False, False, False]), Costs())
+    copied._copy_peers(np.array([False, False, True, False]), Costs())
+    assert sources[3:] == [{1: 0, 2: 0, 3: 0}, {0: 2, 1: 2, 3: 2}]
+
+
 def test_without_mixing_the_new_weights_stand_for_infinite_ones(new_pack):
     pack = new_pack(sync="DiLoCo", delay=1, steps=5)
     outer = pack.outers[0]
@@ -752,7 +796,7 @@ def everything():
     runs = []
     for i, name in enumerate(SYNCS):
         fields = {**base, **changes[i % 6], "sync": name}
-        left_out = consistency.unread(name) & changes[i % 6].keys()
+        left_out = consistency.unread(name, "none") & changes[i % 6].keys()
         runs.append(run_config(**{field: value for field, value in fields.items() if field not in left_out}))
     base |= {"absent": 0.4, "shards": "domains"}
     runs += grid(base, sync=["all-reduce", "DiLoCo", "NoLoCo", "gossip"])

@@ -52,8 +52,8 @@ class RunConfig(BaseModel):
     An evaluation that coincides with an exchange sees the weights after it; any other sees the fast weights.
 
     A key holds only the fields that differ from their defaults, and none of an exchange that `sync` does not read: what
-    the arms of a grid share may be set for "none" as well. So a default never changes unless `NUMERICS` does, and
-    the default of a new field changes no number.
+    the arms of a grid share may be set for "none" as well, and so may `lr_boost` for recovery "none". So a default
+    never changes unless `NUMERICS` does, and the default of a new field changes no number.
     """
 
     model_config = ConfigDict(
@@ -152,9 +152,14 @@ class RunConfig(BaseModel):
     matching: str = "random"
     """Rule that deals the replicas into groups; a name in `methods.gossip_groups.MATCHINGS`."""
     absent: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability that a replica misses an exchange: it crashes and goes on from its slow weights, where there are any.
+    """Probability that a replica misses an exchange; `rejoin` says with which weights it goes on.
 
     `training.outer` has the details. An exchange that all would miss does not take place."""
+    rejoin: Literal["slow", "fast", "own"] = "slow"
+    """Weights of a replica that missed an exchange: its slow ones, the fast ones of a peer, or its own fast ones.
+
+    "slow" and "fast" mean that it crashed. "own" means that messages were lost alone (DiLoCo, arXiv 2311.08105, on
+    asynchronous communication). "fast" is what torchft does. Gossip has no slow weights: "slow" is "own" there."""
     density: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each matrix's entries that SparseLoCo sends (arXiv 2508.15706)."""
 
@@ -239,7 +244,7 @@ class RunConfig(BaseModel):
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
-        apart = {"start", "branch"} | consistency.unread(self.sync)
+        apart = {"start", "branch"} | consistency.unread(self.sync, self.recovery)
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         config = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
         return key_of(

@@ -35,6 +35,7 @@ from swarmbook.distributed.supervisor import supervise
 from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.sync import SYNCS
+from swarmbook.records import locks
 from swarmbook.records.store import Store, open_store
 from swarmbook.runs import config_of
 from swarmbook.simulation.network import PLACES, Network
@@ -59,7 +60,8 @@ def train(run: RunConfig, mesh: Mesh, comm: Communicator, keep: bool = False) ->
         state = TRAIN if mine or not store else FINISHED if store.get(run.key) else HELD
         state = state if begun else int(comm.all_reduce(torch.tensor([state], device=comm.device)))
         if state == HELD:
-            raise TrainingError(f"run {run.key} is being trained by another process: wait until it has finished")
+            who = locks.holder(store.root / "locks" / f"{run.key}.run") if store else "another process"
+            raise TrainingError(f"run {run.key} is being trained by {who}: wait until it has finished")
         if state == FINISHED:
             if comm.replaceable:
                 comm.conclude()

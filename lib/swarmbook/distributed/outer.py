@@ -54,6 +54,24 @@ class RankOuter(OuterOptimizer):
         average = self._of_group if self.method.groups else self._of_all
         return RankExchange(*arguments, held=self.shard.rows, average=average)
 
+    def _copy(self, sources: dict[int, int]) -> None:
+        """As of a run in one process; between ranks weights travel as messages."""
+        rows, column, arriving = self.shard.rows, self.shard.columns.start, []
+        for to, source in sources.items():
+            for weight in self.theta.values():
+                if not weight[0].numel():
+                    continue
+                if to in rows and source in rows:
+                    weight[to - rows.start] = weight[source - rows.start]
+                elif to in rows:
+                    part = weight[to - rows.start]
+                    arriving.append((part, self.comm.receive(part, self.mesh.rank(source, column))))
+                elif source in rows:
+                    self.comm.send(weight[source - rows.start], self.mesh.rank(to, column))
+        for part, message in arriving:
+            part.copy_(message.read())
+        self.comm.flush()
+
     def _of_all(self, exchange: RankExchange, tensor: Tensor) -> Tensor:
         """The mean over all replicas that are present, once for each of this rank's [n, ...], by an all-reduce."""
         if absent := exchange.absent:

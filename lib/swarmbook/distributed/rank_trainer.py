@@ -107,6 +107,7 @@ class RankTrainer(Bookkeeping):
             checkpoint, step = restored
             whole, kept = rebuilding.state_in(checkpoint), checkpoint["copies"].get(0)
             news = step, rows, checkpoint["ledgers"][0], checkpoint["seconds"]
+            self._goes_on_from(checkpoint.get("made_on"))
         elif parent and self.run.branch:
             whole = {"fleet": parent["fleet"]}
         given, copied, news = self.comm.broadcast((whole is not None, kept is not None, news), 0)
@@ -235,7 +236,7 @@ class RankTrainer(Bookkeeping):
         if not whole:
             return None
         progress = [whole["position"]], [whole["outer"]], self.costs, copies, self.diverged, self._elapsed()
-        return rebuilding.checkpoint_of(whole, *progress)
+        return rebuilding.checkpoint_of(whole, *progress, self._made_on())
 
     def validation_loss(self, *, tokens: np.ndarray | None = None) -> list[float]:
         """Mean loss of all replicas on the held-out sequences, or on other tokens [1, N, T + 1]."""
@@ -262,10 +263,14 @@ class RankTrainer(Bookkeeping):
         return rows.astype({"metric": "category", "label": "category", "value": float})
 
     def provenance(self) -> dict:
-        """As of a pack, and how the run was shared out."""
-        shared = {"processes": self.mesh.ranks, "grid": self.mesh.shape}
+        """As of a pack, with what processes were lost."""
         lost = {"lost processes": self.events, "undisturbed": self.run.key} if self.events else {}
-        return {**super().provenance(), **shared, "backend": self.comm.backend, **lost}
+        return {**super().provenance(), **lost}
+
+    def _surroundings(self) -> dict:
+        """As of a pack, and how the run is shared out, on which it depends in which order is summed."""
+        shared = {"processes": self.mesh.ranks, "grid": self.mesh.shape, "backend": self.comm.backend}
+        return {**super()._surroundings(), **shared}
 
     def _agree(self, loss: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and norms [R, S + 1] of all cells, once all ranks have theirs; what it cost them goes to all too."""

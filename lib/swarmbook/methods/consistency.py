@@ -3,6 +3,12 @@
 Every function takes a `swarmbook.config.RunConfig`, which asks for the check and so cannot be imported here. What a
 single field may be is said there.
 
+A field that no rule of the run reads is refused, because it would have a key of its own and the numbers of another run.
+Three kinds stay allowed, since arms of a grid share them. `SHARED` fields leave the key where they are not read.
+Recorded runs, whose keys cannot change, have `keep_every` where no copies are kept, and `common_start` with one replica
+or with weights of a parent. A value at which one method becomes another, such as `mixing=1` or one replica in an
+exchange, is a limit that a series may reach, and is allowed too.
+
 Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 """
 
@@ -24,13 +30,14 @@ EXCHANGE_FIELDS = {  # what of an exchange a run may choose, and which kinds of 
     "group": lambda method: method.groups,
     "matching": lambda method: method.groups,
     "absent": lambda method: True,
+    "rejoin": lambda method: not method.gradients,
     "density": lambda method: method == OURS["SparseLoCo"],
     "fragments": lambda method: not method.gradients,
     "delay": lambda method: not method.gradients,
     "mixing": lambda method: not method.gradients,
 }
 NUMBERS = {"outer_lr", "outer_momentum", "consensus", "density"}  # of which a user's own rule may read any
-SHARED = {"sync_every", "outer_lr", "outer_momentum"}  # what the arms of a grid have in common, "none" among them
+SHARED = {"sync_every", "outer_lr", "outer_momentum", "lr_boost"}  # by the arms of a grid, "none" among them
 ROUTE_FIELDS = ("paths", "visits", "swaps", "swap_lag", "reach", "keep_first")
 
 
@@ -65,6 +72,11 @@ def check(run: Any) -> None:
 
 def _check_schedule(run: Any) -> None:
     """The warm-up ends within the run, and the learning rate stays above 0 where a rollback compares two of them."""
+    for name in ("schedule_steps", "lr_floor"):
+        if run.schedule == "constant" and _is_set(run, name):
+            raise ValueError(
+                f"{name}={getattr(run, name)} does nothing for schedule 'constant': leave it out, or take 'cosine'"
+            )
     length = run.schedule_steps or run.steps
     if run.warmup > length:
         raise ValueError(f"warmup={run.warmup} must be at most the {length} steps of the schedule")
@@ -78,10 +90,28 @@ def _check_schedule(run: Any) -> None:
 
 
 def _check_failures(run: Any) -> None:
-    """Failures need a recovery, and are within the run."""
+    """Failures need a recovery, and are within the run; what is said of them, or of rebuilt stages, is read."""
     if run.recovery == "none" and (run.failure_rate or run.lost_stages):
         named = f"failure_rate={run.failure_rate}" if run.failure_rate else f"lost_stages={run.lost_stages}"
         raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
+    strategy = RULES[run.recovery]
+    for name in ("moments", "lr_boost", "boost_half_life"):
+        idle = name not in SHARED if strategy is None else name in strategy.decides
+        if idle and _is_set(run, name):
+            users = ", ".join(rule for rule, known in RULES.items() if known and name not in known.decides)
+            raise ValueError(
+                f"{name}={getattr(run, name)!r} does nothing for recovery {run.recovery!r}: leave it out, or take one "
+                f"of {users}"
+            )
+    if run.boost_half_life is not None and run.lr_boost == 1:
+        raise ValueError(f"boost_half_life={run.boost_half_life} does nothing where lr_boost=1: leave it out")
+    if _is_set(run, "failing") and not run.failure_rate:
+        raise ValueError(
+            f"failing={run.failing!r} does nothing where failure_rate=0: leave it out, or give a rate (lost_stages are "
+            "lost whatever it says)"
+        )
+    if run.failing == "interior" and run.stages < 3:
+        raise ValueError(f"failing='interior' leaves none of stages={run.stages} that could fail: take 'stages'")
     for step, stage in run.lost_stages:
         if step >= run.steps or stage > run.stages:
             raise ValueError(
@@ -95,10 +125,15 @@ def _check_route(run: Any) -> None:
     known = type(run).model_fields
     taken = fields_of(ROUTES[run.route], known)
     for name in ROUTE_FIELDS:
-        value = getattr(run, name)
-        if name not in taken and value != known[name].default:
+        if name not in taken and _is_set(run, name):
             users = [route for route, rule in ROUTES.items() if name in fields_of(rule, known)]
+            value = getattr(run, name)
             raise ValueError(f"{name}={value} does nothing for route {run.route!r}: it is for {', '.join(users)}")
+    idle = [] if run.swaps else ["swap_lag"] if run.visits else ["swap_lag", "reach", "keep_first"]
+    for name in idle:
+        if name in taken and _is_set(run, name):
+            cure = "give swaps" if name == "swap_lag" else "give visits or swaps"
+            raise ValueError(f"{name}={getattr(run, name)} does nothing where paths visit all stages in order: {cure}")
     run.route_at(0)
     if run.route == "planned":
         _check_paths(run)
@@ -125,9 +160,10 @@ def _check_paths(run: Any) -> None:
         )
 
 
-def unread(sync: str) -> set[str]:
-    """The fields of exchanges that this method does not read; the keys of its runs leave them out."""
-    return {name for name in EXCHANGE_FIELDS if not _reads(sync, name)}
+def unread(sync: str, recovery: str) -> set[str]:
+    """The fields of exchanges and the `SHARED` ones that these methods do not read; keys of runs leave them out."""
+    found = {name for name in EXCHANGE_FIELDS if not _reads(sync, name)}
+    return found | ({"lr_boost"} if RULES[recovery] is None else set())
 
 
 def _reads(sync: str, name: str) -> bool:
@@ -138,15 +174,19 @@ def _reads(sync: str, name: str) -> bool:
     return EXCHANGE_FIELDS[name](method) or (name in NUMBERS and method != OURS.get(sync))
 
 
+def _is_set(run: Any, name: str) -> bool:
+    """Whether a field is not what it is where nobody says anything."""
+    return getattr(run, name) != type(run).model_fields[name].default
+
+
 def _check_read(run: Any) -> None:
     """A field that the run's method does not read is not set, unless arms of a grid may share it."""
-    known = type(run).model_fields
     for name in EXCHANGE_FIELDS:
-        value = getattr(run, name)
-        if name not in SHARED and value != known[name].default and not _reads(run.sync, name):
-            users = [sync for sync in SYNCS if _reads(sync, name)]
+        if name not in SHARED and _is_set(run, name) and not _reads(run.sync, name):
+            users = ", ".join(sync for sync in SYNCS if _reads(sync, name))
+            value = getattr(run, name)
             raise ValueError(
-                f"{name}={value!r} does nothing for sync {run.sync!r}: leave it out, or take one of {', '.join(users)}"
+                f"{name}={value!r} does nothing for sync {run.sync!r}: leave it out, or take one of {users}"
             )
 
 
@@ -162,6 +202,7 @@ def _check_sync(run: Any) -> None:
         raise ValueError(
             f"consensus={run.consensus} must be outer_lr={run.outer_lr} for sync {run.sync!r}: leave it out"
         )
+    _check_rejoin(run)
     most = min(run.stages, run.sync_every)
     if run.fragments > most:
         raise ValueError(
@@ -178,6 +219,25 @@ def _check_sync(run: Any) -> None:
     if not SYNCS[run.sync].gradients and not exchanges:
         raise ValueError(
             f"sync_every={run.sync_every} leaves no exchange in steps={run.steps}: give a smaller one, or sync='none'"
+        )
+
+
+def _check_rejoin(run: Any) -> None:
+    """What an absent replica goes on from matters: one can be absent, and its weights are not replaced at once."""
+    method = SYNCS[run.sync]
+    if run.rejoin == "slow":
+        return
+    if run.absent == 0 or run.replicas == 1:
+        raise ValueError(
+            f"rejoin={run.rejoin!r} does nothing where no replica is absent while others exchange: give absent above 0 "
+            "and more replicas than one"
+        )
+    if run.rejoin == "own" and not method.keeps:
+        raise ValueError(f"rejoin='own' does nothing for sync {run.sync!r}, which has no slow weights: leave it out")
+    if run.rejoin == "fast" and not method.groups and run.fragments == 1 and run.delay == run.mixing == 0:
+        raise ValueError(
+            f"rejoin='fast' does nothing for sync {run.sync!r}, whose result replaces all fast weights at once: give "
+            "fragments, delay or mixing as well, or leave it out"
         )
 
 

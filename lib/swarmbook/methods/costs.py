@@ -15,7 +15,7 @@ ENTRIES = (
     "sent in training",  # bytes sent to keep copies and between replicas, over the run
     "sent in background",  # bytes among these that are sent while training goes on
     "serial hops",  # messages between replicas of which each waits for the one before it
-    "sent on failure",  # bytes sent to rebuild stages, over the run
+    "sent on failure",  # bytes sent to rebuild stages, and to replicas that copy a peer's weights, over the run
     "training FLOPs",  # forward and backward of every step, repeated steps included
     "redundant FLOPs",  # FLOPs of computing what another node computes as well
     "steps repeated",  # steps that a rollback undid and the run made again

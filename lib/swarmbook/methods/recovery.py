@@ -142,7 +142,8 @@ class Strategy:
     the ends; "run" is all weights and Adam moments; None is nothing. holders: which stages hold the copy of a stage, as
     distances from it; -1 is the stage before it, on a ring that closes through the ends. Without holders, the copy lies
     in storage that does not fail. always: whether copies are taken after every step, and not every `keep_every` steps.
-    forwards: whether every stage also runs the stages whose copies it holds forward, in every step.
+    forwards: whether every stage also runs the stages whose copies it holds forward, in every step. decides: the fields
+    of a run that say what becomes of a rebuilt stage, of which the rule reads none because it decides itself.
     """
 
     rule: Rule
@@ -150,6 +151,7 @@ class Strategy:
     holders: tuple[int, ...] = ()
     always: bool = False
     forwards: bool = False
+    decides: tuple[str, ...] = ()
 
     def covers(self, stage: int, stages: int) -> bool:
         """Whether a copy of this stage, of S `stages`, is kept; stage S is the ends."""
@@ -287,13 +289,13 @@ def redundant_computation(lost: Lost) -> None:
         lost.mix({s: 1.0 for s in lost.neighbours})
 
 
-@recovery("rollback", keeps="run")
+@recovery("rollback", keeps="run", decides=("moments", "lr_boost", "boost_half_life"))
 def rollback(lost: Lost) -> None:
     """All stages go back to the last checkpoint, with their moments and place in the data (CheckFree, section 5)."""
     lost.roll_back()
 
 
-@recovery("learning rate alone", keeps="stages", always=True)
+@recovery("learning rate alone", keeps="stages", always=True, decides=("moments",))
 def learning_rate_alone(lost: Lost) -> None:
     """A control: the stage comes back as it was, moments included, but its learning rate is raised."""
     lost.write(lost.copy())

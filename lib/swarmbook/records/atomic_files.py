@@ -65,9 +65,13 @@ def read(path: Path) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with whole_file(path) as file:
-        file.write(data)
+    """Write a file whole or not at all; an OSError names it, also where the system's does not, as of a full disk."""
+    try:
+        with whole_file(path) as file:
+            file.write(data)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager

@@ -7,7 +7,7 @@
 - Anyone can delete the file under its holder, and who comes next makes and locks a new one. So a holder asks
   `Lock.own` before it relies on its lock.
 
-Serves: the store, the token cache, and the folders of work that is not finished.
+Serves: the store, the token cache, the points of sweeps, and the folders of work that is not finished.
 """
 
 import json
@@ -53,11 +53,11 @@ class Lock:
 
 
 @contextmanager
-def lock(path: Path, blocking: bool = False, what: str = "") -> Iterator[Lock | None]:
+def lock(path: Path, blocking: bool = False, what: str | None = "") -> Iterator[Lock | None]:
     """Hold the lock `path`, whose folder is made if need be; None if another process, or this one, holds it.
 
     The file goes away with the lock. blocking: whether to wait for it. what: what is waited for, as in "tokens of
-    stories_toy". If that takes long, it is told who holds it.
+    stories_toy". If that takes long, it is told who holds it, unless `what` is None: then the caller does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mine: Lock | None = Lock(path)
@@ -68,7 +68,8 @@ def lock(path: Path, blocking: bool = False, what: str = "") -> Iterator[Lock | 
             file.acquire(timeout=wait if blocking else 0, poll_interval=0.01)
         except Timeout:
             if blocking:
-                tell(what or path.stem, path)
+                if what is not None:
+                    tell(what or path.stem, path)
                 wait = TELL
                 continue
             mine = None

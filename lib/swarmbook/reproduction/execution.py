@@ -1,6 +1,7 @@
 """Executing a paper's notebook with papermill, and the stamp that says with what it was executed.
 
-- The kernel is always the interpreter that runs this, whatever kernels are installed.
+- The kernel is always the interpreter that runs this, whatever kernels are installed. It listens on no port
+  (`swarmbook.reproduction.kernel`).
 - Results appear under their names when they are whole. A notebook that failed is kept as `<name>.failed.ipynb`.
 - A stamp is what an executed notebook was executed with, in its metadata, sealed by a checksum of its cells.
 
@@ -24,6 +25,7 @@ from swarmbook.analysis.claims import Claim
 from swarmbook.errors import NotebookError
 from swarmbook.locations import runs_folder, store_folder
 from swarmbook.records.atomic_files import scratch_folder, write
+from swarmbook.reproduction.kernel import channels, socket_folder
 from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
 from swarmbook.reproduction.publishing import KERNELSPEC, html
 
@@ -71,10 +73,10 @@ def execute(
     environment = {**places, **(environment or {})}
     folder = folder or results_folder(paper, parameters, output)
     failed = folder / f"{paper.name}.failed.ipynb"
-    with _terminable(), scratch_folder(folder) as scratch:
+    with _terminable(), scratch_folder(folder) as scratch, socket_folder() as sockets:
         partial = scratch / paper.notebook.name
         try:
-            content = _run(paper, parameters, partial, environment, progress)
+            content = _run(paper, parameters, partial, environment, progress, sockets)
         except NotebookError as error:
             write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
@@ -146,6 +148,7 @@ def _run(
     target: Path,
     environment: Mapping[str, str],
     progress: OnProgress | None,
+    sockets: Path | None,
 ) -> Any:
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -164,7 +167,7 @@ def _run(
             language="python",
             progress_bar=False,
             start_timeout=600,  # seconds; a machine that is busy, or a cluster that reads all from one disk, is slow
-            kernel_manager_class=kernel_of_this_python(environment, log),
+            kernel_manager_class=kernel_of_this_python(environment, log, sockets),
             coalesce_streams=True,
             record_timing=False,
             on_cell_start=watch.start,
@@ -201,22 +204,28 @@ def _written_once() -> type:
     return WrittenOnce
 
 
-def kernel_of_this_python(environment: Mapping[str, str], log: Path) -> type:
+def kernel_of_this_python(environment: Mapping[str, str], log: Path, sockets: Path | None) -> type:
     """A kernel manager whose kernel is `sys.executable`, with `environment` added to this process's.
 
-    log: the file to which goes what the kernel itself prints. What cells print goes to the notebook.
+    log: the file to which goes what the kernel itself prints. What cells print goes to the notebook. sockets: the
+    folder of its channels; None for ports of this machine.
     """
-    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict, make_ipkernel_cmd
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
     # a backend chosen for scripts would leave the notebook without pictures
     environment = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", **environment}
 
+    command = get_kernel_dict() | ({"argv": make_ipkernel_cmd("swarmbook.reproduction.kernel")} if sockets else {})
+
     class KernelOfThisPython(AsyncKernelManager):
+        def __init__(self, **named: Any) -> None:
+            super().__init__(**named, **channels(sockets))
+
         @property
         def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(), env=environment)
+            return KernelSpec(resource_dir=RESOURCES, **command, env=environment)
 
         async def start_kernel(self, **arguments: Any) -> None:
             with open(log, "w") as file:

@@ -13,6 +13,7 @@ Serves: `swarmbook sweep`.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import swarmbook
 from swarmbook.errors import NotebookError, UsageError
 from swarmbook.locations import runs_folder
+from swarmbook.records import locks
 from swarmbook.records.atomic_files import clean
 from swarmbook.records.keys import key_of
 from swarmbook.reproduction import execution, papers
@@ -62,6 +64,11 @@ class Point:
     @property
     def executed(self) -> Path:
         return self.folder / self.notebook.name
+
+    @property
+    def lock(self) -> Path:
+        """The lock of the sweep that executes it."""
+        return self.folder / ".lock"
 
 
 def place(paper: Paper, parameters: Sequence[dict[str, Any]], output: Path | None = None) -> list[Point]:
@@ -165,16 +172,10 @@ def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome
 
 
 def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome:
-    from filelock import FileLock, Timeout
-
     started = time.monotonic()
-    point.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(point.folder / ".lock", thread_local=False, fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=wait, poll_interval=0.2)
-    except Timeout:
-        return Outcome(point, HELD)
-    try:
+    with locks.lock(point.lock, blocking=wait, what=None) as held:
+        if not held:
+            return Outcome(point, HELD)
         if state(point) == DONE:
             return Outcome(point, DONE)
         for leftover in point.folder.glob(".partial-*"):
@@ -191,8 +192,6 @@ def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outco
             error = str(failure)
         begun.unlink()
         return Outcome(point, FAILED if error else EXECUTED, time.monotonic() - started, error)
-    finally:
-        lock.release()
 
 
 def sweep(
@@ -204,7 +203,8 @@ def sweep(
 ) -> list[Outcome]:
     """Execute points on a client's workers.
 
-    Those that another sweep executes are looked at again after all others.
+    Those that another sweep executes are looked at again after all others. Who holds them is told at once, and again
+    every minute.
     told: is called with the outcome of each point as it ends, and with None about once a second; the other argument is
     how many points are left. keep_going: whether the others are executed after one has failed.
     Raises ConnectionError if the scheduler is lost.
@@ -215,7 +215,7 @@ def sweep(
         return client.submit(execute, point, dict(environment), patient, pure=False, priority=-patient)
 
     waiting = {submit(point, False): point for point in points}
-    outcomes = []
+    outcomes, held = [], {}  # what another sweep holds, by name: when that was told
     try:
         while waiting:
             try:
@@ -230,11 +230,18 @@ def sweep(
                 outcome = _outcome(point, future)
                 if outcome.state == HELD:
                     waiting[submit(point, True)] = point
+                    held[point.name] = -math.inf
                     continue
+                held.pop(point.name, None)
                 outcomes.append(outcome)
                 told(outcome, len(waiting))
                 if outcome.state == FAILED and not keep_going:
                     return outcomes
+            for point in waiting.values():
+                if time.monotonic() - held.get(point.name, math.inf) >= locks.TELL and point.lock.exists():
+                    held[point.name] = time.monotonic()
+                    cure = "end that sweep (what it has finished is kept), or sweep into another folder with --output"
+                    locks.tell(f"point {point.name}", point.lock, cure)
             told(None, len(waiting))
     finally:
         if client.status == "running":

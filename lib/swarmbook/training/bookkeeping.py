@@ -342,6 +342,11 @@ class Bookkeeping:
         here = canonical(self._surroundings())
         return [*(place for place in self.earlier if place != here), here]
 
+    def _goes_on_from(self, made_on: Sequence[str] | None) -> None:
+        """Note where the steps of a checkpoint were computed; None if that is not known."""
+        here = self._made_on()
+        self.earlier = [place for place in made_on or ["not known"] if place not in here]
+
     def _elapsed(self) -> float:
         """Seconds of training, with those until the checkpoint that it goes on from."""
         return self.seconds + time.monotonic() - self.started

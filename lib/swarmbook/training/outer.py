@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from swarmbook.methods.costs import Costs
+from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.sync import SYNCS, Exchange
 from swarmbook.training.stacked_weights import StackedWeights
 from swarmbook.training.state_layout import REPLICA_FIRST, of_layers
@@ -33,13 +33,23 @@ class OuterOptimizer:
     exchanged when `sync_every` divides the steps of progress less f * sync_every // F. What is still on its way when a
     run ends does not arrive.
 
-    A replica that is absent from the exchange of a fragment has crashed. The fast weights of its whole model are lost,
-    with all its steps since they were the slow ones. It goes on at once from its slow weights, those before any result
-    that is still on its way. What an exchange within a group leads to does not reach it. Where a method gives all
-    replicas the same slow weights, it takes these when they arrive: at once without a delay, and then it has no fast
-    weights of which `mixing` could keep a share. A healed replica of torchft begins with the fast weights of a peer
-    instead. Adam's moments stay. Gossip has no slow weights: there an absent replica only misses the averaging. An
-    exchange from which all are absent does not take place, and nobody has crashed.
+    A replica that is absent from the exchange of a fragment goes on by `rejoin`:
+
+    - "slow": it has crashed. The fast weights of its whole model are lost, with all its steps since they were the slow
+      ones. It goes on at once from its slow weights, those before any result that is still on its way. Gossip has no
+      slow weights: there an absent replica only misses the averaging
+    - "fast": it has crashed, and copies the fast weights of a peer's whole model as they are before the exchange, which
+      "sent on failure" counts. The peer is the next replica that is present, by number, and after the last the first
+      again. So does a healed replica of torchft, which copies slow weights and all moments as well, and takes part at
+      once; ours keeps its own, and takes part again in the next exchange
+    - "own": it has not crashed, and keeps its fast weights. So does DiLoCo's paper (arXiv 2311.08105, asynchronous
+      communication), where a worker whose outer gradient is dropped goes on from its own parameters
+
+    NoLoCo's paper says nothing of replicas that miss an exchange. What an exchange within a group leads to does not
+    reach them. Where a method gives all replicas the same slow weights, these reach them too, and become their fast
+    weights when they arrive, as with all others. But with "own" they keep their fast weights, and with "slow" and no
+    delay they have none of which `mixing` could keep a share. Adam's moments stay. An exchange from which all are
+    absent does not take place, and nobody has crashed.
     """
 
     def __init__(self, run, fleet: StackedWeights, rows: range):
@@ -79,9 +89,12 @@ class OuterOptimizer:
         slow = self._fragment(self.phi, f), self._fragment(self.delta, f)
         message: dict = {"at": position + run.delay}
         if absent:
-            self._crash(absent)
+            if run.rejoin == "slow":
+                self._crash(absent)
+            elif run.rejoin == "fast":
+                self._copy_peers(present, costs)
             message["absent"] = absent
-        if present is not None and run.delay:
+        if present is not None and run.rejoin == "slow" and run.delay:
             message["slow"] = {name: w.clone() for name, w in slow[0].items()}
         message["theta"] = {name: w.clone() for name, w in self._fragment(self.theta, f).items()}
         self._exchange(message["theta"], *slow, number, costs)
@@ -96,6 +109,19 @@ class OuterOptimizer:
                 if name in slow:
                     weight[rows] = slow[name][rows]
 
+    def _copy_peers(self, present: np.ndarray, costs: Costs) -> None:
+        """Give replicas that are absent the fast weights of their peers; present: bool [N], of whom one is at least."""
+        N = self.run.replicas
+        sources = {r: next(p % N for p in range(r, r + N) if present[p % N]) for r in np.flatnonzero(~present).tolist()}
+        self._copy(sources)
+        costs.add("sent on failure", len(sources) * sum(bytes_of({"": w[0]}) for w in self.theta.values()))
+
+    def _copy(self, sources: dict[int, int]) -> None:
+        """Copy fast weights between replicas: to each key of `sources` from its value, none of which is a key."""
+        for to, source in sources.items():
+            for weight in self.theta.values():
+                weight[to] = weight[source]
+
     def _arrive(self, f: int, message: dict) -> None:
         """Mix the new weights of fragment f into the fast ones."""
         run, absent = self.run, self._rows(message.get("absent", ()))
@@ -105,9 +131,9 @@ class OuterOptimizer:
                 weight.copy_(new)
             else:
                 weight.lerp_(new, 1 - run.mixing)
-            if self.method.groups:
+            if self.method.groups or run.rejoin == "own":
                 weight[absent] = own
-            elif not run.delay:
+            elif run.rejoin == "slow" and not run.delay:
                 weight[absent] = new[absent]
             if run.storage != "fp32":
                 weight.copy_(weight.bfloat16())

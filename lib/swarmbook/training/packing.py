@@ -29,7 +29,7 @@ PACKED = {
 }
 PACKED |= {"keep_every", "evaluate_on", "measurements", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
-PACKED |= {"absent", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
+PACKED |= {"absent", "rejoin", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
 PACKED |= {"data", "branch"}
 COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager training, which a compilation repays
 

@@ -178,8 +178,7 @@ class Pack(Bookkeeping):
         self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
         self.costs, self.copies = [Costs(entries) for entries in state["ledgers"]], state["copies"]
         self.seconds, self.step = state["seconds"], step
-        here = self._made_on()
-        self.earlier = [place for place in state.get("made_on") or ["not known"] if place not in here]
+        self._goes_on_from(state.get("made_on"))
         for i, outer in self._outers():
             outer.load_state_dict(state["outers"][i])
 
