@@ -189,7 +189,7 @@ def test_a_tally_tells_once():
 @pytest.mark.parametrize("name", ["point", "mock", "hash"])
 def test_keys_of_a_path_open_it_backwards(name):
     scheme, rng = lock_conditions.scheme(name), np.random.default_rng(0)
-    r = scheme.secret(rng)
+    (r,) = scheme.secrets(rng, 1)
     path = lock_conditions.path(scheme, scheme.lock(r), 4, rng)
     key = scheme.upstream(r, -path.total)
     for i in (3, 2, 1, 0):

@@ -35,7 +35,7 @@ from swarmbook.payments.channel import Change, Commitment, Lock, Proof, Refused,
 from swarmbook.payments.channel_committee import Ack, Announce
 from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
 from swarmbook.payments.signatures import Committee, Keys, Tally
-from swarmbook.payments.simulation import Node, Simulation
+from swarmbook.payments.simulation import Node, Simulation, new
 
 
 class Propose(NamedTuple):
@@ -237,7 +237,7 @@ class ChannelEnd:
 
     def announcement(self) -> Announce:
         """The newest state, as members are shown it."""
-        return Announce(self.cid, self.state.seq, self.commitment.root, *self.signatures)
+        return new(Announce, (self.cid, self.state.seq, self.commitment.root, *self.signatures))
 
     def acked(self, sender: Node, m: Ack) -> None:
         """Count a member's signature; a quorum certifies the state, and the next update may begin.
@@ -245,16 +245,15 @@ class ChannelEnd:
         A state is certified even if there is a newer one by then, or else the other party could keep this one from
         ever seeing a certificate.
         """
-        root = self.roots.get(m.seq)
-        if root is None or root != m.root:
+        cid, newest, root, signature = m
+        known, name = self.roots.get(newest), sender.name
+        if known is None or known != root or name not in self.committee.members:
             return
-        if sender.name not in self.committee.members:
+        if not self.party.keys.verify(name, ("ack", cid, newest, root), signature):
             return
-        if not self.party.keys.verify(sender.name, ("ack", m.cid, m.seq, m.root), m.signature):
-            return
-        if self.tally.add(m.seq, sender.name, m.signature):
-            self.certified = m.seq
-            while self.roots and (seq := next(iter(self.roots))) <= m.seq:  # they stand in their order
+        if self.tally.add(newest, name, signature):
+            self.certified = newest
+            while self.roots and (seq := next(iter(self.roots))) <= newest:  # they stand in their order
                 del self.roots[seq]
                 self.tally.votes.pop(seq, None)
                 if seq in self.gone:

@@ -27,9 +27,10 @@ ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D036414
 class Points:
     """Locks k G on secp256k1, as pairs (x, y). The group is written additively; None is its zero."""
 
-    def secret(self, rng: np.random.Generator) -> int:
-        """A scalar from 1 to ORDER - 1."""
-        return 1 + int.from_bytes(rng.bytes(40)) % (ORDER - 1)
+    def secrets(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Scalars from 1 to ORDER - 1, 40 random bytes each."""
+        drawn = rng.bytes(40 * count)
+        return [1 + int.from_bytes(drawn[at : at + 40]) % (ORDER - 1) for at in range(0, 40 * count, 40)]
 
     def lock(self, key: int) -> tuple[int, int] | None:
         """k G, through cryptography."""
@@ -109,7 +110,7 @@ class Path:
 
 def path(locks: Points, invoice: object, hops: int, rng: np.random.Generator) -> Path:
     """Locks for a path of this many hops to the receiver whose invoice is R."""
-    steps = tuple(0 if isinstance(locks, Hash) else locks.secret(rng) for _ in range(hops))
+    steps = (0,) * hops if isinstance(locks, Hash) else tuple(locks.secrets(rng, hops))
     made, at = [], invoice
     for step in steps:
         at = locks.shifted(at, step)

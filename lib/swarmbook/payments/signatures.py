@@ -133,8 +133,10 @@ class Tally:
 
     def add(self, about: object, who: str, signature: object) -> bool:
         """Note a vote that was verified before; True when it is the one that completes the quorum, and only then."""
-        votes = self.votes.setdefault(about, {})
-        if who in votes:
+        votes = self.votes.get(about)
+        if votes is None:
+            votes = self.votes[about] = {}
+        elif who in votes:
             return False
         votes[who] = signature
         return len(votes) == self.quorum

@@ -41,7 +41,7 @@ class SyncPCNParty(DisputingParty):
 
     def invoice(self) -> object:
         """A lock R = r G for one payment, handed to the sender."""
-        key = self.locks.secret(self.world.rng)
+        (key,) = self.locks.secrets(self.world.rng, 1)
         lock = self.locks.lock(key)
         self.invoices[lock] = key
         return lock
