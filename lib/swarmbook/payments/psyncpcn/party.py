@@ -54,32 +54,33 @@ class PSyncPCNParty(Node):
 
         A party that carries certificates or numbers orders counts a share only with a sound order: it needs the order.
         """
-        about = share.what, share.cid, share.pid
+        what, cid, pid, order, signature = share
+        about = what, cid, pid
         tally = self.tallies.get(about)
         if tally is None:
             if self.needs_orders:
-                order = self.order(share.pid, share.order)
-                if order is None or share.cid not in order.cids:
+                order = self.order(pid, order)
+                if order is None or cid not in order.cids:
                     return
             tally = self.tallies[about] = Tally(self.world.topology.quorum)
-        if sender.name not in self.world.committee(share.cid).members:
+        name, statement = sender.name, ("share", what, cid, pid)
+        if name not in self.world.committee(cid).members or not self.keys.verify(name, statement, signature):
             return
-        if not self.keys.verify(sender.name, ("share", *about), share.signature):
+        if not tally.add(about, name, signature):
             return
-        if not tally.add(about, sender.name, share.signature):
-            return
-        certificate = self.certificates[about] = tally.certificate(about, ("share", *about))
-        self.sim.note(self, f"certificate {share.what}")
-        payment = self.world.payment_of(share.pid)
-        if payment is not None and share.what == Decision.PAID:
-            if self.name == payment.path[0] and share.cid == payment.cids[0]:
+        certificate = self.certificates[about] = tally.certificate(about, statement)
+        if self.sim.trace is not None:
+            self.sim.note(self, f"certificate {what}")
+        payment = self.world.payment_of(pid)
+        if payment is not None and what == Decision.PAID:
+            if self.name == payment.path[0] and cid == payment.cids[0]:
                 self.world.mark(payment, "receipt")
-            if self.name == payment.path[-1] and share.cid == payment.cids[-1]:
+            if self.name == payment.path[-1] and cid == payment.cids[-1]:
                 self.world.mark(payment, "receiver safe")
         if self.rules.relay == "party":
-            self.carry(share, self.orders[share.pid], certificate)
+            self.carry(share, self.orders[pid], certificate)
         if self.rules.ordering == "payer":
-            self.count(share, self.orders[share.pid])
+            self.count(share, self.orders[pid])
 
     def order(self, pid: object, order: Order | None) -> Order | None:
         """The order of this name, if this party has been told of it now or before, and it is sound and signed."""
