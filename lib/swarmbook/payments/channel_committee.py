@@ -51,9 +51,9 @@ class CommitteeMember(Node):
 
     def announced(self, sender: Node, m: Announce) -> None:
         """Accept and acknowledge the state with the next number, and acknowledge again what was accepted before."""
-        if m.cid != self.cid:
-            return
         seq, root = m.seq, m.root
+        if m.cid != self.cid or seq.__class__ is not int or root.__class__ is not self.root.__class__:
+            return
         if self.log.get(seq) == root:
             self._ack(sender, seq, root)
         elif self.next(seq) and self.signed(m):

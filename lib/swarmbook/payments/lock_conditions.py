@@ -51,8 +51,13 @@ class Points:
         x3 = (slope * slope - x1 - x2) % PRIME
         return x3, (slope * (x1 - x3) - y1) % PRIME
 
+    def is_lock(self, value: object) -> bool:
+        """Whether a value has the form of a lock."""
+        pair = value.__class__ is tuple and len(value) == 2
+        return value is None or pair and value[0].__class__ is int and value[1].__class__ is int
+
     def opens(self, lock: object, key: object) -> bool:
-        return isinstance(key, int) and self.lock(key) == lock
+        return key.__class__ is int and self.lock(key) == lock
 
     def upstream(self, key: int, by: int) -> int:
         """The key of hop i from that of hop i + 1 and y_(i+1)."""
@@ -68,8 +73,11 @@ class Mock(Points):
     def shifted(self, lock: int, by: int) -> int:
         return (lock + 7 * by) % ORDER
 
+    def is_lock(self, value: object) -> bool:
+        return value.__class__ is int
+
     def opens(self, lock: object, key: object) -> bool:
-        return isinstance(key, int) and 7 * key % ORDER == lock
+        return key.__class__ is int and 7 * key % ORDER == lock
 
 
 class Hash(Points):
@@ -80,6 +88,12 @@ class Hash(Points):
 
     def shifted(self, lock: int, by: int) -> int:
         return lock
+
+    def is_lock(self, value: object) -> bool:
+        return value.__class__ is int
+
+    def opens(self, lock: object, key: object) -> bool:
+        return key.__class__ is int and 0 <= key < 2**256 and self.lock(key) == lock
 
     def upstream(self, key: int, by: int) -> int:
         return key

@@ -69,7 +69,7 @@ class ViewChange(NamedTuple):
     cid: int
     slot: int
     view: int
-    prepared: tuple | None
+    prepared: tuple[int, Value, tuple[tuple[str, object], ...]] | None
     signature: object
 
 

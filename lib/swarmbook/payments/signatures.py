@@ -52,7 +52,10 @@ class Keys:
             return signature == (who, statement)
         if not isinstance(signature, bytes):
             return False
-        body = encode(statement)
+        try:
+            body = encode(statement)
+        except (TypeError, UnicodeEncodeError):  # nobody can have signed what has no bytes
+            return False
         if self.mode == "real":
             return self._check(who, body, signature)
         key = who, body, signature

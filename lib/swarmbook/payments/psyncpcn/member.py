@@ -6,6 +6,7 @@ Serves: PSyncPCN in all its figures; claims S9, S10 and S12, and the mutant "com
 """
 
 from swarmbook.payments.outcomes import Decision
+from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.pbft import MESSAGES
 from swarmbook.payments.psyncpcn.entries import FINAL, UNLOCKED, UNSEEN, Entry, OrderState
@@ -47,6 +48,7 @@ class PSyncPCNMember(SequencingMember):
 
     # forwards
 
+    @parsed
     def ordered(self, sender: Node, order: Order) -> None:
         """The sender's order, at the first committee of its path, or what an agreed decision is about (V3)."""
         entry = self.entry(order)
@@ -83,7 +85,10 @@ class PSyncPCNMember(SequencingMember):
         """
         what, cid, pid, _, signature = share
         key = what, cid, pid
-        missing = self.shares.get(key, UNSEEN)
+        try:
+            missing = self.shares.get(key, UNSEEN)
+        except TypeError:  # a part that cannot be a key of a table
+            return
         if not missing:
             if missing is None or not (missing := self.awaited(share)):
                 return
@@ -112,8 +117,10 @@ class PSyncPCNMember(SequencingMember):
 
     def introduced(self, pid: object, order: Order | None) -> Entry | None:
         """What is known of an order that comes with a message about `pid`, if that is its name."""
-        return None if order is None or order.pid(self.keys) != pid else self.enter(pid, order)
+        named = order is not None and self.world.sound(order) and order.pid(self.keys) == pid
+        return self.enter(pid, order) if named else None
 
+    @parsed
     def carried(self, sender: Node, m: CarriedCertificate) -> None:
         """A certificate of another committee, which a party or another member has carried here."""
         key = m.what, m.cid, m.pid
@@ -260,12 +267,15 @@ class PSyncPCNMember(SequencingMember):
         elif self.pending and self.slot in self.agreements:
             self.agreements[self.slot].advance()
 
+    @parsed
     def numbered(self, sender: Node, m: Number) -> None:
         """V2: take orders in the sequence that the payer gave them, and lock those that it wants locked."""
         if self.rules.ordering != "payer":
             return
         statement = ("number", m.cid, m.side, m.pid, m.what, m.number)
-        if m.cid != self.cid or not self.keys.verify(self.parties[m.side].name, statement, m.signature):
+        if m.cid != self.cid or m.side not in (0, 1):
+            return
+        if not self.keys.verify(self.parties[m.side].name, statement, m.signature):
             return
         self.numbers[m.side].setdefault(m.number, (m.pid, m.what))
         self.take_turns(m.side)

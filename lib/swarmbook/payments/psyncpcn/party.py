@@ -4,6 +4,7 @@ Serves: PSyncPCN in all its figures; the variants "V2" and "carried by parties" 
 """
 
 from swarmbook.payments.outcomes import Decision
+from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
 from swarmbook.payments.psyncpcn.rules import Rules
@@ -56,8 +57,13 @@ class PSyncPCNParty(Node):
         """
         what, cid, pid, order, signature = share
         about = what, cid, pid
-        tally = self.tallies.get(about)
+        try:
+            tally = self.tallies.get(about)
+        except TypeError:  # a part that cannot be a key of a table
+            return
         if tally is None:
+            if not self.world.has(cid):
+                return
             if self.needs_orders:
                 order = self.order(pid, order)
                 if order is None or cid not in order.cids:
@@ -86,7 +92,7 @@ class PSyncPCNParty(Node):
         """The order of this name, if this party has been told of it now or before, and it is sound and signed."""
         if pid in self.orders or order is None:
             return self.orders.get(pid)
-        named = order.pid(self.keys) == pid and self.world.sound(order)
+        named = self.world.sound(order) and order.pid(self.keys) == pid
         if named and self.keys.verify(order.sender, order.statement(), order.signature):
             self.orders[pid] = order
             return order
@@ -103,6 +109,7 @@ class PSyncPCNParty(Node):
         for member in self.world.members(order.cids[target]):
             self.send(member, message)
 
+    @parsed
     def asked(self, sender: Node, m: AskNumber) -> None:
         """V2: number an order for which an honest member asks, which is sure once f + 1 members did."""
         members, order = self.world.committee(m.cid).members, self.order(m.pid, m.order)

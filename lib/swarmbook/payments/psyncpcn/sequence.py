@@ -7,6 +7,7 @@ Serves: the row "PSyncPCN, V3" of the cost table (S4), and claim S9.
 """
 
 from swarmbook.payments.outcomes import Decision
+from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.pbft import Agreement, Decided, Value
 from swarmbook.payments.psyncpcn.entries import Entry, OrderState
@@ -128,6 +129,7 @@ class SequencingMember(Node):
             self.send(to, entry.order)
         self.send(to, proof)
 
+    @parsed
     def agreeing(self, sender: Node, m: object) -> None:
         """A message of another member's part in agreeing."""
         if not self.agrees or m.cid != self.cid or sender.name not in self.colleagues:

@@ -4,12 +4,11 @@ Serves: SyncPCN in all its figures; claims S4, S8, S13 and S14, and the mutant "
 (S11).
 """
 
-import math
-
 from swarmbook.payments.channel import Change, Lock, Resolved
 from swarmbook.payments.channel_update import Awaited, ChannelEnd, Propose
 from swarmbook.payments.lock_conditions import Points, path
 from swarmbook.payments.outcomes import Decision
+from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import Payment, World
 from swarmbook.payments.simulation import Node
 from swarmbook.payments.syncpcn.disputes import DisputingParty, Transit
@@ -69,10 +68,11 @@ class SyncPCNParty(DisputingParty):
         self.at(lock.expiry + self.timing.refund_wait, self.overdue, transit)
         return Change("lock", lock=lock)
 
+    @parsed
     def told(self, sender: Node, m: Setup) -> None:
         """The sender says what passes this party: believe it if the locks, the fee and the deadlines fit."""
         lock = m.incoming[1]
-        if lock.pid in self.inbound:
+        if lock.pid in self.inbound or not self.locks.is_lock(lock.condition):
             return
         if m.outgoing is None:
             key = self.invoices.get(m.invoice)
@@ -88,7 +88,7 @@ class SyncPCNParty(DisputingParty):
                 return
             if not self.timing.apart(lock.expiry, out.expiry):
                 return
-            if m.outgoing[0] not in self.ends or out.pid in self.outbound or not math.isfinite(out.expiry):
+            if m.outgoing[0] not in self.ends or out.pid in self.outbound:
                 return
             transit = Transit(self.world.payment_of(lock.pid), m.incoming, m.outgoing, m.step)
             self.outbound[out.pid] = transit
@@ -126,6 +126,7 @@ class SyncPCNParty(DisputingParty):
         self.world.mark(transit.payment, "too little")
         self.fail(transit)
 
+    @parsed
     def proposed(self, sender: Node, m: Propose) -> None:
         end = self.ends.get(m.cid)
         if end is None or sender is not end.peer:
@@ -176,7 +177,12 @@ class SyncPCNParty(DisputingParty):
     def allowed(self, cid: int, change: Change) -> bool:
         """Whether a change that the other party proposes is right, and in time."""
         if change.what == "lock":
-            return self.clock <= self.timing.lock_by(change.lock.expiry)
+            lock = change.lock
+            return (
+                lock is not None
+                and self.locks.is_lock(lock.condition)
+                and self.clock <= self.timing.lock_by(lock.expiry)
+            )
         if change.what in ("open", "fail"):
             transit = self.outbound.get(change.pid)
             if transit is None or transit.outgoing[0] != cid:
@@ -185,7 +191,7 @@ class SyncPCNParty(DisputingParty):
             if change.what == "fail":
                 return True
             return self.clock <= self.timing.key_by(lock.expiry) and self.locks.opens(lock.condition, change.key)
-        return True
+        return change.what == "pay"
 
     def secured(self, cid: int, lock: Lock, arrived: float) -> None:
         """An incoming lock, which arrived at some time, is certified: go on if it is the one the sender told of.
@@ -230,7 +236,7 @@ class SyncPCNParty(DisputingParty):
 
     def shown_decision(self, end: ChannelEnd, resolved: Resolved) -> None:
         """The payee of an outgoing lock shows that it is decided, and the key with which it asked for that."""
-        lock = end.lock_about(resolved.about)
+        lock = end.lock_about(resolved.about) if len(resolved.certificate.statement) == 4 else None
         if lock is None or lock.payer != end.side or resolved.decision == Decision.REFUNDED:
             return
         if self.locks.opens(lock.condition, resolved.key):
