@@ -111,12 +111,14 @@ class Simulation:
     """A virtual clock and the messages in flight.
 
     now: the time. sent: how many messages were sent. events: how many deliveries and timers there were. trace: all
-    events, or None if they are not written down.
+    events, or None if they are not written down. parses: whether receivers look at the form of messages, as they have
+    to once a node is faulty (`swarmbook.payments.parsing`).
     """
 
     def __init__(self, delay: Callable[[Node, Node, object], float] = unit, trace: bool = False) -> None:
         self.delay = delay
         ours = type(self).transmit is Simulation.transmit
+        self.parses = not ours  # others let anybody send anything
         self._wait = delay.time if ours and delay.__class__ is Constant else None  # how long all messages take
         self.now = 0.0
         self.sent = self.events = 0

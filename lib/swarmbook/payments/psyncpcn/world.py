@@ -108,7 +108,8 @@ class PSyncPCN(World):
         """
         known = self._sound.get(id(order))
         if known is None:
-            known = self._sound[id(order)] = order, well_formed(order) and self._follows_channels(order)
+            right = order.__class__ is Order and well_formed(order) and self._follows_channels(order)
+            known = self._sound[id(order)] = order, right
         return known[1]
 
     def has(self, cid: object) -> bool:
@@ -155,7 +156,7 @@ class PSyncPCN(World):
     def receipt(self, payment: Payment) -> bool:
         sender = self.party(payment.path[0])
         return any(
-            what == Decision.PAID and cid == payment.cids[0] and self._payments[pid] is payment
+            what == Decision.PAID and cid == payment.cids[0] and self.payment_of(pid) is payment
             for what, cid, pid in sender.certificates
         )
 
