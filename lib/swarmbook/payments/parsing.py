@@ -65,14 +65,12 @@ def _of(hint: object) -> Check | None:
 @functools.cache
 def _named_tuple(kind: type) -> Check:
     hints = typing.get_type_hints(kind)
-    each = [(place, check) for place, check in enumerate(_of(hints[name]) for name in kind._fields) if check is not None]
+    each = [
+        (place, check) for place, check in enumerate(_of(hints[name]) for name in kind._fields) if check is not None
+    ]
 
     def check(value: object) -> bool:
-        if value.__class__ is not kind or len(value) != len(kind._fields):
-            return False
-        for place, of in each:
-            if not of(value[place]):
-                return False
-        return True
+        whole = value.__class__ is kind and len(value) == len(kind._fields)
+        return whole and all(of(value[place]) for place, of in each)
 
     return check

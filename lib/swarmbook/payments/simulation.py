@@ -252,7 +252,7 @@ class Simulation:
         del self._due[now], self._timers[now]
 
     def _hand_over(self, entry: tuple, messages: list[tuple], place: int) -> None:
-        """Deliver one entry, the one before `place`; if a node raises an exception, those behind it can still get it."""
+        """Deliver one entry, the one before `place`. If a node raises an exception, those behind it get it later."""
         to, sender, message, number = entry
         if to.__class__ is not tuple:
             self.deliver(to, sender, message, number)
