@@ -34,9 +34,8 @@ from typing import NamedTuple
 from swarmbook.payments.channel import Change, Commitment, Lock, Proof, Refused, Resolved, State, commit, follow, prove
 from swarmbook.payments.channel_committee import Ack, Announce
 from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
-from swarmbook.payments.parsing import parsed
 from swarmbook.payments.signatures import Committee, Keys, Tally
-from swarmbook.payments.simulation import Node, Simulation, new
+from swarmbook.payments.simulation import Node, Simulation, new, parsed
 
 
 class Propose(NamedTuple):

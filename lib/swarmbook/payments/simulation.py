@@ -15,6 +15,7 @@
 Serves: every figure, table and claim of the notebook that runs a protocol; S10 counts its schedules.
 """
 
+import functools
 import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from swarmbook.errors import ConfigError, finite, whole
+from swarmbook.payments.encoding import well_formed
 
 new = tuple.__new__  # new(Class, fields) makes a named tuple in half the time, where most are made
 
@@ -73,6 +75,23 @@ class Node:
         self.sim.timer(self, time - self.skew, call, arguments)
 
 
+def parsed(handler: Callable) -> Callable:
+    """A handler of (sender, message) that drops what is not `well_formed`.
+
+    A real receiver finds that out when it reads the bytes of a message. Here nothing is read, and a faulty node can
+    send anything under the name of a message. What is of the right types may still be wrong, which is for the rules to
+    find out. Handlers of the most frequent messages (`Announce`, `Ack`, `Share`) look themselves at the few parts that
+    they rely on. Where nobody is faulty nobody looks (`Simulation.parses`).
+    """
+
+    @functools.wraps(handler)
+    def handle(self: Node, sender: Node, message: object) -> None:
+        if not self.sim.parses or well_formed(message):
+            handler(self, sender, message)
+
+    return handle
+
+
 class Constant:
     """Every message takes the same time."""
 
@@ -112,13 +131,13 @@ class Simulation:
 
     now: the time. sent: how many messages were sent. events: how many deliveries and timers there were. trace: all
     events, or None if they are not written down. parses: whether receivers look at the form of messages, as they have
-    to once a node is faulty (`swarmbook.payments.parsing`).
+    to once a node is faulty (`parsed`).
     """
 
     def __init__(self, delay: Callable[[Node, Node, object], float] = unit, trace: bool = False) -> None:
         self.delay = delay
         ours = type(self).transmit is Simulation.transmit
-        self.parses = not ours  # others let anybody send anything
+        self.parses = False
         self._wait = delay.time if ours and delay.__class__ is Constant else None  # how long all messages take
         self.now = 0.0
         self.sent = self.events = 0

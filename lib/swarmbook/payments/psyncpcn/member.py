@@ -6,14 +6,13 @@ Serves: PSyncPCN in all its figures; claims S9, S10 and S12, and the mutant "com
 """
 
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.pbft import MESSAGES
 from swarmbook.payments.psyncpcn.entries import FINAL, UNLOCKED, UNSEEN, Entry, OrderState
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
 from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.psyncpcn.sequence import SequencingMember
-from swarmbook.payments.simulation import Node, new
+from swarmbook.payments.simulation import Node, new, parsed
 
 
 class PSyncPCNMember(SequencingMember):

@@ -4,12 +4,11 @@ Serves: PSyncPCN in all its figures; the variants "V2" and "carried by parties" 
 """
 
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
 from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.signatures import Certificate, Tally
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 
 
 class PSyncPCNParty(Node):

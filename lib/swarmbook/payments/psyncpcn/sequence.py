@@ -7,14 +7,13 @@ Serves: the row "PSyncPCN, V3" of the cost table (S4), and claim S9.
 """
 
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.pbft import Agreement, Decided, Value
 from swarmbook.payments.psyncpcn.entries import Entry, OrderState
 from swarmbook.payments.psyncpcn.messages import CarriedCertificate
 from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.signatures import Certificate, Keys
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 
 
 class SequencingMember(Node):

@@ -40,8 +40,8 @@ Serves: PSyncPCN in every figure and table of the notebook; claims S2, S4, S5, S
 
 from collections.abc import Mapping, Sequence
 
+from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.outcomes import Decision, Outcome
-from swarmbook.payments.parsing import well_formed
 from swarmbook.payments.payment_network import Payment, Topology, World
 from swarmbook.payments.psyncpcn.entries import FINAL, OrderState
 from swarmbook.payments.psyncpcn.member import PSyncPCNMember

@@ -11,10 +11,9 @@ from swarmbook.payments.channel import Lock, Resolved, lock_digest
 from swarmbook.payments.channel_update import ChannelEnd, ChannelParty, Dispute
 from swarmbook.payments.lock_conditions import Points
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import Payment, World
 from swarmbook.payments.signatures import Certificate, Tally
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 from swarmbook.payments.syncpcn.messages import Claim, Concede, NewerState, RefundRequest, Vote
 from swarmbook.payments.syncpcn.timing import Timing
 

@@ -9,8 +9,7 @@ from swarmbook.payments.channel import Lock, lock_digest
 from swarmbook.payments.channel_committee import Announce, CommitteeMember
 from swarmbook.payments.lock_conditions import Points
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.parsing import parsed
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 from swarmbook.payments.syncpcn.messages import Claim, Concede, NewerState, RefundRequest, Vote
 from swarmbook.payments.syncpcn.timing import Timing
 

@@ -4,13 +4,14 @@ Serves: SyncPCN in all its figures; claims S4, S8, S13 and S14, and the mutant "
 (S11).
 """
 
+import math
+
 from swarmbook.payments.channel import Change, Lock, Resolved
 from swarmbook.payments.channel_update import Awaited, ChannelEnd, Propose
 from swarmbook.payments.lock_conditions import Points, path
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.parsing import parsed
 from swarmbook.payments.payment_network import Payment, World
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 from swarmbook.payments.syncpcn.disputes import DisputingParty, Transit
 from swarmbook.payments.syncpcn.messages import Setup
 from swarmbook.payments.syncpcn.timing import Timing
@@ -88,21 +89,22 @@ class SyncPCNParty(DisputingParty):
                 return
             if not self.timing.apart(lock.expiry, out.expiry):
                 return
-            if m.outgoing[0] not in self.ends or out.pid in self.outbound:
+            end = self.ends.get(m.outgoing[0])
+            if end is None or out.payer != end.side or out.pid in self.outbound or not math.isfinite(out.expiry):
                 return
             transit = Transit(self.world.payment_of(lock.pid), m.incoming, m.outgoing, m.step)
             self.outbound[out.pid] = transit
-            self.ends[m.outgoing[0]].ask()  # the turn is here when the incoming lock is
+            end.ask()  # the turn is here when the incoming lock is
         self.inbound[lock.pid] = transit
         if m.incoming in self.unexplained:
             self.unexplained.discard(m.incoming)
             self.secured(*m.incoming, self.clock)
 
     def start(self, transit: Transit) -> None:
-        """Lock the outgoing hop; when it is too late, or there is not enough, fail the incoming one."""
+        """Lock the outgoing hop; when it is too late or far too early, or not enough is there, fail the incoming one."""
         cid, lock = transit.outgoing
         end, last = self.ends[cid], self.timing.open_by(lock.expiry)
-        if self.clock > last:
+        if self.clock > last or lock.expiry > self.timing.latest(self.clock):  # or its coins would be locked too long
             self.too_late(transit)
             return
         end.want(Change("lock", lock=lock))
