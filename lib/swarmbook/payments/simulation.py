@@ -12,6 +12,8 @@
   event depends.
 - A message to oneself takes no time and is not counted. The others are counted when sent.
 
+The file is long because it is one concept: how a node sends, and what then happens, with a clock or without one.
+
 Serves: every figure, table and claim of the notebook that runs a protocol; S10 counts its schedules.
 """
 

@@ -101,7 +101,7 @@ class SyncPCNParty(DisputingParty):
             self.secured(*m.incoming, self.clock)
 
     def start(self, transit: Transit) -> None:
-        """Lock the outgoing hop; when it is too late or far too early, or not enough is there, fail the incoming one."""
+        """Lock the outgoing hop; when it is too late, for too long or for too much, fail the incoming one."""
         cid, lock = transit.outgoing
         end, last = self.ends[cid], self.timing.open_by(lock.expiry)
         if self.clock > last or lock.expiry > self.timing.latest(self.clock):  # or its coins would be locked too long
