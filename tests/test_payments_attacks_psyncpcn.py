@@ -192,7 +192,7 @@ def test_a_member_that_is_told_of_the_refusal_before_it_locked_still_sends_its_s
 
 def test_f_plus_one_members_behind_are_enough_to_lock():
     """A faulty sender leaves C1.3 out, and so C2.3 and C3.3: u3 is paid, and u2 waits for the share of C2.3."""
-    world = PSyncPCN(line(3))
+    world = PSyncPCN(line(3), ordering="none")
     for cid, told in enumerate((["C2.1", "C2.2", "C2.4"], ["C3.1", "C3.2", "C3.4"], ["u3"])):
         world.corrupt(world.members(cid)[3], Selective(told))
     world.corrupt(world.party("u0"), Selective(["C1.1", "C1.2", "C1.4"]))
@@ -219,7 +219,7 @@ def test_a_share_with_a_spoilt_order_completes_no_quorum(relay, mode, spoilt):
             return [(to, message._replace(order=order))]
 
     sim = Simulation(slow(("C1.3", "", Share, 5.0)))
-    world = PSyncPCN(line(2), sim=sim, keys=Keys(mode), relay=relay)
+    world = PSyncPCN(line(2), sim=sim, keys=Keys(mode), relay=relay, ordering="none")
     world.corrupt(world.members(0)[3], Spoiling())
     payment = world.pay(names(2), 10)
     assert not watched(world) and not unfinished(world)

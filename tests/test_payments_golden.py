@@ -69,11 +69,11 @@ WORLDS = {
     "SyncPCN, one hash": lambda: [busy(SyncPCN, lock="hash")],
     "SyncPCN, a claim": lambda: [unsigned(), claim_world(0.0, (0, 1), (3,), trace=True)[0]],
     "SyncPCN, random adversaries": lambda: [traced(synchronous_world(seed)) for seed in range(40)],
-    "PSyncPCN, none": lambda: [busy(PSyncPCN)],
+    "PSyncPCN, none": lambda: [busy(PSyncPCN, ordering="none")],
     "PSyncPCN, payer": lambda: [busy(PSyncPCN, ordering="payer")],
     "PSyncPCN, agreed": lambda: [busy(PSyncPCN, ordering="agreed")],
-    "PSyncPCN, carried by parties": lambda: [busy(PSyncPCN, relay="party")],
-    "PSyncPCN, forward": lambda: [busy(PSyncPCN, commit="forward", echo=True, keys=Keys("cached"))],
+    "PSyncPCN, carried by parties": lambda: [busy(PSyncPCN, ordering="none", relay="party")],
+    "PSyncPCN, forward": lambda: [busy(PSyncPCN, ordering="none", commit="forward", echo=True, keys=Keys("cached"))],
     "PSyncPCN, random adversaries": lambda: [
         traced(asynchronous_world(seed, ("none", "payer", "agreed")[seed % 3])) for seed in range(30)
     ],
@@ -82,7 +82,7 @@ WORLDS = {
         split_votes(1, 2),
         late_world(SyncPCN, 0.4, 5, attacked=True),
         skipping(SyncPCN, lock="hash", sim=Simulation(trace=True)),
-        skipping(PSyncPCN, relay="party", sim=Simulation(trace=True)),
+        skipping(PSyncPCN, ordering="none", relay="party", sim=Simulation(trace=True)),
     ],
 }
 

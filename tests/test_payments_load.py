@@ -16,7 +16,11 @@ from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.simulation import Simulation
 from swarmbook.payments.syncpcn import SyncPCN, Timing
 
-WORLDS = {"Lightning": Lightning, "SyncPCN": partial(SyncPCN, timing=Timing(10.0)), "PSyncPCN": PSyncPCN}
+WORLDS = {
+    "Lightning": Lightning,
+    "SyncPCN": partial(SyncPCN, timing=Timing(10.0)),
+    "PSyncPCN": partial(PSyncPCN, ordering="none"),
+}
 
 every_protocol = pytest.mark.parametrize("name", PROFILES)
 

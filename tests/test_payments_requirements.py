@@ -198,7 +198,7 @@ class AnySchedule(Watched):
     def begin(self, n, seed, echo):
         self.n, self.pick = n, 0
         self.sim = Asynchronous(lambda candidates: self.pick)
-        self.world = PSyncPCN(line(n, 1, balance=20), sim=self.sim, seed=seed, echo=echo)
+        self.world = PSyncPCN(line(n, 1, balance=20), sim=self.sim, seed=seed, echo=echo, ordering="none")
         self.watch = Watch(self.world)
         self.corrupted = set()
 
@@ -257,7 +257,7 @@ def test_honest_payments_succeed_exactly_if_there_is_enough(n, f, seed, exact):
     rng = np.random.default_rng(seed)
     for world in (
         SyncPCN(line(n, f, balance=exact), sim=Simulation(within(1.0, rng))),
-        PSyncPCN(line(n, f, balance=exact), sim=Asynchronous(at_random(rng))),
+        PSyncPCN(line(n, f, balance=exact), sim=Asynchronous(at_random(rng)), ordering="none"),
     ):
         payment = world.pay(names(n), 10)
         world.run()
@@ -372,7 +372,8 @@ def test_forged_and_replayed_messages_are_refused():
 def test_an_order_given_to_two_halves_is_paid_at_most_once_and_conserves():
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        world = PSyncPCN(line(2, 1, balance=10), sim=Asynchronous(at_random(rng)), echo=bool(seed % 2))
+        sim = Asynchronous(at_random(rng))
+        world = PSyncPCN(line(2, 1, balance=10), sim=sim, echo=bool(seed % 2), ordering="none")
         (_, first), (_, second) = world.order(names(2), 8), world.order(names(2), 9)
         world.faulty.add("u0")
         for k, member in enumerate(world.members(0)):
@@ -433,7 +434,7 @@ def test_nobody_between_is_skipped_in_psyncpcn(more):
     for seed in range(25):
         rng = np.random.default_rng(seed)
         sim = Simulation(within(1.0, rng)) if "ordering" in more else Asynchronous(at_random(rng))
-        world = PSyncPCN(line(4), sim=sim, **more)
+        world = PSyncPCN(line(4), sim=sim, **{"ordering": "none", **more})
         payment = world.pay(names(4), 10, fee=1)
         for cid, other in enumerate((3, 3, 0, 0)):
             world.corrupt(world.members(cid)[rng.integers(4)], Shortcut(world.members(other)))

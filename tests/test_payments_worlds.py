@@ -24,11 +24,11 @@ WORLDS = {
     "Lightning, on the wire": (Lightning, {}),
     "HTLC, abstract": (Lightning, {"wire": False}),
     "SyncPCN": (SyncPCN, {}),
-    "PSyncPCN, V1": (PSyncPCN, {}),
+    "PSyncPCN, V1": (PSyncPCN, {"ordering": "none"}),
     "PSyncPCN, V2": (PSyncPCN, {"ordering": "payer"}),
     "PSyncPCN, V3": (PSyncPCN, {"ordering": "agreed"}),
-    "PSyncPCN, carried by parties": (PSyncPCN, {"relay": "party"}),
-    "PSyncPCN, forward": (PSyncPCN, {"commit": "forward"}),
+    "PSyncPCN, carried by parties": (PSyncPCN, {"ordering": "none", "relay": "party"}),
+    "PSyncPCN, forward": (PSyncPCN, {"ordering": "none", "commit": "forward"}),
 }
 
 
@@ -210,7 +210,7 @@ def test_a_clock_shows_the_time_until_which_it_ran(name):
 
 
 def test_a_clock_without_delays_shows_it_as_well():
-    world = PSyncPCN(line(2), sim=Asynchronous(at_random(np.random.default_rng(0))))
+    world = PSyncPCN(line(2), sim=Asynchronous(at_random(np.random.default_rng(0))), ordering="none")
     payment = world.pay(["u0", "u1", "u2"], 10, at=3.0)
     assert world.run(2.0) == 2.0 and world.outcomes(payment) == [Outcome.NEVER_LOCKED] * 2
     assert world.run(4.0) == 4.0 and world.outcomes(payment) == [Outcome.PAID] * 2

@@ -35,6 +35,12 @@ from swarmbook.payments.syncpcn import SyncPCN, Timing
 ROUNDS = 5
 EVENTS = 200_000
 CAUSES = "too late", "too little"
+PROTOCOLS = {
+    "SyncPCN": (SyncPCN, {}),
+    "PSyncPCN": (PSyncPCN, {"ordering": "none"}),
+    "PSyncPCN, payer": (PSyncPCN, {"ordering": "payer"}),
+    "PSyncPCN, agreed": (PSyncPCN, {"ordering": "agreed"}),
+}
 
 
 class Empty:
@@ -73,9 +79,9 @@ def with_simpy() -> float:
     return EVENTS / (time.process_time() - start)
 
 
-def protocol(kind) -> tuple[float, float]:
+def protocol(kind, more: dict) -> tuple[float, float]:
     """Events and payments a second: one payment after the other over three hops, f = 1."""
-    world = kind(line(3, 1, 10**6))
+    world = kind(line(3, 1, 10**6), **more)
     count = 1000
     for k in range(count):
         world.pay(["u0", "u1", "u2", "u3"], 1, at=20.0 * k)
@@ -112,7 +118,7 @@ def main() -> None:
         heads = ["payments", "succeed", *CAUSES, "events", "median", "95 %", "CPU s", "GiB"]
         print(f"{'over 10,000 channels':22}", *(f"{head:>10}" for head in heads))
         for run in (
-            ("PSyncPCN", PSyncPCN, {}, count),
+            ("PSyncPCN", PSyncPCN, {"ordering": "none"}, count),
             ("SyncPCN, delta = 10", SyncPCN, {"timing": Timing(10.0)}, count),
             ("SyncPCN, delta = 1", SyncPCN, {}, count // 10),
         ):
@@ -124,10 +130,10 @@ def main() -> None:
     for _ in range(ROUNDS):
         rates.setdefault("bare heap, events/s", []).append(bare())
         rates.setdefault("simpy, events/s", []).append(with_simpy())
-        for kind in (SyncPCN, PSyncPCN):
-            events, payments = protocol(kind)
-            rates.setdefault(f"{kind.name}, events/s", []).append(events)
-            rates.setdefault(f"{kind.name}, payments/s", []).append(payments)
+        for name, (kind, more) in PROTOCOLS.items():
+            events, payments = protocol(kind, more)
+            rates.setdefault(f"{name}, events/s", []).append(events)
+            rates.setdefault(f"{name}, payments/s", []).append(payments)
     for name, values in rates.items():
         print(f"{name:28} {statistics.median(values):12,.0f}   ({min(values):,.0f} to {max(values):,.0f})")
 

@@ -12,6 +12,7 @@ Only the abstract of the paper is known to us. What is not in it is our reconstr
 - `adversary`, `attacks`, `requirements`: what faulty parties and members do, and what must hold nevertheless;
   `model_checking`: a search for violations by an adversary that says whatever it can form; `mutants`: mistakes in the
   protocols that the search must notice
+- `griefing`: for how long faulty nodes keep coins locked
 - `impossibility`: the theorem on a finite class; `closed_forms`: what payments cost; `wan_latency`: delays of the
   world; `privacy`: what can be linked; `network_load`: payments over a large network; `diagrams`: pictures of runs
 """

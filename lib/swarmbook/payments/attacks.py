@@ -75,7 +75,7 @@ def last_coins(faulty: int, bad: int) -> PSyncPCN:
     def delay(sender, to, message):
         return 0.4 + 0.2 * (half.get(to.name, 0) == message.nonce % 2) if hasattr(message, "nonce") else 1.0
 
-    world = PSyncPCN(line(1, faulty, balance=10, other=0), sim=Simulation(delay))
+    world = PSyncPCN(line(1, faulty, balance=10, other=0), sim=Simulation(delay), ordering="none")
     for member in world.members(0)[3 * faulty + 1 - bad :]:
         world.corrupt(member, Careless())
     (_, first), (_, second) = world.order(names(1), 7), world.order(names(1), 7)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.signatures import Certificate, Keys
+from swarmbook.payments.simulation import new
 
 
 class Lock(NamedTuple):
@@ -134,7 +135,7 @@ def follow(state: State, side: int, change: Change, nonce: int, decided: Iterabl
         balances[1 - side] += change.amount
     if min(balances) < 0:
         raise Refused(f"balances would become {balances}")
-    return State(state.cid, state.seq + 1, *balances, locks, nonce)
+    return new(State, (state.cid, state.seq + 1, *balances, locks, nonce))
 
 
 class Commitment(NamedTuple):
@@ -153,7 +154,7 @@ def commit(state: State, keys: Keys) -> Commitment:
     if keys.mode == "mock":
         locks = tuple(map(hash, state.locks))
         balances = hash((state.left, state.right, state.nonce))
-        return Commitment(hash((state.cid, state.seq, balances, locks)), balances, locks)
+        return new(Commitment, (hash((state.cid, state.seq, balances, locks)), balances, locks))
     locks = tuple(lock_digest(lock, keys) for lock in state.locks)
     balances = keys.digest(("balances", state.left, state.right, state.nonce))
     return Commitment(keys.digest(("state", state.cid, state.seq, balances, locks)), balances, locks)

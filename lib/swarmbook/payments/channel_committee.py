@@ -7,7 +7,7 @@ the mutant "members ignore numbers" (S11).
 from typing import NamedTuple
 
 from swarmbook.payments.signatures import Keys
-from swarmbook.payments.simulation import Node, Simulation
+from swarmbook.payments.simulation import Node, Simulation, new
 
 
 class Announce(NamedTuple):
@@ -51,18 +51,19 @@ class CommitteeMember(Node):
 
     def announced(self, sender: Node, m: Announce) -> None:
         """Accept and acknowledge the state with the next number, and acknowledge again what was accepted before."""
-        if m.cid != self.cid:
+        seq, root = m.seq, m.root
+        if m.cid != self.cid or seq.__class__ is not int or root.__class__ is not self.root.__class__:
             return
-        if self.log.get(m.seq) == m.root:
-            self._ack(sender, m)
-        elif self.next(m.seq) and self.signed(m):
-            self._accept(m)
-            self._ack(sender, m)
+        if self.log.get(seq) == root:
+            self._ack(sender, seq, root)
+        elif self.next(seq) and self.signed(m):
+            self._accept(m, seq, root)
+            self._ack(sender, seq, root)
             if self.early:
                 self._catch_up()
-        elif m.seq > self.seq and self.signed(m):  # one before it is still on its way
-            known, senders = self.early.get(m.seq, (m, ()))
-            self.early[m.seq] = known, (*senders, sender)
+        elif seq > self.seq and self.signed(m):  # one before it is still on its way
+            known, senders = self.early.get(seq, (m, ()))
+            self.early[seq] = known, (*senders, sender)
 
     def next(self, seq: int) -> bool:
         """Whether an announcement of this number is to be accepted now."""
@@ -70,26 +71,26 @@ class CommitteeMember(Node):
 
     def signed(self, m: Announce) -> bool:
         """Whether both parties signed what is announced."""
-        statement = ("state", m.cid, m.seq, m.root)
-        verify, (left, right) = self.keys.verify, self.parties
-        return verify(left.name, statement, m.left) and verify(right.name, statement, m.right)
+        cid, seq, root, left, right = m
+        statement, verify = ("state", cid, seq, root), self.keys.verify
+        return verify(self.parties[0].name, statement, left) and verify(self.parties[1].name, statement, right)
 
-    def _accept(self, m: Announce) -> None:
-        self.seq, self.root, self.newest = m.seq, m.root, m
-        self.log[m.seq] = m.root
+    def _accept(self, m: Announce, seq: int, root: object) -> None:
+        self.seq, self.root, self.newest = seq, root, m
+        self.log[seq] = root
         if len(self.log) > 16:
             del self.log[next(iter(self.log))]  # numbers come in their order
 
-    def _ack(self, sender: Node, m: Announce) -> None:
+    def _ack(self, sender: Node, seq: int, root: object) -> None:
         ack = self.last
-        if ack is None or ack.seq != m.seq or ack.root != m.root:
-            signature = self.keys.sign(self.name, ("ack", m.cid, m.seq, m.root))
-            ack = self.last = Ack(m.cid, m.seq, m.root, signature)
+        if ack is None or ack.seq != seq or ack.root != root:
+            signature = self.keys.sign(self.name, ("ack", self.cid, seq, root))
+            ack = self.last = new(Ack, (self.cid, seq, root, signature))
         self.sim.send(self, sender, ack)
 
     def _catch_up(self) -> None:
         while self.seq + 1 in self.early:
             m, senders = self.early.pop(self.seq + 1)
-            self._accept(m)
+            self._accept(m, m.seq, m.root)
             for sender in senders:  # each waits for its own certificate
-                self._ack(sender, m)
+                self._ack(sender, m.seq, m.root)

@@ -35,7 +35,7 @@ from swarmbook.payments.channel import Change, Commitment, Lock, Proof, Refused,
 from swarmbook.payments.channel_committee import Ack, Announce
 from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
 from swarmbook.payments.signatures import Committee, Keys, Tally
-from swarmbook.payments.simulation import Node, Simulation
+from swarmbook.payments.simulation import Node, Simulation, new, parsed
 
 
 class Propose(NamedTuple):
@@ -237,7 +237,7 @@ class ChannelEnd:
 
     def announcement(self) -> Announce:
         """The newest state, as members are shown it."""
-        return Announce(self.cid, self.state.seq, self.commitment.root, *self.signatures)
+        return new(Announce, (self.cid, self.state.seq, self.commitment.root, *self.signatures))
 
     def acked(self, sender: Node, m: Ack) -> None:
         """Count a member's signature; a quorum certifies the state, and the next update may begin.
@@ -245,16 +245,15 @@ class ChannelEnd:
         A state is certified even if there is a newer one by then, or else the other party could keep this one from
         ever seeing a certificate.
         """
-        root = self.roots.get(m.seq)
-        if root is None or root != m.root:
+        cid, newest, root, signature = m
+        known, name = self.roots.get(newest) if newest.__class__ is int else None, sender.name
+        if known is None or known != root or name not in self.committee.members:
             return
-        if sender.name not in self.committee.members:
+        if not self.party.keys.verify(name, ("ack", cid, newest, root), signature):
             return
-        if not self.party.keys.verify(sender.name, ("ack", m.cid, m.seq, m.root), m.signature):
-            return
-        if self.tally.add(m.seq, sender.name, m.signature):
-            self.certified = m.seq
-            while self.roots and (seq := next(iter(self.roots))) <= m.seq:  # they stand in their order
+        if self.tally.add(newest, name, signature):
+            self.certified = newest
+            while self.roots and (seq := next(iter(self.roots))) <= newest:  # they stand in their order
                 del self.roots[seq]
                 self.tally.votes.pop(seq, None)
                 if seq in self.gone:
@@ -330,10 +329,13 @@ class ChannelEnd:
 
         Raises Refused unless the state holds it, and this party may agree.
         """
-        kind, cid, about, decision = resolved.certificate.statement
+        statement = resolved.certificate.statement
+        if len(statement) != 4:
+            raise Refused(f"{statement} decides no lock")
+        kind, cid, about, decision = statement
         lock = next((o for o, d in zip(self.state.locks, self.commitment.locks, strict=True) if d == about), None)
         if lock is None or (kind, cid) != ("vote", self.cid):
-            raise Refused(f"{resolved.certificate.statement} decides no lock of channel {self.cid}")
+            raise Refused(f"{statement} decides no lock of channel {self.cid}")
         pays = decision != Decision.REFUNDED
         if side != self.side and (lock.payer == self.side) == pays:  # this party loses the lock
             known = self.resolved.get(lock.pid)
@@ -342,7 +344,7 @@ class ChannelEnd:
             if pays and not self.party.may_pay(lock):
                 raise Refused(f"{lock} is not to be paid")
             if not resolved.certificate.verify(self.committee, self.party.keys):
-                raise Refused(f"{resolved.certificate.statement} has not enough votes")
+                raise Refused(f"{statement} has not enough votes")
         return lock, decision
 
 
@@ -387,22 +389,26 @@ class ChannelParty(Node):
         """Sign the other party's proposal, and do what follows from it."""
         raise NotImplementedError
 
+    @parsed
     def cosigned(self, sender: Node, m: Cosign) -> None:
         end = self.ends.get(m.cid)
         if end is not None and sender is end.peer:
             end.cosigned(m)
 
     def acked(self, sender: Node, m: Ack) -> None:
-        end = self.ends.get(m.cid)
+        cid = m.cid
+        end = self.ends.get(cid) if cid.__class__ is int else None
         if end is not None:
             end.acked(sender, m)
 
+    @parsed
     def asked(self, sender: Node, m: Ask) -> None:
         end = self.ends.get(m.cid)
         if end is not None and sender is end.peer and m.seq == end.state.seq:  # else it has had its turn since
             end.peer_asked = True
             end.advance()
 
+    @parsed
     def granted(self, sender: Node, m: Grant) -> None:
         end = self.ends.get(m.cid)
         if end is not None and sender is end.peer:

@@ -5,7 +5,7 @@ counted when sent, without those to oneself. A delay is one message after anothe
 they stand in this package. Its tests and notebook find the same numbers by counting; the paper's text confirms none of
 them.
 
-Serves: the cost table and figures, the longest lock of a hop; claims S4 and S5.
+Serves: the cost table and figures, the longest lock of a hop, the table of griefing; claims S4 and S5.
 """
 
 from collections.abc import Callable
@@ -146,6 +146,41 @@ def psync_bytes(n: int, f: int) -> int:
     return m * (SIZES["header"] + order) + 2 * (n - 1) * m * m * (share + order) + 2 * n * m * share
 
 
-def lock_bound(n: int, delta: float) -> float:
-    """Latest time at which hop 1 of SyncPCN is decided, after the start: T_1 + 4 delta = (7 n + 3) delta."""
-    return (7 * whole("n", n, 1) + 3) * finite("delta", delta, 0)
+def lock_bound(n: int, delta: float, hop: int = 1) -> float:
+    """Latest time at which a hop of SyncPCN is decided, after the start, whatever anybody does.
+
+    T_i + 4 delta = (7 n - 4 i + 7) delta: T_n = (3 n + 3) delta, each hop before it expires 4 delta later, the payer
+    asks for its coins at T_i + 2 delta, and its request and the votes take delta each. One faulty payee is enough: it
+    takes the lock and says nothing more.
+    """
+    return (7 * whole("n", n, 1) - 4 * whole("hop", hop, 1) + 7) * finite("delta", delta, 0)
+
+
+def lock_denied_by_member(n: int, delta: float, hop: int = 1) -> float:
+    """The same where f members of each committee are faulty and nobody else: (4 n - i + 1) delta.
+
+    Nobody waits for more than the 2 f + 1 honest members, so that faulty ones delay nothing. A lock takes 3 delta
+    (proposal, announcement, answers), one after the other. The key needs delta a hop on its way back, n - i + 1 hops.
+    """
+    return (4 * whole("n", n, 1) - whole("hop", hop, 1) + 1) * finite("delta", delta, 0)
+
+
+def reservation_bound(n: int, hop: int = 1) -> int:
+    """When all members of PSyncPCN without a sequence have the end of a hop, in rounds after the order was sent.
+
+    A round is the longest delay from then on. 2 n - i: n rounds until all honest members of C_n pay, n - i back. Faulty
+    members delay nothing, for nobody waits for them. A faulty party cannot either, since none is asked. The last hop is
+    paid without a reservation.
+    """
+    return 2 * whole("n", n, 1) - whole("hop", hop, 1)
+
+
+def reservation_bound_agreed(n: int, timeout: float, faulty: int, hop: int = 1) -> float:
+    """The same with ordering="agreed", where `faulty` members of each committee are faulty, and are its first leaders.
+
+    Honest leaders: 5 n - i. Each committee takes a round until its members are told, and three to agree. With b > 0
+    silent leaders in a row, members wait V, 2 V, ..., 2^(b-1) V for them, and the request for the next leader takes one
+    more round: n ((2^b - 1) V + 1) are added. So one faulty member in each committee holds a payment up for n (V + 1).
+    """
+    waits = ((2 ** whole("faulty", faulty) - 1) * finite("timeout", timeout, 0) + 1) * (faulty > 0)
+    return 5 * whole("n", n, 1) - whole("hop", hop, 1) + n * waits

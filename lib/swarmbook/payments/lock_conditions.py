@@ -27,9 +27,10 @@ ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D036414
 class Points:
     """Locks k G on secp256k1, as pairs (x, y). The group is written additively; None is its zero."""
 
-    def secret(self, rng: np.random.Generator) -> int:
-        """A scalar from 1 to ORDER - 1."""
-        return 1 + int.from_bytes(rng.bytes(40)) % (ORDER - 1)
+    def secrets(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Scalars from 1 to ORDER - 1, 40 random bytes each."""
+        drawn = rng.bytes(40 * count)
+        return [1 + int.from_bytes(drawn[at : at + 40]) % (ORDER - 1) for at in range(0, 40 * count, 40)]
 
     def lock(self, key: int) -> tuple[int, int] | None:
         """k G, through cryptography."""
@@ -50,8 +51,13 @@ class Points:
         x3 = (slope * slope - x1 - x2) % PRIME
         return x3, (slope * (x1 - x3) - y1) % PRIME
 
+    def is_lock(self, value: object) -> bool:
+        """Whether a value has the form of a lock."""
+        pair = value.__class__ is tuple and len(value) == 2
+        return value is None or pair and value[0].__class__ is int and value[1].__class__ is int
+
     def opens(self, lock: object, key: object) -> bool:
-        return isinstance(key, int) and self.lock(key) == lock
+        return key.__class__ is int and self.lock(key) == lock
 
     def upstream(self, key: int, by: int) -> int:
         """The key of hop i from that of hop i + 1 and y_(i+1)."""
@@ -67,8 +73,11 @@ class Mock(Points):
     def shifted(self, lock: int, by: int) -> int:
         return (lock + 7 * by) % ORDER
 
+    def is_lock(self, value: object) -> bool:
+        return value.__class__ is int
+
     def opens(self, lock: object, key: object) -> bool:
-        return isinstance(key, int) and 7 * key % ORDER == lock
+        return key.__class__ is int and 7 * key % ORDER == lock
 
 
 class Hash(Points):
@@ -79,6 +88,12 @@ class Hash(Points):
 
     def shifted(self, lock: int, by: int) -> int:
         return lock
+
+    def is_lock(self, value: object) -> bool:
+        return value.__class__ is int
+
+    def opens(self, lock: object, key: object) -> bool:
+        return key.__class__ is int and 0 <= key < 2**256 and self.lock(key) == lock
 
     def upstream(self, key: int, by: int) -> int:
         return key
@@ -109,7 +124,7 @@ class Path:
 
 def path(locks: Points, invoice: object, hops: int, rng: np.random.Generator) -> Path:
     """Locks for a path of this many hops to the receiver whose invoice is R."""
-    steps = tuple(0 if isinstance(locks, Hash) else locks.secret(rng) for _ in range(hops))
+    steps = (0,) * hops if isinstance(locks, Hash) else tuple(locks.secrets(rng, hops))
     made, at = [], invoice
     for step in steps:
         at = locks.shifted(at, step)

@@ -193,6 +193,7 @@ class World:
     def corrupt(self, node: Node, *faults: object) -> None:
         """Hand a party or member over to the adversary."""
         self.faulty.add(node.name)
+        self.sim.parses = True
         node.faults = (*node.faults, *faults)
 
     def run(self, until: float = float("inf")) -> float:

@@ -21,7 +21,7 @@ from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation, within
 from swarmbook.payments.syncpcn import SyncPCN
 
-PROTOCOLS = {"SyncPCN": SyncPCN, "PSyncPCN": PSyncPCN}
+PROTOCOLS = {"SyncPCN": SyncPCN, "PSyncPCN": partial(PSyncPCN, ordering="none")}  # payments do not compete
 REAL = {**PROTOCOLS, "SyncPCN": partial(SyncPCN, lock="point")}  # with locks that are one-way
 
 

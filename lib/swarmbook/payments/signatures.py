@@ -52,7 +52,10 @@ class Keys:
             return signature == (who, statement)
         if not isinstance(signature, bytes):
             return False
-        body = encode(statement)
+        try:
+            body = encode(statement)
+        except (TypeError, UnicodeEncodeError):  # nobody can have signed what has no bytes
+            return False
         if self.mode == "real":
             return self._check(who, body, signature)
         key = who, body, signature
@@ -133,8 +136,10 @@ class Tally:
 
     def add(self, about: object, who: str, signature: object) -> bool:
         """Note a vote that was verified before; True when it is the one that completes the quorum, and only then."""
-        votes = self.votes.setdefault(about, {})
-        if who in votes:
+        votes = self.votes.get(about)
+        if votes is None:
+            votes = self.votes[about] = {}
+        elif who in votes:
             return False
         votes[who] = signature
         return len(votes) == self.quorum

@@ -2,7 +2,8 @@
 
 - A `Simulation` delivers messages by virtual time. Delays are a function of sender, receiver and message, which is how
   networks with a bound, with tables of delays or with an adversary are made (`within`, `unit`). A heap orders the
-  times. What is due at one time, often messages to all members of a committee, waits there in the order of sending.
+  times. What is due at one time waits there in the order of sending. Where all delays are equal (`Constant`), a message
+  to all members of a committee waits there once.
 - An `Asynchronous` simulation has no clock that messages obey: a chooser picks any pending message, or the next timer,
   and may deliver a message again. `patience` bounds for how many steps a message can be passed over, so that every
   schedule is fair.
@@ -11,9 +12,13 @@
   event depends.
 - A message to oneself takes no time and is not counted. The others are counted when sent.
 
+The file is long because it is one concept: how a node sends, and what then happens, with a clock or without one.
+
 Serves: every figure, table and claim of the notebook that runs a protocol; S10 counts its schedules.
 """
 
+import functools
+import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
@@ -22,6 +27,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from swarmbook.errors import ConfigError, finite, whole
+from swarmbook.payments.encoding import well_formed
+
+new = tuple.__new__  # new(Class, fields) makes a named tuple in half the time, where most are made
 
 
 class Event(NamedTuple):
@@ -69,9 +77,36 @@ class Node:
         self.sim.timer(self, time - self.skew, call, arguments)
 
 
-def unit(sender: Node, to: Node, message: object) -> float:
-    """Every message takes one unit of time."""
-    return 1.0
+def parsed(handler: Callable) -> Callable:
+    """A handler of (sender, message) that drops what is not `well_formed`.
+
+    A real receiver finds that out when it reads the bytes of a message. Here nothing is read, and a faulty node can
+    send anything under the name of a message. What is of the right types may still be wrong, which is for the rules to
+    find out. Handlers of the most frequent messages (`Announce`, `Ack`, `Share`) look themselves at the few parts that
+    they rely on. Where nobody is faulty nobody looks (`Simulation.parses`).
+    """
+
+    @functools.wraps(handler)
+    def handle(self: Node, sender: Node, message: object) -> None:
+        if not self.sim.parses or well_formed(message):
+            handler(self, sender, message)
+
+    return handle
+
+
+class Constant:
+    """Every message takes the same time."""
+
+    __slots__ = ("time",)
+
+    def __init__(self, time: float) -> None:
+        self.time = time
+
+    def __call__(self, sender: Node, to: Node, message: object) -> float:
+        return self.time
+
+
+unit = Constant(1.0)
 
 
 def within(delta: float, rng: np.random.Generator) -> Callable[[Node, Node, object], float]:
@@ -97,17 +132,23 @@ class Simulation:
     """A virtual clock and the messages in flight.
 
     now: the time. sent: how many messages were sent. events: how many deliveries and timers there were. trace: all
-    events, or None if they are not written down.
+    events, or None if they are not written down. parses: whether receivers look at the form of messages, as they have
+    to once a node is faulty (`parsed`).
     """
 
     def __init__(self, delay: Callable[[Node, Node, object], float] = unit, trace: bool = False) -> None:
         self.delay = delay
+        ours = type(self).transmit is Simulation.transmit
+        self.parses = False
+        self._wait = delay.time if ours and delay.__class__ is Constant else None  # how long all messages take
         self.now = 0.0
         self.sent = self.events = 0
         self.trace: list[Event] | None = [] if trace else None
         self._number = 0
         self._times: list[float] = []  # a heap of the times at which anything is due, each once
-        self._due: dict[float, list[tuple]] = {}  # the messages of each of these, (to, sender, message, number)
+        # the messages of each of these, (to, sender, message, number); to: a tuple of nodes if several get it at once,
+        # for which the numbers count on
+        self._due: dict[float, list[tuple]] = {}
         self._timers: dict[float, list[tuple]] = {}  # and the timers, which come after them; likewise, sender None
 
     def send(self, sender: Node, to: Node, message: object) -> None:
@@ -118,8 +159,13 @@ class Simulation:
                 copies = [copy for pair in copies for copy in fault.outgoing(sender, *pair)]
             for target, copy in copies:
                 self.transmit(sender, target, copy)
-        else:
+        elif self._wait is None or self.trace is not None or sender is to:
             self.transmit(sender, to, message)
+        else:  # the same as `transmit`, which most messages of large simulations come to
+            self.sent += 1
+            self._number = number = self._number + 1
+            time = self.now + self._wait
+            (self._due.get(time) or self._at(time)).append((to, sender, message, number))
 
     def send_all(self, sender: Node, nodes: Iterable[Node], message: object) -> None:
         """Send one message to several nodes, of which the sender is none."""
@@ -128,12 +174,17 @@ class Simulation:
                 self.send(sender, to, message)
             return
         number, now, delay, due = self._number, self.now, self.delay, self._due
+        if self._wait is not None:
+            if many := tuple(nodes):
+                time = now + self._wait
+                (due.get(time) or self._at(time)).append((many, sender, message, number + 1))
+                self.sent += len(many)
+                self._number = number + len(many)
+            return
         for to in nodes:
             number += 1
             time = now + delay(sender, to, message)
-            if time not in due:
-                self._at(time)
-            due[time].append((to, sender, message, number))
+            (due.get(time) or self._at(time)).append((to, sender, message, number))
         self.sent += number - self._number
         self._number = number
 
@@ -148,7 +199,8 @@ class Simulation:
                 delay = self.delay(sender, to, message)
         if self.trace is not None:
             self.trace.append(Event(self.now, "send", sender.name, to.name, message, number))
-        self._at(self.now + delay).append((to, sender, message, number))
+        time = self.now + delay
+        (self._due.get(time) or self._at(time)).append((to, sender, message, number))
 
     def timer(self, node: Node, time: float, call: Callable, arguments: tuple = ()) -> None:
         """Call at a time of the simulation; messages that arrive at the very same time come first."""
@@ -181,32 +233,63 @@ class Simulation:
     def run(self, until: float = float("inf")) -> float:
         """Deliver what is due; returns the time, which is `until` if it is finite. ConfigError if it is no number."""
         horizon = until if until == float("inf") else finite("until", until)
-        times, tracing = self._times, self.trace is not None
-        while times and times[0] <= until:
-            now = self.now = times[0]
-            messages, timers = self._due[now], self._timers.setdefault(now, [])
-            done = rung = 0
-            try:
-                for node, sender, message, number in messages:  # more may come while these are delivered
-                    done += 1
-                    if tracing or node.faults:
-                        self.deliver(node, sender, message, number)
-                    else:
-                        node.on[message.__class__](node, sender, message)
-                while rung < len(timers):
-                    rung += 1
-                    self.deliver(*timers[rung - 1])
-                    while done < len(messages):
-                        done += 1
-                        self.deliver(*messages[done - 1])
-            finally:
-                self.events += done + rung
-                del messages[:done], timers[:rung]
-            heappop(times)
-            del self._due[now], self._timers[now]
+        collecting = gc.isenabled()
+        gc.disable()  # whatever a run makes lives on, so that a collector would look at more and more in vain
+        try:
+            while self._times and self._times[0] <= until:
+                self._run_instant()
+        finally:
+            if collecting:
+                gc.enable()
         if horizon < float("inf"):
             self.now = max(self.now, horizon)
         return self.now
+
+    def _run_instant(self) -> None:
+        """Deliver what is due next: the messages of one time, then its timers, with the messages that these send."""
+        now = self.now = self._times[0]
+        messages, timers = self._due[now], self._timers.setdefault(now, [])
+        tracing, done, rung = self.trace is not None, 0, 0
+        try:
+            for entry in messages:  # more may come while these are delivered
+                done += 1
+                to, sender, message, _ = entry
+                if tracing or to.__class__ is tuple:
+                    self._hand_over(entry, messages, done)
+                elif to.faults:
+                    self.deliver(*entry)
+                else:
+                    to.on[message.__class__](to, sender, message)
+            while rung < len(timers):
+                rung += 1
+                self.deliver(*timers[rung - 1])
+                while done < len(messages):
+                    done += 1
+                    self._hand_over(messages[done - 1], messages, done)
+        finally:
+            self.events += done + rung
+            del messages[:done], timers[:rung]
+        heappop(self._times)
+        del self._due[now], self._timers[now]
+
+    def _hand_over(self, entry: tuple, messages: list[tuple], place: int) -> None:
+        """Deliver one entry, the one before `place`. If a node raises an exception, those behind it get it later."""
+        to, sender, message, number = entry
+        if to.__class__ is not tuple:
+            self.deliver(to, sender, message, number)
+            return
+        kind, tracing, heard = message.__class__, self.trace is not None, 0
+        try:
+            for node in to:
+                heard += 1
+                if tracing or node.faults:
+                    self.deliver(node, sender, message, number + heard - 1)
+                else:
+                    node.on[kind](node, sender, message)
+        finally:
+            self.events += heard - 1
+            if heard < len(to):
+                messages.insert(place, (to[heard:], sender, message, number + heard))
 
     def deliver(self, node: Node, sender: Node | None, message: object, number: int) -> None:
         if sender is None:

@@ -71,7 +71,7 @@ def placed(rows: list[list[float]]) -> Callable[[Node, Node, object], float]:
 PROTOCOLS = {
     "Lightning": Lightning,
     "SyncPCN": partial(SyncPCN, timing=Timing(1000.0)),  # above any delay in the tables
-    "PSyncPCN": PSyncPCN,
+    "PSyncPCN": partial(PSyncPCN, ordering="none"),  # payments do not compete
 }
 
 

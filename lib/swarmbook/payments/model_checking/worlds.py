@@ -35,7 +35,7 @@ def build(setting: Setting, sim: Directed, schedule: Schedule) -> World:
         }
         world: World = SyncPCN(topology, sim=sim, timing=Timing(1.0, setting.skew), skews=skews)
     else:
-        world = PSyncPCN(topology, sim=sim, **dict(setting.rules))
+        world = PSyncPCN(topology, sim=sim, **{"ordering": "none", **dict(setting.rules)})
     starts = {d.payment: d.time for d in schedule if isinstance(d, Start)}
     for number, payment in enumerate(setting.payments):
         path = names[payment.first : None if payment.last is None else payment.last + 1]

@@ -12,7 +12,7 @@ from swarmbook.payments.psyncpcn.entries import FINAL, UNLOCKED, UNSEEN, Entry, 
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
 from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.psyncpcn.sequence import SequencingMember
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, new, parsed
 
 
 class PSyncPCNMember(SequencingMember):
@@ -47,6 +47,7 @@ class PSyncPCNMember(SequencingMember):
 
     # forwards
 
+    @parsed
     def ordered(self, sender: Node, order: Order) -> None:
         """The sender's order, at the first committee of its path, or what an agreed decision is about (V3)."""
         entry = self.entry(order)
@@ -81,25 +82,29 @@ class PSyncPCNMember(SequencingMember):
 
         A share counts only with an order that is sound, so that no faulty member can spoil a quorum with another one.
         """
-        key = share.what, share.cid, share.pid
-        missing = self.shares.get(key, UNSEEN)
+        what, cid, pid, _, signature = share
+        key = what, cid, pid
+        try:
+            missing = self.shares.get(key, UNSEEN)
+        except TypeError:  # a part that cannot be a key of a table
+            return
         if not missing:
             if missing is None or not (missing := self.awaited(share)):
                 return
             self.shares[key] = missing
         name = sender.name
-        if name not in missing or not self.keys.verify(name, ("share", *key), share.signature):
+        if name not in missing or not self.keys.verify(name, ("share", what, cid, pid), signature):
             return
         missing.remove(name)
-        if self.agrees and share.what == Decision.LOCK:
-            self.entries[share.pid].prove(share.cid, name, share.signature)
+        if self.agrees and what == Decision.LOCK:
+            self.entries[pid].prove(cid, name, signature)
         left = len(missing)
         if left <= self.spare:
             self.shares[key] = None
-            self.told(self.entries[share.pid], share.what, share.cid)
+            self.told(self.entries[pid], what, cid)
         elif left == self.hint:
-            entry = self.entries[share.pid]
-            if entry.state in UNLOCKED and self.implies_lock(entry, share.what, share.cid):
+            entry = self.entries[pid]
+            if entry.state in UNLOCKED and self.implies_lock(entry, what, cid):
                 self.join(entry)
 
     def awaited(self, share: Share) -> set[str]:
@@ -111,8 +116,10 @@ class PSyncPCNMember(SequencingMember):
 
     def introduced(self, pid: object, order: Order | None) -> Entry | None:
         """What is known of an order that comes with a message about `pid`, if that is its name."""
-        return None if order is None or order.pid(self.keys) != pid else self.enter(pid, order)
+        named = order is not None and self.world.sound(order) and order.pid(self.keys) == pid
+        return self.enter(pid, order) if named else None
 
+    @parsed
     def carried(self, sender: Node, m: CarriedCertificate) -> None:
         """A certificate of another committee, which a party or another member has carried here."""
         key = m.what, m.cid, m.pid
@@ -233,22 +240,21 @@ class PSyncPCNMember(SequencingMember):
 
     def share(self, entry: Entry, what: str, back: bool) -> None:
         """Sign what this committee did; send it to the next committee on its way, and results to both parties."""
-        world, order, pid = self.world, entry.order, entry.pid
-        signature = self.keys.sign(self.name, ("share", what, self.cid, pid))
-        share = Share(what, self.cid, pid, order, signature)
+        order, pid, rules, cid = entry.order, entry.pid, self.rules, self.cid
+        signature = self.keys.sign(self.name, ("share", what, cid, pid))
+        share = new(Share, (what, cid, pid, order, signature))
         target = 0 if what == Decision.READY else entry.place + (-1 if back else 1)
-        send = self.sim.send
         payer, payee = self.parties[entry.side], self.parties[1 - entry.side]
-        if self.rules.relay == "party":
-            send(self, payer if back else payee, share)
-            if what == Decision.PAID and entry.place == len(order.cids) - 1:
-                send(self, payee, share)  # the receiver's notice
+        if rules.relay == "party":
+            self.send(payer if back else payee, share)
+            if what == Decision.PAID and entry.last:
+                self.send(payee, share)  # the receiver's notice
             return
         if 0 <= target < len(order.cids):
-            self.sim.send_all(self, world.members(order.cids[target]), share)
+            self.sim.send_all(self, self.world.members(order.cids[target]), share)
         if what in (Decision.PAID, Decision.ABORT):
-            numbers = self.rules.ordering == "payer"  # a payer that counts its coins has to know the amounts
-            notice = share if numbers else Share(what, self.cid, pid, None, signature)
+            numbers = rules.ordering == "payer"  # a payer that counts its coins has to know the amounts
+            notice = share if numbers else new(Share, (what, cid, pid, None, signature))
             self.sim.send_all(self, (payer, payee), notice)
 
     # ordering
@@ -260,12 +266,15 @@ class PSyncPCNMember(SequencingMember):
         elif self.pending and self.slot in self.agreements:
             self.agreements[self.slot].advance()
 
+    @parsed
     def numbered(self, sender: Node, m: Number) -> None:
         """V2: take orders in the sequence that the payer gave them, and lock those that it wants locked."""
         if self.rules.ordering != "payer":
             return
         statement = ("number", m.cid, m.side, m.pid, m.what, m.number)
-        if m.cid != self.cid or not self.keys.verify(self.parties[m.side].name, statement, m.signature):
+        if m.cid != self.cid or m.side not in (0, 1):
+            return
+        if not self.keys.verify(self.parties[m.side].name, statement, m.signature):
             return
         self.numbers[m.side].setdefault(m.number, (m.pid, m.what))
         self.take_turns(m.side)

@@ -8,7 +8,7 @@ from swarmbook.payments.payment_network import World
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
 from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.signatures import Certificate, Tally
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 
 
 class PSyncPCNParty(Node):
@@ -54,38 +54,44 @@ class PSyncPCNParty(Node):
 
         A party that carries certificates or numbers orders counts a share only with a sound order: it needs the order.
         """
-        about = share.what, share.cid, share.pid
-        tally = self.tallies.get(about)
+        what, cid, pid, order, signature = share
+        about = what, cid, pid
+        try:
+            tally = self.tallies.get(about)
+        except TypeError:  # a part that cannot be a key of a table
+            return
         if tally is None:
+            if not self.world.has(cid):
+                return
             if self.needs_orders:
-                order = self.order(share.pid, share.order)
-                if order is None or share.cid not in order.cids:
+                order = self.order(pid, order)
+                if order is None or cid not in order.cids:
                     return
             tally = self.tallies[about] = Tally(self.world.topology.quorum)
-        if sender.name not in self.world.committee(share.cid).members:
+        name, statement = sender.name, ("share", what, cid, pid)
+        if name not in self.world.committee(cid).members or not self.keys.verify(name, statement, signature):
             return
-        if not self.keys.verify(sender.name, ("share", *about), share.signature):
+        if not tally.add(about, name, signature):
             return
-        if not tally.add(about, sender.name, share.signature):
-            return
-        certificate = self.certificates[about] = tally.certificate(about, ("share", *about))
-        self.sim.note(self, f"certificate {share.what}")
-        payment = self.world.payment_of(share.pid)
-        if payment is not None and share.what == Decision.PAID:
-            if self.name == payment.path[0] and share.cid == payment.cids[0]:
+        certificate = self.certificates[about] = tally.certificate(about, statement)
+        if self.sim.trace is not None:
+            self.sim.note(self, f"certificate {what}")
+        payment = self.world.payment_of(pid)
+        if payment is not None and what == Decision.PAID:
+            if self.name == payment.path[0] and cid == payment.cids[0]:
                 self.world.mark(payment, "receipt")
-            if self.name == payment.path[-1] and share.cid == payment.cids[-1]:
+            if self.name == payment.path[-1] and cid == payment.cids[-1]:
                 self.world.mark(payment, "receiver safe")
         if self.rules.relay == "party":
-            self.carry(share, self.orders[share.pid], certificate)
+            self.carry(share, self.orders[pid], certificate)
         if self.rules.ordering == "payer":
-            self.count(share, self.orders[share.pid])
+            self.count(share, self.orders[pid])
 
     def order(self, pid: object, order: Order | None) -> Order | None:
         """The order of this name, if this party has been told of it now or before, and it is sound and signed."""
         if pid in self.orders or order is None:
             return self.orders.get(pid)
-        named = order.pid(self.keys) == pid and self.world.sound(order)
+        named = self.world.sound(order) and order.pid(self.keys) == pid
         if named and self.keys.verify(order.sender, order.statement(), order.signature):
             self.orders[pid] = order
             return order
@@ -102,6 +108,7 @@ class PSyncPCNParty(Node):
         for member in self.world.members(order.cids[target]):
             self.send(member, message)
 
+    @parsed
     def asked(self, sender: Node, m: AskNumber) -> None:
         """V2: number an order for which an honest member asks, which is sure once f + 1 members did."""
         members, order = self.world.committee(m.cid).members, self.order(m.pid, m.order)

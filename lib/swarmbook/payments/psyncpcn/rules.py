@@ -18,10 +18,23 @@ class Rules:
 
     Raises ConfigError for words that are not listed here, and for a time that is none.
 
-    ordering: how members of one committee come to see competing payments in the same order. Not at all ("none", V1):
-    the coins have to suffice for all payments in any order, or payments get stuck and too much may be locked. By the
-    payer's numbers ("payer", V2): payers are live and honest, and say what to lock. By agreement ("agreed", V3,
-    `swarmbook.payments.pbft`): nothing is assumed of parties, and every payment ends once the network is stable.
+    ordering: how members of one committee come to see competing payments in the same order.
+
+    - By agreement ("agreed", V3, `swarmbook.payments.pbft`), the default: nothing is assumed of parties or of how much
+      is paid at once. Nobody honest loses coins whatever the delays. Payments end once the network is stable, for
+      without a bound on delays no committee agrees for certain (Fischer, Lynch, Paterson, 1985).
+    - By the payer's numbers ("payer", V2): whoever pays in a channel is live and honest, and says what to lock. A payer
+      that numbers its orders differently for different members can have more locked than there is, and whom it pays
+      loses. Progress needs no bound on delays.
+    - Not at all ("none", V1): the coins of a channel have to suffice for all payments in any order. If they do not,
+      payments get stuck, too much may be locked, and somebody honest loses. Progress needs no bound on delays, and this
+      takes the fewest messages. It is for payments that do not compete.
+
+    The abstract asks for an asynchronous network, correct channels, and at most f of 3f + 1 faulty members. "agreed"
+    keeps coins safe under these alone, and asks for more where it has to wait. The others make progress under these
+    alone, and ask for more to keep coins safe. No rule can do both: several payers' orders for one balance need
+    agreement (Guerraoui et al., 2019). A user who says nothing gets the one that is safe.
+
     relay: who carries what a committee has decided to the next one, the "committee" itself or a "party".
     commit: coins move on the way back from the receiver ("return"), or from the sender's side on once the coins of all
     hops are reserved ("forward"; needs relay="committee").
@@ -30,7 +43,7 @@ class Rules:
     view_timeout: how long members wait for the first leader with ordering="agreed", in the simulation's unit of time.
     """
 
-    ordering: str = "none"
+    ordering: str = "agreed"
     relay: str = "committee"
     commit: str = "return"
     echo: bool = False

@@ -13,7 +13,7 @@ from swarmbook.payments.psyncpcn.entries import Entry, OrderState
 from swarmbook.payments.psyncpcn.messages import CarriedCertificate
 from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.signatures import Certificate, Keys
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 
 
 class SequencingMember(Node):
@@ -128,6 +128,7 @@ class SequencingMember(Node):
             self.send(to, entry.order)
         self.send(to, proof)
 
+    @parsed
     def agreeing(self, sender: Node, m: object) -> None:
         """A message of another member's part in agreeing."""
         if not self.agrees or m.cid != self.cid or sender.name not in self.colleagues:

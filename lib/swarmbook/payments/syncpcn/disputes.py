@@ -13,7 +13,7 @@ from swarmbook.payments.lock_conditions import Points
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import Payment, World
 from swarmbook.payments.signatures import Certificate, Tally
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 from swarmbook.payments.syncpcn.messages import Claim, Concede, NewerState, RefundRequest, Vote
 from swarmbook.payments.syncpcn.timing import Timing
 
@@ -129,6 +129,7 @@ class DisputingParty(ChannelParty):
             transit.late = True
             self.ask_refund(end, lock)
 
+    @parsed
     def voted(self, sender: Node, m: Vote) -> None:
         """Count a member's vote, and learn the key from it; a quorum decides the lock."""
         end = self.ends.get(m.cid)
@@ -167,6 +168,7 @@ class DisputingParty(ChannelParty):
         transit = self.outbound.get(lock.pid)
         return transit is not None and transit.key is not None and not transit.done
 
+    @parsed
     def shown_newer(self, sender: Node, m: NewerState) -> None:
         """A member knows a newer state than the one with which this party asked for a decision."""
         end = self.ends.get(m.announcement.cid) if m.announcement is not None else None

@@ -23,6 +23,8 @@
   time is paid, or all honest members have voted PAID. Rule: the deadlines of `Timing`, and S8.
 - S11 **refunds win.** After T_i + 4 delta no lock of an honest payer is left undecided. Rule: the payer asks at
   T_i + 2 delta, when no vote for PAID can be under way any more, and concedes if it has the key.
+- S12 **not for long.** No party locks coins beyond the deadlines of the longest path. Rule: it looks at the deadline
+  before it locks (`Timing.latest`), since a sender could name any.
 
 The proof assumes delays of at most delta, clocks at most `skew` apart, at most f faulty members in the committee, and
 signatures that nobody forges. It covers what is in the code; closes in the middle of an update are not modelled.
@@ -121,6 +123,8 @@ def _outgoing(world: SyncPCN, party: SyncPCNParty, transit: Transit) -> Iterator
     open_still = outcome is None and (bool(end.proofs(lock)) or end.waits(lock))
     if transit.done and (open_still or outcome == Outcome.PAID):
         yield f"S6: {party} gives back {transit.incoming} while {lock} is {outcome or 'locked'}"
+    if open_still and lock.expiry > party.timing.latest(party.clock):
+        yield f"S12: {party} has {lock} for too long"
     if open_still and party.clock > lock.expiry + 4 * party.timing.delta + party.timing.skew:
         yield f"S11: {party} still has {lock}"
 

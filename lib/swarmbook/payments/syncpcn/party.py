@@ -11,7 +11,7 @@ from swarmbook.payments.channel_update import Awaited, ChannelEnd, Propose
 from swarmbook.payments.lock_conditions import Points, path
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import Payment, World
-from swarmbook.payments.simulation import Node
+from swarmbook.payments.simulation import Node, parsed
 from swarmbook.payments.syncpcn.disputes import DisputingParty, Transit
 from swarmbook.payments.syncpcn.messages import Setup
 from swarmbook.payments.syncpcn.timing import Timing
@@ -41,7 +41,7 @@ class SyncPCNParty(DisputingParty):
 
     def invoice(self) -> object:
         """A lock R = r G for one payment, handed to the sender."""
-        key = self.locks.secret(self.world.rng)
+        (key,) = self.locks.secrets(self.world.rng, 1)
         lock = self.locks.lock(key)
         self.invoices[lock] = key
         return lock
@@ -69,10 +69,11 @@ class SyncPCNParty(DisputingParty):
         self.at(lock.expiry + self.timing.refund_wait, self.overdue, transit)
         return Change("lock", lock=lock)
 
+    @parsed
     def told(self, sender: Node, m: Setup) -> None:
         """The sender says what passes this party: believe it if the locks, the fee and the deadlines fit."""
         lock = m.incoming[1]
-        if lock.pid in self.inbound:
+        if lock.pid in self.inbound or not self.locks.is_lock(lock.condition):
             return
         if m.outgoing is None:
             key = self.invoices.get(m.invoice)
@@ -88,21 +89,22 @@ class SyncPCNParty(DisputingParty):
                 return
             if not self.timing.apart(lock.expiry, out.expiry):
                 return
-            if m.outgoing[0] not in self.ends or out.pid in self.outbound or not math.isfinite(out.expiry):
+            end = self.ends.get(m.outgoing[0])
+            if end is None or out.payer != end.side or out.pid in self.outbound or not math.isfinite(out.expiry):
                 return
             transit = Transit(self.world.payment_of(lock.pid), m.incoming, m.outgoing, m.step)
             self.outbound[out.pid] = transit
-            self.ends[m.outgoing[0]].ask()  # the turn is here when the incoming lock is
+            end.ask()  # the turn is here when the incoming lock is
         self.inbound[lock.pid] = transit
         if m.incoming in self.unexplained:
             self.unexplained.discard(m.incoming)
             self.secured(*m.incoming, self.clock)
 
     def start(self, transit: Transit) -> None:
-        """Lock the outgoing hop; when it is too late, or there is not enough, fail the incoming one."""
+        """Lock the outgoing hop; when it is too late, for too long or for too much, fail the incoming one."""
         cid, lock = transit.outgoing
         end, last = self.ends[cid], self.timing.open_by(lock.expiry)
-        if self.clock > last:
+        if self.clock > last or lock.expiry > self.timing.latest(self.clock):  # or its coins would be locked too long
             self.too_late(transit)
             return
         end.want(Change("lock", lock=lock))
@@ -126,6 +128,7 @@ class SyncPCNParty(DisputingParty):
         self.world.mark(transit.payment, "too little")
         self.fail(transit)
 
+    @parsed
     def proposed(self, sender: Node, m: Propose) -> None:
         end = self.ends.get(m.cid)
         if end is None or sender is not end.peer:
@@ -176,7 +179,12 @@ class SyncPCNParty(DisputingParty):
     def allowed(self, cid: int, change: Change) -> bool:
         """Whether a change that the other party proposes is right, and in time."""
         if change.what == "lock":
-            return self.clock <= self.timing.lock_by(change.lock.expiry)
+            lock = change.lock
+            return (
+                lock is not None
+                and self.locks.is_lock(lock.condition)
+                and self.clock <= self.timing.lock_by(lock.expiry)
+            )
         if change.what in ("open", "fail"):
             transit = self.outbound.get(change.pid)
             if transit is None or transit.outgoing[0] != cid:
@@ -185,7 +193,7 @@ class SyncPCNParty(DisputingParty):
             if change.what == "fail":
                 return True
             return self.clock <= self.timing.key_by(lock.expiry) and self.locks.opens(lock.condition, change.key)
-        return True
+        return change.what == "pay"
 
     def secured(self, cid: int, lock: Lock, arrived: float) -> None:
         """An incoming lock, which arrived at some time, is certified: go on if it is the one the sender told of.
@@ -230,7 +238,7 @@ class SyncPCNParty(DisputingParty):
 
     def shown_decision(self, end: ChannelEnd, resolved: Resolved) -> None:
         """The payee of an outgoing lock shows that it is decided, and the key with which it asked for that."""
-        lock = end.lock_about(resolved.about)
+        lock = end.lock_about(resolved.about) if len(resolved.certificate.statement) == 4 else None
         if lock is None or lock.payer != end.side or resolved.decision == Decision.REFUNDED:
             return
         if self.locks.opens(lock.condition, resolved.key):

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate, repeat
 
-from swarmbook.errors import ConfigError, finite
+from swarmbook.errors import ConfigError, finite, whole
 
 TICK = 2.0**-20  # the last deadline is a whole number of ticks, so that no rounding error makes a message late
 
@@ -16,8 +16,9 @@ TICK = 2.0**-20  # the last deadline is a whole number of ticks, so that no roun
 class Timing:
     """Deadlines that follow from two bounds, both in the simulation's unit of time.
 
-    delta: the longest delay of a message. skew: the largest difference between any two clocks. expiry: T_i, when the
-    lock of hop i expires. Raises ConfigError unless 0 <= skew <= delta and delta > 0.
+    delta: the longest delay of a message. skew: the largest difference between any two clocks. hops: of the longest
+    path in which a party takes part, which bounds for how long anybody can have its coins locked. expiry: T_i, when the
+    lock of hop i expires. Raises ConfigError unless 0 <= skew <= delta and delta > 0, and hops are at least 1.
 
     The deadlines leave no time to wait for the turn on a busy channel if messages really take delta. Where payments
     compete, choose delta well above what messages take.
@@ -25,9 +26,10 @@ class Timing:
 
     delta: float = 1.0
     skew: float = 0.0
+    hops: int = 20  # as in Lightning
 
     def __post_init__(self) -> None:
-        finite("delta", self.delta), finite("skew", self.skew)
+        finite("delta", self.delta), finite("skew", self.skew), whole("hops", self.hops, 1)
         if not self.delta > 0 or not 0 <= self.skew <= self.delta:
             raise ConfigError(f"delta={self.delta}, skew={self.skew}: give delta > 0 and 0 <= skew <= delta")
 
@@ -53,6 +55,10 @@ class Timing:
     def apart(self, incoming: float, outgoing: float) -> bool:
         """Whether the outgoing hop expires early enough before the incoming one."""
         return outgoing <= incoming - self.margin
+
+    def latest(self, now: float) -> float:
+        """The latest expiry of a lock that a party makes now, by its clock: T_1 of the longest path, with the skew."""
+        return self.expiries(now, self.hops)[0] + self.skew
 
     def open_by(self, expiry: float) -> float:
         """Latest time to send a key so that, if it is ignored, a claim still arrives in time."""

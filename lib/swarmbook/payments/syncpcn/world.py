@@ -14,6 +14,8 @@ and timeouts are our reconstruction:
 - **claim**: If the payer does not sign, members that get the key by T_i on their clock vote PAID, once. The payee
   proves that the newest state holds the lock, both of the state that it knows as the newest and of the one that it has
   proposed, which the payer may have signed and shown to members alone. Votes carry the key to the payer.
+- **griefing**: A party locks no coins for longer than the longest path takes (`Timing.hops`), whatever deadline it is
+  told.
 - **refund**: At T_i + 2 delta the payer asks with the same two proofs; members that have not voted vote REFUNDED, once.
   A key that it learns later is not passed on.
 - **concession**: A payer that has learned the key from a vote, but sees no certificate, concedes.
@@ -93,6 +95,11 @@ class SyncPCN(World):
     def pay(self, path: Sequence[str], amount: int, at: float | None = None, fee: int = 0) -> Payment:
         """Start a payment, now or at a time. The receiver has handed its invoice to the sender before."""
         at = self.starts(at)
+        if len(path) > self.timing.hops + 1:
+            raise ConfigError(
+                f"a path of {len(path) - 1} hops is refused, since parties take part in {self.timing.hops} at most: "
+                "choose a shorter one, or give timing=Timing(hops=...)"
+            )
         payment = self.new_payment(path, amount, fee, at)
         for cid in payment.cids:
             self.members(cid)
