@@ -233,7 +233,8 @@ DEFAULTS = {
     "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
     "delay": 0, "mixing": 0.0, "absent": 0.0, "shards": "mixed", "storage": "fp32", "paths": (), "visits": None,
-    "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True, "optimizer": "Adam", "weight_decay": 0.0, "method": (),
+    "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,
+    "optimizer": "Adam", "weight_decay": 0.0, "method": (),
 }  # fmt: skip
 
 
