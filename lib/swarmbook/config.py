@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from swarmbook.data import local_text, tokenization
+from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError, unknown
 from swarmbook.methods import consistency, optimizers, recovery, sync
 from swarmbook.methods.failures import trace
@@ -64,8 +64,9 @@ class RunConfig(BaseModel):
 
     # Data
     data: str
-    """Text that is trained on: embedded domains, corpora of a hub ("hub:tinystories"), or text of your own
-    ("file:notes.txt", "dir:folder", see `swarmbook.data.local_text`); "+" joins several."""
+    """Text that is trained on: embedded domains, corpora of a hub ("hub:tinystories", "hub:owner/name@<hash>", see
+    `swarmbook.data.hub_dataset`), or text of your own ("file:notes.txt", "dir:folder", see
+    `swarmbook.data.local_text`); "+" joins several."""
     tokenizer: str = "swarmbook"
     """Tokenizer: "swarmbook" for the embedded one, "bytes", or the path of another in JSON."""
     data_limit: Count | None = None
@@ -284,7 +285,7 @@ class RunConfig(BaseModel):
         config = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
         return key_of(
             {
-                "config": config | {"data": local_text.without_paths(self.data)},
+                "config": config | {"data": "+".join(part.name_in_key for part in tokenization.sources_of(self.data))},
                 "data": tokenization.fingerprint(self.data, self.tokenizer, self.data_limit),
                 "numerics": NUMERICS,
             }
