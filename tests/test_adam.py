@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from swarmbook.methods.model_size import Shape
-from swarmbook.training.adam import Adam
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.inner_optimizer import InnerOptimizer
 from swarmbook.training.learning_rate import schedule
 
 SHAPE = Shape(stages=3, layers_per_stage=2, width=8, heads=2, hidden=12, vocabulary=19)
@@ -49,7 +49,7 @@ def assert_same(fleet, copies):
 def test_each_cell_is_torch_adam_over_20_steps(disturb):
     fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
     options = {"betas": (0.8, 0.95), "eps": 1e-6}
-    adam = Adam(fleet, 3e-3, **options)
+    adam = InnerOptimizer(fleet, 3e-3, beta1=0.8, beta2=0.95, eps=1e-6)
     copies, optimizers = twins(fleet, 3e-3, **options)
     for step in range(20):
         draw(fleet, copies, step)
@@ -75,7 +75,7 @@ def test_a_cell_has_the_same_bits_whatever_happens_to_others(width):
     states = []
     for boost in (1.0, 1.1):
         fleet = Fleet(shape, [1, 2], device="cpu", compile=False)
-        adam = Adam(fleet, 1e-3)
+        adam = InnerOptimizer(fleet, 1e-3)
         generator = torch.Generator().manual_seed(0)
         for step in range(20):
             for gradient in fleet.named_gradients().values():
@@ -88,7 +88,7 @@ def test_a_cell_has_the_same_bits_whatever_happens_to_others(width):
 
 def test_a_given_rate_stands_in_for_the_base():
     fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
-    adam = Adam(fleet, 1.0)
+    adam = InnerOptimizer(fleet, 1.0)
     copies, optimizers = twins(fleet, 2e-3)
     for step in range(3):
         draw(fleet, copies, step)
@@ -100,7 +100,7 @@ def test_a_given_rate_stands_in_for_the_base():
 
 def test_moments_are_views_of_one_cell():
     fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
-    adam = Adam(fleet, 1e-3)
+    adam = InnerOptimizer(fleet, 1e-3)
     copies, optimizers = twins(fleet, 1e-3)
     draw(fleet, copies, 0)
     adam.step()
@@ -119,13 +119,13 @@ def test_moments_are_views_of_one_cell():
 
 def test_state_of_some_replicas():
     fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
-    adam = Adam(fleet, 1e-3)
+    adam = InnerOptimizer(fleet, 1e-3)
     copies, _ = twins(fleet, 1e-3)
     draw(fleet, copies, 0)
     adam.step()
     adam.lr_scale[1, 0] = 1.1
     adam.reset(1, 2)
-    other = Adam(Fleet(SHAPE, [3], device="cpu", compile=False), 1e-3)
+    other = InnerOptimizer(Fleet(SHAPE, [3], device="cpu", compile=False), 1e-3)
     other.load_state_dict(adam.state_dict([1]))
     assert other.steps.tolist() == [[1, 1, 0, 1]]
     assert other.lr_scale.tolist() == [[1.1, 1, 1, 1]]
@@ -145,7 +145,7 @@ def every_tensor(adam, r):
 
 def test_bf16_storage_rounds_weights_and_moments_of_the_given_replicas_only():
     fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
-    adam = Adam(fleet, 1e-3)
+    adam = InnerOptimizer(fleet, 1e-3)
     draw(fleet, twins(fleet, 1e-3)[0], 0)
     adam.step()
     before = [every_tensor(adam, r) for r in range(R)]
@@ -160,7 +160,7 @@ def test_bf16_storage_rounds_weights_and_moments_of_the_given_replicas_only():
 def test_in_bf16_the_second_moment_cannot_decay():
     """0.999 v is nearer to v than to the next smaller number of 8 significant bits."""
     fleet = Fleet(SHAPE, [1, 2], device="cpu", compile=False)
-    adam = Adam(fleet, 1e-30)
+    adam = InnerOptimizer(fleet, 1e-30)
     start = torch.tensor(1e-4).bfloat16().float()
     for s in range(S + 1):
         for r in range(R):

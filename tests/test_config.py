@@ -16,6 +16,7 @@ from swarmbook.errors import ConfigError
 from swarmbook.methods import consistency
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.measurements import MEASUREMENTS
+from swarmbook.methods.optimizers import OPTIMIZERS, Optimizer
 from swarmbook.methods.recovery import OURS, RULES, Strategy, norm_average
 from swarmbook.methods.routing import ROUTES
 from swarmbook.methods.sync import OURS as SYNC_OURS
@@ -215,13 +216,15 @@ OTHER = {
     "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 10, "outer_lr": 0.5,
     "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
     "delay": 3, "mixing": 0.5, "absent": 0.1, "rejoin": "fast", "storage": "bf16",
+    "optimizer": "own", "weight_decay": 0.1, "method": {"beta2": 0.9},
 }  # fmt: skip
 
 
 PLANS = [[[0, 1, 2, 3, 4, 5]], [[1, 0, 2, 3, 4, 5]], [[0, 1, 2], [0, 3, 4, 5]]]
 
 
-def test_every_field_changes_the_key():
+def test_every_field_changes_the_key(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "own", Optimizer(lambda x: None))
     base = run_config(**BASE)
     several = {**BASE, "replicas": 4, "sync_every": 5, "common_start": True}
     exchanges = {
@@ -266,6 +269,7 @@ DEFAULTS = {
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
     "delay": 0, "mixing": 0.0, "absent": 0.0, "rejoin": "slow", "shards": "mixed", "storage": "fp32", "paths": (),
     "visits": None, "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,
+    "optimizer": "Adam", "weight_decay": 0.0, "method": (),
 }  # fmt: skip
 
 

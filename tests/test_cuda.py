@@ -10,9 +10,9 @@ from swarmbook.methods.routing import in_order
 from swarmbook.records.store import Store
 from swarmbook.runs import run
 from swarmbook.training import llama
-from swarmbook.training.adam import Adam
 from swarmbook.training.cuda_graph import AFTER
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.inner_optimizer import InnerOptimizer
 from swarmbook.training.packing import packs
 from swarmbook.training.trainer import Pack
 
@@ -133,7 +133,7 @@ def test_a_step_replayed_from_a_graph_is_the_step(precision, cells):
 def test_a_step_waits_for_nothing(cells, replayed, monkeypatch):
     monkeypatch.setattr("swarmbook.training.fleet._GRAPH", {"cuda": replayed * 1e18})
     fleet = fleet_of(precision="bf16", compile=True)
-    adam = Adam(fleet, 1e-3)
+    adam = InnerOptimizer(fleet, 1e-3)
 
     def step(seed):
         losses = fleet.gradients(batch(seed), cells)
@@ -156,7 +156,7 @@ def test_adam_updates_as_on_the_cpu():
     """As a whole: an entry whose gradient is near 0 goes either way, as rounding has it."""
     fleets, start = (fleet_of(), fleet_of("cpu")), fleet_of("cpu").state_dict()
     for fleet in fleets:
-        adam = Adam(fleet, 1e-3)
+        adam = InnerOptimizer(fleet, 1e-3)
         for step in range(3):
             fleet.gradients(batch(step))
             fleet.clip(1.0)

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from swarmbook.data import batches as batches_module
 from swarmbook.data import corpora as corpora_module
 from swarmbook.data import hub, tokenization
+from swarmbook.data.source import SPLITS
 from swarmbook.errors import DataError
 
 LIBRARY = Path(tokenization.__file__).parents[2]
@@ -117,7 +118,7 @@ def test_bytes_are_the_embedded_tokenizer_without_its_merges():
 def test_unknown_names_are_told_with_the_nearest(corpora):
     with pytest.raises(DataError, match="unknown domain 'fable': did you mean 'fables'"):
         tokenization.tokens("fable", "train")
-    with pytest.raises(DataError, match="unknown split 'valid'.*Known: train, validation, test"):
+    with pytest.raises(DataError, match="unknown split of 'fables' 'valid'.*Known: train, validation, test"):
         tokenization.tokens("fables", "valid")
     with pytest.raises(DataError, match="unknown kind 'trian': did you mean 'train'"):
         corpora_module.domains(kind="trian")
@@ -597,7 +598,7 @@ def test_hub_corpus_without_splits_is_carved(corpora, tmp_path, monkeypatch, sou
         write_text(tmp_path, monkeypatch, f"{repository}/{name}", part, column)
     if source == "hub:redpajama":
         write_text(tmp_path, monkeypatch, f"{repository}/{names[0].replace('en_', 'de_')}", ["nein"], column)
-    found = {split: [row["text"] for row in tokenization.texts(source, split)] for split in corpora_module.SPLITS}
+    found = {split: [row["text"] for row in tokenization.texts(source, split)] for split in SPLITS}
     assert found["validation"] == documents[0::100] and found["test"] == documents[50::100]
     assert found["train"] == [text for i, text in enumerate(documents) if i % 100 not in (0, 50)]
     assert list(next(iter(tokenization.texts(source, "train")))) == ["text"]
@@ -790,7 +791,7 @@ def test_embedded_corpora_load(tmp_path, monkeypatch):
     for domain in corpora_module.domains():
         assert corpora_module.card(domain)["kind"] in corpora_module.KINDS
         held_back = corpora_module.card(domain)["kind"] == "evaluation"
-        for split in corpora_module.SPLITS[1:] if held_back else corpora_module.SPLITS:
+        for split in SPLITS[1:] if held_back else SPLITS:
             tokens = tokenization.tokens(domain, split)
             assert tokens.vocabulary == coder.get_vocab_size()
             assert len(tokens.ids) > 1000, (domain, split)

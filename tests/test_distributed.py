@@ -17,6 +17,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import own_methods
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,6 +83,16 @@ CASES = {  # on four processes
     "absent, then with its own": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3, "rejoin": "own"},
     "in 16 bits": {**SQUARE, "sync": "NoLoCo", "storage": "bf16, fp32 moments", "lr": 1e-3},
     "absent from all": {**COLUMN, "sync": "SparseLoCo", "density": 0.2, "absent": 0.3},
+    "own outer Adam": {
+        **SQUARE,
+        "sync": "outer Adam",
+        "outer_lr": 0.01,
+        "method": {"sync.beta1": 0.5, "sync.eps": 0.1},
+    },
+    "own outer Lion": {**SQUARE, "sync": "outer Lion", "outer_lr": 1e-3},
+    "own error feedback": {**COLUMN, "sync": "error feedback", "method": {"share": 0.3}},
+    "own SGD": {**SQUARE, "optimizer": "SGD", "lr": 0.1, "weight_decay": 0.01, "method": {"nesterov": True}},
+    "AdamW": {**SQUARE, "weight_decay": 0.1},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},
     "probed replicas": {**COLUMN, "sync": "gossip", "measurements": ("replicas", "mean weights")},
 }
@@ -101,6 +112,7 @@ LOSING = {
     "rollback": {**BLOCKS, "sync": "DiLoCo", "keep_every": 4, "lost_stages": ((6, 1), (23, 4))},
     "neighbour snapshot": {**BLOCKS, "keep_every": 4, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 3), (25, 1))},
     "redundant computation": {**BLOCKS, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 1))},
+    "share of each": {**BLOCKS, "optimizer": "Muon", "moments": "average", "method": {"previous": 0.3}},
     "learning rate alone": {**ROW, "failure_rate": 0.03, "boost_half_life": 5.0},
 }
 # Adam makes much of rounding where moments are new: the higher the rate, the sooner the numbers part.
@@ -138,20 +150,19 @@ def environment(store, **more):
     return {**os.environ, "SWARMBOOK_STORE": str(store), "OMP_NUM_THREADS": "1", **more}
 
 
-def launch(processes, arguments):
+def launch(processes, arguments, program=("-m", "swarmbook.distributed")):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     return [
         *command,
         "--master-addr=127.0.0.1",
         f"--master-port={free_port()}",
-        "-m",
-        "swarmbook.distributed",
+        *program,
         *arguments,
     ]
 
 
-def torchrun(processes, arguments, store):
-    command = launch(processes, arguments)
+def torchrun(processes, arguments, store, **program):
+    command = launch(processes, arguments, **program)
     return subprocess.run(command, env=environment(store), capture_output=True, text=True, timeout=400)
 
 
@@ -159,7 +170,8 @@ def torchrun(processes, arguments, store):
 def four(tmp_path_factory):
     """All cases on four processes, one after another: what was printed, and the store."""
     folder = tmp_path_factory.mktemp("four")
-    done = torchrun(4, written(folder, *CONFIGS.values()), folder / "store")
+    script = own_methods.__file__  # which registers a user's own methods, and then is `swarmbook.distributed`
+    done = torchrun(4, written(folder, *CONFIGS.values()), folder / "store", program=[script])
     assert done.returncode == 0, done.stderr
     return done.stdout, Store(folder / "store")
 
@@ -658,7 +670,7 @@ def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others_in_time(begun, tmp
         ({"recovery": "CheckFree", "moments": "keep"}, "--replace with moments='keep'"),
         (
             {"recovery": "CheckFree", "sync": "NoLoCo", "sync_every": 5, "replicas": 2},
-            "its slow weights are lost with a process; take one of none, all-r",
+            "its slow weights or buffers are lost with a process; take one of none, all-r",
         ),
     ],
 )

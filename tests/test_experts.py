@@ -87,8 +87,8 @@ def test_a_branch_begins_anew_with_the_weights_of_its_parent(tmp_path, new_pack)
     pack = trainer.Pack(configs, store.progress([c.key for c in configs]), "cpu", {SEED.key: state})
     for name, weight in pack.fleet.state_dict([0]).items():
         assert weight.equal(state["fleet"][name])
-    assert pack.begin == 0 and not pack.adam.steps.any()
-    assert not any(moment.any() for pair in pack.adam.moments(0, 0).values() for moment in pair)
+    assert pack.begin == 0 and not pack.optimizer.steps.any()
+    assert not any(moment.any() for pair in pack.optimizer.moments(0, 0).values() for moment in pair)
     assert (pack.batches[0][0] != pack.batches[1][0]).any()
     several = trainer.Pack([wide], store.progress([wide.key]), "cpu", {SEED.key: state})
     for row in (0, 1):

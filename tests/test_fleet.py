@@ -10,8 +10,8 @@ import torch
 from swarmbook.methods import routing
 from swarmbook.methods.model_size import Shape
 from swarmbook.training import llama
-from swarmbook.training.adam import Adam
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.inner_optimizer import InnerOptimizer
 
 SHAPE = Shape(stages=4, layers_per_stage=2, width=16, heads=2, hidden=24, vocabulary=41)
 R, S, M, B, T = 3, SHAPE.stages, 4, 2, 12
@@ -296,7 +296,7 @@ def test_packed_routes_are_separate_fleets():
 
 def test_stacked_is_separate_over_20_steps():
     def train(fleet, take):
-        adam = Adam(fleet, 1e-2)
+        adam = InnerOptimizer(fleet, 1e-2)
         losses = []
         for step in range(20):
             losses.append(fleet.gradients(batch(step % 4)[take], swapped()[:, take] - own(take)))
@@ -458,12 +458,12 @@ def test_state_goes_on_bit_for_bit():
         return fleet.state_dict()
 
     fleet = fleet_of()
-    adam = Adam(fleet, 1e-3)
+    adam = InnerOptimizer(fleet, 1e-3)
     steps(fleet, adam, range(5))
     saved = fleet.state_dict(), adam.state_dict()
     wanted = steps(fleet, adam, range(5, 8))
     other = fleet_of([7, 8, 9])
-    resumed = Adam(other, 1e-3)
+    resumed = InnerOptimizer(other, 1e-3)
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     got = steps(other, resumed, range(5, 8))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from swarmbook.methods.model_size import Shape
 from swarmbook.methods.recovery import RULES, Lost, Strategy, norm_average, recovery
-from swarmbook.training.adam import Adam
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.inner_optimizer import InnerOptimizer
 
 STAGES = 6
 ENDS = STAGES
@@ -283,7 +283,7 @@ def test_identity_and_zeros_pass_activations_on(fleet, rule, stage):
 def test_identity_learns_and_zeros_never_do(fleet, rule, learns):
     tokens = np.random.default_rng(0).integers(32, size=(2, 2, 2, 9))
     rebuild(fleet, rule, 3)
-    adam = Adam(fleet, 1e-2)
+    adam = InnerOptimizer(fleet, 1e-2)
     for _ in range(3):
         fleet.gradients(tokens)
         adam.step()

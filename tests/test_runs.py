@@ -136,11 +136,11 @@ def test_a_rebuilt_stage_starts_its_adam_afresh_at_a_higher_rate(store):
         pack.advance()
     for stage in range(config.stages):
         lost = trace[step, stage]
-        assert pack.adam.steps[0, stage] == (1 if lost else step + 1)
-        assert pack.adam.lr_scale[0, stage] == (1.3 if lost else 1.0)
+        assert pack.optimizer.steps[0, stage] == (1 if lost else step + 1)
+        assert pack.optimizer.lr_scale[0, stage] == (1.3 if lost else 1.0)
     while pack.step < config.steps:  # a second loss does not compound the boost
         pack.advance()
-    assert set(pack.adam.lr_scale[0, :-1]) <= {1.0, 1.3}
+    assert set(pack.optimizer.lr_scale[0, :-1]) <= {1.0, 1.3}
 
 
 def every_strategy(**fields):

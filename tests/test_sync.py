@@ -16,8 +16,8 @@ from swarmbook.methods.sync import SYNCS, Exchange, Method, sync
 from swarmbook.records.store import Store
 from swarmbook.runs import run
 from swarmbook.training import trainer
-from swarmbook.training.adam import Adam
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.inner_optimizer import InnerOptimizer
 
 N, S, STEPS = 4, 4, 20
 TINY = {
@@ -235,7 +235,7 @@ def plainly(config, outer=None):
     batches = Batches(tokens, config.sequence, (R, config.microbatches, config.batch), config.seeds("batches"))
     seeds = [int(config.seeds("weights", 0).generate_state(1)[0])] * R
     fleet = Fleet(config.shape(tokens.vocabulary), seeds, "cpu", compile=False)
-    adam = Adam(fleet, config.lr)
+    adam = InnerOptimizer(fleet, config.lr)
     for t in range(1, config.steps + 1):
         fleet.gradients(batches[t - 1])
         fleet.clip(config.clip)
@@ -302,7 +302,7 @@ def test_without_an_exchange_replicas_are_runs_of_their_own(new_pack):
     tokens = tokenization.tokens(config.data, "train", config.tokenizer)
     for r in range(N):
         alone = Fleet(pack.fleet.shape, [int(config.seeds("weights", 0).generate_state(1)[0])], "cpu", compile=False)
-        adam = Adam(alone, config.lr)
+        adam = InnerOptimizer(alone, config.lr)
         batches = Batches(tokens, config.sequence, (N, 2, 1), config.seeds("batches"))
         for t in range(STEPS):
             alone.gradients(batches[t][r : r + 1])
@@ -522,7 +522,7 @@ def test_an_absent_replica_of_noloco_goes_on_from_its_slow_weights(new_pack, som
             phi, delta = before["phi"][name], before["delta"][name]
             assert torch.equal(theta, outer.phi[name])
             for r in range(N):
-                untouched = torch.equal(theta[r], phi[r]) and torch.equal(outer.delta[name][r], delta[r])
+                untouched = torch.equal(theta[r], phi[r]) and torch.equal(outer.buffers["delta"][name][r], delta[r])
                 assert untouched != there[r], (step, r, name)
 
 
@@ -696,7 +696,7 @@ def test_an_exchange_from_which_all_are_absent_does_not_take_place(new_pack, mon
     pack, plain = new_pack(sync=name, **delay, steps=12), new_pack(steps=12)
     assert same(pack, plain)
     assert "sent in training" not in pack.costs[0] and "serial hops" not in pack.costs[0]
-    assert not any(w.any() for w in pack.outers[0].delta.values())
+    assert not any(w.any() for each in pack.outers[0].buffers.values() for w in each.values())
 
 
 @pytest.mark.parametrize("name", [name for name in SYNCS if name != "none"])
@@ -754,7 +754,7 @@ def test_all_that_is_stored_in_bf16_is_rounded(new_pack, fields):
         moments = [t for name, pair in state["adam"].items() if name not in ("steps", "lr_scale") for t in pair]
         assert all(map(rounded, state["fleet"].values())), pack.step
         assert all(map(rounded, moments)) == ("storage" not in fields), pack.step
-        slow = [*pack.outers[0].phi.values(), *pack.outers[0].delta.values()]
+        slow = [w for each in pack.outers[0]._kept().values() for w in each.values()]
         assert all(map(rounded, slow)), pack.step
         pack.advance()
         exact.advance()
@@ -864,10 +864,10 @@ def test_another_method_begins_at_the_weights_it_finds(tmp_path, new_pack):
         outer = pack.outers[0]
         if fields["sync"] == "NoLoCo":
             assert all(torch.equal(outer.phi[name], w) for name, w in outer.theta.items())
-            assert not any(w.any() for w in outer.delta.values())
+            assert not any(w.any() for w in outer.buffers["delta"].values())
         elif fields["sync"] == "DiLoCo":
             assert all(torch.equal(outer.phi[name], w) for name, w in state["outer"]["phi"].items())
-            assert any(w.any() for w in outer.delta.values())
+            assert any(w.any() for w in outer.buffers["delta"].values())
             assert state["outer"]["arriving"] and not outer.arriving  # of other fragments
 
 

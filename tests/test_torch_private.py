@@ -147,8 +147,8 @@ def test_a_step_of_adam_is_that_of_torchs_optimizer_for_each_count_of_steps(devi
                 optimizer.step()
         own = range(2) if step > 1 else range(1)
         counts = [torch.tensor(float(step - k), device=device) for k in own]
-        lists = ([tensors[k] for k in own] for tensors in (weights, gradients, *moments))
-        torch_private.adam_step(*lists, counts, 1e-2, (0.8, 0.9), 1e-6)
+        tensors = [(weights[k], gradients[k], *(moment[k] for moment in moments)) for k in own]
+        torch_private.adam_step(tensors, counts, 1e-2, (0.8, 0.9), 1e-6)
     for ours, expected in zip(weights, theirs, strict=True):
         torch.testing.assert_close(ours, expected.detach(), rtol=1e-6, atol=1e-7)
 

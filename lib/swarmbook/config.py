@@ -12,22 +12,24 @@ Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from swarmbook.data import local_text, tokenization
+from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError, unknown
-from swarmbook.methods import consistency, recovery, sync
+from swarmbook.methods import consistency, optimizers, recovery, sync
 from swarmbook.methods.failures import trace
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.model_size import Shape
+from swarmbook.methods.optimizers import OPTIMIZERS
+from swarmbook.methods.parameters import chosen, fields_of
 from swarmbook.methods.recovery import RULES
-from swarmbook.methods.routing import ROUTES, fields_of
-from swarmbook.methods.sync import SYNCS
+from swarmbook.methods.routing import ROUTES
+from swarmbook.methods.sync import SYNCS, Method
 from swarmbook.records.fingerprint import fingerprint_of
 from swarmbook.records.keys import key_of
 
@@ -62,8 +64,9 @@ class RunConfig(BaseModel):
 
     # Data
     data: str
-    """Text that is trained on: embedded domains, corpora of a hub ("hub:tinystories"), or text of your own
-    ("file:notes.txt", "dir:folder", see `swarmbook.data.local_text`); "+" joins several."""
+    """Text that is trained on: embedded domains, corpora of a hub ("hub:tinystories", "hub:owner/name@<hash>", see
+    `swarmbook.data.hub_dataset`), or text of your own ("file:notes.txt", "dir:folder", see
+    `swarmbook.data.local_text`); "+" joins several."""
     tokenizer: str = "swarmbook"
     """Tokenizer: "swarmbook" for the embedded one, "bytes", or the path of another in JSON."""
     data_limit: Count | None = None
@@ -95,7 +98,11 @@ class RunConfig(BaseModel):
     steps: Count
     """Training steps, those of the run `start` included."""
 
-    # Optimiser: Adam in each replica, which is the inner optimiser of DiLoCo and NoLoCo
+    # Optimiser in each replica, which is the inner optimiser of DiLoCo and NoLoCo
+    optimizer: str = "Adam"
+    """Inner optimiser; a name in `methods.optimizers.OPTIMIZERS`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay, in multiples of the learning rate; with Adam, AdamW. All weights decay, gains too."""
     lr: Positive = 1e-3
     """Learning rate at its highest: after the warm-up and before the cosine."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -181,13 +188,21 @@ class RunConfig(BaseModel):
     lost_stages: tuple[tuple[Count0, Count0], ...] = Field((), serialization_alias="losses")
     """Further losses, in every replica: step from 0, and stage from 1, or 0 for the ends."""
     moments: Literal["reset", "keep", "average"] = "reset"
-    """Adam's moments of a rebuilt stage: set to 0, kept as they were, or the mean of the neighbours' moments."""
+    """Moments of a rebuilt stage, which are all buffers of its optimiser: set to 0, kept as they were, or the mean of
+    the neighbours' moments."""
     lr_boost: Positive = 1.1
     """Learning rate of a rebuilt stage, in multiples of that of the others (CheckFree, Algorithm 1)."""
     boost_half_life: Positive | None = None
     """Steps in which half of the boost is gone; None if it stays."""
     keep_every: Count = 100
     """Steps of progress between two copies that the recovery keeps, such as checkpoints."""
+
+    # Parameters that methods have of their own
+    method: tuple[tuple[str, bool | int | float | str], ...] = ()
+    """Parameters of the run's own sync, recovery, route, matching and optimizer, such as {"beta": 0.9}.
+
+    They are the keyword-only parameters of the rule's function. Those not given have their defaults. Where two of these
+    methods have a parameter of one name, "sync.beta" says whose is meant."""
 
     # Logging and measurements
     log_every: Count = 10
@@ -223,12 +238,31 @@ class RunConfig(BaseModel):
         return self
 
     @property
+    def rules(self) -> dict[str, Callable]:
+        """The rules of the methods that the run uses, by kind."""
+        strategy, exchange = RULES[self.recovery], SYNCS[self.sync]
+        found = {"route": ROUTES[self.route], "optimizer": OPTIMIZERS[self.optimizer].rule}
+        found |= {"recovery": strategy.rule} if strategy else {}
+        found |= {"sync": exchange.rule} if exchange else {}
+        return found | ({"matching": MATCHINGS[self.matching]} if exchange and exchange.groups else {})
+
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """What `method` sets of each kind of rule, without what is its default."""
+        return chosen(dict(self.method), self.rules, type(self).model_fields)
+
+    def arguments(self, kind: str) -> dict[str, Any]:
+        """What the run's rule of a kind asks for by name: fields of the configuration, and parameters of its own."""
+        fields = {name: getattr(self, name) for name in fields_of(self.rules[kind], type(self).model_fields)}
+        return fields | (self.parameters[kind] if self.method else {})
+
+    @property
     def key(self) -> str:
         """The name of the result: a hash of configuration, data, `NUMERICS`, and the code of a user's own rules.
 
-        A user's own route, sync, matching, recovery or measurement counts with the helpers that it calls, the globals
-        that it reads and the state of objects; `swarmbook.records.fingerprint` says how. ConfigError names what cannot
-        be compared with that of another process, such as an open file.
+        A user's own route, sync, matching, recovery, optimizer or measurement counts with the helpers that it calls,
+        the globals that it reads and the state of objects; `swarmbook.records.fingerprint` says how. ConfigError names
+        what cannot be compared with that of another process, such as an open file.
         """
         strategy, method = RULES[self.recovery], SYNCS[self.sync]
         named = {"route": ROUTES[self.route], "matching": MATCHINGS[self.matching]}
@@ -244,18 +278,26 @@ class RunConfig(BaseModel):
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
-        apart = {"start", "branch"} | consistency.unread(self.sync, self.recovery)
+            if method.buffers != Method(method.rule, keeps=method.keeps).buffers:
+                own["buffers"] = repr(method.buffers)
+        inner = OPTIMIZERS[self.optimizer]
+        if inner != optimizers.OURS.get(self.optimizer):
+            own["optimizer"] = fingerprint_of(inner.rule, f"optimizer {self.optimizer!r}")
+            own["moments"] = repr([inner.buffers, inner.elementwise])
+        parameters = self.parameters
+        apart = {"start", "branch", "method"} | consistency.unread(self.sync, self.recovery)
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         config = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
         return key_of(
             {
-                "config": config | {"data": local_text.without_paths(self.data)},
+                "config": config | {"data": "+".join(part.name_in_key for part in tokenization.sources_of(self.data))},
                 "data": tokenization.fingerprint(self.data, self.tokenizer, self.data_limit),
                 "numerics": NUMERICS,
             }
             | ({"start": self.start.key} if self.start else {})
             | ({"branch": self.branch.key} if self.branch else {})
             | ({"rules": own} if own else {})
+            | ({"method": parameters} if any(parameters.values()) else {})
             | ({"evaluate_on": domains} if domains else {})
         )
 
@@ -286,8 +328,7 @@ class RunConfig(BaseModel):
     def route_at(self, step: int) -> np.ndarray:
         """The cells [P, R, M, 2] that the microbatches of a step visit, as `swarmbook.methods.routing` defines them."""
         rule = ROUTES[self.route]
-        fields = {name: getattr(self, name) for name in fields_of(rule, RunConfig.model_fields)}
-        return rule(self.replicas, self.stages, self.microbatches, self.rng("route", step), **fields)
+        return rule(self.replicas, self.stages, self.microbatches, self.rng("route", step), **self.arguments("route"))
 
     def groups_at(self, step: int) -> np.ndarray:
         """The groups of replicas that meet in the (step + 1)-th exchange, int [N / n, n].
@@ -296,7 +337,8 @@ class RunConfig(BaseModel):
         """
         if not SYNCS[self.sync].groups:
             return np.arange(self.replicas)[None]
-        groups = MATCHINGS[self.matching](self.replicas, step, self.rng("sync", step), self.group)
+        drawn = self.rng("sync", step)
+        groups = MATCHINGS[self.matching](self.replicas, step, drawn, self.group, **self.arguments("matching"))
         if groups.ndim != 2 or not np.array_equal(np.sort(groups, axis=None), np.arange(self.replicas)):
             raise ValueError(
                 f"matching {self.matching!r} deals the groups {groups.tolist()} at outer step {step}: "
@@ -326,7 +368,10 @@ def by_name(fields: dict[str, Any]) -> dict[str, Any]:
     for recorded, name in NAMES.items():
         if recorded in fields and name in fields:
             raise ConfigError(f"{recorded} and {name} are one field: give {name} alone")
-    return {NAMES.get(name, name): value for name, value in fields.items()}
+    fields = {NAMES.get(name, name): value for name, value in fields.items()}
+    if isinstance(method := fields.get("method"), dict):
+        fields["method"] = tuple(sorted(method.items()))
+    return fields
 
 
 def run_config(**fields) -> RunConfig:

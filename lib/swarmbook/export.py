@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from swarmbook.config import RunConfig
-from swarmbook.data import corpora, local_text, tokenization
+from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError, StoreError
 from swarmbook.locations import recorded_folders
 from swarmbook.methods.model_size import Shape
@@ -211,7 +211,7 @@ def card(run: RunConfig, record: Record, replica: int | str | None) -> str:
     """A model card: what was exported, how it was trained, on which texts, and where the numbers come from."""
     of = f"the mean of {run.replicas} replicas" if replica == MEAN else f"replica {replica or 0} of {run.replicas}"
     losses = record.metrics[record.metrics["metric"] == "validation loss"]["value"]
-    texts = [f"- {name}: {_origin(name)}" for name in run.data.split("+")]
+    texts = [f"- {part.name}: {part.origin}" for part in tokenization.sources_of(run.data)]
     provenance = [f"| {name} | {value} |" for name, value in record.provenance.items()]
     about = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["swarmbook"])
     lines = [
@@ -278,15 +278,6 @@ def _check_folder(folder: Path) -> None:
             raise ConfigError(f"{folder} cannot be made: {near} is no folder")
         if not os.access(near, os.W_OK):
             raise StoreError(f"cannot write {folder}: make {near} writable, or name another folder")
-
-
-def _origin(source: str) -> str:
-    if source.startswith("hub:"):
-        return "of the Hugging Face hub, under the licence given there"
-    if local_text.is_local(source):
-        return "text of the user's own"
-    found = corpora.card(source)
-    return f"{found['title']}, {found['licence']}"
 
 
 def _json(value: dict) -> bytes:

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from llama import llama
 
 from swarmbook.methods.model_size import Shape
-from swarmbook.training.adam import Adam
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.inner_optimizer import InnerOptimizer
 
 ROUNDS = 9
 CASES = {  # R, shape, M, B, T, goal
@@ -52,7 +52,7 @@ def peer(replicas, shape, length):
 
 def ours(replicas, shape, compile):
     fleet = Fleet(shape, range(replicas), device="cpu", compile=compile)
-    adam = Adam(fleet, 1e-3)
+    adam = InnerOptimizer(fleet, 1e-3)
 
     def step(tokens, cells=None):
         fleet.gradients(tokens, cells)

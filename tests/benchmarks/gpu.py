@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from llama import llama
 
 from swarmbook.methods.model_size import Shape, flops
-from swarmbook.training.adam import Adam
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.inner_optimizer import InnerOptimizer
 
 DATASHEET = 989e12
 MODELS = {  # as printed: shape (vocabulary of LLaMA 2), and M, B, T of a process, as released
@@ -60,7 +60,7 @@ def matmul_rate() -> float:
 def ours(shape: Shape, replicas: int = 1, **options):
     """Microbatches follow one another."""
     fleet = Fleet(shape, range(replicas), device="cuda", precision="bf16", **options)
-    adam = Adam(fleet, 1e-3)
+    adam = InnerOptimizer(fleet, 1e-3)
 
     def step(tokens):
         fleet.gradients(tokens, at_once=1)

@@ -26,8 +26,8 @@ from swarmbook.config import run_config
 from swarmbook.methods.model_size import Shape
 from swarmbook.records.store import Store
 from swarmbook.runs import run
-from swarmbook.training.adam import Adam
 from swarmbook.training.fleet import Fleet
+from swarmbook.training.inner_optimizer import InnerOptimizer
 
 ROUNDS = 15
 REPLICAS, STAGES, STEPS = (1, 2, 4, 8, 16), (1, 2, 4, 8), (50, 100, 200, 400)
@@ -40,7 +40,7 @@ def step(replicas: int, stages: int) -> Callable[[], None]:
     """A step of training over as many replicas and stages."""
     shape = Shape(stages=stages, layers_per_stage=1, vocabulary=2048, **SIZES)
     fleet = Fleet(shape, range(replicas), device="cpu", compile=False)
-    adam = Adam(fleet, 1e-3)
+    adam = InnerOptimizer(fleet, 1e-3)
     tokens = torch.randint(shape.vocabulary, (replicas, M, B, T + 1))
 
     def once() -> None:

@@ -10,28 +10,27 @@
 
 import dataclasses
 import fnmatch
-import functools
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarmbook.data.document_files import CARVE, READERS, carved, first_line, reader, stream
+from swarmbook.data.document_files import CARVE, READERS, carved, first_line, hub_folder, reader, sampled_digest, stream
+from swarmbook.data.source import BATCH, HASH, TIMEOUT
 from swarmbook.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
-
-TIMEOUT = 5.0  # seconds for the hub's first answer
 
 
 @dataclass(frozen=True)
 class HubCorpus:
     """Where a data set of the hub keeps its documents.
 
-    `files` maps a split to a pattern over file names inside the repository (`*` also matches `/`). `small`
+    `files` maps a split to a pattern over file names inside the repository (`*` also matches `/`). `whole`
     says that it can be tokenized whole. `archive` is set where the files only exist inside an archive, which
     must be unpacked.
     """
@@ -41,8 +40,72 @@ class HubCorpus:
     revision: str | None
     folder: str | None = None
     column: str = "text"
-    small: bool = False
+    whole: bool = False
     archive: str | None = None
+    name: str = ""
+
+    origin = "of the Hugging Face hub, under the licence given there"
+
+    @property
+    def name_in_key(self) -> str:
+        return self.name
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of a data set, carved ones included."""
+        return ("train", *CARVE) if set(self.files) == {"train"} else tuple(self.files)
+
+    @property
+    def held_out(self) -> str:
+        if set(self.files) != {"train"}:
+            return "; ".join(f"{split}: its own" for split in self.files if split != "train")
+        return "validation: documents 0, 100, 200, ... of its train split; test: documents 50, 150, 250, ..."
+
+    def content(self) -> str:
+        """What identifies the documents: repository and revision, or the bytes of a local copy; needs no network.
+
+        Of a local file above 1 MiB, its size and 8 blocks of 16 KiB are hashed.
+        """
+        local = _local_files(self, list(self.files.values()))
+        if local is not None:
+            parts = [(name, sampled_digest(path, path.stat().st_size, path.stat().st_mtime_ns)) for name, path in local]
+            return hashlib.blake2b(repr((parts, self.column)).encode(), digest_size=16).hexdigest()
+        return f"{self.repository}@{_pinned(self)} {sorted(self.files.items())}"
+
+    def texts(self, split: str) -> "IterableDataset":
+        """Stream the documents of a split as a `datasets.IterableDataset` with the one column `text`.
+
+        Raises `DataError` without delay if neither a local copy nor the hub can give them.
+        """
+        names = _files(self, self.files.get(split, self.files["train"]))
+        readers = {reader(name) for name in names}
+        if len(readers) > 1:
+            raise DataError(f"{self.repository} mixes {sorted(readers)} files for {split!r}: keep one format")
+        rows = stream(readers.pop(), names)
+        try:
+            columns = rows.column_names or list(next(iter(rows), {}))
+        except Exception as error:  # the readers raise what they like
+            said = unreadable(self, split) or first_line(error)
+            raise DataError(f"{self.repository} ({split}) cannot be read: {said}") from error
+        if self.column not in columns:
+            raise DataError(f"{names[0]} has the columns {columns}, but {self.repository} needs {self.column!r}")
+        rows = rows.select_columns(self.column)
+        if self.column != "text":
+            rows = rows.rename_column(self.column, "text")
+        if set(self.files) != {"train"}:
+            return rows
+        return rows.filter(lambda _, index: [carved(i) == split for i in index], with_indices=True, batched=True)
+
+    def batches(self, split: str) -> Iterator[list]:
+        """The documents of a split, some at a time."""
+        try:
+            for batch in self.texts(split).iter(batch_size=BATCH):
+                yield batch["text"]
+        except DataError:
+            raise
+        except Exception as error:  # the readers raise what they like: TypeError, ArrowInvalid, EOFError, ...
+            said = unreadable(self, split) or f"its files do not fit together: {first_line(error)}"
+            raise DataError(f"{self.name!r} ({split}) cannot be read: {said}") from error
 
 
 CORPORA = {
@@ -52,7 +115,7 @@ CORPORA = {
         {"train": "data/train-*", "validation": "data/validation-*"},
         "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
         folder="data",
-        small=True,
+        whole=True,
     ),
     # CheckFree, medium model. No revision is known to hold all 80 parquet files, so the user names one.
     "openwebtext": HubCorpus("Skylion007/openwebtext", {"train": "*/train-*"}, None),
@@ -85,7 +148,7 @@ CORPORA = {
         "machelreid/m2d2",
         {"train": "{config}/train*", "validation": "{config}/valid*", "test": "{config}/test*"},
         "5a9ea583b95508c0bcd38d16c2ae9ad650d0cdbf",
-        small=True,
+        whole=True,
         archive="data/{config}.tar.gz",
     ),
     # HDEE's seed models and easy domains, named in its code without revisions. Of TinyStories its code takes the hub's
@@ -96,9 +159,9 @@ CORPORA = {
         "pszemraj/simple_wikipedia_LM",
         {"train": "*train*", "validation": "*validation*", "test": "*test*"},
         None,
-        small=True,
+        whole=True,
     ),
-    "tinystories-v2": HubCorpus("fhswf/TinyStoriesV2_cleaned", {"train": "*train*"}, None, small=True),
+    "tinystories-v2": HubCorpus("fhswf/TinyStoriesV2_cleaned", {"train": "*train*"}, None, whole=True),
 }
 # CheckFree's, 32,000 entries, and HDEE's, 128,002; the repositories ask for a licence click and a token.
 TOKENIZERS = {
@@ -116,61 +179,29 @@ def corpus(source: str) -> HubCorpus:
     name, _, revision = source.removeprefix("hub:").partition("@")
     name, _, config = name.partition("/")
     if name not in CORPORA:
-        raise DataError(f"unknown hub corpus {source!r}; known: {', '.join('hub:' + known for known in CORPORA)}")
+        raise DataError(
+            f"unknown hub corpus {source!r}; known: {', '.join('hub:' + known for known in CORPORA)}, and any data set "
+            "hub:owner/name@<commit hash>"
+        )
     found = CORPORA[name]
     if bool(config) != bool(found.archive):
         example = f"hub:{name}/math_l1" if found.archive else f"hub:{name}"
         raise DataError(f"{source!r} must read like {example!r}, with {'a' if found.archive else 'no'} config")
-    if revision and not re.fullmatch(r"[0-9a-f]{40}", revision):
+    if revision and not re.fullmatch(HASH, revision):
         raise DataError(f"revision {revision!r} in {source!r} is no commit hash of 40 hex digits; a branch may move")
     return dataclasses.replace(
         found,
         files={split: pattern.format(config=config) for split, pattern in found.files.items()},
         archive=found.archive and found.archive.format(config=config),
         revision=revision or found.revision,
+        name=source,
     )
 
 
-def splits(wanted: HubCorpus) -> tuple[str, ...]:
-    """The splits of a data set, carved ones included."""
-    return ("train", *CARVE) if set(wanted.files) == {"train"} else tuple(wanted.files)
-
-
-def content(wanted: HubCorpus) -> str:
-    """What identifies the documents: repository and revision, or the bytes of a local copy; needs no network.
-
-    Of a local file above 1 MiB, its size and 8 blocks of 16 KiB are hashed.
-    """
-    local = _local_files(wanted, list(wanted.files.values()))
-    if local is not None:
-        parts = [(name, _sampled_digest(path, path.stat().st_size, path.stat().st_mtime_ns)) for name, path in local]
-        return hashlib.blake2b(repr((parts, wanted.column)).encode(), digest_size=16).hexdigest()
-    return f"{wanted.repository}@{_pinned(wanted)} {sorted(wanted.files.items())}"
-
-
-def texts(wanted: HubCorpus, split: str) -> "IterableDataset":
-    """Stream the documents of a split as a `datasets.IterableDataset` with the one column `text`.
-
-    Raises `DataError` without delay if neither a local copy nor the hub can give them.
-    """
-    names = _files(wanted, wanted.files.get(split, wanted.files["train"]))
-    readers = {reader(name) for name in names}
-    if len(readers) > 1:
-        raise DataError(f"{wanted.repository} mixes {sorted(readers)} files for {split!r}: keep one format")
-    rows = stream(readers.pop(), names)
-    try:
-        columns = rows.column_names or list(next(iter(rows), {}))
-    except Exception as error:  # the readers raise what they like
-        said = unreadable(wanted, split) or first_line(error)
-        raise DataError(f"{wanted.repository} ({split}) cannot be read: {said}") from error
-    if wanted.column not in columns:
-        raise DataError(f"{names[0]} has the columns {columns}, but {wanted.repository} needs {wanted.column!r}")
-    rows = rows.select_columns(wanted.column)
-    if wanted.column != "text":
-        rows = rows.rename_column(wanted.column, "text")
-    if set(wanted.files) != {"train"}:
-        return rows
-    return rows.filter(lambda _, index: [carved(i) == split for i in index], with_indices=True, batched=True)
+def is_named(source: str) -> bool:
+    """Whether a source is one of `CORPORA`, known or not, and no `hub:owner/name`."""
+    name = source.removeprefix("hub:").partition("@")[0].partition("/")
+    return name[0] in CORPORA or not name[1]
 
 
 def unreadable(wanted: HubCorpus, split: str) -> str:
@@ -193,7 +224,7 @@ def tokenizer_file(name: str) -> Path:
     folder = os.environ.get("SWARMBOOK_HUB_DIR")
     if folder and (local := Path(folder, repository, "tokenizer.json")).is_file():
         return local
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+    if not re.fullmatch(HASH, revision):
         raise DataError(
             f"tokenizer {name!r} needs a pinned revision: write {repository + '@<commit hash>'!r}, "
             f"with a hash from https://huggingface.co/{repository}/commits/main"
@@ -219,7 +250,7 @@ def _files(wanted: HubCorpus, pattern: str) -> list[str]:
     local = _local_files(wanted, [pattern])
     if local == []:
         raise DataError(
-            f"{_local_folder(wanted)} holds no {'/'.join(READERS)} file (plain, .gz or .zst) "
+            f"{hub_folder(wanted.repository)} holds no {'/'.join(READERS)} file (plain, .gz or .zst) "
             f"named {pattern!r}; get it with\n  {_download(wanted)}"
         )
     if local is not None:
@@ -253,15 +284,10 @@ def _files(wanted: HubCorpus, pattern: str) -> list[str]:
     return [f"hf://datasets/{wanted.repository}@{wanted.revision}/{name}" for name in names]
 
 
-def _local_folder(wanted: HubCorpus) -> Path | None:
-    folder = os.environ.get("SWARMBOOK_HUB_DIR")
-    return Path(folder, wanted.repository) if folder else None
-
-
 def _local_files(wanted: HubCorpus, patterns: list[str]) -> list[tuple[str, Path]] | None:
     """Name inside the repository and path of each matching file of the local copy; None without a copy."""
-    folder = _local_folder(wanted)
-    if folder is None or not folder.is_dir():
+    folder = hub_folder(wanted.repository)
+    if folder is None:
         return None
     named = ((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
     return sorted((name, path) for name, path in named if _matches(name, patterns))
@@ -288,16 +314,3 @@ def _download(wanted: HubCorpus) -> str:
     command = f"hf download {wanted.repository} {chosen} --repo-type dataset --revision {wanted.revision or 'main'}"
     unpack = f" && tar -xzf {target}/{wanted.archive} -C {target}" if wanted.archive else ""
     return f"{command} --local-dir {target}{unpack}"
-
-
-@functools.cache
-def _sampled_digest(path: Path, size: int, modified: int) -> str:
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as file:
-        if size <= 1 << 20:
-            digest.update(file.read())
-        else:
-            for block in range(8):
-                file.seek((size - (16 << 10)) * block // 7)
-                digest.update(file.read(16 << 10))
-    return digest.hexdigest()

@@ -4,7 +4,7 @@
   column that holds text, or in the one that is named behind a colon. Each may be packed as `.gz` or `.zst`.
 - A folder gives all files of these kinds below it, in the order of their names.
 - Of 100 documents or more, documents 0, 100, 200, ... are the validation split and 50, 150, 250, ... the test split,
-  as with corpora of the  Of fewer, the last twentieth of the characters is the validation split and the twentieth
+  as with corpora of the hub. Of fewer, the last twentieth of the characters is the validation split and the twentieth
   before it the test split; a document is cut at the end of a line if it has one there. Training reads the rest.
 - Texts are identified by their content: a file may be moved, and one that is edited gives runs of their own.
 
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swarmbook.data.document_files import READERS, carved, first_line, reader, stream
+from swarmbook.data.document_files import READERS, carved, column_of, first_line, reader, stream
+from swarmbook.data.source import BATCH, SPLITS
 from swarmbook.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("file:", "dir:")
 CUTS = {"train": 0.9, "test": 0.95, "validation": 1.0}  # where each split ends, of the characters of few documents
+FEW = 100  # documents, below which some are cut
 _FORMAT = 1  # to be raised when the same files give other documents or splits
 _KINDS = "/".join(READERS)
 
@@ -36,9 +38,40 @@ _KINDS = "/".join(READERS)
 class LocalText:
     """Files that hold texts. column: which holds them, if the source names one."""
 
-    source: str
+    name: str
     files: tuple[Path, ...]
     column: str | None
+
+    name_in_key = "own text"  # which is known by its content and not by its place
+    splits = SPLITS
+    whole = True
+    origin = "text of the user's own"
+
+    @property
+    def held_out(self) -> str:
+        """Which part of the text is held out, for of few documents and of many it is another."""
+        if len(list(itertools.islice(_all_documents(self), FEW))) == FEW:
+            return "validation: documents 0, 100, 200, ...; test: documents 50, 150, 250, ..."
+        return "validation: the last twentieth of the characters; test: the twentieth before it"
+
+    def content(self) -> str:
+        """The bytes of all files in their order, and how they are read."""
+        digests = []
+        for path in self.files:
+            status = path.stat()
+            digests.append([reader(path.name), _digest(path, status.st_size, status.st_mtime_ns, status.st_ino)])
+        return json.dumps([_FORMAT, self.column, digests])
+
+    def batches(self, split: str) -> Iterator[list[str]]:
+        """The documents of a split; DataError names the file, and the line where there are lines."""
+        every = documents(self, split)
+        return iter(lambda: list(itertools.islice(every, BATCH)), [])
+
+    def texts(self, split: str) -> "IterableDataset":
+        """The documents of a split as a `datasets.IterableDataset` with the one column `text`."""
+        import datasets
+
+        return datasets.IterableDataset.from_generator(functools.partial(_as_rows, self, split))
 
 
 def is_local(source: str) -> bool:
@@ -53,11 +86,6 @@ def absolute(source: Any) -> Any:
     named = [part.partition(":") for part in source.split("+")]
     whole = (f"{scheme}:{Path(path).expanduser().absolute()}" for scheme, _, path in named)
     return "+".join(own if is_local(part) else part for part, own in zip(source.split("+"), whole, strict=True))
-
-
-def without_paths(source: str) -> str:
-    """A source as it stands in a run's key, where text of one's own is known by its content and not by its place."""
-    return "+".join("own text" if is_local(part) else part for part in source.split("+"))
 
 
 def local_text(source: str) -> LocalText:
@@ -84,27 +112,10 @@ def local_text(source: str) -> LocalText:
     return LocalText(source, tuple(files), column)
 
 
-def content(wanted: LocalText) -> str:
-    """What identifies the documents: the bytes of all files in their order, and how they are read."""
-    digests = []
-    for path in wanted.files:
-        status = path.stat()
-        digests.append([reader(path.name), _digest(path, status.st_size, status.st_mtime_ns, status.st_ino)])
-    return json.dumps([_FORMAT, wanted.column, digests])
-
-
 @functools.cache
 def _digest(path: Path, size: int, modified: int, inode: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def texts(wanted: LocalText, split: str) -> "IterableDataset":
-    """The documents of a split as a `datasets.IterableDataset` with the one column `text`."""
-    import datasets
-
-    rows = functools.partial(_as_rows, wanted, split)
-    return datasets.IterableDataset.from_generator(rows)
 
 
 def _as_rows(wanted: LocalText, split: str) -> Iterator[dict[str, str]]:
@@ -114,18 +125,16 @@ def _as_rows(wanted: LocalText, split: str) -> Iterator[dict[str, str]]:
 
 def documents(wanted: LocalText, split: str) -> Iterator[str]:
     """The documents of a split, one at a time; DataError names the file, and the line where there are lines."""
-    every = (document for path in wanted.files for document in _documents(wanted, path))
-    few = list(itertools.islice(every, 100))
-    if len(few) == 100:
+    every = _all_documents(wanted)
+    few = list(itertools.islice(every, FEW))
+    if len(few) == FEW:
         numbered = enumerate(itertools.chain(few, every))
         yield from (document for index, document in numbered if carved(index) == split)
     else:
         found = _by_position(few)[split]
         if not any(text.strip() for text in found):
             size = f"{sum(map(len, few))} characters in {len(few)} documents"
-            raise DataError(
-                f"{wanted.source!r} ({split}) has no text: {size} are too little to hold some out; add more"
-            )
+            raise DataError(f"{wanted.name!r} ({split}) has no text: {size} are too little to hold some out; add more")
         yield from found
 
 
@@ -148,6 +157,10 @@ def _by_position(few: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def _all_documents(wanted: LocalText) -> Iterator[str]:
+    return (document for path in wanted.files for document in _documents(wanted, path))
+
+
 def _documents(wanted: LocalText, path: Path) -> Iterator[str]:
     kind = reader(path.name)
     try:
@@ -156,7 +169,8 @@ def _documents(wanted: LocalText, path: Path) -> Iterator[str]:
             column = "text"
         else:
             rows = stream(kind, [str(path)])
-            column = _column(wanted, path, next(iter(rows), {}))
+            form = f"file:{path.name}:COLUMN"
+            column = column_of(wanted.column, next(iter(rows), {}), str(path), form)
         for row in rows:
             if not isinstance(row[column], str):
                 raise DataError(f"{path}: the column {column!r} holds {row[column]!r} in place of a text: name another")
@@ -165,17 +179,6 @@ def _documents(wanted: LocalText, path: Path) -> Iterator[str]:
         raise
     except Exception as error:  # the readers raise what they like
         raise DataError(f"{path} cannot be read: {_damage(path) or first_line(error)}") from error
-
-
-def _column(wanted: LocalText, path: Path, row: dict) -> str:
-    if wanted.column is not None or "text" in row or not row:
-        column = wanted.column or "text"
-    else:
-        holding = [name for name, value in row.items() if isinstance(value, str)]
-        column = holding[0] if len(holding) == 1 else "text"
-    if row and column not in row:
-        raise DataError(f"{path} has no column {column!r} but {', '.join(row)}: write file:{path.name}:COLUMN")
-    return column
 
 
 def _damage(path: Path) -> str:

@@ -1,8 +1,7 @@
 """From texts to tokens: tokenizers, and the cache that keeps the tokens of a source.
 
-- A source is an embedded domain (`data/<domain>.parquet`), a corpus of the hub (`hub:tinystories`, see
-  `swarmbook.data.hub`), text of one's own (`file:notes.txt`, see `swarmbook.data.local_text`), or several of them
-  joined with "+". Joined sources are concatenated in their order.
+- A source is of one of the kinds that `swarmbook.data.source` lists, or several joined with "+", which are
+  concatenated in their order.
 - An end-of-text token closes each document, and documents are concatenated.
 - Tokens are made once and kept as a memory map in SWARMBOOK_CACHE. They are identified by the content of texts and
   tokenizer alone, in the name of the file and inside it. Where nothing can be kept, each process makes its own.
@@ -28,10 +27,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swarmbook.data import hub, local_text
+from swarmbook.data import hub, hub_dataset, local_text
 from swarmbook.data.batches import Tokens
-from swarmbook.data.corpora import SPLITS, card, check_known, checked_file, read_split
+from swarmbook.data.corpora import Domain, check_known
 from swarmbook.data.document_files import first_line
+from swarmbook.data.source import Source
 from swarmbook.errors import DataError
 from swarmbook.locations import cache_folder, data_folder
 from swarmbook.records.atomic_files import clean, open_regular, whole_file
@@ -46,7 +46,6 @@ FORMAT = 1  # of the token cache; to be raised whenever the same texts give othe
 _HEADER_BYTES = 256
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # ours, Llama 3, Llama 2
 _WHOLE = 256 << 20  # bytes: token caches above this are checked in 256 blocks of 1 MiB
-_BATCH = 1024  # documents encoded at a time
 _verified: set[tuple] = set()  # files whose checksum this process has compared
 _unkept: dict[Path, np.ndarray] = {}  # tokens that could not be written, by the file that they should be in
 _told: set[Path] = set()  # cache folders that cannot be used, and of which that was said
@@ -90,8 +89,7 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
     """
     parts = source.split("+")
     for part in parts:
-        _check(part, split)
-        if limit is None and part.startswith("hub:") and not hub.corpus(part).small:
+        if not _checked(part, split).whole and limit is None:
             raise DataError(f"{part!r} is too large to tokenize whole: pass limit=<number of tokens>")
     key = fingerprint(source, tokenizer, limit)
     coder = _tokenizer(_tokenizer_bytes(tokenizer))
@@ -129,15 +127,9 @@ def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = N
     digest.update(hashlib.sha256(content).digest())
     if _cuts_or_pads(content):  # an earlier version cut and padded texts as the file says, and may have cached that
         digest.update(b"whole texts")
-    for part in source.split("+"):
-        digest.update(hashlib.sha256(_content(part).encode()).digest())
+    for part in sources_of(source):
+        digest.update(hashlib.sha256(part.content().encode()).digest())
     return digest.hexdigest()
-
-
-def _content(part: str) -> str:
-    if part.startswith("hub:"):
-        return hub.content(hub.corpus(part))
-    return local_text.content(local_text.local_text(part)) if local_text.is_local(part) else checked_file(part)[1]
 
 
 def _tokenizer_bytes(name: str) -> bytes:
@@ -306,51 +298,33 @@ def _cache_errors(path: Path) -> Iterator[None]:
 def texts(source: str, split: str) -> "Dataset | IterableDataset":
     """The documents of one source (not several joined with "+"), in a column `text`.
 
-    An embedded domain gives a `datasets.Dataset` in memory, a corpus of the hub a `datasets.IterableDataset`.
+    An embedded domain gives a `datasets.Dataset` in memory, any other source a `datasets.IterableDataset`.
     """
-    _check(source, split)
-    if source.startswith("hub:"):
-        return hub.texts(hub.corpus(source), split)
-    if local_text.is_local(source):
-        return local_text.texts(local_text.local_text(source), split)
-    import datasets
-
-    return datasets.Dataset(read_split(source, split))
+    return _checked(source, split).texts(split)
 
 
-def _check(source: str, split: str) -> None:
-    if source.startswith("hub:"):
-        check_known(f"split of {source!r}", split, hub.splits(hub.corpus(source)))
-    elif local_text.is_local(source):
-        local_text.local_text(source)
-        check_known("split", split, SPLITS)
-    else:
-        card(source)
-        check_known("split", split, SPLITS)
+def source_of(name: str) -> Source:
+    """The source of this name. DataError if it is unknown or malformed; of a text of one's own, if it is not there."""
+    if name.startswith("hub:"):
+        return hub.corpus(name) if hub.is_named(name) else hub_dataset.hub_dataset(name)
+    return local_text.local_text(name) if local_text.is_local(name) else Domain(name)
+
+
+def sources_of(joined: str) -> list[Source]:
+    """The sources that are joined with "+"."""
+    return [source_of(name) for name in joined.split("+")]
+
+
+def _checked(name: str, split: str) -> Source:
+    """The source of this name; DataError if it has no such split."""
+    found = source_of(name)
+    check_known(f"split of {name!r}", split, found.splits)
+    return found
 
 
 def _documents(source: str, split: str) -> Iterator[list[str]]:
     """The documents of a source that are not blank, some at a time. DataError names a file that cannot be read."""
-    if source.startswith("hub:"):
-        batches = _streamed(source, split)
-    elif local_text.is_local(source):
-        own = local_text.documents(local_text.local_text(source), split)
-        batches = iter(lambda: list(itertools.islice(own, _BATCH)), [])
-    else:
-        column = read_split(source, split).column("text")  # without `datasets`, whose import costs a second
-        batches = (column.slice(first, _BATCH).to_pylist() for first in range(0, len(column), _BATCH))
-    for batch in batches:
+    for batch in source_of(source).batches(split):
         if strange := next((text for text in batch if not isinstance(text, str | None)), None):
             raise DataError(f"{source!r} ({split}) holds {strange!r} in place of a text: name a column of texts")
         yield [text for text in batch if text and not text.isspace()]
-
-
-def _streamed(source: str, split: str) -> Iterator[list[str]]:
-    try:
-        for batch in texts(source, split).iter(batch_size=_BATCH):
-            yield batch["text"]
-    except DataError:
-        raise
-    except Exception as error:  # the readers raise what they like: TypeError, ArrowInvalid, EOFError, ...
-        said = hub.unreadable(hub.corpus(source), split) or f"its files do not fit together: {first_line(error)}"
-        raise DataError(f"{source!r} ({split}) cannot be read: {said}") from error

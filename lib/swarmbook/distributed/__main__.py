@@ -127,10 +127,11 @@ def check_replaceable(runs: Sequence[RunConfig]) -> None:
             f"--replace with recovery={run.recovery!r}: it needs one that takes nothing from the lost process; take "
             f"one of {', '.join(fine)}"
         )
-    if sync and not sync.gradients:
-        fine = [name for name, method in SYNCS.items() if method is None or method.gradients]
+    if sync and (sync.buffers or not sync.gradients):
+        fine = [name for name, method in SYNCS.items() if not method or (method.gradients and not method.buffers)]
         raise ConfigError(
-            f"--replace with sync={run.sync!r}: its slow weights are lost with a process; take one of {', '.join(fine)}"
+            f"--replace with sync={run.sync!r}: its slow weights or buffers are lost with a process; take one of "
+            f"{', '.join(fine)}"
         )
     if run.moments == "keep":
         raise ConfigError("--replace with moments='keep': they are lost with a process; take 'reset' or 'average'")

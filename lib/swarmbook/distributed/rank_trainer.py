@@ -76,7 +76,7 @@ class RankTrainer(Bookkeeping):
         self._first = 3 * self.begin - 1  # the phase of whoever has all that belongs to it first
         costly = packing.expected_flops([run], self.shape) > packing.COMPILE_FLOPS[comm.device.type] * mesh.ranks
         self._set_up(StageShard(run, self.shape, mesh, comm, "auto" if costly else False))
-        self.cells = RemoteStages(self.fleet, self.adam, mesh, comm)
+        self.cells = RemoteStages(self.fleet, self.optimizer, mesh, comm)
         self.outers = [RankOuter(run, self.fleet, mesh, comm) if SYNCS[run.sync] else None]
         self.strategy = RULES[run.recovery]
         replaceable = self.strategy is not None and self.strategy.keeps == "ends" and comm.replaceable

@@ -9,7 +9,7 @@ from torch import Tensor
 from swarmbook.distributed.communicator import Communicator
 from swarmbook.distributed.mesh import Mesh
 from swarmbook.distributed.stage_shard import StageShard
-from swarmbook.training.adam import Adam
+from swarmbook.training.inner_optimizer import InnerOptimizer
 
 DONE, WEIGHTS, MOMENTS = range(3)  # what a request asks for
 
@@ -21,8 +21,8 @@ class RemoteStages:
     the ends, and `shape` is that of the run.
     """
 
-    def __init__(self, shard: StageShard, adam: Adam, mesh: Mesh, comm: Communicator):
-        self.shard, self.adam, self.mesh, self.comm = shard, adam, mesh, comm
+    def __init__(self, shard: StageShard, optimizer: InnerOptimizer, mesh: Mesh, comm: Communicator):
+        self.shard, self.optimizer, self.mesh, self.comm = shard, optimizer, mesh, comm
         self.shape = shard.whole
 
     def holds(self, replica: int, stage: int) -> bool:
@@ -37,14 +37,14 @@ class RemoteStages:
             return self.shard.stage(*self.shard.place(replica, stage))
         return dict(zip(self._names(replica, stage), self._asked(WEIGHTS, replica, stage), strict=True))
 
-    def moments(self, replica: int, stage: int) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
-        """First and second moments of a cell by parameter, here or sent here, and its count of steps."""
+    def moments(self, replica: int, stage: int) -> tuple[dict[str, tuple[Tensor, ...]], int]:
+        """The inner optimizer's buffers of a cell by parameter, here or sent here, and its count of steps."""
         if self.holds(replica, stage):
             place = self.shard.place(replica, stage)
-            return self.adam.moments(*place), int(self.adam.steps[place])
-        *both, steps = self._asked(MOMENTS, replica, stage)
-        pairs = zip(both[::2], both[1::2], strict=True)
-        return dict(zip(self._names(replica, stage), pairs, strict=True)), int(steps)
+            return self.optimizer.moments(*place), int(self.optimizer.steps[place])
+        *buffers, steps = self._asked(MOMENTS, replica, stage)
+        each, names = len(self.optimizer.optimizer.buffers), self._names(replica, stage)
+        return {name: tuple(buffers[k * each : (k + 1) * each]) for k, name in enumerate(names)}, int(steps)
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
         """Draw fresh weights of the part of a cell that is here."""
@@ -70,7 +70,7 @@ class RemoteStages:
             else:
                 moments, steps = self.moments(replica, stage)
                 steps = torch.tensor(float(steps), device=self.comm.device)
-                answer = [moment for pair in moments.values() for moment in pair] + [steps]
+                answer = [buffer for buffers in moments.values() for buffer in buffers] + [steps]
             for tensor in answer:
                 self.comm.send(tensor, rank)
             self.comm.flush()
@@ -78,7 +78,8 @@ class RemoteStages:
     def _asked(self, what: int, replica: int, stage: int) -> list[Tensor]:
         likes = [torch.empty(size, device=self.comm.device) for size in self._names(replica, stage).values()]
         if what == MOMENTS:
-            likes = [like for like in likes for _ in range(2)] + [torch.zeros((), device=self.comm.device)]
+            likes = [like for like in likes for _ in self.optimizer.optimizer.buffers]
+            likes.append(torch.zeros((), device=self.comm.device))
         (rank,) = self.mesh.holders(replica, stage)
         self.comm.send(torch.tensor([what, stage], device=self.comm.device), rank)
         messages = [self.comm.receive(like, rank) for like in likes]

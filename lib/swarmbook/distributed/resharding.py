@@ -22,8 +22,7 @@ from torch import Tensor
 from swarmbook.distributed.communicator import Communicator
 from swarmbook.distributed.mesh import Mesh
 from swarmbook.distributed.messages import decode, encode
-from swarmbook.training.outer import weights_in
-from swarmbook.training.state_layout import MOMENTS, REPLICA_FIRST, WEIGHTS, Layout
+from swarmbook.training.state_layout import MOMENTS, REPLICA_FIRST, WEIGHTS, Layout, kept_in, weights_in
 
 State = dict[str, Any]
 PIECE = 1 << 28  # bytes of a message
@@ -39,7 +38,7 @@ def cut(state: State, mesh: Mesh, rank: int) -> State:
         part["adam"] = _cut(state["adam"], MOMENTS, mesh, rank)
         part["rebuilt"] = table(state["rebuilt"], mesh, rank)
     if outer := state.get("outer"):
-        slow = {name: _cut(outer[name], REPLICA_FIRST, mesh, rank) for name in ("phi", "delta")}
+        slow = {kind: _cut(weights, REPLICA_FIRST, mesh, rank) for kind, weights in kept_in(outer).items()}
         arriving = {}
         for f, message in outer["arriving"].items():
             stages = range(f, mesh.stages, outer["fragments"])
@@ -67,7 +66,7 @@ def joined(parts: Sequence[State], mesh: Mesh) -> State:
             state["norms"] = _tables([part["norms"] for part in parts], mesh)
     if outer := first.get("outer"):
         outers = [part["outer"] for part in parts]
-        slow = {name: _joined([each[name] for each in outers], REPLICA_FIRST, mesh) for name in ("phi", "delta")}
+        slow = {kind: _joined([each[kind] for each in outers], REPLICA_FIRST, mesh) for kind in kept_in(outer)}
         arriving = {}
         for f, message in outer["arriving"].items():
             arriving[f] = message | {

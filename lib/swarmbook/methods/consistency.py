@@ -17,8 +17,10 @@ from typing import Any
 
 from swarmbook.errors import unknown
 from swarmbook.methods.gossip_groups import MATCHINGS
+from swarmbook.methods.optimizers import OPTIMIZERS
+from swarmbook.methods.parameters import chosen, fields_of
 from swarmbook.methods.recovery import RULES
-from swarmbook.methods.routing import ROUTES, fields_of
+from swarmbook.methods.routing import ROUTES
 from swarmbook.methods.sync import OURS, SYNCS
 
 ARCHITECTURE = {"tokenizer", "stages", "layers_per_stage", "width", "heads", "hidden", "replicas"}
@@ -45,9 +47,11 @@ def check(run: Any) -> None:
     """ValueError, or its kind ConfigError, if the fields of a run do not go together."""
     if run.width % run.heads or run.width // run.heads % 2:
         raise ValueError(f"width={run.width} must be an even multiple of heads={run.heads}")
-    for rule, known in (("route", ROUTES), ("recovery", RULES), ("sync", SYNCS), ("matching", MATCHINGS)):
+    registries = {"route": ROUTES, "recovery": RULES, "sync": SYNCS, "matching": MATCHINGS, "optimizer": OPTIMIZERS}
+    for rule, known in registries.items():
         if getattr(run, rule) not in known:
             raise ValueError(unknown(rule, getattr(run, rule), known))
+    chosen(dict(run.method), run.rules, type(run).model_fields)  # which raises what is wrong
     _check_schedule(run)
     _check_failures(run)
     if run.start is not None:
@@ -171,7 +175,8 @@ def _reads(sync: str, name: str) -> bool:
     method = SYNCS[sync]
     if method is None:
         return False
-    return EXCHANGE_FIELDS[name](method) or (name in NUMBERS and method != OURS.get(sync))
+    named = name in fields_of(method.rule, EXCHANGE_FIELDS)
+    return named or EXCHANGE_FIELDS[name](method) or (name in NUMBERS and method != OURS.get(sync))
 
 
 def _is_set(run: Any, name: str) -> bool:
@@ -264,7 +269,7 @@ def _check_branch(run: Any) -> None:
 def _check_start(run: Any) -> None:
     """The run `start` can be continued: it has the same model, is shorter, and lost what this one lost until then."""
     start = run.start
-    _check_shape(run, start, ARCHITECTURE)
+    _check_shape(run, start, ARCHITECTURE | {"optimizer"})
     if start.steps >= run.steps:
         raise ValueError(f"steps={run.steps} must be more than the {start.steps} of the run it starts from")
     earlier = {loss for loss in run.lost_stages if loss[0] < start.steps}

@@ -9,8 +9,7 @@
 Serves: CheckFree+ in CheckFree figures 3 and 4; NoLoCo figures 1 and 4; SkipPipe's convergence and its constraints.
 """
 
-import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -22,7 +21,8 @@ ROUTES: dict[str, Rule] = {}
 def route(name: str) -> Callable[[Rule], Rule]:
     """Register a rule (replicas, stages, microbatches, rng) -> cells [P, R, M, 2] under a name.
 
-    If the rule needs further fields of the configuration, it has keyword-only parameters of the same names.
+    If the rule needs further fields of the configuration, it has keyword-only parameters of the same names; others are
+    its own (`swarmbook.methods.parameters`).
     """
 
     def register(rule: Rule) -> Rule:
@@ -30,12 +30,6 @@ def route(name: str) -> Callable[[Rule], Rule]:
         return rule
 
     return register
-
-
-def fields_of(rule: Rule, known: Collection[str]) -> list[str]:
-    """The fields of the configuration that a rule asks for; known: the names of all fields."""
-    parameters = inspect.signature(rule).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in known]
 
 
 @route("in order")

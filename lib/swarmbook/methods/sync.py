@@ -3,15 +3,16 @@
 A rule gets an `Exchange`, which holds the weights of one run's N replicas side by side, and changes them in place. By
 `send` it states what crosses the network, so that bytes and serial hops are counted.
 
-- theta are the fast weights, which are in training. phi are the slow weights, which the last exchange left. delta is a
-  buffer of the method's own, which starts at 0 and is never sent. Each is [N, L, S, ...]: replica, layer of a stage,
-  stage (NoLoCo, section 3.2)
+- theta are the fast weights, which are in training. phi are the slow weights, which the last exchange left. A method
+  has as many buffers of its own as it names, one called delta if it names none. They start at 0, are never sent, and
+  are in every checkpoint. Each is [N, L, S, ...]: replica, layer of a stage, stage (NoLoCo, section 3.2)
+- a method has parameters of its own behind a star: `def rule(x, *, beta=0.9)`. `RunConfig.method` sets them
 - the outer gradient, or pseudo-gradient, is theta - phi here and points down the slope. NoLoCo prints it in Eq. 2 with
   the wrong sign; "NoLoCo, as printed" shows what becomes of that
 - every method but those on gradients can exchange in fragments, with a delay, and mixed with the fast weights. "DiLoCo"
   with these fields is Streaming DiLoCo (arXiv 2501.18512). In torchft's DiLoCo `fragment_sync_delay` is our `delay`,
   `fragment_update_alpha` our `mixing`, and its model fragments are our `fragments`
-- a stage that is lost and rebuilt keeps its phi and delta: the next exchange pulls it back to where it was
+- a stage that is lost and rebuilt keeps its phi and buffers: the next exchange pulls it back to where it was
 
 Serves: NoLoCo figures 2 and 3, tables 2 and 3, and its comparison with other methods; CheckFree under exchanges.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from swarmbook.errors import ConfigError
 from swarmbook.methods.costs import Costs
 
 if TYPE_CHECKING:
@@ -33,14 +35,15 @@ if TYPE_CHECKING:
 class Exchange:
     """One exchange among the N replicas of a run, of all their weights or of one fragment. Iterating gives `tensors`.
 
-    tensors: (theta, phi, delta) of every parameter, each [N, L, S, ...], to be changed in place. The ends have
-    L = S = 1. phi and delta are None for methods that keep nothing. groups: the replicas that meet, int [N / n, n].
+    tensors: (theta, phi, *buffers) of every parameter, each [N, L, S, ...], to be changed in place. The ends have
+    L = S = 1. phi is None for methods that keep no slow weights. groups: the replicas that meet, int [N / n, n].
     momentum, lr, consensus: alpha, beta and gamma of NoLoCo, Eq. 2. density: the share of entries that SparseLoCo
     sends. late: whether training goes on while the result is on its way. costs: where what is sent is counted. present:
-    the replicas that take part, bool [N]; None for all. held: the replicas whose tensors these are; None for all.
+    the replicas that take part, bool [N]; None for all. step: the number of this outer step, from 0; of the training
+    step, for methods on gradients. held: the replicas whose tensors these are; None for all.
     """
 
-    tensors: "Sequence[tuple[Tensor, Tensor | None, Tensor | None]]"
+    tensors: "Sequence[tuple[Tensor | None, ...]]"
     groups: np.ndarray
     momentum: float = 0.5
     lr: float = 0.7
@@ -49,9 +52,10 @@ class Exchange:
     late: bool = False
     costs: Costs = field(default_factory=Costs)
     present: np.ndarray | None = None
+    step: int = 0
     held: range | None = None
 
-    def __iter__(self) -> "Iterator[tuple[Tensor, Tensor | None, Tensor | None]]":
+    def __iter__(self) -> "Iterator[tuple[Tensor | None, ...]]":
         return iter(self.tensors)
 
     @property
@@ -68,7 +72,7 @@ class Exchange:
     @property
     def size(self) -> int:
         """The bytes that one replica has of what is exchanged: one copy."""
-        return sum(theta[0].numel() * theta.element_size() for theta, _, _ in self.tensors)
+        return sum(theta[0].numel() * theta.element_size() for theta, *_ in self.tensors)
 
     def mean(self, tensor: "Tensor") -> "Tensor":
         """For every replica the mean over the present members of its group, [N, ...]; its own value if none is."""
@@ -114,7 +118,8 @@ class Exchange:
         self.send(2 * (N - 1) / N, hops=2 * math.ceil(math.log2(N)))
 
 
-Rule = Callable[[Exchange], None]
+Rule = Callable[..., None]
+NOT_BUFFERS = ("theta", "phi", "sync", "fragments", "arriving")  # what a state has besides
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,10 @@ class Method:
     """A rule and what it works on.
 
     groups: whether it works within the groups of the matching, and not among all replicas. keeps: whether it has slow
-    weights and a buffer. gradients: whether it works on the clipped gradients of every step, given as theta, before the
-    inner optimiser sees them. tied: whether it supposes gamma = beta, the consensus equal to the outer learning rate.
-    alike: whether all replicas make the same outer step, so that they must start alike because nothing would pull them
-    together.
+    weights. buffers: the names of its buffers; None for "delta" if it has slow weights, and else for none. gradients:
+    whether it works on the clipped gradients of every step, given as theta, before the inner optimiser sees them. tied:
+    whether it supposes gamma = beta, the consensus equal to the outer learning rate. alike: whether all replicas make
+    the same outer step, so that they must start alike because nothing would pull them together.
     """
 
     rule: Rule
@@ -134,6 +139,14 @@ class Method:
     gradients: bool = False
     tied: bool = False
     alike: bool = False
+    buffers: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        given = (("delta",) if self.keeps else ()) if self.buffers is None else tuple(self.buffers)
+        taken = [name for k, name in enumerate(given) if name in (*NOT_BUFFERS, *given[:k])]
+        if taken:
+            raise ConfigError(f"buffers={given}: {taken[0]!r} is taken; give each buffer a name of its own")
+        object.__setattr__(self, "buffers", given)
 
 
 SYNCS: dict[str, Method | None] = {"none": None}
@@ -152,7 +165,7 @@ def sync(name: str, **options) -> Callable[[Rule], Rule]:
 @sync("all-reduce", groups=False, keeps=False, gradients=True, alike=True)
 def all_reduce(x: Exchange) -> None:
     """Data-parallel training: the replicas' clipped gradients are averaged in every step ("FSDP" in NoLoCo)."""
-    for gradient, _, _ in x:
+    for gradient, *_ in x:
         gradient.copy_(x.mean(gradient))
     x.send_to_all()
 
@@ -220,7 +233,7 @@ def _noloco(x: Exchange, slope: int) -> None:
 @sync("gossip", keeps=False)
 def gossip(x: Exchange) -> None:
     """Weights averaged within a group, without momentum (epidemic learning, arXiv 2310.01972)."""
-    for theta, _, _ in x:
+    for theta, *_ in x:
         theta.copy_(x.mean(theta))
     x.send_to_group(copies=1)
 

@@ -244,13 +244,12 @@ def _refused(name: str, value: Any) -> str:
 
 def _not_to_be_had(data: str) -> str:
     """Why texts of this name, several joined by "+", cannot be had; empty if the name is right."""
-    from swarmbook.data import corpora, hub
+    from swarmbook.data.tokenization import sources_of
 
-    for name in data.split("+"):
-        try:
-            hub.corpus(name) if name.startswith("hub:") else corpora.card(name)
-        except DataError as error:
-            return str(error)
+    try:
+        sources_of(data)
+    except DataError as error:
+        return str(error)
     return ""
 
 

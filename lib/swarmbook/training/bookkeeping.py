@@ -24,8 +24,8 @@ from swarmbook.methods.recovery import RULES, Cells, Lost
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import canonical
 from swarmbook.training import rebuilding
-from swarmbook.training.adam import Adam
 from swarmbook.training.device import environment
+from swarmbook.training.inner_optimizer import InnerOptimizer
 from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.setup import batches_of, held_out_of, rate_of
 from swarmbook.training.stacked_stages import StackedStages
@@ -41,7 +41,7 @@ class Bookkeeping:
     """
 
     fleet: StackedStages
-    adam: Adam
+    optimizer: InnerOptimizer
     norms: Tensor
     rebuilt: np.ndarray
     outers: Sequence[OuterOptimizer | None]
@@ -75,8 +75,10 @@ class Bookkeeping:
     def _set_up(self, fleet: StackedStages) -> None:
         """Begin with these weights."""
         self.fleet = self.cells = fleet
-        self.adam = Adam(fleet, self.runs[0].lr)
-        self.rebuilt = np.full(self.adam.steps.shape, -1)
+        first = self.runs[0]
+        own = first.arguments("optimizer")
+        self.optimizer = InnerOptimizer(fleet, first.lr, first.optimizer, first.weight_decay, **own)
+        self.rebuilt = np.full(self.optimizer.steps.shape, -1)
         self._round()
 
     # What the two kinds of training do differently
@@ -94,8 +96,8 @@ class Bookkeeping:
         return replica, stage
 
     def _moments(self, replica: int, stage: int) -> tuple[Mapping, int]:
-        """Adam's moments of a cell of `cells`, and its count of steps."""
-        return self.adam.moments(replica, stage), self.adam.steps[replica, stage]
+        """The inner optimizer's buffers of a cell of `cells`, and its count of steps."""
+        return self.optimizer.moments(replica, stage), self.optimizer.steps[replica, stage]
 
     def _norm_rows(self, i: int) -> Sequence[int]:
         """Rows of run i in `norms`."""
@@ -140,10 +142,10 @@ class Bookkeeping:
         return range(i * each, (i + 1) * each)
 
     def _update(self) -> None:
-        """Write the weights after a step: Adam's, then what replicas exchange; and take the copies that are due."""
+        """Write the weights after an inner step, then what replicas exchange, and take the copies that are due."""
         rate = self.rate(self.step)
-        self.adam.lr_scale[:] = self._lr_scale(rate)
-        self.adam.step(rate)
+        self.optimizer.lr_scale[:] = self._lr_scale(rate)
+        self.optimizer.step(rate)
         self._round()
         self.step += 1
         self.position += 1
@@ -169,7 +171,7 @@ class Bookkeeping:
         """Round the weights of runs that store them in bfloat16, and the moments of those that store these so, too."""
         for i, run in enumerate(self.runs):
             if run.storage != "fp32":
-                self.adam.round_to_bf16(self.replicas(i), moments=run.storage == "bf16")
+                self.optimizer.round_to_bf16(self.replicas(i), moments=run.storage == "bf16")
 
     def _outers(self) -> Iterator[tuple[int, OuterOptimizer]]:
         """The runs whose replicas exchange anything."""
@@ -206,7 +208,7 @@ class Bookkeeping:
         counts: whether to count it, which one of the processes does that have a part of it.
         """
         strategy, place = RULES[self.runs[i].recovery], self._place(cell.replica, cell.stage)
-        strategy.rule(cell)
+        strategy.rule(cell, **self.runs[i].arguments("recovery"))
         if cell.rolled_back:
             return
         if counts:
@@ -216,10 +218,10 @@ class Bookkeeping:
         if cell.boosted:
             self.rebuilt[place] = self.step
         if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
-            self.adam.reset(*place)
+            self.optimizer.reset(*place)
         elif cell.moments == "average":
             sources = [self._moments(cell.replica, stage) for stage in cell.neighbours]
-            self.adam.average(*place, sources)
+            self.optimizer.average(*place, sources)
             sent = sum(bytes_of(dict(enumerate(pair))) for moments, _ in sources for pair in moments.values())
             cell.costs.add("sent on failure", sent)
 
@@ -256,7 +258,7 @@ class Bookkeeping:
         rows = None if i is None else list(self.replicas(i))
         return {
             "fleet": self.fleet.state_dict(rows),
-            "adam": self.adam.state_dict(rows),
+            "adam": self.optimizer.state_dict(rows),
             "norms": self.norms[slice(None) if i is None else list(self._norm_rows(i))].clone(),
             "rebuilt": torch.from_numpy(self.rebuilt[slice(None) if i is None else rows].copy()),
         }
@@ -266,7 +268,7 @@ class Bookkeeping:
         rows = list(self.replicas(i))
         self.fleet.load_state_dict(state["fleet"], rows)
         if "adam" in state:
-            self.adam.load_state_dict(state["adam"], rows)
+            self.optimizer.load_state_dict(state["adam"], rows)
             self.norms[list(self._norm_rows(i))] = state["norms"].to(self.norms.device)
             self.rebuilt[rows] = state["rebuilt"].numpy()
             self.position[i] = state["position"]

@@ -14,14 +14,9 @@ from torch import Tensor
 from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.sync import SYNCS, Exchange
 from swarmbook.training.stacked_weights import StackedWeights
-from swarmbook.training.state_layout import REPLICA_FIRST, of_layers
+from swarmbook.training.state_layout import REPLICA_FIRST, of_layers, weights_in
 
 Weights = dict[str, Tensor]  # laid out as REPLICA_FIRST
-
-
-def weights_in(message: dict) -> dict[str, Weights]:
-    """What of a message that is on its way are weights: fast ones, and maybe slow ones."""
-    return {kind: message[kind] for kind in ("theta", "slow") if kind in message}
 
 
 class OuterOptimizer:
@@ -59,14 +54,16 @@ class OuterOptimizer:
         self.theta, self.gradients = fleet.replica_views(rows), fleet.replica_views(rows, gradients=True)
         kept = self.theta if self.method.keeps else {}
         self.phi = {name: w.clone() for name, w in kept.items()}
-        self.delta = {name: w.new_zeros(w.shape) for name, w in kept.items()}
+        self.buffers = {
+            kind: {name: w.new_zeros(w.shape) for name, w in self.theta.items()} for kind in self.method.buffers
+        }
         # Fragment -> when, and its new fast weights; where replicas can be absent, who is, and the slow weights before.
         self.arriving: dict[int, dict] = {}
 
     def average_gradients(self, step: int, costs: Costs) -> None:
         """Exchange the gradients of step `step`, counted from 0, if the method works on gradients."""
         if self.method.gradients:
-            self._exchange(self.gradients, {}, {}, step, costs)
+            self._exchange(self.gradients, [{}, *self.buffers.values()], step, costs)
 
     def step(self, position: int, costs: Costs) -> None:
         """Exchange what is due after `position` steps of progress, and mix in what arrives then."""
@@ -86,7 +83,7 @@ class OuterOptimizer:
         absent = [] if present is None else np.flatnonzero(~present).tolist()
         if len(absent) == run.replicas:
             return
-        slow = self._fragment(self.phi, f), self._fragment(self.delta, f)
+        slow = [self._fragment(weights, f) for weights in (self.phi, *self.buffers.values())]
         message: dict = {"at": position + run.delay}
         if absent:
             if run.rejoin == "slow":
@@ -97,7 +94,7 @@ class OuterOptimizer:
         if present is not None and run.rejoin == "slow" and run.delay:
             message["slow"] = {name: w.clone() for name, w in slow[0].items()}
         message["theta"] = {name: w.clone() for name, w in self._fragment(self.theta, f).items()}
-        self._exchange(message["theta"], *slow, number, costs)
+        self._exchange(message["theta"], slow, number, costs)
         self.arriving[f] = message
 
     def _crash(self, replicas: Sequence[int]) -> None:
@@ -147,10 +144,8 @@ class OuterOptimizer:
         return {
             "sync": self.run.sync,
             "fragments": self.run.fragments,
-            "phi": {name: w.clone() for name, w in self.phi.items()},
-            "delta": {name: w.clone() for name, w in self.delta.items()},
             "arriving": {f: dict(message) for f, message in self.arriving.items()},
-        }
+        } | {kind: {name: w.clone() for name, w in each.items()} for kind, each in self._kept().items()}
 
     def load_state_dict(self, state: dict | None) -> None:
         """Take over what `state_dict` gave; the fleet's weights must have been loaded before.
@@ -159,9 +154,10 @@ class OuterOptimizer:
         0.
         """
         alike = state is not None and state["sync"] == self.run.sync
-        for name, weight in self.phi.items():
-            weight.copy_(state["phi"][name] if alike else self.theta[name])
-            self.delta[name].copy_(state["delta"][name]) if alike else self.delta[name].zero_()
+        begin = state if alike else {"phi": self.theta}
+        for kind, weights in self._kept().items():
+            for name, weight in weights.items():
+                weight.copy_(begin[kind][name]) if kind in begin else weight.zero_()
         self.arriving = {}
         if alike and state["fragments"] == self.run.fragments:
             for f, message in state["arriving"].items():
@@ -171,25 +167,32 @@ class OuterOptimizer:
                 }
                 self.arriving[f] = message | weights
 
-    def _exchange(self, theta: Weights, phi: Weights, delta: Weights, step: int, costs: Costs) -> None:
-        """Exchange these tensors, of which `theta` are weights or gradients, by the groups and numbers of the run."""
+    def _kept(self) -> dict[str, Weights]:
+        """The slow weights and the buffers, by kind."""
+        return {"phi": self.phi, **self.buffers}
+
+    def _exchange(self, theta: Weights, slow: Sequence[Weights], step: int, costs: Costs) -> None:
+        """Exchange these tensors by the groups and numbers of the run.
+
+        theta: weights or gradients. slow: the slow weights, of methods without them none, and the buffers.
+        """
         run = self.run
         consensus = run.outer_lr if run.consensus is None else run.consensus
-        tensors = [(w, phi.get(name), delta.get(name)) for name, w in theta.items()]
+        tensors = [(w, *(each.get(name) for each in slow)) for name, w in theta.items()]
         late = run.delay > 0 and not self.method.gradients
         numbers = run.outer_momentum, run.outer_lr, consensus, run.density
         present = run.present_at(step)
         if present is not None and not present.any():
             return
-        x = self._exchange_of(tensors, run.groups_at(step), *numbers, late, costs, present)
+        x = self._exchange_of(tensors, run.groups_at(step), *numbers, late, costs, present, step)
         absent = x.absent
         kept = [(tensor, tensor[absent]) for own in tensors for tensor in own if absent and tensor is not None]
-        self.method.rule(x)
+        self.method.rule(x, **run.arguments("sync"))
         if self.method.groups:
             for tensor, own in kept:
                 tensor[absent] = own
         if run.storage != "fp32":
-            for tensor in (*theta.values(), *phi.values(), *delta.values()):
+            for tensor in (weight for each in (theta, *slow) for weight in each.values()):
                 tensor.copy_(tensor.bfloat16())
 
     def _exchange_of(self, *arguments) -> Exchange:

@@ -12,6 +12,7 @@ import torch
 from swarmbook.config import RunConfig
 from swarmbook.data import tokenization
 from swarmbook.methods.model_size import Shape
+from swarmbook.methods.optimizers import OPTIMIZERS
 from swarmbook.methods.sync import SYNCS
 from swarmbook.training.device import device_of
 
@@ -57,14 +58,16 @@ def expected_flops(pack: Sequence[RunConfig], shape: Shape) -> float:
 
 
 def _bytes(config: RunConfig) -> tuple[float, float]:
-    """Bytes that one run takes for weights, gradients and moments, and for what the forward pass keeps of all
+    """Bytes that one run takes for weights, gradients and buffers, and for what the forward pass keeps of all
     microbatches.
     """
     vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
     shape = config.shape(vocabulary)
     per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
-    outer = 12.0 if SYNCS[config.sync] else 0.0  # slow weights, buffer, and what is on its way
-    return (24.0 + outer) * config.replicas * shape.parameters, 4.0 * config.tokens_per_step * per_token
+    method, buffers = SYNCS[config.sync], OPTIMIZERS[config.optimizer].buffers
+    outer = 8.0 + 4.0 * len(method.buffers) if method else 0.0  # slow weights, what is on its way, and buffers
+    weights = (16.0 + 4.0 * len(buffers) + outer) * config.replicas * shape.parameters
+    return weights, 4.0 * config.tokens_per_step * per_token
 
 
 def fitting(pack: Sequence[RunConfig], device: str) -> tuple[int, bool]:

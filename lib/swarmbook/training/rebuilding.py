@@ -14,7 +14,7 @@ from swarmbook.methods.costs import Costs, bytes_of
 from swarmbook.methods.model_size import Shape, flops
 from swarmbook.methods.recovery import RULES, Lost, Strategy
 from swarmbook.methods.sync import SYNCS
-from swarmbook.training.state_layout import WEIGHTS
+from swarmbook.training.state_layout import WEIGHTS, kept_in
 
 
 def checkpoint_of(
@@ -81,8 +81,7 @@ def copied_bytes(copy: Mapping, strategy: Strategy) -> int:
     if strategy.keeps != "run":
         return bytes_of(copy["fleet"]) * max(1, len(strategy.holders))
     moments = {name: moment for name, moment in copy["adam"].items() if name not in ("steps", "lr_scale")}
-    outer = copy["outer"] or {"phi": {}, "delta": {}}
-    return sum(map(bytes_of, (copy["fleet"], moments, outer["phi"], outer["delta"])))
+    return sum(map(bytes_of, (copy["fleet"], moments, *kept_in(copy["outer"] or {}).values())))
 
 
 def why_diverged(run, step: int, losses: Iterable[int], what: str = "loss") -> str:

@@ -60,3 +60,13 @@ def named(layers: "Mapping[str, Tensor]", ends: "Mapping[str, Tensor]") -> "dict
 def replica_first(name: str, tensor: "Tensor") -> "Tensor":
     """A view of a tensor as of `WEIGHTS`, laid out as `REPLICA_FIRST` says."""
     return tensor.movedim(WEIGHTS.replicas, REPLICA_FIRST.replicas) if of_layers(name) else tensor[:, None, None]
+
+
+def kept_in(state: Mapping) -> "dict[str, dict[str, Tensor]]":
+    """What of an outer optimizer's state are slow weights and buffers."""
+    return {kind: each for kind, each in state.items() if kind not in ("sync", "fragments", "arriving")}
+
+
+def weights_in(message: Mapping) -> "dict[str, dict[str, Tensor]]":
+    """What of a message that is on its way are weights: fast ones, and maybe slow ones."""
+    return {kind: message[kind] for kind in ("theta", "slow") if kind in message}

@@ -99,24 +99,18 @@ def fp32_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def adam_step(
-    weights: list[Tensor],
-    gradients: list[Tensor],
-    first: list[Tensor],
-    second: list[Tensor],
+    tensors: Sequence[tuple[Tensor, ...]],
     steps: list[Tensor],
     lr: float,
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """One step of Adam on each of these weights, in place. first, second: their moments. steps: how many with this one.
+    """One step of Adam in place. tensors: (weight, gradient, first and second moment) of each; steps: with this one.
 
     Why: `torch.optim.Adam` has one count of steps for each parameter; ours differ between the cells of one tensor.
     """
     torch._fused_adam_(
-        weights,
-        gradients,
-        first,
-        second,
+        *map(list, zip(*tensors, strict=True)),
         [],
         steps,
         lr=lr,

@@ -3,7 +3,7 @@
 Runs that differ only in seed, route, sync, recovery, failure rate or measurements share a Fleet. Each keeps its own
 weights, batches, failures and learning rates, and its numbers are those it would have alone, to rounding. A step goes
 in the order of CheckFree Algorithm 1: lost stages are rebuilt, then forward and backward over all microbatches, one
-clip per (replica, stage), one Adam step. Last of all replicas exchange what is due.
+clip per (replica, stage), one step of the inner optimizer. Last of all replicas exchange what is due.
 
 Serves: `swarmbook.runs.run`, and so every figure and table with trained runs.
 """
@@ -155,7 +155,8 @@ class Pack(Bookkeeping):
         """Write the weights of a lost stage by a rule that keeps no copies, and nothing else: for measurements."""
         lost = self.lost(i, row, stage, dead)
         lost.costs = Costs()
-        RULES[rule].rule(lost)
+        run = self.runs[i]
+        RULES[rule].rule(lost, **(run.arguments("recovery") if rule == run.recovery else {}))
 
     def save(self) -> None:
         """Keep a checkpoint from which this pack goes on."""
@@ -173,7 +174,7 @@ class Pack(Bookkeeping):
 
     def _restore(self, state: dict, step: int) -> None:
         self.fleet.load_state_dict(state["fleet"])
-        self.adam.load_state_dict(state["adam"])
+        self.optimizer.load_state_dict(state["adam"])
         self.norms, self.diverged = state["norms"], state["diverged"]
         self.rebuilt, self.position = state["rebuilt"].numpy(), state["position"].numpy()
         self.costs, self.copies = [Costs(entries) for entries in state["ledgers"]], state["copies"]
