@@ -139,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="DIR", help="default: runs/ in the clone, or here if there is none"
     )
     command.add_argument(
+        "--figures", action="store_true", help="write each figure as PNG, SVG and a CSV of its numbers as well"
+    )
+    command.add_argument(
         "--record",
         action="store_true",
         help="for maintainers: keep finished runs and the executed notebook in papers/, beside those of the default "
@@ -346,11 +349,13 @@ def _run_one(
         with part(f"{paper.name}, recording") as progress:
             keys = recording.record_runs(record, paper, parameters, options.output, progress)
     with part(paper.name, costs=_costs(record) if options.fresh else None) as progress:
-        done = execution.execute(paper, parameters, options.output, environment, progress)
+        done = execution.execute(paper, parameters, options.output, environment, progress, figures=options.figures)
     if options.record:
         recording.commit(record, done.notebook, keys)
     print(claims_table(done.claims))
     print(f"notebook  {short(done.notebook)}\nHTML      {short(done.html)}")
+    if options.figures:
+        print(f"figures   {short(done.notebook.parent / 'figures')}")
     if options.record:
         print(f"recorded  {short(record.notebook)}")
     print(f"took      {time.monotonic() - started:.0f} s\n", flush=True)
@@ -460,7 +465,7 @@ def _report(options: argparse.Namespace) -> int:
     from swarmbook.reproduction import report
 
     with _as_recorded(chosen) as chosen, Progress("report") as progress:
-        front = report.build(chosen, output, progress)
+        front = report.build(chosen, output, progress.at)
     print(f"report    {short(front)}")
     return 0
 

@@ -24,6 +24,7 @@ from swarmbook.endings import Terminated, terminable
 from swarmbook.errors import NotebookError
 from swarmbook.locations import runs_folder, store_folder
 from swarmbook.records.atomic_files import scratch_folder, write
+from swarmbook.reproduction import publishing
 from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
 from swarmbook.reproduction.publishing import KERNELSPEC, html
 
@@ -56,12 +57,14 @@ def execute(
     folder: Path | None = None,
     stamp: Mapping[str, Any] | None = None,
     page: bool = True,
+    figures: bool = False,
 ) -> Execution:
     """Execute a paper's notebook in its own folder, and write a page of HTML and the executed notebook.
 
     parameters: in place of the notebook's own. output: see `results_folder`. environment: is added to the kernel's.
     folder: where the results go, in place of `results_folder`. stamp: what `stamp_of` gives back. page: whether a page
-    of HTML is written, which takes two seconds.
+    of HTML is written, which takes two seconds. figures: whether each figure is written as PNG, SVG and CSV of its
+    numbers to a folder `figures`, which takes as long as drawing them.
     Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell fails or the kernel dies;
     what was executed until then is kept beside the results. So it is if a signal ends this process (Terminated).
     """
@@ -74,7 +77,8 @@ def execute(
     with terminable(), scratch_folder(folder) as scratch:
         partial = scratch / paper.notebook.name
         try:
-            content = _run(paper, parameters, partial, {**_bars_to(scratch), **environment}, progress)
+            drawn = {"SWARMBOOK_FIGURES": str(scratch)} if figures else {}
+            content = _run(paper, parameters, partial, {**_bars_to(scratch), **drawn, **environment}, progress)
         except NotebookError as error:
             write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
@@ -87,6 +91,8 @@ def execute(
         shown = folder / f"{paper.name}.html" if page else None
         if shown:
             write(shown, html(content).encode())
+        if figures:
+            publishing.write_figures(content, folder / "figures", scratch)
         write(folder / paper.notebook.name, partial.read_bytes() if stamp is None else _stamped(content, stamp))
     failed.unlink(missing_ok=True)
     return Execution(folder / paper.notebook.name, shown, claims_of(content, paper.name))

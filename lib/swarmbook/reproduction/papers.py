@@ -2,6 +2,7 @@
 
 - Reading one needs nothing but JSON, so that listing the papers is instant.
 - Figures and tables are tags of cells ("figure 4a"). Claims are an output of a cell, of type `MIMETYPE`.
+- A cell of text with the tag "answer" has a few sentences: what the paper says, what was found, what would change that.
 - `<name>.ipynb` was executed at the notebook's default profile. What was recorded at another lies beside it, as
   `<name>.<profile>.ipynb`.
 
@@ -24,6 +25,7 @@ from swarmbook.reproduction.parameters_cell import parameters_of
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 MOST_SEEDS = 10_000
 CELLS = ("markdown", "code")
+FOUND = "**Found.** "  # begins the paragraph of an answer that says what was found
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ class Paper:
     tables: tuple[str, ...]
     claims: tuple[Claim, ...]
     profile: str  # of a record at a profile that is not the default; else empty
+    answer: str = ""  # Markdown, a paragraph each for what the paper says, what was found, and what would change that
+
+    @property
+    def found(self) -> str:
+        """The paragraph of the answer that says what was found, on one line, as README has it; empty without one."""
+        paragraphs = (" ".join(paragraph.split()) for paragraph in self.answer.split("\n\n"))
+        return next((text.removeprefix(FOUND) for text in paragraphs if text.startswith(FOUND)), "")
 
     def beside(self, name: str) -> Path:
         """The path of what lies beside it, such as `runs`; of a record at another profile, such as `runs.gpu`."""
@@ -140,6 +149,7 @@ def read_paper(notebook: Path) -> Paper:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotebookError(f"{notebook} is not a notebook ({error}); restore it from git") from error
     heading = re.search(r"^#+ *(.+)", "\n".join(sources["markdown"]), re.MULTILINE)
+    answers = ["".join(cell["source"]) for cell in cells if "answer" in cell["metadata"].get("tags", [])]
     return Paper(
         name=notebook.stem,
         notebook=notebook,
@@ -148,6 +158,7 @@ def read_paper(notebook: Path) -> Paper:
         tables=tuple(label for label in labels if label.startswith("table ")),
         claims=claims,
         profile=notebook.stem.partition(f"{notebook.parent.name}.")[2],
+        answer="\n\n".join(answers),
     )
 
 
@@ -164,8 +175,9 @@ def claims_of(content: Mapping[str, Any], where: str) -> tuple[Claim, ...]:
 
 def _claim(row: Any, where: str) -> Claim:
     try:
-        claim = Claim(*(str(row[field]) for field in ("id", "text", "paper", "ours", "verdict")))
-    except (KeyError, TypeError) as error:
+        said = (str(row[field]) for field in ("id", "text", "paper", "ours", "verdict"))
+        claim = Claim(*said, power=str(row.get("power", "")))
+    except (KeyError, TypeError, AttributeError) as error:
         raise NotebookError(f"{where}: a claim lacks id, text, paper, ours or verdict: {row!r}") from error
     if claim.verdict not in VERDICTS:
         valid = ", ".join(VERDICTS)

@@ -15,14 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarmbook.analysis.claims import FAILS, HOLDS, UNDECIDED, VERDICTS, Claim
+from swarmbook.analysis.claims import DIRECTION, FAILS, HOLDS, POWERLESS, UNDECIDED, VERDICTS, Claim
 from swarmbook.reproduction.papers import Paper
 
 if TYPE_CHECKING:  # it takes a fifth of a second to load, and is loaded where it is needed
     from rich.console import Group
     from rich.table import Table
 
-COLOUR = {HOLDS: "green", FAILS: "red", UNDECIDED: "yellow"}
+COLOUR = {HOLDS: "green", DIRECTION: "cyan", FAILS: "red", UNDECIDED: "yellow", POWERLESS: "magenta"}
 EVERY = 60.0  # seconds between two lines of a log
 TELLING = 30.0  # seconds of known work after which its speed here says how long the rest takes
 
@@ -57,6 +57,10 @@ class Progress:
     def __call__(self, done: int, cells: int, figure: str, log: str) -> None:
         self.done = done / cells
         self.show(f"cell {done + 1} of {cells}", figure, log)
+
+    def at(self, share: float, now: str) -> None:
+        """Say what share of it is done, and what is done now."""
+        self.done, self.now = share, now
 
     def show(self, *parts: str) -> None:
         """Say what is done now."""
