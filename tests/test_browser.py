@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+DESKTOP = {"viewport": {"width": 1400, "height": 900}}
 PAPER = {"viewport": {"width": 794, "height": 1123}}  # A4 at 96 dots an inch
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 MISSING = """() => Array.from(document.images).filter(image => !image.naturalWidth).length"""
@@ -21,6 +22,21 @@ DRAWN = (
     """() => Array.from(document.querySelectorAll('.jp-RenderedImage img')).some(image => image.naturalWidth > 500)"""
 )
 BACKGROUND = """() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"""
+CONTRAST = """() => {
+  const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = colour => parts(colour).slice(0, 3).map(p => p / 255)
+    .map(p => p <= 0.04045 ? p / 12.92 : ((p + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = node => {
+    const colour = getComputedStyle(node).backgroundColor;
+    return (parts(colour)[3] ?? 1) > 0 ? colour : ground(node.parentElement);
+  };
+  const all = Array.from(document.querySelectorAll('.mark, tr.claim td, tr.claim a, .made')).map(node => {
+    const [low, high] = [light(getComputedStyle(node).color), light(ground(node))].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  });
+  return [Math.min(...all), all.length];
+}"""
 ANCHORS = """() => Array.from(document.querySelectorAll('[id]')).map(element => element.id)"""
 LINKS = """() => Array.from(document.querySelectorAll('a[href]')).map(link => link.href)"""
 
@@ -71,6 +87,48 @@ def test_the_report_is_readable(browser, pages, device, javascript, scheme):
             assert dark == (scheme == "dark"), path.name
 
 
+@pytest.mark.parametrize("javascript", [True, False], ids=["javascript", "no javascript"])
+def test_claims_are_filtered_and_searched(browser, site, javascript):
+    """Boxes do their work without JavaScript; only with it there is a field to search."""
+    with Watched(browser, ("file://",), **DESKTOP, java_script_enabled=javascript) as watched:
+        watched.page.goto((site / "index.html").as_uri())
+        rows = watched.page.locator("tr.claim")
+        shown = watched.page.locator("tr.claim:visible")
+        every = rows.count()
+        assert every > 50 and shown.count() == every
+        fails = watched.page.locator("tr.of-does-not-hold").count()
+        watched.page.get_by_label("does not hold").uncheck()
+        assert 0 < shown.count() == every - fails
+        watched.page.get_by_label("does not hold").check()
+        for name in ("hdee", "noloco", "skippipe", "syncpcn"):
+            watched.page.locator(f"#show-{name}").uncheck()
+        assert shown.count() == watched.page.locator("tr.of-checkfree").count()
+        search = watched.page.get_by_label("Search")
+        assert search.is_visible() == javascript
+        if javascript:
+            search.fill("CHECKFREE degrades slowly")
+            assert [row.split()[0] for row in shown.all_inner_texts()] == ["C6"]
+            assert watched.page.locator("#found").inner_text() == f"1 of {every} claims"
+        assert watched.errors == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_marks_can_be_read(browser, site, scheme):
+    """As WCAG 2.2 measures it, on the ground that the browser really draws."""
+    with Watched(browser, ("file://",), **DESKTOP, color_scheme=scheme) as watched:
+        watched.page.goto((site / "index.html").as_uri())
+        worst, seen = watched.page.evaluate(CONTRAST)
+        assert seen > 100 and worst >= 4.5
+
+
+def test_a_link_to_a_claim_leads_to_it(browser, site):
+    with Watched(browser, ("file://",), **DESKTOP) as watched:
+        for place in ("checkfree.html#C6", "noloco.html#T2,-FSDP", "checkfree.html#figure-4a"):
+            watched.page.goto(f"{site.as_uri()}/{place}")
+            top = watched.page.evaluate("document.querySelector(':target').getBoundingClientRect().top")
+            assert -1 <= top < 200, place
+
+
 def test_the_report_fits_on_paper(browser, pages):
     for path in pages:
         with Watched(browser, ("file://",), **PAPER, color_scheme="dark") as watched:
@@ -91,6 +149,9 @@ def test_links_within_the_report_lead_somewhere(browser, pages):
         assert len(within) > 100
         for link in within:
             target, _, anchor = link.partition("#")
+            if not target.endswith(".html"):
+                assert Path(unquote(urlparse(target).path)).is_file(), link
+                continue
             assert target in found and (not anchor or anchor in found[target]), link
         some = next(link for link in sorted(within) if "#run-" in link)
         watched.page.goto(some)
@@ -176,7 +237,8 @@ class Lab:
 
 
 def text_of(output: dict) -> str:
-    return "".join(output.get("text", ""))
+    """What a cell printed, or what a widget shows: while it is there, its text is that of the bar."""
+    return "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 import json
 import os
+import re
+import select
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -13,6 +17,7 @@ import yaml
 
 from swarmbook import cli
 from swarmbook.analysis.claims import Claim
+from swarmbook.records.progress_bars import bar, ready
 from swarmbook.reproduction import execution, lineage, papers, publishing, terminal, verify
 
 WORKFLOWS = Path(__file__).parents[1] / ".github" / "workflows"
@@ -49,12 +54,13 @@ def test_run_prints_claims_and_paths(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["run", "toy", "-p", "steps", "12", "-p", "rate", "1e-3"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.split("took")[0].splitlines() == [
+    assert [" ".join(line.split()) for line in printed.out.split("took")[0].splitlines()] == [
         "toy: The toy paper",
-        "    verdict  paper  ours  claim",
-        "T1  holds    3      12    toys work",
-        "notebook  runs/toy/toy.ipynb",
-        "HTML      runs/toy/toy.html",
+        "claim verdict paper ours",
+        "T1 toys work holds 3 12",
+        "1 claim: holds 1",
+        "notebook runs/toy/toy.ipynb",
+        "HTML runs/toy/toy.html",
     ]
     assert printed.err == ""
     assert not set(printed.out) & {"\r", "\x1b"}
@@ -181,19 +187,33 @@ def test_a_reader_may_stop_early(toy):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
         listing.stdout.close()
         assert listing.stderr.read() == b""
-        assert listing.wait() == 1
+        assert listing.wait() == 0
 
 
-def test_list_as_text(toy, capsys):
+def test_list_as_text(toy, capsys, monkeypatch):
+    """Counts of all papers; figures and claims of those that are named."""
+    monkeypatch.setenv("COLUMNS", "80")
     committed(toy())
+    toy("other")
     assert cli.main(["list"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "paper claims runs title",
+        "other none yet 0 The other paper",
+        "toy holds 1 0 The toy paper",
+        "1 claim: holds 1",
+        "`swarmbook list PAPER` shows the claims of a paper",
+    ]
+    assert cli.main(["list", "toy"]) == 0
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
         "toy: The toy paper",
         "figure 4a, table 2; 0 recorded runs",
-        "    verdict  paper  ours  claim",
-        "T1  holds    3      3     toys work",
         "",
+        "claim verdict paper ours",
+        "T1 toys work holds 3 3",
+        "1 claim: holds 1",
     ]
+    assert cli.main(["list", "tony"]) == 2
+    assert "unknown paper 'tony': did you mean 'toy'?" in capsys.readouterr().err
 
 
 def test_list_as_json(toy, capsys):
@@ -296,7 +316,7 @@ def test_a_second_profile_is_recorded_beside_the_default_one(computing, tmp_path
     listed = json.loads(capsys.readouterr().out.split("\n\n")[-1])["papers"]
     assert [(one["name"], one["runs"], one["profile"]) for one in listed] == [("toy", 2, ""), ("toy.smoke", 1, "smoke")]
     assert cli.main(["list"]) == 0
-    assert "toy.smoke: The toy paper\ntable 2; 1 recorded runs\n" in capsys.readouterr().out
+    assert "toy.smoke  none yet" in capsys.readouterr().out
     assert cli.main(["verify", "--all"]) == 0
     said = capsys.readouterr().out
     assert "toy: 0 runs and 2 tables recorded" in said and "toy.smoke: 0 runs and 1 tables recorded" in said
@@ -372,7 +392,7 @@ def test_export(toy, tmp_path, monkeypatch, capfd):
     assert told == f"the weights of run {key} are not kept: it is trained now, 4 steps in all"
     assert exported == "exported  model"
     assert cli.main(["export", key, "middle", "--mean"]) == 0
-    assert capfd.readouterr() == ("exported  middle\n", "")
+    assert capfd.readouterr() == ("exported  middle\n", f"export: run {key}\n")
     assert f"# Run {key}, the mean of 2 replicas" in Path("middle/README.md").read_text()
     assert cli.main(["export", key, "middle", "--mean"]) == 2
     assert "middle is there already and no empty folder: name another" in capfd.readouterr().err
@@ -404,7 +424,7 @@ def test_a_busy_machine_is_told_what_helps(monkeypatch):
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_the_claims_table_wraps_and_loses_nothing(width):
+def test_the_claims_table_wraps_and_loses_nothing(width, monkeypatch):
     long = "recovery by averaging the neighbours of a lost stage costs less than copying one of them " * 2
     claims = [
         Claim(
@@ -414,13 +434,95 @@ def test_the_claims_table_wraps_and_loses_nothing(width):
             "0.02 ± 0.01",
             "undecided at this scale",
         ),
-        Claim("C8", "short", "", "", "holds"),
+        Claim("C8", "[bold]short[/bold] :smile:", "", "", "holds"),
     ]
-    lines = terminal.claims_table(claims, width).splitlines()
-    assert max(map(len, lines)) <= max(width, 92)
-    words = " ".join(lines).split()
-    for claim in claims:
-        assert sorted(words).count("recovery") == 2
-        assert not set(" ".join(vars(claim).values()).split()) - set(words)
-    starts = {line.index(word) for line in lines for word in ("claim", "short") if word in line}
-    assert len(starts) == 1
+    *lines, last = terminal.claims_table(claims, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].split() == ["claim", "verdict", "paper", "ours"]
+    assert last == "2 claims: holds 1, undecided at this scale 1"
+    letters = Counter("".join(lines))
+    wanted = Counter("".join("".join(vars(claim).values()) for claim in claims).replace(" ", ""))
+    assert not wanted - letters, "letters are lost"
+    assert not letters.keys() & {"\x1b"}
+
+
+def test_verdicts_are_coloured_on_a_terminal_alone(monkeypatch):
+    claims = [Claim("C1", "a", "b", "c", verdict) for verdict in ("holds", "does not hold")]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    shown = terminal.claims_table(claims, 80)
+    assert "\x1b[32mholds" in shown and "\x1b[31mdoes not hold" in shown
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[32m" not in terminal.claims_table(claims, 80)
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(terminal.time, "monotonic", lambda: self.now)
+
+
+def test_a_log_has_a_line_a_minute_with_the_time_that_is_left(monkeypatch, capsys):
+    """Known costs: 100 s a run. One of two is ready after 120 s, so the other takes 120 s as well."""
+    clock = Clock(monkeypatch)
+    with terminal.Progress("toy", 1, 3, {"a": 100.0, "b": 100.0}) as progress:
+        assert progress.line() == "toy (2 of 3)  0:00  about 3 min left  0 of 2 runs"
+        progress(4, 10, "figure 2", "warming up")
+        ready(["a"])
+        clock.now += 120
+        with bar(total=4, desc="1 run on cpu", unit="tok", mininterval=0) as moving:
+            moving.set_postfix_str("loss 2.500", refresh=False)
+            moving.update(2)
+            moving.refresh()
+            line = progress.line()
+        assert line.startswith("toy (2 of 3)  2:00  about 2 min left  cell 5 of 10  figure 2  warming up  1 of 2 runs")
+        assert "1 run on cpu 50 %, loss 2.500" in line
+        waits = iter([False, True])
+        monkeypatch.setattr(progress._end, "wait", lambda seconds: next(waits) or seconds != 60)
+        progress._tell()
+        assert "toy (2 of 3)  2:00" in capsys.readouterr().err
+    assert "SWARMBOOK_PROGRESS" not in os.environ
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_on_a_terminal_a_bar_moves_and_a_clock_ticks(toy, tmp_path):
+    """What is printed stays on standard output; the lines that move are on the terminal and are taken away."""
+    import pty
+
+    sign, go = tmp_path / "sign", tmp_path / "go"
+    wait = f"import pathlib, time\npathlib.Path({str(sign)!r}).touch()\n"
+    toy("toy", (f"{wait}while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.1)", "figure 1"))
+    control, terminal_end = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    command = [sys.executable, "-m", "swarmbook", "run"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=terminal_end) as process:
+        os.close(terminal_end)
+        shown = b""
+        while len(set(re.findall(rb"0:\d\d", shown[shown.find(b"figure 1") :] if b"figure 1" in shown else b""))) < 2:
+            shown += os.read(control, 4096)  # the clock ticks while the cell lasts
+        go.touch()
+        while process.poll() is None:
+            with suppress(OSError):  # its end is closed
+                shown += os.read(control, 4096) if select.select([control], [], [], 0.1)[0] else b""
+        printed = process.stdout.read().decode()
+    os.close(control)
+    assert sign.exists() and b"cell 2 of 2" in shown and "━".encode() in shown
+    assert "HTML      " in printed and "\x1b" not in printed
+
+
+def test_a_bar_in_a_notebook_is_a_widget_that_leaves_nothing(toy, tmp_path):
+    """Run by anything but swarmbook, such as JupyterLab; with swarmbook nothing of it reaches the notebook at all."""
+    source = (
+        "import os\nos.environ.update(SWARMBOOK_PROGRESS={folder!r})\nfrom swarmbook.records.progress_bars import bar\n"
+    )
+    source += "for _ in bar(range(3), desc='training'): pass\nprint('done')"
+    stored = {}
+    for name, folder in (("alone", ""), ("followed", str(tmp_path))):
+        paper = papers.read_paper(toy(name, (source.format(folder=folder), "")))
+        stored[name] = nbformat.read(execution.execute(paper, page=False).notebook, 4).cells[-1].outputs
+    (empty, done), (only,) = stored["alone"], stored["followed"]
+    assert (dict(empty.data), done.text) == ({"text/plain": ""}, "done\n")
+    assert only.text == "done\n"
+    assert "training 100 %" in (tmp_path / "bar").read_text()

@@ -258,9 +258,10 @@ def test_a_user_without_a_home_has_to_name_a_cache(monkeypatch):
 def test_a_stop_by_ctrl_c_while_the_cluster_of_a_sweep_starts(toy, tmp_path):
     """It is heard at the latest once the cluster is there, and leaves no process behind."""
     toy("toy", ("import time; time.sleep(20)", ""))
-    for number, pause in enumerate((0.7, 1.3)):
+    for number, pause in enumerate((0, 0.7)):
         folder = tmp_path / str(number)
         process = start(folder, "toy", "--seeds", "0-1", "--workers", "2", start_new_session=True)
+        assert process.stdout.readline() == "toy at smoke, 2 points: 2 left\n"
         time.sleep(pause)
         os.killpg(process.pid, signal.SIGINT)
         text = said(process, 130)

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from swarmbook import endings
 from swarmbook.records.atomic_files import scratch_folder, write_folder
 from swarmbook.reproduction import execution, kernel, papers
 
@@ -89,12 +90,15 @@ def test_where_sockets_have_no_place_the_kernel_has_ports(toy, tmp_path, monkeyp
         assert (tmp_path / "runs/toy/toy.ipynb").exists()
 
 
-def test_who_is_asked_to_end_keeps_what_was_executed_and_nothing_half_done(toy, tmp_path, short):
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_who_is_asked_to_end_keeps_what_was_executed_and_nothing_half_done(toy, tmp_path, short, name, status):
     process, kernel = running(toy, tmp_path)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "terminated; executed so far:" in errors.decode() and "Traceback" not in errors.decode()
+    assert process.returncode == status
+    told = errors.decode()
+    assert "executed so far:" in told and f"ended by {name}; what was trained is kept" in told
+    assert "Traceback" not in told
     (kept,) = (path for path in (tmp_path / "runs").rglob("*") if path.is_file())
     assert kept.name == "toy.failed.ipynb" and not list(kept.parent.glob(".partial-*"))
     outputs = [output for cell in nbformat.read(kept, 4).cells for output in cell.get("outputs", [])]
@@ -150,9 +154,9 @@ def test_a_second_request_to_end_ends_at_once():
     child = os.fork()
     if not child:
         try:
-            with execution._terminable():
+            with endings.terminable():
                 os.kill(os.getpid(), signal.SIGTERM)
-        except execution.Terminated:
+        except endings.Terminated:
             os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM

@@ -6,8 +6,8 @@
 - `open` starts JupyterLab on a copy of a notebook.
 
 The exit status is 0 if all went well; 1 if a notebook failed, a run deviates or a file cannot be written; 2 for a wrong
-name, type or option, and where there are no papers; 130 after Ctrl-C. Whatever ends a command, it says so in a
-sentence; only a fault of swarmbook itself shows a traceback.
+name, type or option, and where there are no papers; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP. Whatever
+ends a command, it says so in a sentence; only a fault of swarmbook itself shows a traceback.
 
 All commands are in one file, so that an option is read beside what it does.
 
@@ -22,22 +22,23 @@ import math
 import os
 import re
 import secrets
-import shutil
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from swarmbook import __version__, locations
+from swarmbook.endings import Terminated, terminable
 from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError, unusable
 from swarmbook.reproduction import execution, papers, publishing
 from swarmbook.reproduction.papers import Paper
-from swarmbook.reproduction.terminal import StatusLine, busy, claims_table, short, sweep_teller
+from swarmbook.reproduction.terminal import Progress, busy, claims_table, columns, papers_table, short, sweep_teller
 
 RECORDS = "with all its records; PAPER.PROFILE: what was recorded of it at that profile alone; default: all papers"
 
@@ -46,22 +47,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return the exit status."""
     name = "swarmbook"
     try:
-        _open_streams()
-        options = _parser().parse_args(argv)
-        name = f"swarmbook {options.name}"
-        _check_surroundings()
-        status = options.command(options)
-        sys.stdout.flush()  # what cannot be printed is told here, and not as the interpreter ends
-        return status
-    except SystemExit as exit:  # argparse's
-        return _flushed(exit.code or 0)
-    except KeyboardInterrupt:
+        with terminable():
+            _open_streams()
+            options = _parser().parse_args(argv)
+            name = f"swarmbook {options.name}"
+            _check_surroundings()
+            status = options.command(options)
+            sys.stdout.flush()  # what cannot be printed is told here, and not as the interpreter ends
+            return status
+    except (KeyboardInterrupt, Terminated) as end:
+        asked = isinstance(end, Terminated)
         kept = name in ("swarmbook run", "swarmbook sweep", "swarmbook export")
         resume = "; what was trained is kept: run again, without --fresh, to go on from there" if kept else ""
-        print(f"\ninterrupted{resume}", file=sys.stderr)
-        return _flushed(130)
+        with suppress(OSError):  # after SIGHUP the terminal is gone
+            print(f"\n{f'ended by {end.why}' if asked else 'interrupted'}{resume}", file=sys.stderr, flush=True)
+        return _flushed(end.code if asked else 130)
+    except SystemExit as exit:  # argparse's
+        return _flushed(exit.code or 0)
     except BrokenPipeError:  # whoever reads what is printed has enough of it, as `head` has
-        return _flushed(1)
+        return _flushed(0 if name in ("swarmbook", "swarmbook list") else 1)
     except Exception as error:
         print(f"{name}: {_said(error)}", file=sys.stderr)
         return _flushed(2 if isinstance(error, (UsageError, ConfigError)) else 1)
@@ -133,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--output", type=Path, metavar="DIR", help="default: runs/ in the clone, or here if there is none"
+    )
+    command.add_argument(
+        "--figures", action="store_true", help="write each figure as PNG, SVG and a CSV of its numbers as well"
     )
     command.add_argument(
         "--record",
@@ -219,7 +226,11 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--mean", action="store_true", help="the mean of the weights of all replicas")
     command.set_defaults(command=_export)
 
-    command = commands.add_parser("list", help="show papers, figures, claims and recorded runs")
+    command = commands.add_parser(
+        "list",
+        help="show papers and how many of their claims hold; of papers that are named, figures and all claims",
+    )
+    _papers_of(command, "of which figures and all claims are shown; default: a table of all papers")
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(command=_list)
     return parser
@@ -258,9 +269,10 @@ def _run(options: argparse.Namespace) -> int:
         print(hint, file=sys.stderr)
 
     failures = []
-    for paper in chosen:
+    for number, paper in enumerate(chosen):
+        part = functools.partial(Progress, number=number, of=len(chosen))
         try:
-            _run_one(paper, parameters[paper.name], options)
+            _run_one(paper, parameters[paper.name], options, part)
         except NotebookError as error:
             failures.append(paper.name)
             print(f"failed: {error}\n", file=sys.stderr, flush=True)
@@ -322,7 +334,9 @@ def _make_writable(folder: Path) -> None:
         raise StoreError(f"cannot write {folder}: {unusable(OSError(error.errno, error.strerror))}") from error
 
 
-def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespace) -> None:
+def _run_one(
+    paper: Paper, parameters: dict[str, Any], options: argparse.Namespace, part: Callable[..., Progress]
+) -> None:
     print(f"{paper.name}: {paper.title}", flush=True)
     started = time.monotonic()
     environment = {"SWARMBOOK_FRESH": "1"} if options.fresh else {}
@@ -332,17 +346,25 @@ def _run_one(paper: Paper, parameters: dict[str, Any], options: argparse.Namespa
     if options.record:
         from swarmbook.reproduction import recording
 
-        with StatusLine(f"{paper.name}, recording") as progress:
+        with part(f"{paper.name}, recording") as progress:
             keys = recording.record_runs(record, paper, parameters, options.output, progress)
-    with StatusLine(paper.name) as progress:
-        done = execution.execute(paper, parameters, options.output, environment, progress)
+    with part(paper.name, costs=_costs(record) if options.fresh else None) as progress:
+        done = execution.execute(paper, parameters, options.output, environment, progress, figures=options.figures)
     if options.record:
         recording.commit(record, done.notebook, keys)
-    print(claims_table(done.claims, shutil.get_terminal_size((110, 24)).columns))
+    print(claims_table(done.claims))
     print(f"notebook  {short(done.notebook)}\nHTML      {short(done.html)}")
+    if options.figures:
+        print(f"figures   {short(done.notebook.parent / 'figures')}")
     if options.record:
         print(f"recorded  {short(record.notebook)}")
     print(f"took      {time.monotonic() - started:.0f} s\n", flush=True)
+
+
+def _costs(record: Paper) -> dict[str, float]:
+    from swarmbook.reproduction.training_time import recorded_seconds
+
+    return recorded_seconds(record.beside("runs"))
 
 
 def _open(options: argparse.Namespace) -> int:
@@ -397,7 +419,7 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
     environment = {} if options.scheduler else sweep.threads(workers)
     outcomes = []
     if unfinished:
-        with sweep.cluster(options.scheduler, workers) as client, StatusLine(paper.name) as progress:
+        with sweep.cluster(options.scheduler, workers) as client, Progress(paper.name) as progress:
             outcomes = sweep.sweep(
                 unfinished, client, environment, sweep_teller(progress, len(points)), options.keep_going
             )
@@ -410,7 +432,7 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
         merged = sweep_summary.read_points(
             paper.name, [point.name for point in points], collected.notebook.parent
         ).claims()
-        print(claims_table(merged, shutil.get_terminal_size((110, 24)).columns))
+        print(claims_table(merged))
         print(f"notebook  {short(collected.notebook)}\nHTML      {short(collected.html)}")
     left = len(points) - done - len(failures)
     took = time.monotonic() - started
@@ -419,50 +441,65 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from swarmbook.reproduction import verify
-
     _of_clone("verify")
     chosen = _chosen(options.papers, papers.records())
+    _begin("verify", chosen)
+    from swarmbook.reproduction import verify
+
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
-    say = functools.partial(print, flush=True)
     sample, within = None if options.all else options.sample, options.within or math.inf
-    with _as_recorded(chosen) as chosen:
-        return 0 if verify.verify(chosen, sample, seed, say, within) else 1
+    with _as_recorded(chosen) as chosen, Progress("verify") as progress:
+        return 0 if verify.verify(chosen, sample, seed, progress.say, within, progress) else 1
+
+
+def _begin(what: str, chosen: Sequence[Paper]) -> None:
+    """Say at once what a command does: what it needs takes seconds to load."""
+    print(f"{what}: {', '.join(paper.name for paper in chosen)}", file=sys.stderr, flush=True)
 
 
 def _report(options: argparse.Namespace) -> int:
-    from swarmbook.reproduction import report
-
     chosen = _chosen(options.papers, papers.records())
     output = (options.output or locations.runs_folder() / "report").absolute()
     _make_writable(output)
-    with _as_recorded(chosen) as chosen:
-        print(f"report    {short(report.build(chosen, output))}")
+    _begin("report", chosen)
+    from swarmbook.reproduction import report
+
+    with _as_recorded(chosen) as chosen, Progress("report") as progress:
+        front = report.build(chosen, output, progress.at)
+    print(f"report    {short(front)}")
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
+    print(f"export: run {options.run}", file=sys.stderr, flush=True)
     from swarmbook import export
 
     run = export.run_named(options.run)
-    say = functools.partial(print, flush=True)
     replica = export.MEAN if options.mean else options.replica
-    print(f"exported  {short(export.export(run, options.folder, replica, say=say))}")
+    with Progress("export") as progress:
+        folder = export.export(run, options.folder, replica, say=progress.say)
+    print(f"exported  {short(folder)}")
     return 0
 
 
 def _list(options: argparse.Namespace) -> int:
-    width = shutil.get_terminal_size((110, 24)).columns
-    with _as_recorded(list(papers.records().values())) as known:
+    known = papers.records()
+    with _as_recorded(papers.chosen(options.papers, known)) as chosen:
         if options.json:
-            print(json.dumps({"papers": [_as_json(paper) for paper in known]}, indent=2))
-        for paper in known if not options.json else ():
-            print(f"{paper.name}: {paper.title}")
-            print(f"{', '.join(paper.figures + paper.tables) or 'no figures yet'}; {paper.runs} recorded runs")
-            print(f"{claims_table(paper.claims, width)}\n")
+            print(json.dumps({"papers": [_as_json(paper) for paper in chosen]}, indent=2))
+        elif options.papers:
+            print("\n\n".join(_listed(paper) for paper in chosen))
+        elif chosen:
+            print(f"{papers_table(chosen)}\n`swarmbook list PAPER` shows the claims of a paper")
     if not known:
         raise _no_papers()
     return 0
+
+
+def _listed(paper: Paper) -> str:
+    shown = ", ".join(paper.figures + paper.tables) or "no figures yet"
+    head = textwrap.fill(f"{shown}; {paper.runs} recorded runs", columns())
+    return f"{paper.name}: {paper.title}\n{head}\n\n{claims_table(paper.claims)}"
 
 
 @contextmanager

@@ -6,20 +6,25 @@
   report finds it. A drawing says itself what it shows, by `figure.set_label`; any other figure is described by its
   axes and its series.
 - What lies over something else stands there as well, under "overlaps". Tests demand that nothing does.
+- The picture carries the numbers that it draws (`swarmbook.analysis.figure_data`) as a text of the PNG, from which the
+  report makes a table. They take a tenth of its size.
+- Where SWARMBOOK_FIGURES names a folder, the figure is written there as SVG as well, under the checksum of the picture.
 
 Serves: the figures of all five notebooks, and their alternative texts in the report.
 """
 
+import hashlib
 import io
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path as FilePath
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.collections import Collection, PathCollection, QuadMesh
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -28,11 +33,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch
 from matplotlib.path import Path
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Bbox
 
+from swarmbook.analysis import figure_data
+
 LONGEST = 1500  # characters of a description; who listens to it does not want more
-UNSEEN = ("None", "none", "", " ")  # matplotlib's names of no line and no marker
+NUMBERS = "numbers"  # the name of the text in a PNG that is its table
+LARGEST = 1_000_000  # bytes of a table that a picture carries; readers of PNG refuse larger texts
 
 
 def install() -> None:
@@ -46,7 +53,7 @@ def install() -> None:
 def picture(figure: Figure) -> tuple[bytes, dict[str, Any]] | None:
     """A figure as a PNG of twice its density, and the metadata of that: width and height in pixels of the page, "alt",
     and "overlaps" if anything lies over something else. None for a figure without axes."""
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
     if not figure.axes:
         return None
@@ -58,10 +65,30 @@ def picture(figure: Figure) -> tuple[bytes, dict[str, Any]] | None:
         found = overlaps(figure)
     finally:
         figure.set_dpi(density)
-    file = io.BytesIO()
-    image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "PNG")
+    file, texts, numbers = io.BytesIO(), PngImagePlugin.PngInfo(), figure_data.table(figure)
+    if len(numbers.encode()) <= LARGEST:
+        texts.add_itxt(NUMBERS, numbers, zip=True)
+    small = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    small.save(file, "PNG", pnginfo=texts)
+    if folder := os.environ.get("SWARMBOOK_FIGURES"):
+        with plt.rc_context({"svg.hashsalt": "swarmbook"}):
+            figure.savefig(FilePath(folder, f"{name_of(file.getvalue())}.svg"), format="svg", metadata={"Date": None})
     size = {"width": image.width // 2, "height": image.height // 2}
     return file.getvalue(), {**size, "alt": described(figure)} | ({"overlaps": found} if found else {})
+
+
+def name_of(picture: bytes) -> str:
+    """The name under which the SVG of a picture is written."""
+    return hashlib.sha256(picture).hexdigest()[:20]
+
+
+def numbers_of(picture: bytes) -> str | None:
+    """The table of numbers that a PNG carries, as CSV; None for one that carries none."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(picture))
+    image.load()
+    return image.text.get(NUMBERS)
 
 
 def described(figure: Figure) -> str:
@@ -89,24 +116,14 @@ def _series(ax: Axes, handle: Any, label: str) -> str:
         return label
     x, y = (np.atleast_1d(np.asarray(values, dtype=float)) for values in line.get_data())
     for places, values, axis in ((y, x, ax.yaxis), (x, y, ax.xaxis)):
-        if names := _named_places(axis):
+        if names := figure_data.named_places(axis):
             pairs = [(names.get(place), value) for place, value in zip(places.round(), values, strict=True)]
             return f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value in pairs if name and value == value)
     y = y[np.isfinite(y)]
     if len(y) < 2:
         return f"{label}: {y[0]:.3g}" if len(y) else label
-    drawn = line.get_linestyle() not in UNSEEN
+    drawn = line.get_linestyle() not in figure_data.UNSEEN
     return f"{label}: from {y[0]:.3g} to {y[-1]:.3g}" if drawn else f"{label}: between {y.min():.3g} and {y.max():.3g}"
-
-
-def _named_places(axis: Axis) -> dict[float, str]:
-    """The names at the whole numbers of an axis; none if it is an axis of numbers."""
-    ticks = axis.get_majorticklocs()
-    names = {
-        tick: " ".join(label.get_text().split()) for tick, label in zip(ticks, axis.get_majorticklabels(), strict=False)
-    }
-    whole = isinstance(axis.get_major_locator(), FixedLocator) and (ticks == ticks.round()).all()
-    return names if whole and any(name != f"{tick:g}" for tick, name in names.items()) else {}
 
 
 def overlaps(figure: Figure) -> list[str]:
@@ -195,8 +212,8 @@ def _drawn(mark: Artist) -> tuple[list[Path], np.ndarray]:
     if isinstance(mark, Line2D):
         points = mark.get_transform().transform(mark.get_xydata()) if len(mark.get_xdata()) else nothing
         points = points[np.isfinite(points).all(axis=1)]
-        drawn = mark.get_linestyle() not in UNSEEN and len(points) > 1
-        return [Path(points)] if drawn else [], nothing if mark.get_marker() in UNSEEN else points
+        drawn = mark.get_linestyle() not in figure_data.UNSEEN and len(points) > 1
+        return [Path(points)] if drawn else [], nothing if mark.get_marker() in figure_data.UNSEEN else points
     paths = mark.get_paths() if isinstance(mark, Collection) else [mark.get_path()]
     if isinstance(mark, PathCollection):  # its paths are markers
         return [], mark.get_offset_transform().transform(mark.get_offsets())

@@ -25,6 +25,7 @@ from swarmbook.errors import ConfigError
 from swarmbook.methods.consistency import ARCHITECTURE
 from swarmbook.records.computed import computed
 from swarmbook.records.fingerprint import fingerprint_of
+from swarmbook.records.progress_bars import bar
 from swarmbook.runs import final_states
 from swarmbook.training.state_layout import WEIGHTS
 
@@ -250,8 +251,6 @@ def _batches(ensembles: Sequence[Ensemble]) -> Iterator[list[Ensemble]]:
 
 def _scored(batch: Sequence[Ensemble], device: str, show: bool) -> list[pd.DataFrame]:
     """The tables of ensembles that ask the same; every expert scores every domain once."""
-    from tqdm import tqdm
-
     experts = {expert.key: expert for ensemble in batch for expert in ensemble.experts}
     states = final_states(experts.values(), device, show)
     models = {key: (config, [states[key]]) for key, config in experts.items()}
@@ -263,7 +262,7 @@ def _scored(batch: Sequence[Ensemble], device: str, show: bool) -> list[pd.DataF
             members[i] = [f"merged {i}"]
     fleets = _side_by_side(models, device)
     rows: list[list[tuple]] = [[] for _ in batch]
-    for domain in tqdm(batch[0].domains, desc=f"{len(models)} experts", unit="domain", disable=not show):
+    for domain in bar(batch[0].domains, desc=f"{len(models)} experts", unit="domain", disable=not show):
         scored, development = (_log_p(fleets, batch[0].windows(domain, split)) for split in ("test", "validation"))
         for own, names in zip(rows, members, strict=True):
             found = table_of(*(np.stack([part[name] for name in names]) for part in (scored, development)))

@@ -12,6 +12,7 @@ import pandas as pd
 import swarmbook
 from swarmbook.locations import recorded_folders
 from swarmbook.records.keys import key_of
+from swarmbook.records.progress_bars import ready
 from swarmbook.records.store import Store, open_store
 
 
@@ -44,7 +45,8 @@ def computed(
 
 
 def note(keys: Iterable[str]) -> None:
-    """Tell `swarmbook run --record`, if it listens, which runs and tables the notebook stands on."""
+    """Tell `swarmbook run`, if it listens, which runs and tables the notebook stands on."""
+    ready(keys)
     if path := os.environ.get("SWARMBOOK_RECORD"):
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(f"{key}\n" for key in keys)

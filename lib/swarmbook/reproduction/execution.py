@@ -10,21 +10,22 @@ Serves: `swarmbook run`, `sweep` and `verify`.
 
 import hashlib
 import json
+import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from swarmbook.analysis.claims import Claim
+from swarmbook.endings import Terminated, terminable
 from swarmbook.errors import NotebookError
 from swarmbook.locations import runs_folder, store_folder
 from swarmbook.records.atomic_files import scratch_folder, write
+from swarmbook.reproduction import publishing
 from swarmbook.reproduction.kernel import channels, socket_folder
 from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
 from swarmbook.reproduction.publishing import KERNELSPEC, html
@@ -58,14 +59,16 @@ def execute(
     folder: Path | None = None,
     stamp: Mapping[str, Any] | None = None,
     page: bool = True,
+    figures: bool = False,
 ) -> Execution:
     """Execute a paper's notebook in its own folder, and write a page of HTML and the executed notebook.
 
     parameters: in place of the notebook's own. output: see `results_folder`. environment: is added to the kernel's.
     folder: where the results go, in place of `results_folder`. stamp: what `stamp_of` gives back. page: whether a page
-    of HTML is written, which takes two seconds.
+    of HTML is written, which takes two seconds. figures: whether each figure is written as PNG, SVG and CSV of its
+    numbers to a folder `figures`, which takes as long as drawing them.
     Raises UsageError for parameters that do not fit the notebook, and NotebookError if a cell fails or the kernel dies;
-    what was executed until then is kept beside the results. So it is if SIGTERM ends this process (Terminated).
+    what was executed until then is kept beside the results. So it is if a signal ends this process (Terminated).
     """
     parameters = checked(paper, parameters or {})
     # what lies beside the notebook is found by these, wherever the kernel runs
@@ -73,46 +76,34 @@ def execute(
     environment = {**places, **(environment or {})}
     folder = folder or results_folder(paper, parameters, output)
     failed = folder / f"{paper.name}.failed.ipynb"
-    with _terminable(), scratch_folder(folder) as scratch, socket_folder() as sockets:
+    with terminable(), scratch_folder(folder) as scratch, socket_folder() as sockets:
         partial = scratch / paper.notebook.name
         try:
-            content = _run(paper, parameters, partial, environment, progress, sockets)
+            drawn = {"SWARMBOOK_FIGURES": str(scratch)} if figures else {}
+            surroundings = {**_bars_to(scratch), **drawn, **environment}
+            content = _run(paper, parameters, partial, surroundings, progress, sockets)
         except NotebookError as error:
             write(failed, partial.read_bytes())
             raise NotebookError(f"{error}\nexecuted so far: {failed}") from error
         except Terminated:
             if partial.exists():
                 write(failed, partial.read_bytes())
-                print(f"\nterminated; executed so far: {failed}", file=sys.stderr, flush=True)
+                with suppress(OSError):  # the terminal may be gone
+                    print(f"\nexecuted so far: {failed}", file=sys.stderr, flush=True)
             raise
         shown = folder / f"{paper.name}.html" if page else None
         if shown:
             write(shown, html(content).encode())
+        if figures:
+            publishing.write_figures(content, folder / "figures", scratch)
         write(folder / paper.notebook.name, partial.read_bytes() if stamp is None else _stamped(content, stamp))
     failed.unlink(missing_ok=True)
     return Execution(folder / paper.notebook.name, shown, claims_of(content, paper.name))
 
 
-class Terminated(SystemExit):
-    """This process was asked to end (SIGTERM), as batch systems do when a job's time is up."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Within the block SIGTERM raises Terminated, so that what is begun is tidied up; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield  # nobody but the main thread may set this; and who has set it knows better
-        return
-
-    def end(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _bars_to(folder: Path) -> dict[str, str]:
+    """Keep bars of progress out of the notebook: they go to whoever follows the execution, or else to a folder."""
+    return {"SWARMBOOK_PROGRESS": os.environ.get("SWARMBOOK_PROGRESS") or str(folder)}
 
 
 def _stamped(content: Any, stamp: Mapping[str, Any]) -> bytes:

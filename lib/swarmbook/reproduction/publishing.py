@@ -22,11 +22,12 @@ KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "nam
 CELL_FILE = (r"""(/[^\s'"<>:/]+)*/ipykernel_\d+/\d+\.py""", "cell.py")
 FOLDED = """
 {%- block input_group -%}
-{%- if cell.metadata.get("jupyter", {}).get("source_hidden") -%}
+{%- if FOLD -%}
 <details class="source"><summary>code</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock -%}
-"""  # what JupyterLab hides, a page of HTML folds
+"""  # of code that is folded
+HIDDEN = 'cell.metadata.get("jupyter", {}).get("source_hidden")'  # what JupyterLab hides, a page of HTML folds
 INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other parameters than the default
 
 
@@ -46,16 +47,17 @@ def check(notebook: Path) -> None:
         raise NotebookError(f"{notebook} is not a notebook ({first_line(error)}); restore it from git") from error
 
 
-def html(content: Any, template: str = "") -> str:
+def html(content: Any, template: str = "", fold: bool = False) -> str:
     """A notebook as a page of HTML, by nbconvert, with the descriptions of its figures, and their code folded.
 
-    content: as nbformat reads it. template: nbconvert's own, or the text of a Jinja template that replaces it.
+    content: as nbformat reads it. template: nbconvert's own, or the text of a Jinja template that replaces it. fold:
+    whether all code is folded.
     """
     from nbconvert import HTMLExporter
 
     log = logging.getLogger(__name__)  # would warn of each picture without a description
     log.setLevel(logging.ERROR)
-    template = (template or "{%- extends 'lab/index.html.j2' -%}") + FOLDED
+    template = (template or "{%- extends 'lab/index.html.j2' -%}") + FOLDED.replace("FOLD", "true" if fold else HIDDEN)
     exporter = HTMLExporter(embed_images=True, log=log, raw_template=template)
     page, _ = exporter.from_notebook_node(content)
     for cell in content.cells:
@@ -114,6 +116,35 @@ def stable(shown: Any, patterns: Iterable[tuple[str, str]]) -> Any:
         for pattern, name in patterns:
             shown = re.sub(pattern, name, shown)
     return shown
+
+
+def slug(label: str) -> str:
+    """A label as a file and a place in a page are named by it, such as "figure-4a"."""
+    return re.sub(r"[^\w.-]+", "-", label).strip("-")
+
+
+def write_figures(content: Mapping[str, Any], folder: Path, drawn: Path | None = None) -> dict[str, list[Path]]:
+    """Write the figures of a notebook to a folder: PNG, CSV of the numbers in it, and SVG where it was `drawn`.
+
+    drawn: a folder with SVGs, each under the checksum of its picture or, as this function names it, under its label
+    beside that picture. Returns the files by label.
+    """
+    from swarmbook.analysis.pictures import name_of, numbers_of
+
+    written: dict[str, list[Path]] = {}
+    for label, picture in pictures(content).items():
+        numbers, name = numbers_of(picture), slug(label)
+        files = {".png": picture} | ({} if numbers is None else {".csv": numbers.encode()})
+        if drawn is not None:
+            own, same = drawn / f"{name_of(picture)}.svg", drawn / f"{name}.png"
+            svg = own if own.exists() else drawn / f"{name}.svg"
+            if svg.exists() and (svg == own or (same.exists() and same.read_bytes() == picture)):
+                files[".svg"] = svg.read_bytes()
+        folder.mkdir(parents=True, exist_ok=True)
+        written[label] = [folder / f"{name}{suffix}" for suffix in files]
+        for path, data in zip(written[label], files.values(), strict=True):
+            write(path, data)
+    return written
 
 
 def pictures(content: Mapping[str, Any]) -> dict[str, bytes]:

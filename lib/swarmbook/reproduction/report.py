@@ -1,270 +1,286 @@
-"""The report: a static site of the executed notebooks, and a front page with the claims of all papers.
+"""The report: a static site of the executed notebooks, and a front page that says what holds.
 
-- Pages are nbconvert's, in its own JupyterLab theme, without the scripts that it would fetch. Nothing is loaded from
-  anywhere and no script runs; a content security policy in each page has browsers hold to that, whatever a notebook
-  shows. Pages read the same in light and dark themes, on a phone and on paper.
+- The front page has a matrix of verdicts, a picture and a sentence of each paper, and all claims, to be filtered and
+  searched. Each claim leads to its place in the notebook's page and to the figures and tables that show it.
+- A page is a notebook, by nbconvert. Claims and figures have places of their own, such as `noloco.html#3A` and
+  `noloco.html#figure-2`. A figure comes with its picture, its numbers as CSV, and an SVG if `swarmbook run --figures`
+  has drawn the same picture.
+- Below each figure, table and claim stands where it comes from (`swarmbook.reproduction.report_origins`).
 - What the report itself says of claims, labels and records is text: no HTML or Markdown in it counts.
-- Below each figure, table and claim stands where it comes from: the runs that its cell stands on, what made them, and
-  the command to repeat it. Each page ends with all that is recorded.
 - What was recorded of a paper at another profile has a page of its own, and on the front page a place below the paper.
 
 Serves: `swarmbook report`.
 """
 
-import html
-import re
-from collections.abc import Mapping, Sequence, Set
+import base64
+import datetime
+import io
+import subprocess
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from swarmbook import __version__
-from swarmbook.analysis.claims import MARK, UNDECIDED, Claim
+from swarmbook.analysis.claims import MARK, VERDICTS, Claim, by_verdict
 from swarmbook.errors import NotebookError
+from swarmbook.locations import runs_folder
 from swarmbook.records import atomic_files
-from swarmbook.reproduction import papers, publishing
+from swarmbook.reproduction import evidence, papers, publishing
 from swarmbook.reproduction.papers import Paper
+from swarmbook.reproduction.publishing import slug
+from swarmbook.reproduction.report_origins import escaped, origin, record_of
+from swarmbook.reproduction.report_theme import SCRIPT, name_of, template
 
-if TYPE_CHECKING:
-    from swarmbook.records.store import Record
-    from swarmbook.reproduction.recorded_runs import Recorded
-
-# what browsers may load and run for a page: pictures and styles that are in it
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-TEMPLATE = f"""\
-{{%- extends 'lab/index.html.j2' -%}}
-{{%- block html_head_js -%}}<meta http-equiv="Content-Security-Policy" content="{POLICY}">{{%- endblock -%}}
-"""
-TEMPLATE += """\
-{%- block jupyter_widgets -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_css -%}<style>STYLE</style>{%- endblock -%}
-"""
-STYLE = """
-body.jp-Notebook { max-width: 70rem; margin: 0 auto; padding: 1rem; overflow: visible; }
-.jp-InputPrompt, .jp-OutputPrompt { display: none; }
-.jp-RenderedHTMLCommon table { display: block; max-width: 100%; overflow-x: auto; margin-left: 0; }
-.jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th { text-align: left; vertical-align: top; white-space: normal; }
-.jp-RenderedImage { overflow-x: auto; }
-.jp-RenderedImage img { max-width: 100%; height: auto; }
-.jp-RenderedImage img, .jp-RenderedHTML svg { background: #fff; } /* drawn for a light page */
-.jp-OutputArea-output pre, .jp-InputArea-editor { overflow-x: auto; }
-code { overflow-wrap: anywhere; }
-.origin { color: var(--jp-content-font-color2); }
-.keys, .keys td { font-family: var(--jp-code-font-family); font-size: var(--jp-code-font-size); }
-@media (max-width: 40rem) {
-  body.jp-Notebook { padding: 0.25rem; }
-  .jp-RenderedImage img { max-width: 46rem; } /* smaller cannot be read; it scrolls by itself */
-  table.claims :is(tbody, tr, td), table.claims { display: block; }
-  table.claims thead { display: none; }
-  table.claims tr { padding: 0.5rem 0; }
-  table.claims td { padding: 0.1rem 0.5rem; }
-  table.claims td:nth-child(4)::before { content: "paper: "; }
-  table.claims td:nth-child(5)::before { content: "ours: "; }
-}
-@media print {
-  body.jp-Notebook { max-width: none; }
-  .jp-RenderedHTMLCommon table { display: table; font-size: 8pt; }
-  .jp-OutputArea-output pre, .highlight pre { white-space: pre-wrap; }
-  tr, img { break-inside: avoid; }
-  h1, h2, h3 { break-after: avoid; }
-}
-@media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; } DARK }
-"""
+WIDE = 768  # pixels of a picture on the front page, twice its width there
 
 
-def build(chosen: Sequence[Paper], output: Path) -> Path:
+@dataclass(frozen=True)
+class Page:
+    """A paper's notebook as a page."""
+
+    paper: Paper
+    content: Any  # as nbformat reads it
+
+    @property
+    def name(self) -> str:
+        return quote(f"{self.paper.name}.html")
+
+    @property
+    def title(self) -> str:
+        return f"{self.paper.title}{self.paper.profile and f', at the profile {self.paper.profile}'}"
+
+    @cached_property
+    def adding(self) -> dict[str, int]:
+        """The number of the cell that adds each claim, of those that a cell adds by its id."""
+        return evidence.adding(self.content.cells, {claim.id for claim in self.paper.claims})
+
+    @cached_property
+    def shows(self) -> dict[str, list[str]]:
+        """The figures and tables that each claim stands on."""
+        found = evidence.evidence(self.content.cells, {claim.id for claim in self.paper.claims})
+        return {id: [papers.label_of(self.content.cells[n]) for n in numbers] for id, numbers in found.items()}
+
+    def place(self, claim: Claim) -> str:
+        """The link to a claim: to its own place, or to the table of all claims if no cell adds it by its id."""
+        return f"{self.name}#{quote(claim.anchor) if claim.id in self.adding else 'all-claims'}"
+
+
+def build(chosen: Sequence[Paper], output: Path, say: Callable[[float, str], None] = lambda *_: None) -> Path:
     """Write `index.html` and one page for each paper, or record of one, into a folder; returns the front page's path.
 
+    say: is told what share is done, and what is done now.
     Raises NotebookError if a recorded run is damaged, or if it cannot be found out what a figure stands on.
     """
     import nbformat
-    from nbformat.v4 import new_markdown_cell, new_notebook
 
     from swarmbook.reproduction import lineage
     from swarmbook.reproduction.recorded_runs import recorded
 
     output.mkdir(parents=True, exist_ok=True)
-    template = _template()
-    records = {paper.name: recorded(paper) for paper in chosen}
+    records = {}
+    for number, paper in enumerate(chosen):
+        say(number / len(chosen) / 2, f"checking what is recorded of {paper.name}")
+        records[paper.name] = recorded(paper)
     if faults := [fault for record in records.values() for fault in record.faults]:
         raise NotebookError("\n".join(faults))
+    say(0.5, "looking up which runs each figure stands on")
     stands_on = lineage.keys_of_cells(chosen)
-    front = [
-        "# swarmbook: what holds\n\nFive papers on computing with machines that nobody can rely on, each reproduced by "
-        "one notebook. Verdicts rest on 95 % confidence intervals over seeds; "
-        f"*{UNDECIDED}* means that the interval, or the size of the runs, leaves it open."
-    ]
-    for paper in chosen:
-        record = records[paper.name]
-        parents = lineage.parents(record)
-        content = nbformat.read(paper.notebook, 4)
-        front.append(_summary(paper, content))
-        cells = [new_markdown_cell(_contents(content), id="contents")]
-        for cell in content.cells:
-            cells.append(cell)
-            if shown := _shown(cell, paper):
-                keys = stands_on[paper.name].get(cell["id"], frozenset())
-                text = _origin(shown, paper, record, keys, lineage.ancestors(keys, parents))
-                cells.append(new_markdown_cell(text, id=f"{cell['id']}-provenance"))
-        content.cells = [*cells, new_markdown_cell(_record(paper, record, parents), id="provenance")]
-        content.metadata["title"] = _title(paper)
-        atomic_files.write(output / f"{paper.name}.html", publishing.html(content, template).encode())
-    index = new_notebook(cells=[new_markdown_cell(text) for text in front], metadata={"title": "swarmbook"})
-    atomic_files.write(output / "index.html", publishing.html(index, template).encode())
-    return output / "index.html"
+    pages = []
+    for number, paper in enumerate(chosen):
+        say(0.5 + number / len(chosen) / 2, f"writing {paper.name}.html")
+        pages.append(Page(paper, nbformat.read(paper.notebook, 4)))
+        _write_page(pages[-1], records[paper.name], stands_on[paper.name], output)
+    return _write_front(pages, output)
 
 
-def _template() -> str:
-    """nbconvert's page without its scripts. Where the reader's system has a dark theme, so has the page."""
-    from nbconvert import HTMLExporter
+def _write_page(page: Page, record: Any, stands_on: Mapping[str, Set[str]], output: Path) -> None:
+    """Write the page of a paper, its notebook as a file, and its figures."""
+    from nbformat.v4 import new_markdown_cell
 
-    found = (Path(folder) / "lab/static/theme-dark.css" for folder in HTMLExporter().template_paths)
-    dark = next(path for path in found if path.exists()).read_text(encoding="utf-8")
-    style = STYLE.replace("DARK", dark)
-    return TEMPLATE.replace("STYLE", "{% raw %}" + style + "{% endraw %}")
+    from swarmbook.reproduction import lineage
+
+    paper, parents = page.paper, lineage.parents(record)
+    executed = runs_folder(paper.notebook.parents[1]) / paper.name / "figures"
+    files = publishing.write_figures(page.content, output / "figures" / paper.name, executed)
+    atomic_files.write(output / paper.notebook.name, paper.notebook.read_bytes())
+    cells = [new_markdown_cell(_head(page), id="contents")]
+    for number, cell in enumerate(page.content.cells):
+        claims = [claim for claim in paper.claims if page.adding.get(claim.id) == number]
+        if text := _places(
+            cell, claims, {label: [path.relative_to(output) for path in own] for label, own in files.items()}
+        ):
+            cells.append(new_markdown_cell(text, id=f"{cell['id']}-place"))
+        cells.append(cell)
+        told = ", ".join(filter(None, (papers.label_of(cell), *(f"claim {claim.id}" for claim in claims))))
+        if told:
+            keys = stands_on.get(cell["id"], frozenset())
+            text = origin(told, paper, record, keys, lineage.ancestors(keys, parents))
+            cells.append(new_markdown_cell(text, id=f"{cell['id']}-provenance"))
+    whole = page.content.copy()
+    whole.cells = [*cells, new_markdown_cell(record_of(paper, record, parents), id="provenance")]
+    whole.metadata["title"] = page.title
+    atomic_files.write(output / f"{paper.name}.html", publishing.html(whole, template(), fold=True).encode())
 
 
-def _contents(content: Mapping[str, Any]) -> str:
-    """The head of a page: links to the front page and to all figures and tables."""
-    cells = [cell for cell in content["cells"] if papers.label_of(cell)]
-    shown = " · ".join(f"<a href='{_anchor(cell)}'>{_escaped(papers.label_of(cell))}</a>" for cell in cells)
-    return f"<p><a href='index.html'>All papers</a></p><p>{shown}</p>"
+def _head(page: Page) -> str:
+    """The head of a page: links to the front page, the notebook, and all figures and tables; its verdicts, unless the
+    notebook shows them itself."""
+    labels = [papers.label_of(cell) for cell in page.content.cells if papers.label_of(cell)]
+    shown = " · ".join(f"<a href='#{quote(slug(label))}'>{escaped(label)}</a>" for label in labels)
+    text = f"<p><a href='index.html'>All papers</a> · <a href='{quote(page.paper.notebook.name)}'>this notebook</a></p>"
+    if not any("verdicts" in cell["metadata"].get("tags", []) for cell in page.content.cells):
+        text += f"<p>{_marks(page, page.paper.claims)}</p>"
+    return f"{text}<p>{shown}</p>"
 
 
-def _summary(paper: Paper, content: Mapping[str, Any]) -> str:
-    """A paper on the front page: its claims as a table."""
-    heading, page = "h3" if paper.profile else "h2", f"{quote(paper.name)}.html"
-    counts = {verdict: sum(claim.verdict == verdict for claim in paper.claims) for verdict in MARK}
-    said = ", ".join(f"{MARK[verdict]} {verdict}: {n}" for verdict, n in counts.items() if n) or "no claims yet"
-    text = f"<{heading}>{_escaped(_title(paper))}</{heading}><p><a href='{page}'>The notebook</a>. {said}.</p>"
-    rows = []
-    for claim in paper.claims:
-        label, anchor = _figure(claim, content)
-        cells = (f"<b>{_escaped(claim.id)}</b>", *map(_escaped, (claim.text, f"{MARK[claim.verdict]} {claim.verdict}")))
-        cells += (*map(_escaped, (claim.paper, claim.ours)), f"<a href='{page}{anchor}'>{_escaped(label)}</a>")
-        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
-    if rows:
-        head = "".join(f"<th>{name}</th>" for name in ("claim", "", "verdict", "paper", "ours", "figure"))
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        text += f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _places(cell: Mapping[str, Any], claims: Sequence[Claim], files: Mapping[str, Sequence[Path]]) -> str:
+    """The places to which links to a cell's figures and claims lead; empty if it has none."""
+    text, label = "", papers.label_of(cell)
+    if label:
+        own = dict.fromkeys(path for name in label.split(", ") for path in files.get(name, ()))
+        links = " · ".join(f"<a href='{quote(str(path))}'>{path.suffix[1:].upper()}</a>" for path in own)
+        link = f"<a href='#{quote(slug(label))}'>{escaped(label)}</a>"
+        text = f"<p class='label' id='{escaped(slug(label))}'>{link}{links and f'<small>{links}</small>'}</p>"
+    if "claims" in cell["metadata"].get("tags", []):
+        text += "<p class='label' id='all-claims'></p>"
+    said = [output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", [])]
+    for claim in claims:
+        if not any(text.startswith(f"###### {claim.id}\n") for text in said):  # such a heading is a place itself
+            text += f"<p class='label' id='{escaped(claim.anchor)}'></p>"
     return text
 
 
-def _title(paper: Paper) -> str:
-    return f"{paper.title}{paper.profile and f', at the profile {paper.profile}'}"
+def _write_front(pages: Sequence[Page], output: Path) -> Path:
+    from nbformat.v4 import new_markdown_cell, new_notebook
 
-
-def _figure(claim: Claim, content: Mapping[str, Any]) -> tuple[str, str]:
-    """The figure or table from which a claim is read, and its anchor.
-
-    It is the nearest at or before the cell that adds the claim, or the table of claims if no cell adds it by its name.
-    """
-    label, anchor, table = "notebook", "", ""
-    for cell in content["cells"]:
-        if shown := papers.label_of(cell):
-            label, anchor = shown, _anchor(cell)
-        if _adds(cell, claim):
-            return label, anchor
-        if "claims" in cell["metadata"].get("tags", []):
-            table = _anchor(cell)
-    return ("claims", table) if table else ("notebook", "")
-
-
-def _anchor(cell: Mapping[str, Any]) -> str:
-    return f"#cell-id={quote(cell['id'])}"
-
-
-def _adds(cell: Mapping[str, Any], claim: Claim) -> bool:
-    """Whether a cell adds a claim. Its name alone does not tell: a colour can have the name of a claim."""
-    return re.search(rf"""\.add\(\s*["']{re.escape(claim.id)}["']""", cell["source"]) is not None
-
-
-def _shown(cell: Mapping[str, Any], paper: Paper) -> str:
-    """The figures, tables and claims that a cell shows, as one text."""
-    claims = ", ".join(f"claim {claim.id}" for claim in paper.claims if _adds(cell, claim))
-    return ", ".join(text for text in (papers.label_of(cell), claims) if text)
-
-
-def _origin(shown: str, paper: Paper, record: "Recorded", keys: Set[str], ancestors: Set[str]) -> str:
-    """Where what a cell shows comes from, as a closed block of HTML."""
-    command = _escaped(paper.command)
-    again = f"<code>{command}</code>"
-    if not keys:
-        said = f"{_escaped(shown)}: computed by {again}, from nothing recorded"
-        return f"<details class='origin'><summary>{said}</summary></details>"
+    claims = [claim for page in pages for claim in page.paper.claims]
     text = [
-        f"<summary>{_escaped(shown)}: from {_count(keys, record)}</summary>",
-        f"<p>From the record again by {again}, from nothing by <code>{command} --fresh</code>.</p>",
-        *(f"<p>{_escaped(made)}</p>" for made in sorted({_made(_of(key, record)) for key in keys | ancestors})),
-        f"<p class='keys'>{_linked(keys)}</p>",
+        "<h1>swarmbook: what holds</h1><p>Papers on computing with machines that nobody can rely on, each reproduced "
+        "by one notebook. Verdicts rest on 95 % confidence intervals over seeds.</p>",
+        _matrix(pages),
+        f"<p class='made'>{_made(pages)}</p>",
+        *map(_summary, pages),
+        "<h2 id='claims'>All claims</h2>",
+        _filters(pages, by_verdict(claims)) + _claims(pages) if claims else "<p>No claims yet.</p>",
     ]
-    if ancestors:
-        text.append(f"<p class='keys'>These were made from {_count(ancestors, record)}: {_linked(ancestors)}</p>")
-    return f"<details class='origin'>{''.join(text)}</details>"
+    front = new_notebook(cells=[new_markdown_cell(part) for part in text], metadata={"title": "swarmbook"})
+    looks = template(SCRIPT if claims else "", tuple(slug(page.paper.name) for page in pages))
+    atomic_files.write(output / "index.html", publishing.html(front, looks).encode())
+    return output / "index.html"
 
 
-def _record(paper: Paper, record: "Recorded", parents: Mapping[str, Set[str]]) -> str:
-    """All that is recorded beside a notebook, by what made it, as Markdown."""
-    command, name = _escaped(paper.command), _escaped(paper.name)
-    text = [
-        "## Where these numbers come from",
-        f"<p>All of this page comes from executing its notebook with swarmbook {__version__}: "
-        f"<code>{command}</code>. Below each figure, table and claim are the keys of the runs that it stands on.</p>",
-    ]
-    groups: dict[str, list[str]] = {}
-    for key in sorted(parents):
-        groups.setdefault(_made(_of(key, record)), []).append(key)
-    if groups:
-        text.append(
-            f"<p><code>{command} --fresh</code> trains all runs again; <code>swarmbook verify {name}</code> does so "
-            "with a sample of them, and compares. What is told of a run is what differs from the defaults of "
-            "<code>RunConfig</code>.</p>"
-        )
-    else:
-        text.append("Nothing is recorded beside it: it computes everything, from the seed among its parameters.")
-    for made, keys in groups.items():
-        told = {key: f"{_escaped(_described(key, record))} {_linked(parents[key])}" for key in keys}
-        rows = (f"<tr id='run-{key}'><td>{key}</td><td>{text}</td></tr>" for key, text in told.items())
-        summary = f"{_count(set(keys), record)}: {_escaped(made)}"
-        text.append(f"<details><summary>{summary}</summary><table class='keys'>{''.join(rows)}</table></details>")
-    return "\n\n".join(text)
+def _made(pages: Sequence[Page]) -> str:
+    """When the report was made, by which version, and of which commit."""
+    command = ["git", "-C", str(pages[0].paper.notebook.parent), "describe", "--always", "--dirty=, with changes"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
+    today = datetime.date.today().isoformat()
+    said = f"Made on <time>{today}</time> by swarmbook {__version__}{commit and f', commit {escaped(commit)}'}."
+    notebooks = (
+        f"<a href='{quote(page.paper.notebook.name)}'>{escaped(page.paper.notebook.name)}</a>" for page in pages
+    )
+    return f"{said} Sources: {', '.join(notebooks)}."
 
 
-def _of(key: str, record: "Recorded") -> "Record":
-    return record.runs[key][0] if key in record.runs else record.tables[key]
+def _mark(claim: Claim, link: str) -> str:
+    """A claim as a small link: its sign and id, and for who listens the verdict and the claim in words."""
+    said = f"<span class='only-read'> {escaped(claim.verdict)}: {escaped(claim.text)}</span>"
+    what = f"<span aria-hidden='true'>{MARK[claim.verdict]}</span> {escaped(claim.id)}{said}"
+    title = escaped(f"{claim.verdict}: {claim.text}")
+    return f"<a class='mark {name_of(claim.verdict)}' href='{link}' title='{title}'>{what}</a>"
 
 
-def _made(record: "Record") -> str:
-    """What made a run or table."""
-    made = record.provenance
-    how = f"swarmbook {made['swarmbook']}"
-    if "torch" in made:
-        how += f", torch {made['torch']}, numpy {made['numpy']}, Python {made['python']}, {made['device']}, "
-        how += f"{made['threads']} thread{'s' * (made['threads'] > 1)}"
-    return how
+def _marks(page: Page, claims: Sequence[Claim]) -> str:
+    return "".join(_mark(claim, page.place(claim)) for claim in claims)
 
 
-def _described(key: str, record: "Recorded") -> str:
-    """The configuration of a run, or what a table depends on."""
-    if key in record.runs:
-        fields = record.runs[key][1].model_dump(mode="json", exclude_defaults=True, exclude={"start", "branch"})
-    else:
-        fields = {name: value for name, value in record.tables[key].config.items() if name not in ("data", "experts")}
-    return ", ".join(f"{name}={value}" for name, value in fields.items())
+def _verdict(verdict: str) -> str:
+    return f"<span class='{name_of(verdict)}'><span aria-hidden='true'>{MARK[verdict]}</span> {escaped(verdict)}</span>"
 
 
-def _count(keys: Set[str], record: "Recorded") -> str:
-    runs, tables = len(keys & record.runs.keys()), len(keys & record.tables.keys())
-    counts = (f"{n} {name}{'s' * (n > 1)}" for n, name in ((runs, "run"), (tables, "recorded table")) if n)
-    return " and ".join(counts)
+def _matrix(pages: Sequence[Page]) -> str:
+    """One row a paper, one column a verdict: how many claims, and each of them as a mark."""
+    there = [verdict for verdict in VERDICTS if any(verdict in by_verdict(page.paper.claims) for page in pages)]
+    head = "".join(f"<th scope='col'>{_verdict(verdict)}</th>" for verdict in there)
+    rows = []
+    for page in pages:
+        groups = by_verdict(page.paper.claims)
+        cells = []
+        for verdict in there:
+            group = groups.get(verdict, [])
+            count = f"{len(group)}&ensp;{_marks(page, group)}" if group else ""
+            cells.append(f"<td data-verdict='{escaped(verdict)}'>{count}</td>")
+        name = f"<a href='{page.name}'>{escaped(page.paper.name)}</a>"
+        rows.append(f"<tr><th scope='row'>{name}</th>{''.join(cells)}</tr>")
+    return f"<table class='matrix'><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _linked(keys: Set[str]) -> str:
-    return " ".join(f"<a href='#run-{key}'>{key}</a>" for key in sorted(keys))
+def _summary(page: Page) -> str:
+    """A paper on the front page: what was found in a sentence, and a picture."""
+    from nbconvert.filters import markdown2html
+
+    heading = "h3" if page.paper.profile else "h2"
+    title = f"<{heading}><a href='{page.name}'>{escaped(page.title)}</a></{heading}>"
+    groups = {verdict: len(group) for verdict, group in by_verdict(page.paper.claims).items()}
+    counts = ", ".join(f"{_verdict(verdict)}: {count}" for verdict, count in groups.items()) or "no claims yet"
+    found = " ".join(markdown2html(page.paper.found).split())
+    return f"{title}<div class='paper'><div><p>{counts}.</p>{found}</div>{_picture(page)}</div>"
 
 
-def _escaped(text: str) -> str:
-    """Text as HTML, on one line: a blank one would end the block of HTML, and what follows would count as Markdown."""
-    return html.escape(" ".join(text.split()))
+def _picture(page: Page) -> str:
+    """The figure that the first claim stands on, or else the first of the notebook, as a small picture with a link."""
+    from PIL import Image
+
+    pictures = publishing.pictures(page.content)
+    wanted = [label for labels in page.shows.values() for names in labels for label in names.split(", ")]
+    if not (labels := [label for label in (*wanted, *pictures) if label in pictures]):
+        return ""
+    label = labels[0]
+    image = Image.open(io.BytesIO(pictures[label])).convert("RGB")
+    image.thumbnail((WIDE, WIDE))
+    file = io.BytesIO()
+    image.quantize(64, dither=Image.Dither.NONE).save(file, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    cell = next(cell for cell in page.content.cells if label in papers.label_of(cell).split(", "))
+    alt = escaped(f"{label} of {page.paper.title}")
+    link = f"{page.name}#{quote(slug(papers.label_of(cell)))}"
+    size = f"width='{image.width}' height='{image.height}'"
+    return f"<a href='{link}'><img class='first' {size} alt='{alt}' src='{source}'></a>"
+
+
+def _filters(pages: Sequence[Page], verdicts: Mapping[str, Sequence[Claim]]) -> str:
+    """Boxes that hide claims, which the style alone obeys, and a field to search them, which takes the script."""
+
+    def boxes(named: Mapping[str, str]) -> str:
+        box = "<label><input type='checkbox' id='show-{}' checked> {}</label>"
+        return "".join(box.format(name, text) for name, text in named.items())
+
+    shown = boxes({name_of(verdict): _verdict(verdict) for verdict in verdicts})
+    of = boxes({slug(page.paper.name): escaped(page.paper.name) for page in pages if page.paper.claims})
+    search = "<label>Search <input type='search' id='search'></label> <span id='found' role='status'></span>"
+    return f"<div class='filters'><p>{shown}</p><p>{of}</p><p hidden>{search}</p></div>"
+
+
+def _claims(pages: Sequence[Page]) -> str:
+    """All claims as one table: each with its verdict, and links to its place and to what shows it."""
+    rows = []
+    for page in pages:
+        own = slug(page.paper.name)
+        for claim in page.paper.claims:
+            shows = ", ".join(
+                f"<a href='{page.name}#{quote(slug(label))}'>{escaped(label)}</a>" for label in page.shows[claim.id]
+            )
+            of = f"<small>{escaped(page.paper.name)}</small>"
+            id = f"<b><a href='{page.place(claim)}'>{escaped(claim.id)}</a></b><br>{of}"
+            cells = (id, escaped(claim.text), _verdict(claim.verdict), escaped(claim.paper), escaped(claim.ours), shows)
+            row = "".join(f"<td>{cell}</td>" for cell in cells)
+            classes = f"claim of-{own} of-{name_of(claim.verdict)}"
+            rows.append(f"<tr id='{own}-{escaped(claim.anchor)}' class='{classes}'>{row}</tr>")
+    names = ("claim", "", "verdict", "paper", "ours", "shown by")
+    head = "".join(f"<th scope='col'>{name}</th>" for name in names)
+    return f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

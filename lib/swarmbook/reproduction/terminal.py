@@ -1,72 +1,210 @@
-"""What commands show in a terminal: one line that moves, tables of claims, short paths.
+"""What commands show in a terminal: how far they are, tables of papers and claims, short paths.
 
-Serves: `swarmbook run`, `sweep` and `list`.
+Serves: `swarmbook run`, `sweep`, `verify`, `report` and `list`.
 """
 
 import os
 import shutil
 import sys
-import textwrap
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from swarmbook.analysis.claims import Claim
+from swarmbook.analysis.claims import DIRECTION, FAILS, HOLDS, POWERLESS, UNDECIDED, VERDICTS, Claim
+from swarmbook.reproduction.papers import Paper
+
+if TYPE_CHECKING:  # it takes a fifth of a second to load, and is loaded where it is needed
+    from rich.console import Group
+    from rich.table import Table
+
+COLOUR = {HOLDS: "green", DIRECTION: "cyan", FAILS: "red", UNDECIDED: "yellow", POWERLESS: "magenta"}
+EVERY = 60.0  # seconds between two lines of a log
+TELLING = 30.0  # seconds of known work after which its speed here says how long the rest takes
 
 
-class StatusLine:
-    """One line on a terminal that says how far an execution is. Elsewhere it says nothing, for the sake of logs.
+class Progress:
+    """How far a command is, on standard error, from the beginning to the end of a `with` block.
 
-    It is called as `execution.OnProgress` is.
+    On a terminal these are two lines: a bar over all that the command does with a clock that ticks, and what it does
+    now. Elsewhere it is a line a minute, for the sake of logs. It is called as `execution.OnProgress` is.
+
+    name: of what is done in the block. number, of: it is the part `number`, from 0, of so many. costs: seconds that the
+    runs it stands on took when they were recorded, by key; they say how long the rest may take.
     """
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, number: int = 0, of: int = 1, costs: Mapping[str, float] | None = None):
+        self.name, self.number, self.of, self.costs = name, number, of, costs or {}
+        self.done, self.now = 0.0, ""  # the share of this part, and what is done now
         self.started = time.monotonic()
-        self.shown = sys.stderr.isatty()
+        self._folder = tempfile.TemporaryDirectory(prefix="swarmbook-")
+        self._end = threading.Event()
+        self._live = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            quiet = {"redirect_stdout": False, "redirect_stderr": False}
+            where = {"console": Console(stderr=True), "transient": True, "refresh_per_second": 2}
+            self._live = Live(get_renderable=self._lines, **where, **quiet)
+        else:
+            self._log = threading.Thread(target=self._tell, daemon=True)
 
     def __call__(self, done: int, cells: int, figure: str, log: str) -> None:
+        self.done = done / cells
         self.show(f"cell {done + 1} of {cells}", figure, log)
 
+    def at(self, share: float, now: str) -> None:
+        """Say what share of it is done, and what is done now."""
+        self.done, self.now = share, now
+
     def show(self, *parts: str) -> None:
-        """Replace the line by the name, the time so far and these parts."""
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        self._show("  ".join(part for part in (self.name, f"{minutes}:{seconds:02}", *parts) if part))
+        """Say what is done now."""
+        self.now = "  ".join(part for part in parts if part)
 
     def say(self, line: str) -> None:
-        """Print a line that stays, above the one that moves."""
-        self._show("")
+        """Print a line that stays, on standard output, above those that move."""
+        if self._live:
+            self._live.stop()
         print(line, flush=True)
+        if self._live:
+            self._live.start()
 
-    def __enter__(self) -> "StatusLine":
-        self._show(f"{self.name}  starting")
+    def line(self) -> str:
+        """All of it in one line."""
+        return "  ".join(filter(None, (self._titled(), self._clock(), self._left(), self._detail())))
+
+    def __enter__(self) -> "Progress":
+        os.environ["SWARMBOOK_PROGRESS"] = self._folder.name  # training here and in kernels says there how far it is
+        if self._live:
+            self._live.start()
+        else:
+            self._log.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._show("")
+        del os.environ["SWARMBOOK_PROGRESS"]
+        self._end.set()
+        with suppress(OSError):  # the terminal is gone
+            if self._live:
+                self._live.stop()
+            else:
+                self._log.join()
+        self._folder.cleanup()
 
-    def _show(self, line: str) -> None:
-        if self.shown:
-            room = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:room]:{room}}\r", end="", file=sys.stderr, flush=True)
+    def _tell(self) -> None:
+        while not self._end.wait(EVERY):
+            with suppress(OSError, ValueError):
+                print(self.line(), file=sys.stderr, flush=True)
+
+    def _lines(self) -> "Group":
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        head = Table.grid(padding=(0, 2))
+        known, spent = self._spent()
+        share = (self.number + (spent / known if known else self.done)) / self.of
+        head.add_row(self._titled(), ProgressBar(1.0, share, width=24), self._clock(), self._left())
+        return Group(head, Text(self._detail(), no_wrap=True, overflow="ellipsis", style="dim"))
+
+    def _titled(self) -> str:
+        return f"{self.name} ({self.number + 1} of {self.of})" if self.of > 1 else self.name
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        return f"{minutes}:{seconds:02}"
+
+    def _detail(self) -> str:
+        """What is done now: the cell, how many runs are ready, and the bar of what is being trained."""
+        ready = len(set(self._read("keys").split()))
+        runs = f"{ready} of {len(self.costs)} runs" if self.costs else f"{ready} runs" if ready else ""
+        return "  ".join(filter(None, (self.now, runs, self._read("bar"))))
+
+    def _spent(self) -> tuple[float, float]:
+        """The seconds of all runs whose costs are known, and of those of them that are ready."""
+        ready = set(self._read("keys").split())
+        return sum(self.costs.values()), sum(cost for key, cost in self.costs.items() if key in ready)
+
+    def _left(self) -> str:
+        known, spent = self._spent()
+        if known <= spent:
+            return ""
+        from swarmbook.reproduction.training_time import duration
+
+        speed = (time.monotonic() - self.started) / spent if spent >= TELLING else 1.0
+        return f"about {duration((known - spent) * speed)} left"
+
+    def _read(self, name: str) -> str:
+        try:
+            return Path(self._folder.name, name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return ""
 
 
-def claims_table(claims: Sequence[Claim], width: int) -> str:
-    """Claims as aligned text of at most about `width` columns."""
+def columns() -> int:
+    """The width of what is printed."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def claims_table(claims: Sequence[Claim], width: int | None = None) -> str:
+    """Claims as aligned text of `width` columns, how many have which verdict last; coloured on a terminal."""
     if not claims:
         return "no claims yet"
-    rows = [("", "verdict", "paper", "ours", "claim")]
-    rows += [(claim.id, claim.verdict, claim.paper, claim.ours, claim.text) for claim in claims]
-    widths = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate((8, 14, 22, 22))]
-    widths.append(max(width - sum(widths) - 2 * len(widths), 24))
-    lines = []
-    for row in rows:
-        columns = [textwrap.wrap(text, size) for text, size in zip(row, widths, strict=True)]
-        for parts in zip_longest(*columns, fillvalue=""):
-            padded = (part.ljust(size) for part, size in zip(parts, widths, strict=True))
-            lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    from rich.text import Text
+
+    table = _table(claim=4, verdict=None, paper=3, ours=4)
+    for claim in claims:
+        verdict = Text(claim.verdict, COLOUR.get(claim.verdict, ""))
+        table.add_row(Text.assemble((claim.id, "bold"), "  ", claim.text), verdict, Text(claim.paper), Text(claim.ours))
+    return f"{_printed(table, width)}\n{totals(claims)}"
+
+
+def totals(claims: Iterable[Claim]) -> str:
+    """How many claims have which verdict."""
+    counts = Counter(claim.verdict for claim in claims)
+    each = ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
+    return f"{counts.total()} claim{'s' * (counts.total() != 1)}{each and f': {each}'}"
+
+
+def papers_table(papers: Sequence[Paper], width: int | None = None) -> str:
+    """One row a paper: how many of its claims have which verdict, and how many runs are recorded."""
+    from rich.text import Text
+
+    table = _table(paper=None, claims=2, runs=None, title=3)
+    for paper in papers:
+        counts = Counter(claim.verdict for claim in paper.claims)
+        each = [
+            Text(f"{verdict} {counts[verdict]}", COLOUR.get(verdict, "")) for verdict in VERDICTS if counts[verdict]
+        ]
+        claims = Text("\n").join(each) if each else Text("none yet")
+        table.add_row(Text(paper.name, "bold"), claims, str(paper.runs), Text(paper.title))
+    every = [claim for paper in papers for claim in paper.claims]
+    return f"{_printed(table, width)}\n{totals(every)}"
+
+
+def _table(**ratios: int | None) -> "Table":
+    """A table without lines; a column with a ratio shares what width the others leave."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, expand=True, padding=(0, 2, 0, 0), header_style="bold")
+    for name, ratio in ratios.items():
+        table.add_column(name, ratio=ratio, overflow="fold", max_width=None if ratio else 14)
+    return table
+
+
+def _printed(table: "Table", width: int | None) -> str:
+    from rich.console import Console
+
+    console = Console(width=width or columns(), highlight=False, emoji=False, markup=False)
+    with console.capture() as printed:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in printed.get().splitlines())
 
 
 def busy() -> str:
@@ -86,7 +224,7 @@ def short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def sweep_teller(progress: StatusLine, points: int) -> Callable:
+def sweep_teller(progress: Progress, points: int) -> Callable:
     """What `sweep.sweep` calls to tell each point as it ends, and to show how long the rest may take.
 
     points: how many the sweep has in all.
@@ -101,6 +239,7 @@ def sweep_teller(progress: StatusLine, points: int) -> Callable:
         failed = sum(outcome.state == "failed" for outcome in ended)
         minutes = (time.monotonic() - started) / max(len(ended), 1) * left / 60
         rest = f"about {minutes:.0f} min left" if ended else ""
+        progress.done = (points - left) / points
         progress.show(
             f"{points - left - failed} of {points} done", f"{failed} failed", f"{left} running or to come", rest
         )

@@ -1,10 +1,13 @@
 """How long training takes, by what it took when the same was recorded.
 
-Serves: what `swarmbook verify` and `export` say before they train.
+Serves: what `swarmbook verify` and `export` say before they train, and how long `swarmbook run --fresh` may take yet.
 """
 
+import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from swarmbook.config import RunConfig
 from swarmbook.records.store import Record
@@ -44,3 +47,15 @@ def duration(seconds: float) -> str:
     if seconds >= 6000:
         return f"{seconds / 3600:.0f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
+
+
+def recorded_seconds(folder: Path) -> dict[str, float]:
+    """By key the seconds that the runs in a folder took when they were recorded; their numbers are not read."""
+    import pyarrow.parquet as parquet
+
+    found = {}
+    for path in folder.glob("*.parquet"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # what is damaged is told by whoever reads it
+            made = json.loads(parquet.read_metadata(path).metadata[b"swarmbook"])["provenance"]
+            found[path.stem] = made["seconds"] / made["packed"]
+    return found

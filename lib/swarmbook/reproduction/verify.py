@@ -57,7 +57,7 @@ class Shown:
     tables: dict[str, Record] = field(default_factory=dict)
 
 
-def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
+def shown(paper: Paper, without: Collection[str] = (), progress: execution.OnProgress | None = None) -> Shown:
     """Execute a notebook on what is recorded. without: keys of tables that are left out, so that it computes them."""
     import nbformat
 
@@ -66,7 +66,8 @@ def shown(paper: Paper, without: Collection[str] = ()) -> Shown:
         place, own = Path(scratch), Store(Path(scratch) / "store")
         surroundings = {"SWARMBOOK_STORE": str(own.root), "SWARMBOOK_FRESH": "0"}
         try:
-            done = execution.execute(apart(paper, place, without), {}, environment=surroundings, folder=place / "runs")
+            own_paper, folder = apart(paper, place, without), place / "runs"
+            done = execution.execute(own_paper, {}, environment=surroundings, progress=progress, folder=folder)
         except NotebookError as error:
             return Shown([str(error).split("\nexecuted so far")[0]])
         executed = nbformat.read(done.notebook, 4)
@@ -281,12 +282,17 @@ def drawn(
 
 
 def verify(
-    chosen: Sequence[Paper], sample: int | None, seed: int, say: Callable[[str], None], within: float = math.inf
+    chosen: Sequence[Paper],
+    sample: int | None,
+    seed: int,
+    say: Callable[[str], None],
+    within: float = math.inf,
+    progress: execution.OnProgress | None = None,
 ) -> bool:
     """Verify papers; returns whether all is as it should be.
 
     sample: how many runs and tables are made again, None for all. seed: of the sample. say: is told what is found, line
-    by line. within: seconds that each of those which are made again may take.
+    by line. within: seconds that each of those which are made again may take. progress: is told how far notebooks are.
     """
     found = {paper.name: recorded(paper) for paper in chosen}
     runs = {key: run for one in found.values() for key, run in one.runs.items()}
@@ -307,7 +313,7 @@ def verify(
             if anew := tables[paper.name]:
                 lasts = sum(cost(own.tables[key], runs) for key in anew)
                 say(f"computing {len(anew)} of {len(own.tables)} tables again: about {duration(lasts)}")
-            now = shown(paper, anew)
+            now = shown(paper, anew, progress)
             wrong = now.faults
             compared += [compare_tables(own.tables[key], table) for key, table in sorted(now.tables.items())]
             wrong += [f"table {key} was not computed again" for key in anew if key not in now.tables and not wrong]

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from swarmbook.config import RunConfig
 from swarmbook.errors import TrainingError
@@ -24,6 +23,7 @@ from swarmbook.methods.recovery import RULES
 from swarmbook.methods.routing import side_by_side, stage_visits
 from swarmbook.methods.sync import SYNCS
 from swarmbook.records.checkpoint import WorkInProgress
+from swarmbook.records.progress_bars import bar
 from swarmbook.training.bookkeeping import Bookkeeping, erase
 from swarmbook.training.device import device_of
 from swarmbook.training.fleet import Fleet
@@ -50,7 +50,7 @@ def train(
     """
     state = Pack(pack, progress, device, starts)
     config = pack[0]
-    bar = tqdm(
+    moving = bar(
         total=(config.steps - state.begin) * state.tokens_per_step,
         initial=(state.step - state.begin) * state.tokens_per_step,
         desc=f"{len(pack)} run{'s' * (len(pack) > 1)} on {state.fleet.device}",
@@ -60,15 +60,15 @@ def train(
         disable=not show,
     )
     saved = time.monotonic()
-    with bar:
+    with moving:
         if state.step == state.begin:
             state.measure()
         while state.step < config.steps and state.healthy:
             state.advance()
-            bar.update(state.tokens_per_step)
+            moving.update(state.tokens_per_step)
             state.measure()
             if not state.losses:
-                bar.set_postfix_str(f"loss {state.last_loss:.3f}", refresh=False)
+                moving.set_postfix_str(f"loss {state.last_loss:.3f}", refresh=False)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     state.save()
                     saved = time.monotonic()
