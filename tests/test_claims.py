@@ -124,7 +124,7 @@ def test_without_power_nothing_is_judged(effect, expected):
     (claim,) = claims.claims
     assert claim.verdict == expected
     assert claim.power == f"dead stages over none: {effect}, where more than 0.25 is needed"
-    assert claim.power in claim._repr_markdown_() and claim.power in claims.table().to_string()
+    assert claim.power in claim.markdown() and claim.power in claims.table().to_string()
 
 
 def test_claims_show_and_tell():
@@ -154,6 +154,15 @@ def test_a_strip_has_every_claim_once_below_its_verdict():
     assert [line.split(" (")[0] for line in lines[1:]] == [f"{MARK[verdict]} {verdict}" for verdict in VERDICTS]
     assert list(by_verdict(found)) == list(VERDICTS) and by_verdict([]) == {}
     assert "∅ no power at this scale (1): T4, of 4" in repr(strip)
+
+
+def test_what_stands_in_a_claim_is_text():
+    odd = "a\n\n![b](http://c) <i onclick=d> `e` *f* $g$ # |h|"
+    claim = Claim(odd, odd, odd, odd, HOLDS)
+    told = "a !\\[b\\](http://c) &lt;i onclick=d&gt; \\`e\\` \\*f\\* \\$g\\$ \\# \\|h\\|"
+    assert claim.markdown() == f"##### {told}\n\n✓ **holds**: {told}. Paper: {told}. Ours: {told}."
+    assert f"[{told}](#" in Strip((claim,), "cpu")._repr_markdown_()
+    assert not set("()<>[] ") & set(Strip((claim,), "cpu")._repr_markdown_().rpartition("](")[2].removesuffix(")"))
 
 
 STRIP = "from swarmbook.analysis.claims import Claims, decided\nclaims = Claims()\nclaims.strip()"

@@ -274,7 +274,10 @@ def test_a_broken_notebook_is_named(toy, content):
     [
         ({"id": "T1"}, "lacks"),
         ("T1", "lacks"),
-        ({**vars(CLAIM), "verdict": "maybe"}, "valid: holds, does not hold"),
+        (
+            {**vars(CLAIM), "verdict": "maybe"},
+            "valid: 'holds', 'the direction holds, the size differs', 'does not hold'",
+        ),
     ],
 )
 def test_a_malformed_claim_is_named(row, message):
@@ -283,10 +286,10 @@ def test_a_malformed_claim_is_named(row, message):
         papers.claims_of(content, "toy")
 
 
-def test_claims_and_the_library_agree():
-    claims = pytest.importorskip("swarmbook.analysis.claims")
-    assert claims.MIMETYPE == MIMETYPE
-    assert (claims.HOLDS, claims.FAILS, claims.UNDECIDED) == papers.VERDICTS
+def test_of_a_claim_that_is_shown_again_the_last_counts_in_its_place():
+    rows = [{**vars(CLAIM), "id": id, "ours": ours} for id, ours in (("T1", "1"), ("T2", "2"), ("T1", "3"))]
+    content = {"cells": [{"outputs": [{"data": {MIMETYPE: [row]}} for row in rows]}]}
+    assert [(claim.id, claim.ours) for claim in papers.claims_of(content, "toy")] == [("T2", "2"), ("T1", "3")]
 
 
 def test_values_reach_the_notebook_as_they_are_or_are_refused(toy):

@@ -29,9 +29,12 @@ Serves: every claim of every notebook, the strips of verdicts, the tables "What 
 report.
 """
 
-from collections.abc import Iterable
+import html
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from swarmbook.errors import unknown
 from swarmbook.locations import papers_folder
@@ -110,10 +113,20 @@ class Claim:
         """The part of a link behind "#" that leads to the claim, in JupyterLab and in pages of HTML."""
         return self.id.replace(" ", "-")
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """The claim as it is shown: its id as a heading, and a sentence in which no Markdown or HTML counts."""
         power = f" Power: {self.power}." if self.power else ""
-        said = f"{self.text}. Paper: {self.paper}. Ours: {self.ours}.{power}"
-        return f"{HEADING}{self.id}\n\n{MARK[self.verdict]} **{self.verdict}**: {said}"
+        said = _escaped(f"{self.text}. Paper: {self.paper}. Ours: {self.ours}.{power}")
+        return f"{HEADING}{_escaped(self.id)}\n\n{MARK[self.verdict]} **{self.verdict}**: {said}"
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        return {"text/plain": repr(self), "text/markdown": self.markdown(), MIMETYPE: [asdict(self)]}
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]~$#|])", r"\\\1", text)
 
 
 def by_verdict(claims: Iterable[Claim]) -> dict[str, list[Claim]]:
@@ -133,20 +146,20 @@ class Strip:
     claims: tuple[Claim, ...]
     profile: str
 
-    def _lines(self, named: str) -> list[str]:
+    def _lines(self, named: Callable[[Claim], str]) -> list[str]:
         if not self.claims:
             return ["No verdicts yet: they appear here as the claims below are judged."]
         lines = [f"Verdicts at the profile `{self.profile}`, {len(self.claims)} claims"]
         for verdict, group in by_verdict(self.claims).items():
-            names = " · ".join(named.format(id=claim.id, anchor=claim.anchor) for claim in group)
-            lines.append(f"{MARK[verdict]} {verdict} ({len(group)}): {names}")
+            lines.append(f"{MARK[verdict]} {verdict} ({len(group)}): {' · '.join(map(named, group))}")
         return lines
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines("{id}"))
+        return "\n".join(self._lines(lambda claim: claim.id))
 
     def _repr_markdown_(self) -> str:
-        return "  \n".join(self._lines("[{id}](#{anchor})"))  # two spaces end a line
+        links = self._lines(lambda claim: f"[{_escaped(claim.id)}](#{quote(claim.anchor, safe=',.%:+')})")
+        return "  \n".join(links)  # two spaces end a line
 
 
 @dataclass
