@@ -63,7 +63,7 @@ PARENT = run_config(**{**BASE, "steps": 10})
             "moments='keep' does nothing for recovery 'learning r",
         ),
         ({"recovery": "random", "lr_boost": 1.0, "boost_half_life": 5.0}, "does nothing where lr_boost=1"),
-        ({"failing": "all"}, "failing='all' does nothing where failure_rate=0"),
+        ({"failing": "all"}, "failing='all' does nothing for recovery 'none'"),
         ({"recovery": "random", "failing": "interior", "failure_rate": 0.1, "stages": 2}, "leaves none of stages=2"),
         ({"route": "random paths", "visits": 4, "swap_lag": 2}, "visit all stages in order: give swaps"),
         (
@@ -281,6 +281,10 @@ def test_what_the_arms_of_a_grid_share_is_in_the_key_of_those_alone_that_read_it
     for sync in ("none", "all-reduce"):
         fields = {**BASE, **PAIR, "sync_every": 50, "sync": sync}
         assert run_config(**{**fields, **shared}).key == run_config(**fields).key
+    assert run_config(**BASE, lr_boost=1.2).key == run_config(**BASE).key
+    unharmed = {**BASE, "recovery": "random", "failing": "all"}
+    assert run_config(**unharmed).key == run_config(**BASE, recovery="random").key
+    assert run_config(**unharmed, failure_rate=0.1).key != run_config(**BASE, recovery="random", failure_rate=0.1).key
     keys = {run_config(**{**BASE, **PAIR, "sync": "DiLoCo", name: value}).key for name, value in shared.items()}
     assert len(keys) == 2 + 1  # PAIR has this interval, but the others differ
 

@@ -52,8 +52,8 @@ class RunConfig(BaseModel):
     An evaluation that coincides with an exchange sees the weights after it; any other sees the fast weights.
 
     A key holds only the fields that differ from their defaults, and none of an exchange that `sync` does not read: what
-    the arms of a grid share may be set for "none" as well, and so may `lr_boost` for recovery "none". So a default
-    never changes unless `NUMERICS` does, and the default of a new field changes no number.
+    the arms of a grid share may be set for "none" as well. So may `lr_boost` for recovery "none", and `failing` at a
+    rate of 0. So a default never changes unless `NUMERICS` does, and the default of a new field changes no number.
     """
 
     model_config = ConfigDict(
@@ -244,7 +244,7 @@ class RunConfig(BaseModel):
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
-        apart = {"start", "branch"} | consistency.unread(self.sync, self.recovery)
+        apart = {"start", "branch"} | consistency.unread(self)
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         config = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
         return key_of(

@@ -4,10 +4,10 @@ Every function takes a `swarmbook.config.RunConfig`, which asks for the check an
 single field may be is said there.
 
 A field that no rule of the run reads is refused, because it would have a key of its own and the numbers of another run.
-Three kinds stay allowed, since arms of a grid share them. `SHARED` fields leave the key where they are not read.
-Recorded runs, whose keys cannot change, have `keep_every` where no copies are kept, and `common_start` with one replica
-or with weights of a parent. A value at which one method becomes another, such as `mixing=1` or one replica in an
-exchange, is a limit that a series may reach, and is allowed too.
+Three kinds stay allowed, since the arms of a grid share them. The fields of `unread` leave the key: those in `SHARED`,
+and `failing` at a rate of 0. Recorded runs, whose keys cannot change, have `keep_every` where no copies are kept, and
+`common_start` with one replica or with weights of a parent. A value at which one method becomes another, such as
+`mixing=1` or one replica in an exchange, is a limit that a series may reach, and is allowed too.
 
 Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 """
@@ -95,7 +95,7 @@ def _check_failures(run: Any) -> None:
         named = f"failure_rate={run.failure_rate}" if run.failure_rate else f"lost_stages={run.lost_stages}"
         raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
     strategy = RULES[run.recovery]
-    for name in ("moments", "lr_boost", "boost_half_life"):
+    for name in ("failing", "moments", "lr_boost", "boost_half_life"):
         idle = name not in SHARED if strategy is None else name in strategy.decides
         if idle and _is_set(run, name):
             users = ", ".join(rule for rule, known in RULES.items() if known and name not in known.decides)
@@ -105,11 +105,6 @@ def _check_failures(run: Any) -> None:
             )
     if run.boost_half_life is not None and run.lr_boost == 1:
         raise ValueError(f"boost_half_life={run.boost_half_life} does nothing where lr_boost=1: leave it out")
-    if _is_set(run, "failing") and not run.failure_rate:
-        raise ValueError(
-            f"failing={run.failing!r} does nothing where failure_rate=0: leave it out, or give a rate (lost_stages are "
-            "lost whatever it says)"
-        )
     if run.failing == "interior" and run.stages < 3:
         raise ValueError(f"failing='interior' leaves none of stages={run.stages} that could fail: take 'stages'")
     for step, stage in run.lost_stages:
@@ -160,10 +155,14 @@ def _check_paths(run: Any) -> None:
         )
 
 
-def unread(sync: str, recovery: str) -> set[str]:
-    """The fields of exchanges and the `SHARED` ones that these methods do not read; keys of runs leave them out."""
-    found = {name for name in EXCHANGE_FIELDS if not _reads(sync, name)}
-    return found | ({"lr_boost"} if RULES[recovery] is None else set())
+def unread(run: Any) -> set[str]:
+    """The fields that may be set though this run does not read them, and of exchanges all: its key leaves them out."""
+    found = {name for name in EXCHANGE_FIELDS if not _reads(run.sync, name)}
+    if RULES[run.recovery] is None:
+        found.add("lr_boost")
+    if run.failure_rate == 0:
+        found.add("failing")
+    return found
 
 
 def _reads(sync: str, name: str) -> bool:
