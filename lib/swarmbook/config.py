@@ -52,8 +52,8 @@ class RunConfig(BaseModel):
     An evaluation that coincides with an exchange sees the weights after it; any other sees the fast weights.
 
     A key holds only the fields that differ from their defaults, and none of an exchange that `sync` does not read: what
-    the arms of a grid share may be set for "none" as well. So may `lr_boost` for recovery "none", and `failing` at a
-    rate of 0. So a default never changes unless `NUMERICS` does, and the default of a new field changes no number.
+    the arms of a grid share may be set for "none" as well. `methods.consistency.unread` has all that a key leaves out.
+    So a default never changes unless `NUMERICS` does, and the default of a new field changes no number.
     """
 
     model_config = ConfigDict(
