@@ -796,7 +796,7 @@ def everything():
     runs = []
     for i, name in enumerate(SYNCS):
         fields = {**base, **changes[i % 6], "sync": name}
-        left_out = consistency.unread(name, "none") & changes[i % 6].keys()
+        left_out = consistency.unread(run_config(**{**base, "sync": name})) & changes[i % 6].keys()
         runs.append(run_config(**{field: value for field, value in fields.items() if field not in left_out}))
     base |= {"absent": 0.4, "shards": "domains"}
     runs += grid(base, sync=["all-reduce", "DiLoCo", "NoLoCo", "gossip"])

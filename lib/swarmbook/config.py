@@ -54,8 +54,8 @@ class RunConfig(BaseModel):
     An evaluation that coincides with an exchange sees the weights after it; any other sees the fast weights.
 
     A key holds only the fields that differ from their defaults, and none of an exchange that `sync` does not read: what
-    the arms of a grid share may be set for "none" as well, and so may `lr_boost` for recovery "none". So a default
-    never changes unless `NUMERICS` does, and the default of a new field changes no number.
+    the arms of a grid share may be set for "none" as well. `methods.consistency.unread` has all that a key leaves out.
+    So a default never changes unless `NUMERICS` does, and the default of a new field changes no number.
     """
 
     model_config = ConfigDict(
@@ -285,7 +285,7 @@ class RunConfig(BaseModel):
             own["optimizer"] = fingerprint_of(inner.rule, f"optimizer {self.optimizer!r}")
             own["moments"] = repr([inner.buffers, inner.elementwise])
         parameters = self.parameters
-        apart = {"start", "branch", "method"} | consistency.unread(self.sync, self.recovery)
+        apart = {"start", "branch", "method"} | consistency.unread(self)
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         config = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
         return key_of(

@@ -4,10 +4,12 @@ Every function takes a `swarmbook.config.RunConfig`, which asks for the check an
 single field may be is said there.
 
 A field that no rule of the run reads is refused, because it would have a key of its own and the numbers of another run.
-Three kinds stay allowed, since arms of a grid share them. `SHARED` fields leave the key where they are not read.
-Recorded runs, whose keys cannot change, have `keep_every` where no copies are kept, and `common_start` with one replica
-or with weights of a parent. A value at which one method becomes another, such as `mixing=1` or one replica in an
-exchange, is a limit that a series may reach, and is allowed too.
+Three kinds stay allowed, since the arms of a grid share them:
+
+- the fields of `unread`, which a key leaves out
+- in recorded runs, whose keys cannot change, `keep_every` where no copies are kept, and `common_start` with one replica
+  or with weights of a parent
+- a value at which one method becomes another, such as `mixing=1` or one replica in an exchange: a series may end there
 
 Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 """
@@ -39,7 +41,7 @@ EXCHANGE_FIELDS = {  # what of an exchange a run may choose, and which kinds of 
     "mixing": lambda method: not method.gradients,
 }
 NUMBERS = {"outer_lr", "outer_momentum", "consensus", "density"}  # of which a user's own rule may read any
-SHARED = {"sync_every", "outer_lr", "outer_momentum", "lr_boost"}  # by the arms of a grid, "none" among them
+SHARED = {"sync_every", "outer_lr", "outer_momentum"}  # what the arms of a grid have in common, "none" among them
 ROUTE_FIELDS = ("paths", "visits", "swaps", "swap_lag", "reach", "keep_first")
 
 
@@ -98,22 +100,10 @@ def _check_failures(run: Any) -> None:
     if run.recovery == "none" and (run.failure_rate or run.lost_stages):
         named = f"failure_rate={run.failure_rate}" if run.failure_rate else f"lost_stages={run.lost_stages}"
         raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
-    strategy = RULES[run.recovery]
-    for name in ("moments", "lr_boost", "boost_half_life"):
-        idle = name not in SHARED if strategy is None else name in strategy.decides
-        if idle and _is_set(run, name):
-            users = ", ".join(rule for rule, known in RULES.items() if known and name not in known.decides)
-            raise ValueError(
-                f"{name}={getattr(run, name)!r} does nothing for recovery {run.recovery!r}: leave it out, or take one "
-                f"of {users}"
-            )
-    if run.boost_half_life is not None and run.lr_boost == 1:
-        raise ValueError(f"boost_half_life={run.boost_half_life} does nothing where lr_boost=1: leave it out")
-    if _is_set(run, "failing") and not run.failure_rate:
-        raise ValueError(
-            f"failing={run.failing!r} does nothing where failure_rate=0: leave it out, or give a rate (lost_stages are "
-            "lost whatever it says)"
-        )
+    for name in ("failing", "moments", "boost_half_life"):
+        if run.recovery == "none" and _is_set(run, name):
+            value = getattr(run, name)
+            raise ValueError(f"{name}={value!r} does nothing for recovery 'none': leave it out, or take another")
     if run.failing == "interior" and run.stages < 3:
         raise ValueError(f"failing='interior' leaves none of stages={run.stages} that could fail: take 'stages'")
     for step, stage in run.lost_stages:
@@ -133,11 +123,6 @@ def _check_route(run: Any) -> None:
             users = [route for route, rule in ROUTES.items() if name in fields_of(rule, known)]
             value = getattr(run, name)
             raise ValueError(f"{name}={value} does nothing for route {run.route!r}: it is for {', '.join(users)}")
-    idle = [] if run.swaps else ["swap_lag"] if run.visits else ["swap_lag", "reach", "keep_first"]
-    for name in idle:
-        if name in taken and _is_set(run, name):
-            cure = "give swaps" if name == "swap_lag" else "give visits or swaps"
-            raise ValueError(f"{name}={getattr(run, name)} does nothing where paths visit all stages in order: {cure}")
     run.route_at(0)
     if run.route == "planned":
         _check_paths(run)
@@ -164,10 +149,18 @@ def _check_paths(run: Any) -> None:
         )
 
 
-def unread(sync: str, recovery: str) -> set[str]:
-    """The fields of exchanges and the `SHARED` ones that these methods do not read; keys of runs leave them out."""
-    found = {name for name in EXCHANGE_FIELDS if not _reads(sync, name)}
-    return found | ({"lr_boost"} if RULES[recovery] is None else set())
+def unread(run: Any) -> set[str]:
+    """The fields that may be set though this run does not read them, and of exchanges all: its key leaves them out."""
+    found = {name for name in EXCHANGE_FIELDS if not _reads(run.sync, name)}
+    strategy = RULES[run.recovery]
+    found.update(strategy.decides if strategy else ["lr_boost"])
+    if run.failure_rate == 0:
+        found.add("failing")
+    if run.lr_boost == 1:
+        found.add("boost_half_life")
+    if run.route == "random paths" and run.swaps == 0:
+        found |= {"swap_lag"} if run.visits else {"swap_lag", "reach", "keep_first"}
+    return found
 
 
 def _reads(sync: str, name: str) -> bool:

@@ -3,8 +3,8 @@
 - On its channels a kernel takes code, and whoever can open them and knows its key can run some. Their sockets lie in a
   folder that only this user may enter, which goes away with the kernel
 - ipykernel has one more port, for the output of processes that a cell forks. Here that is a socket in this folder, too
-- Windows has no such sockets in ZeroMQ. There, and where no folder with a short name can be made, the channels are ports
-  of this machine alone, with signed messages
+- ZeroMQ has no such sockets on Windows. There, and where no folder with a short name can be made, the channels are
+  ports of this machine alone, with signed messages
 
 Serves: `swarmbook run`, `sweep`, and all that executes notebooks. `python -m swarmbook.reproduction.kernel -f FILE` is
 the kernel itself.

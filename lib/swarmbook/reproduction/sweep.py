@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import tempfile
@@ -178,8 +177,6 @@ def _executed(point: Point, environment: Mapping[str, str], wait: bool) -> Outco
             return Outcome(point, HELD)
         if state(point) == DONE:
             return Outcome(point, DONE)
-        for leftover in point.folder.glob(".partial-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         clean(point.executed)
         begun = point.folder / "begun"
         begun.touch()
