@@ -114,6 +114,9 @@ def _write_page(page: Page, record: Any, stands_on: Mapping[str, Set[str]], outp
         ):
             cells.append(new_markdown_cell(text, id=f"{cell['id']}-place"))
         cells.append(cell)
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                output.data["text/html"] = publishing.without_handlers(output.data["text/html"])
         told = ", ".join(filter(None, (papers.label_of(cell), *(f"claim {claim.id}" for claim in claims))))
         if told:
             keys = stands_on.get(cell["id"], frozenset())
