@@ -13,12 +13,15 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import papermill.iorw
 import pytest
-from sweeps import linux, processes, said, start, until
+from sweeps import linux, processes, said, start, surroundings, until
 
 from swarmbook import __main__, cli, locations
 from swarmbook.records.atomic_files import save_tensors
+from swarmbook.records.keys import key_of
+from swarmbook.records.store import Store
 from swarmbook.reproduction import papers
 
 TINY = dict(data="stories_toy", tokenizer="bytes", width=8, heads=2, hidden=8, sequence=8, stages=2, batch=1)
@@ -267,6 +270,73 @@ def test_a_stop_by_ctrl_c_while_the_cluster_of_a_sweep_starts(toy, tmp_path):
         text = said(process, 130)
         assert "interrupted; what was trained is kept" in text and "Traceback" not in text
         until(lambda folder=folder: not processes(folder), "all processes gone")
+
+
+WAITING = """\
+import os, pathlib, time
+import pandas
+from swarmbook.records.computed import computed
+tables = computed([{"a": 1}], lambda wanted: [pandas.DataFrame({"b": [1]})])
+pathlib.Path(os.environ["SIGN"]).write_text(str(os.getpid()))
+time.sleep(120)
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    ("command", "sent", "status"),
+    [
+        (["report"], "SIGHUP", 129),
+        (["report"], "SIGTERM", 143),
+        (["verify"], "SIGHUP", 129),
+        (["sweep", "--seeds", "0", "--workers", "1"], "SIGHUP", 129),
+        (["sweep", "--seeds", "0", "--workers", "1"], "SIGTERM", 143),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0] if isinstance(value, list) else None,
+)
+def test_who_is_asked_to_end_says_so_and_leaves_no_process_and_nothing_half_done(toy, tmp_path, command, sent, status):
+    """The process that traces a notebook, the kernel, or the workers of a sweep and theirs."""
+    path, sign, scratch = toy("toy", (WAITING, "table 1")), tmp_path / "sign", tmp_path / "scratch"
+    scratch.mkdir()
+    store = Store(tmp_path / "store")
+    store.put(key_of({"computed": {"a": 1}}), {"a": 1}, pd.DataFrame({"b": [1]}), {"swarmbook": "0"})
+    store.publish([key_of({"computed": {"a": 1}})], path.parent / "runs")
+    named = surroundings(tmp_path, SIGN=str(sign), TMPDIR=str(scratch))
+    whole = [sys.executable, "-m", "swarmbook", *command]
+    with subprocess.Popen(whole, env=named, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        until(lambda: (sign.exists() and sign.read_text()) or process.poll() is not None, "a notebook at work")
+        process.send_signal(getattr(signal, sent))
+        text = said(process, status)
+    assert text.splitlines()[-1].startswith(f"ended by {sent}") and "Traceback" not in text
+    until(lambda: not processes(tmp_path), "all processes gone")
+    assert not list(scratch.glob("swarmbook-*"))
+    left = [path for path in (tmp_path / "runs").rglob(".partial-*") if path.is_dir()]
+    assert not left or command[0] == "sweep"  # its workers are killed; the next sweep takes away what they left
+    assert not list(tmp_path.rglob("*.tmp")) and not list((tmp_path / "runs").rglob("*.html"))
+
+
+@linux
+@pytest.mark.parametrize(("sent", "status"), [("SIGHUP", 129), ("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize("replaceable", [False, True], ids=["alone", "replaceable"])
+def test_training_on_many_processes_is_ended_in_a_sentence(tmp_path, sent, status, replaceable):
+    (tmp_path / "run.json").write_text(
+        json.dumps({**TINY, "steps": 10**6, "evaluate_every": 10**6, "recovery": "random"})
+    )
+    command = [sys.executable, "-m", "swarmbook.distributed", str(tmp_path / "run.json")]
+    command += ["--replace", "1"] if replaceable else []
+    process = subprocess.Popen(
+        command, env=surroundings(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    text = ""
+    while "over gloo" not in text:
+        text += (line := process.stdout.readline())
+        assert line, text
+    process.send_signal(getattr(signal, sent))
+    text += said(process, status)
+    name = "interrupted" if sent == "SIGINT" else f"ended by {sent}"
+    assert f"{name}; training goes on from its last checkpoint" in text and "Traceback" not in text
+    until(lambda: not processes(tmp_path), "all processes gone")
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 KILLED = """\

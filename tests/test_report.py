@@ -152,6 +152,13 @@ def test_text_of_claims_labels_and_titles_stays_text(toy, tmp_path):
     assert (set(page.handlers), page.scripts) == ({"onclick", "onerror"}, [])
 
 
+def test_handlers_of_events_are_left_out_and_text_stays():
+    film = """<input max="3" oninput="f(t => t > 2 ? 'a' : &quot;b&quot;)" value='1' hidden ONCLICK=x>"""
+    film += """<p title="x onload='y'">a onx="b"</p>"""
+    plain = """<input max="3" value='1' hidden><p title="x onload='y'">a onx="b"</p>"""
+    assert publishing.without_handlers(film) == plain
+
+
 def test_dead_links_and_fetches_would_be_noticed(tmp_path):
     (tmp_path / "a.html").write_text('<a href="b.html">x</a><a href="#y">y</a><a href="a.html#z">z</a><p id="z">')
     assert dead_links(tmp_path) == ["a.html: b.html", "a.html: #y"]

@@ -28,13 +28,13 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from swarmbook import __version__, locations
-from swarmbook.endings import Terminated, terminable
+from swarmbook.endings import Terminated, tell, terminable
 from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError, unusable
 from swarmbook.reproduction import execution, papers, publishing
 from swarmbook.reproduction.papers import Paper
@@ -56,12 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # what cannot be printed is told here, and not as the interpreter ends
             return status
     except (KeyboardInterrupt, Terminated) as end:
-        asked = isinstance(end, Terminated)
         kept = name in ("swarmbook run", "swarmbook sweep", "swarmbook export")
         resume = "; what was trained is kept: run again, without --fresh, to go on from there" if kept else ""
-        with suppress(OSError):  # after SIGHUP the terminal is gone
-            print(f"\n{f'ended by {end.why}' if asked else 'interrupted'}{resume}", file=sys.stderr, flush=True)
-        return _flushed(end.code if asked else 130)
+        return _flushed(tell(end, resume))
     except SystemExit as exit:  # argparse's
         return _flushed(exit.code or 0)
     except BrokenPipeError:  # whoever reads what is printed has enough of it, as `head` has

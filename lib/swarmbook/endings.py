@@ -4,9 +4,10 @@ Serves: every command, and `python -m swarmbook.distributed`.
 """
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -43,3 +44,20 @@ def terminable() -> Iterator[None]:
     finally:
         for each in mine:
             signal.signal(each, signal.SIG_DFL)
+
+
+def tell(end: BaseException, also: str = "") -> int:
+    """Say in a line that Ctrl-C or a signal ends this process, and `also` what follows from that; the exit status."""
+    why = f"ended by {end.why}" if isinstance(end, Terminated) else "interrupted"
+    with suppress(OSError):  # after SIGHUP the terminal is gone
+        print(f"\n{why}{also}", file=sys.stderr, flush=True)
+    return end.code if isinstance(end, Terminated) else 130
+
+
+def told(work: Callable[[], int], also: str = "") -> int:
+    """Do `work` and return its exit status, or that of what ends it, which is told."""
+    try:
+        with terminable():
+            return work()
+    except (KeyboardInterrupt, Terminated) as end:
+        return tell(end, also)

@@ -32,6 +32,7 @@ from swarmbook.distributed.emulated_links import EmulatedLinks
 from swarmbook.distributed.mesh import Mesh, mesh_of
 from swarmbook.distributed.rank_trainer import RankTrainer
 from swarmbook.distributed.supervisor import supervise
+from swarmbook.endings import told
 from swarmbook.errors import ConfigError, DataError, StoreError, TrainingError
 from swarmbook.methods.recovery import RULES
 from swarmbook.methods.sync import SYNCS
@@ -155,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the runs named on the command line, one after another; the exit status.
 
     0: all are in the store. 1: a rank was lost, or training cannot go on. 2: wrong usage, found before anything starts.
+    The command also ends with 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
     """
     options = _parser().parse_args(argv)
     _, ranks = world()
@@ -284,8 +286,8 @@ def _mesh(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    status = main()
+    status = told(main, "; training goes on from its last checkpoint when the same is started again")
     sys.stdout.flush()
-    if status == 1:
+    if status in (1, 129, 130, 143):
         os._exit(status)  # a backend that still waits for a lost rank must not hold up the exit
     sys.exit(status)

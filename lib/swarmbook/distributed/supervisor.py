@@ -8,12 +8,14 @@ Serves: `python -m swarmbook.distributed --replace`.
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 
 from swarmbook.distributed.communicator import BEAT, world
+from swarmbook.endings import told
 
 
 def supervise(work: Callable[[], int], times: int, timeout: float) -> int:
@@ -30,10 +32,14 @@ def supervise(work: Callable[[], int], times: int, timeout: float) -> int:
         process = context.Process(target=_live, args=(work, sign, os.getpid()))
         process.start()
         print(f"rank {rank} is process {process.pid}", flush=True)
-        while process.exitcode is None:
-            process.join(BEAT)
-            if time.monotonic() - sign.value > timeout:
-                process.kill()
+        try:
+            while process.exitcode is None:
+                process.join(BEAT)
+                if time.monotonic() - sign.value > timeout:
+                    process.kill()
+        except BaseException:  # this one is asked to end
+            process.kill()
+            raise
         if process.exitcode >= 0:
             return process.exitcode
         gone = f"rank {rank}: process {process.pid} was ended by signal {-process.exitcode}"
@@ -50,8 +56,10 @@ def _live(work: Callable[[], int], sign, parent: int) -> None:
             time.sleep(BEAT)
         os._exit(1)
 
+    for name in ("SIGTERM", "SIGHUP"):  # one that is ended is lost, and may be replaced
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
     threading.Thread(target=show, daemon=True).start()
-    status = work()
+    status = told(work)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a backend that still waits for a lost rank must not hold up the exit

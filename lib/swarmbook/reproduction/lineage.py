@@ -23,11 +23,12 @@ import tempfile
 import types
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swarmbook import errors
+from swarmbook.endings import terminable
 from swarmbook.errors import NotebookError
 from swarmbook.records import atomic_files
 from swarmbook.reproduction import papers
@@ -85,8 +86,15 @@ def traced(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
     found: dict[str, dict[str, Keys]] = {paper.name: {} for paper in chosen}
     if recorded := [paper for paper in chosen if paper.runs]:
         workers = min(len(recorded), os.cpu_count() or 1)
+        before = active_children()
         with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
-            found |= zip((paper.name for paper in recorded), pool.map(trace, recorded), strict=True)
+            try:
+                found |= zip((paper.name for paper in recorded), pool.map(trace, recorded), strict=True)
+            except BaseException:  # one has failed, or this process is asked to end
+                for child in active_children():
+                    if child not in before:
+                        child.terminate()
+                raise
     return found
 
 
@@ -151,7 +159,7 @@ def trace(paper: Paper) -> dict[str, Keys]:
         why = f"not recorded beside it: {', '.join(keys)}"
         raise LookupError(f"{why}; `{paper.command} --record` trains and records it")
 
-    with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch, open(os.devnull, "w") as nowhere:
+    with terminable(), tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch, open(os.devnull, "w") as nowhere:
         os.environ |= {"SWARMBOOK_STORE": scratch, "SWARMBOOK_FRESH": "0", "MPLBACKEND": "Agg"}
         os.environ["SWARMBOOK_PAPERS"] = str(paper.notebook.parents[1])
         Store.get, Store.claim = get, claim

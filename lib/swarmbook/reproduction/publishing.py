@@ -28,6 +28,8 @@ FOLDED = """
 {%- endblock -%}
 """  # of code that is folded
 HIDDEN = 'cell.metadata.get("jupyter", {}).get("source_hidden")'  # what JupyterLab hides, a page of HTML folds
+TAG = re.compile(r"""<\w+(?:[^>"']|"[^"]*"|'[^']*')*>""")
+ATTRIBUTE = re.compile(r"""\s+([^\s=>"'/]+)(?:\s*=\s*(?:"[^"]*"|'[^']*'|[^\s>"']+))?""")
 INJECTED = "injected-parameters"  # papermill's tag of the cell that sets other parameters than the default
 
 
@@ -67,6 +69,11 @@ def html(content: Any, template: str = "", fold: bool = False) -> str:
                 description = escape(": ".join(filter(None, (label_of(cell), said))) or "picture")
                 page = page.replace('alt="No description has been provided for this image"', f'alt="{description}"', 1)
     return page
+
+
+def without_handlers(shown: str) -> str:
+    """HTML whose elements have no handlers of events; they are scripts, which pages of the report do not run."""
+    return TAG.sub(lambda tag: ATTRIBUTE.sub(lambda one: "" if one[1][:2].lower() == "on" else one[0], tag[0]), shown)
 
 
 def commit(paper: Paper, executed: Path) -> None:

@@ -106,14 +106,16 @@ def _write_page(page: Page, record: Any, stands_on: Mapping[str, Set[str]], outp
     executed = runs_folder(paper.notebook.parents[1]) / paper.name / "figures"
     files = publishing.write_figures(page.content, output / "figures" / paper.name, executed)
     atomic_files.write(output / paper.notebook.name, paper.notebook.read_bytes())
+    links = {label: [path.relative_to(output).as_posix() for path in own] for label, own in files.items()}
     cells = [new_markdown_cell(_head(page), id="contents")]
     for number, cell in enumerate(page.content.cells):
         claims = [claim for claim in paper.claims if page.adding.get(claim.id) == number]
-        if text := _places(
-            cell, claims, {label: [path.relative_to(output) for path in own] for label, own in files.items()}
-        ):
+        if text := _places(cell, claims, links):
             cells.append(new_markdown_cell(text, id=f"{cell['id']}-place"))
         cells.append(cell)
+        for shown in cell.get("outputs", []):
+            if "text/html" in shown.get("data", {}):
+                shown.data["text/html"] = publishing.without_handlers(shown.data["text/html"])
         told = ", ".join(filter(None, (papers.label_of(cell), *(f"claim {claim.id}" for claim in claims))))
         if told:
             keys = stands_on.get(cell["id"], frozenset())
@@ -136,12 +138,12 @@ def _head(page: Page) -> str:
     return f"{text}<p>{shown}</p>"
 
 
-def _places(cell: Mapping[str, Any], claims: Sequence[Claim], files: Mapping[str, Sequence[Path]]) -> str:
-    """The places to which links to a cell's figures and claims lead; empty if it has none."""
+def _places(cell: Mapping[str, Any], claims: Sequence[Claim], files: Mapping[str, Sequence[str]]) -> str:
+    """The places to which links to a cell's figures and claims lead; empty if it has none. files: paths by label."""
     text, label = "", papers.label_of(cell)
     if label:
         own = dict.fromkeys(path for name in label.split(", ") for path in files.get(name, ()))
-        links = " · ".join(f"<a href='{quote(str(path))}'>{path.suffix[1:].upper()}</a>" for path in own)
+        links = " · ".join(f"<a href='{quote(path)}'>{path[-3:].upper()}</a>" for path in own)
         link = f"<a href='#{quote(slug(label))}'>{escaped(label)}</a>"
         text = f"<p class='label' id='{escaped(slug(label))}'>{link}{links and f'<small>{links}</small>'}</p>"
     if "claims" in cell["metadata"].get("tags", []):

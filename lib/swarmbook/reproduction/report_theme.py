@@ -57,6 +57,7 @@ body.jp-Notebook { max-width: 70rem; margin: 0 auto; padding: 1rem; overflow: vi
 .jp-RenderedImage img { max-width: 100%; height: auto; }
 .jp-RenderedImage img, .jp-RenderedHTML svg, img.first { background: #fff; } /* drawn for a light page */
 .jp-OutputArea-output pre, .jp-InputArea-editor { overflow-x: auto; }
+.jp-RenderedHTML input[type="range"] { display: none; } /* without scripts it moves nothing */
 code { overflow-wrap: anywhere; }
 [hidden] { display: none !important; }
 .origin, .made { color: var(--jp-content-font-color2); }

@@ -325,17 +325,19 @@ def _close_pages(client: "Client") -> None:
 
 @contextmanager
 def _deaf() -> Iterator[Callable[[], None]]:
-    """Make processes that are started in the block deaf to Ctrl-C, which a terminal sends to them as well as to us.
+    """Make processes that are started in the block deaf to what a terminal sends to them as well as to us: Ctrl-C, and
+    SIGHUP as it closes.
 
     What it yields ends that for this process, which hears then what came meanwhile. The signal is blocked, and not
     ignored, because what is ignored is lost; threads and processes inherit that.
     """
     resource_tracker.ensure_running()  # which unblocks the signal as it starts
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signals = {signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        yield lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def cores() -> int:
