@@ -31,6 +31,7 @@ from swarmbook.payments.simulation import Node
 LAST_VIEW = 20  # nobody waits for a later one, so that a simulation with too many faulty members ends
 
 Value = tuple[object, str]  # the name of a payment, and LOCK or ABORT
+Votes = tuple[tuple[str, object], ...]  # members, and their signatures
 
 
 class PrePrepare(NamedTuple):
@@ -69,7 +70,7 @@ class ViewChange(NamedTuple):
     cid: int
     slot: int
     view: int
-    prepared: tuple | None
+    prepared: tuple[int, Value, Votes] | None
     signature: object
 
 
@@ -91,7 +92,7 @@ class Decided(NamedTuple):
     slot: int
     view: int
     value: Value
-    votes: tuple[tuple[str, object], ...]
+    votes: Votes
 
 
 MESSAGES = PrePrepare, Prepare, Commit, ViewChange, NewView, Decided

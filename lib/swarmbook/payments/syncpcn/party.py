@@ -88,11 +88,12 @@ class SyncPCNParty(DisputingParty):
                 return
             if not self.timing.apart(lock.expiry, out.expiry):
                 return
-            if m.outgoing[0] not in self.ends or out.pid in self.outbound or not math.isfinite(out.expiry):
+            end = self.ends.get(m.outgoing[0])
+            if end is None or out.payer != end.side or out.pid in self.outbound or not math.isfinite(out.expiry):
                 return
             transit = Transit(self.world.payment_of(lock.pid), m.incoming, m.outgoing, m.step)
             self.outbound[out.pid] = transit
-            self.ends[m.outgoing[0]].ask()  # the turn is here when the incoming lock is
+            end.ask()  # the turn is here when the incoming lock is
         self.inbound[lock.pid] = transit
         if m.incoming in self.unexplained:
             self.unexplained.discard(m.incoming)
@@ -176,7 +177,7 @@ class SyncPCNParty(DisputingParty):
     def allowed(self, cid: int, change: Change) -> bool:
         """Whether a change that the other party proposes is right, and in time."""
         if change.what == "lock":
-            return self.clock <= self.timing.lock_by(change.lock.expiry)
+            return change.lock is not None and self.clock <= self.timing.lock_by(change.lock.expiry)
         if change.what in ("open", "fail"):
             transit = self.outbound.get(change.pid)
             if transit is None or transit.outgoing[0] != cid:
