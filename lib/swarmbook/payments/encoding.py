@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from types import NoneType, UnionType
-from typing import TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 Part: TypeAlias = "str | bytes | int | None | tuple[Part, ...]"
 DOMAIN = b"swarmbook.payments 1\n"
@@ -60,6 +60,8 @@ def _fits(kind: object) -> Callable[[object], bool]:
     if origin in (Union, UnionType):
         ways = [_fits(one) for one in inner]
         return lambda value: any(way(value) for way in ways)
+    if origin is Literal:
+        return lambda value: type(value) is int and value in inner
     if origin is tuple and inner[-1] is Ellipsis:
         every = _fits(inner[0])
         return lambda value: type(value) is tuple and all(map(every, value))
@@ -84,4 +86,4 @@ def _fits(kind: object) -> Callable[[object], bool]:
 def _plain(value: object) -> bool:
     if isinstance(value, tuple):
         return well_formed(value) if hasattr(value, "_fields") else all(map(_plain, value))
-    return isinstance(value, str | bytes | int | float | NoneType)
+    return type(value) in (str, bytes, int, float, NoneType)

@@ -40,8 +40,10 @@ class Points:
         return numbers.x, numbers.y
 
     def shifted(self, lock: tuple[int, int] | None, by: int) -> tuple[int, int] | None:
-        """lock + by G."""
+        """lock + by G; None for what is no pair of numbers."""
         other = self.lock(by)
+        if lock is not None and not (isinstance(lock, tuple) and [type(part) for part in lock] == [int, int]):
+            return None
         if lock is None or other is None:
             return other if lock is None else lock
         (x1, y1), (x2, y2) = lock, other
@@ -57,7 +59,7 @@ class Points:
         return value is None or pair and value[0].__class__ is int and value[1].__class__ is int
 
     def opens(self, lock: object, key: object) -> bool:
-        return key.__class__ is int and self.lock(key) == lock
+        return key.__class__ is int and 0 <= key < ORDER and self.lock(key) == lock
 
     def upstream(self, key: int, by: int) -> int:
         """The key of hop i from that of hop i + 1 and y_(i+1)."""
@@ -70,8 +72,8 @@ class Mock(Points):
     def lock(self, key: int) -> int:
         return 7 * key % ORDER
 
-    def shifted(self, lock: int, by: int) -> int:
-        return (lock + 7 * by) % ORDER
+    def shifted(self, lock: int, by: int) -> int | None:
+        return (lock + 7 * by) % ORDER if isinstance(lock, int) else None
 
     def is_lock(self, value: object) -> bool:
         return value.__class__ is int

@@ -1,7 +1,10 @@
-"""Plausible mistakes in the protocols: those that the search notices within seconds, and those that it does not.
+"""Plausible mistakes in the protocols, one for each rule, and what the search for violations makes of each.
 
 A mutant replaces a few attributes of the protocols' classes. `search` plays the same worlds for each of them
-(`PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
+(`settings.PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
+
+A rule that another rule covers can be left out alone without harm. Such a mutant names what covers it, and has a
+neighbour in the list that leaves out both.
 
 All mistakes are in one file, as one list.
 
@@ -11,14 +14,14 @@ Serves: the table of mutants; claim S11.
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from swarmbook.payments import channel_update
 from swarmbook.payments.channel_committee import CommitteeMember
 from swarmbook.payments.channel_update import ChannelEnd
 from swarmbook.payments.model_checking.network import kinds
 from swarmbook.payments.model_checking.search import Report, guided
-from swarmbook.payments.model_checking.settings import Pay, Setting, everything
+from swarmbook.payments.model_checking.settings import PORTFOLIO, everything
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.pbft import Agreement
 from swarmbook.payments.psyncpcn import PSyncPCN, PSyncPCNMember
@@ -174,121 +177,250 @@ def generous(state, side, change, nonce, decided=(), follow=channel_update.follo
     return richer._replace(left=richer.left - 50, right=richer.right - 50)
 
 
-SYNC: dict[str, list[Patch]] = {
-    "members vote as often as they are asked": [returns(SyncPCNMember, "may_vote", True)],
-    "refunds begin at T_i": [(Timing, "refund_wait", property(lambda self: 0.0))],
-    "a key is not passed upstream": [returns(SyncPCNParty, "learn", None)],
-    "what the committee decided is not heeded": [returns(SyncPCNParty, "decided", None)],
-    "members never vote": [returns(SyncPCNMember, "vote", None)],
-    "nobody asks for what the payer does not take back": [returns(SyncPCNParty, "give_back", None)],
-    "a payee never claims": [returns(SyncPCNParty, "claim", None)],
-    "a payer never asks for its coins": [returns(SyncPCNParty, "ask_refund", None)],
-    "a payer never concedes": [returns(SyncPCNParty, "concede", None)],
-    "a key from a vote is not passed on": [
-        around(SyncPCNParty, "voted", lambda original, self, sender, m: original(self, sender, m._replace(key=None)))
-    ],
-    "a failed hop is not passed back": [returns(SyncPCNParty, "fail", None)],
-    "certificates are not verified": [returns(Certificate, "verify", True)],
-    "a state may hold more than the channel": [(channel_update, "follow", generous)],
-    "a claim proves one state alone": [
-        around(ChannelEnd, "proofs", lambda original, self, lock: original(self, lock)[:1])
-    ],
-    "a lock's name is used twice": [around(ChannelEnd, "_followed", without("past"))],
-    "hops expire delta apart": [(Timing, "margin", property(lambda self: self.delta))],
-    "members accept one signature of two": [returns(CommitteeMember, "signed", True)],
-    "what the other party removed is not noticed": [returns(SyncPCNParty, "left", None)],
-}
-PSYNC: dict[str, list[Patch]] = {
-    "members lock more than there is": [returns(PSyncPCNMember, "available", True)],
-    "orders are not verified": [around(PSyncPCNMember, "entry", order_unsigned)],
-    "carried certificates are not verified": [returns(Certificate, "verify", True)],
-    "a member aborts after it has reserved": [
+class Mutant(NamedTuple):
+    """One mistake. rule: what the protocol says instead; cover: which other rule makes up for it, if one does."""
+
+    protocol: str
+    rule: str
+    patches: list[Patch]
+    cover: str = ""
+
+
+def _sync(rule: str, *patches: Patch, cover: str = "") -> Mutant:
+    return Mutant("SyncPCN", rule, list(patches), cover)
+
+
+def _psync(rule: str, *patches: Patch, cover: str = "") -> Mutant:
+    return Mutant("PSyncPCN", rule, list(patches), cover)
+
+
+PAYS_WITHOUT_KEY = returns(SyncPCNParty, "may_pay", True)
+DISPUTES_HOLD_NOTHING = around(ChannelEnd, "proposed", without("disputes"))
+ANYBODY_CONCEDES = around(SyncPCNMember, "conceded", concede_for_anybody)
+KEY_LATE = (Timing, "key_by", lambda self, expiry: expiry + ALWAYS)
+LOCK_LATE = (Timing, "lock_by", lambda self, expiry: expiry)
+OPEN_LATE = (Timing, "open_by", lambda self, expiry: expiry)
+SIGNS_EVERY_OPENING = returns(SyncPCNParty, "allowed", True)
+CERTIFICATE_WITHOUT_KEY = returns(SyncPCNParty, "shown_decision", None)
+VOTE_WITHOUT_KEY = around(
+    SyncPCNParty, "voted", lambda original, self, sender, m: original(self, sender, m._replace(key=None))
+)
+
+MUTANTS: dict[str, Mutant] = {
+    # members of SyncPCN
+    "members vote as often as they are asked": _sync(
+        "A member votes once on a lock.", returns(SyncPCNMember, "may_vote", True)
+    ),
+    "members never vote": _sync("Members decide disputes.", returns(SyncPCNMember, "vote", None)),
+    "members refund at any time": _sync(
+        "A member votes for a refund when no claim can come any more.",
+        with_clock(SyncPCNMember, "refund_asked", ALWAYS),
+    ),
+    "refunds begin at T_i": _sync(
+        "A payer waits for the key of a claim made in time.", (Timing, "refund_wait", property(lambda self: 0.0))
+    ),
+    "members accept late claims": _sync(
+        "A claim counts until T_i by a member's clock.", with_clock(SyncPCNMember, "claimed", NEVER)
+    ),
+    "members accept claims without the key": _sync(
+        "A claim shows the key of the lock.", around(SyncPCNMember, "claimed", claim_any_key)
+    ),
+    "members do not ask for the newest state": _sync(
+        "A dispute is about a lock of the newest state.", returns(SyncPCNMember, "current", True)
+    ),
+    "members ignore numbers": _sync(
+        "A member's state has the next number, never an earlier one.",
+        returns(CommitteeMember, "next", True),
+        returns(SyncPCNMember, "fresh", True),
+    ),
+    "members accept one signature of two": _sync(
+        "A member accepts what both parties have signed.", returns(CommitteeMember, "signed", True)
+    ),
+    "the quorum is 2 f": _sync(
+        "A quorum has 2 f + 1 members.", (Committee, "quorum", property(lambda self: 2 * self.faulty))
+    ),
+    "members let anybody concede": _sync(
+        "Only the payer concedes.",
+        ANYBODY_CONCEDES,
+        cover="A payer signs no lock away without its key.",
+    ),
+    "members let anybody concede, and payers sign": _sync(
+        "Only the payer concedes, and only with the key.", ANYBODY_CONCEDES, PAYS_WITHOUT_KEY
+    ),
+    # certificates
+    "certificates are not verified": _sync(
+        "A decision needs the certificate of a quorum.", returns(Certificate, "verify", True)
+    ),
+    "certificates of states need one signature fewer": _sync(
+        "A party's certificate has a quorum's signatures.", fewer("quorum", Tally)
+    ),
+    "a payee goes on before the certificate": _sync(
+        "A payee goes on when a quorum holds the state with its lock.",
+        (
+            *(SyncPCNParty, "await_certificate"),
+            lambda self, end, seq, change: self.secured(end.cid, change.lock, self.clock),
+        ),
+    ),
+    # parties of SyncPCN
+    "a key is not passed upstream": _sync(
+        "Who learns a key opens the hop before.", returns(SyncPCNParty, "learn", None)
+    ),
+    "a key from a vote is not passed on": _sync("Votes carry the key to the payer.", VOTE_WITHOUT_KEY),
+    "a key beside a certificate is not taken": _sync(
+        "A decision that pays carries the key.", CERTIFICATE_WITHOUT_KEY, cover="Votes carry the key."
+    ),
+    "what the committee decided is not heeded": _sync(
+        "A quorum's votes decide a lock.", returns(SyncPCNParty, "decided", None)
+    ),
+    "what the other party removed is not noticed": _sync(
+        "A decided lock that the other party removed is passed on.", returns(SyncPCNParty, "left", None)
+    ),
+    "nobody asks for what the payer does not take back": _sync(
+        "A payee asks for the refund that its payer does not sign.", returns(SyncPCNParty, "give_back", None)
+    ),
+    "a failed hop is not passed back": _sync(
+        "Who cannot go on gives its incoming lock back.", returns(SyncPCNParty, "fail", None)
+    ),
+    "a payee never claims": _sync("A payee whose payer does not sign claims.", returns(SyncPCNParty, "claim", None)),
+    "a payer never asks for its coins": _sync(
+        "A payer asks for a refund at T_i + 2 delta.", returns(SyncPCNParty, "ask_refund", None)
+    ),
+    "a payer never concedes": _sync("A payer that has the key concedes.", returns(SyncPCNParty, "concede", None)),
+    "a payer signs a paid lock away without its key": _sync(
+        "A payer signs no lock away without its key.", PAYS_WITHOUT_KEY
+    ),
+    "a payer signs every opening": _sync(
+        "A payer checks an opening's key and time.",
+        SIGNS_EVERY_OPENING,
+        cover="A payer signs no lock away without its key.",
+    ),
+    "a payer signs every opening, also without the key": _sync(
+        "A payer checks an opening's key.", SIGNS_EVERY_OPENING, PAYS_WITHOUT_KEY
+    ),
+    "deadlines of two hops are not compared": _sync(
+        "The outgoing hop expires the margin before the incoming one.", returns(Timing, "apart", True)
+    ),
+    "amounts of two hops are not compared": _sync(
+        "The outgoing hop carries no more than the incoming one.",
+        (SyncPCNParty, "fee", property(lambda self: -100, lambda self, fee: None)),
+    ),
+    "hops expire delta apart": _sync(
+        "Hops expire 4 delta and twice the skew apart.", (Timing, "margin", property(lambda self: self.delta))
+    ),
+    # deadlines of SyncPCN
+    "a claim is sent at T_i": _sync(
+        "A claim is sent early enough to arrive by T_i.", (Timing, "claim_by", lambda self, expiry: expiry)
+    ),
+    "a lock is opened until T_i": _sync("A key is sent while a claim can still follow.", OPEN_LATE),
+    "a lock is accepted until T_i": _sync(
+        "A lock that comes late is not signed.", LOCK_LATE, cover="A key is sent while a claim can still follow."
+    ),
+    "a lock is accepted and opened until T_i": _sync(
+        "A lock that comes late is neither signed nor opened.", LOCK_LATE, OPEN_LATE
+    ),
+    "a key is taken at any time": _sync(
+        "A payer takes a key until T_i + delta and the skew.", KEY_LATE, cover="In a dispute nothing is signed."
+    ),
+    "a key is taken at any time, also in a dispute": _sync(
+        "A payer takes no late key.", KEY_LATE, DISPUTES_HOLD_NOTHING
+    ),
+    # states of channels
+    "a state may hold more than the channel": _sync("No balance is negative.", (channel_update, "follow", generous)),
+    "a claim proves one state alone": _sync(
+        "A claim proves the lock in the proposed state as well.",
+        around(ChannelEnd, "proofs", lambda original, self, lock: original(self, lock)[:1]),
+    ),
+    "a lock's name is used twice": _sync(
+        "A lock's name is used once in a channel.", around(ChannelEnd, "_followed", without("past"))
+    ),
+    "nothing is held back during a dispute": _sync("In a dispute nothing is signed.", DISPUTES_HOLD_NOTHING),
+    "what had to wait is never signed": _sync(
+        "What waited is signed when the wait is over.", returns(ChannelEnd, "release", None)
+    ),
+    # members of PSyncPCN
+    "members lock more than there is": _psync(
+        "No more is locked than there is (L4).", returns(PSyncPCNMember, "available", True)
+    ),
+    "orders are not verified": _psync(
+        "An order is signed by its sender (O1).", around(PSyncPCNMember, "entry", order_unsigned)
+    ),
+    "orders need not be sound": _psync(
+        "An order takes nothing from those between (O1).", returns(PSyncPCN, "sound", True)
+    ),
+    "carried certificates are not verified": _psync(
+        "A certificate has a quorum's signatures (Q1).", returns(Certificate, "verify", True)
+    ),
+    "one share is a quorum": _psync("A member acts on a quorum of shares (Q1).", lower("spare", 3, PSyncPCNMember)),
+    "committees heed any other": _psync(
+        "A member heeds the committees next to its own (Q1).", returns(PSyncPCNMember, "adjacent", True)
+    ),
+    "one share shows that others locked": _psync(
+        "A member joins when f + 1 say that its committee has locked (L3).", lower("hint", 3, PSyncPCNMember)
+    ),
+    "members locked without do not join": _psync(
+        "Who is told of the end first locks, and says so (L2, L3).",
+        returns(PSyncPCNMember, "implies_lock", False),
+        around(PSyncPCNMember, "settle", settle_silently),
+    ),
+    "a member aborts after it has reserved": _psync(
+        "A member says one thing of an order (L1).",
         around(
             *(PSyncPCNMember, "decide"),
             lambda original, self, entry, lock: (
                 original(self, entry, lock),
                 self.share(entry, Decision.ABORT, back=True),
             ),
-        )
-    ],
-    "a member commits what few prepared": [around(Agreement, "_commit", quorum_of(1))],
-    "a member backs two values in a view": [around(Agreement, "_consider", back_again)],
-    "nobody waits for a leader": [returns(Agreement, "_timeout", None)],
-    "who is left behind is not told": [returns(PSyncPCNMember, "tell", None)],
-    "a payment's coins do not arrive": [around(PSyncPCNMember, "settle", keep_from_payee)],
-    "members keep to themselves what they did": [returns(PSyncPCNMember, "share", None)],
-    "orders need not be sound": [returns(PSyncPCN, "sound", True)],
+        ),
+    ),
+    "a member reserves twice": _psync(
+        "A member reserves once for an order (L1).", around(PSyncPCNMember, "decide", act_twice)
+    ),
+    "a payment's coins do not arrive": _psync(
+        "What the payer pays the payee gets (B1).", around(PSyncPCNMember, "settle", keep_from_payee)
+    ),
+    "members keep to themselves what they did": _psync(
+        "A member says what it did (L1).", returns(PSyncPCNMember, "share", None)
+    ),
+    "a party's certificate needs one signature fewer": _psync(
+        "A party's certificate has a quorum's signatures.", fewer("quorum", Tally)
+    ),
+    # agreement
+    "agreement needs one vote fewer": _psync("A quorum agrees (A3).", fewer("quorum", Agreement)),
+    "a member commits what few prepared": _psync(
+        "A member commits what a quorum has prepared (A3).", around(Agreement, "_commit", quorum_of(1))
+    ),
+    "a commit of one member decides": _psync(
+        "A quorum of commits decides (A3).", around(Agreement, "_commit_vote", quorum_of(1))
+    ),
+    "what was decided is not proved": _psync(
+        "Who shows a decision shows a quorum's commits (A1).", around(Agreement, "_told", quorum_of(0))
+    ),
+    "a member backs two values in a view": _psync(
+        "A member backs one value in a view (A3).", around(Agreement, "_consider", back_again)
+    ),
+    "any value is acceptable": _psync(
+        "A member backs a LOCK only if there are the coins (L4).", returns(PSyncPCNMember, "acceptable", True)
+    ),
+    "a new leader is free to choose": _psync(
+        "A new leader proposes what may be decided (A3).", returns(Agreement, "_must", None)
+    ),
+    "what was prepared is not verified": _psync(
+        "What was prepared is shown with a quorum's signatures (A3).", returns(Agreement, "_proven", True)
+    ),
+    "what was prepared is forgotten": _psync(
+        "A member shows what it saw prepared to the next leader (A3).", around(Agreement, "_move", forget_prepared)
+    ),
+    "a new view needs no requests": _psync(
+        "A new leader shows a quorum of requests (A3).", around(Agreement, "_new_view", trust_the_leader)
+    ),
+    "nobody waits for a leader": _psync(
+        "Who waits too long asks for another leader.", returns(Agreement, "_timeout", None)
+    ),
+    "who is left behind is not told": _psync(
+        "Who has decided tells those that ask (A1).", returns(PSyncPCNMember, "tell", None)
+    ),
 }
-# Mistakes that the search does not notice within seconds: another rule makes up for them, or a rarer schedule is
-# needed.
-UNNOTICED_SYNC: dict[str, list[Patch]] = {
-    "members refund at any time": [with_clock(SyncPCNMember, "refund_asked", ALWAYS)],
-    "the quorum is 2 f": [(Committee, "quorum", property(lambda self: 2 * self.faulty))],
-    "members ignore numbers": [returns(CommitteeMember, "next", True), returns(SyncPCNMember, "fresh", True)],
-    "a payee goes on before the certificate": [
-        (
-            *(SyncPCNParty, "await_certificate"),
-            lambda self, end, seq, change: self.secured(end.cid, change.lock, self.clock),
-        )
-    ],
-    "members accept late claims": [with_clock(SyncPCNMember, "claimed", NEVER)],
-    "members accept claims without the key": [around(SyncPCNMember, "claimed", claim_any_key)],
-    "members let anybody concede": [around(SyncPCNMember, "conceded", concede_for_anybody)],
-    "a claim is sent at T_i": [(Timing, "claim_by", lambda self, expiry: expiry)],
-    "a lock is opened until T_i": [(Timing, "open_by", lambda self, expiry: expiry)],
-    "a lock is accepted until T_i": [(Timing, "lock_by", lambda self, expiry: expiry)],
-    "a key is taken at any time": [(Timing, "key_by", lambda self, expiry: expiry + ALWAYS)],
-    "deadlines of two hops are not compared": [returns(Timing, "apart", True)],
-    "amounts of two hops are not compared": [
-        (SyncPCNParty, "fee", property(lambda self: -100, lambda self, fee: None))
-    ],
-    "a payer signs every opening": [returns(SyncPCNParty, "allowed", True)],
-    "certificates of states need one signature fewer": [fewer("quorum", Tally)],
-    "nothing is held back during a dispute": [around(ChannelEnd, "proposed", without("disputes"))],
-    "a payer signs a paid lock away without its key": [returns(SyncPCNParty, "may_pay", True)],
-    "members do not ask for the newest state": [returns(SyncPCNMember, "current", True)],
-    "a key beside a certificate is not taken": [returns(SyncPCNParty, "shown_decision", None)],
-    "what had to wait is never signed": [returns(ChannelEnd, "release", None)],
-}
-UNNOTICED_PSYNC: dict[str, list[Patch]] = {
-    "a member reserves twice": [around(PSyncPCNMember, "decide", act_twice)],
-    "one share is a quorum": [lower("spare", 3, PSyncPCNMember)],
-    "one share shows that others locked": [lower("few", 1, PSyncPCNMember)],
-    "committees heed any other": [returns(PSyncPCNMember, "adjacent", True)],
-    "a party's certificate needs one signature fewer": [fewer("quorum", Tally)],
-    "agreement needs one vote fewer": [fewer("quorum", Agreement)],
-    "a commit of one member decides": [around(Agreement, "_commit_vote", quorum_of(1))],
-    "what was decided is not proved": [around(Agreement, "_told", quorum_of(0))],
-    "a new leader is free to choose": [returns(Agreement, "_must", None)],
-    "what was prepared is not verified": [returns(Agreement, "_proven", True)],
-    "what was prepared is forgotten": [around(Agreement, "_move", forget_prepared)],
-    "a new view needs no requests": [around(Agreement, "_new_view", trust_the_leader)],
-    "any value is acceptable": [returns(PSyncPCNMember, "acceptable", True)],
-    "members locked without do not join": [
-        returns(PSyncPCNMember, "implies_lock", False),
-        around(PSyncPCNMember, "settle", settle_silently),
-    ],
-}
-MUTANTS: dict[str, list[Patch]] = {**SYNC, **PSYNC}
-PATCHES: dict[str, list[Patch]] = {**MUTANTS, **UNNOTICED_SYNC, **UNNOTICED_PSYNC}
-VERSION = 1  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
-MEMBERS = "C1.4", "C2.4"
-ONE, TWO = (Pay(10),), (Pay(10), Pay(10, 0.7))
-AGREED = (("ordering", "agreed"),)
-PORTFOLIO = {
-    "SyncPCN": [
-        Setting("SyncPCN", 1, TWO, ("u0", "C1.4"), balance=15),
-        Setting("SyncPCN", 2, ONE, ("u1", *MEMBERS)),
-        Setting("SyncPCN", 2, ONE, ("u0", "u2", *MEMBERS)),
-        Setting("SyncPCN", 2, (Pay(10), Pay(4, 0.7, backwards=True)), ("u2", *MEMBERS), skew=0.5),
-    ],
-    "PSyncPCN": [
-        Setting("PSyncPCN", 2, ONE, ("u0", *MEMBERS), (("echo", True),), bound=300.0),
-        Setting("PSyncPCN", 2, ONE, ("u2", *MEMBERS), (("commit", "forward"),), balance=9, bound=300.0),
-        Setting("PSyncPCN", 1, ONE, ("C1.1",), AGREED, bound=100.0),
-        Setting("PSyncPCN", 1, TWO, ("C1.2",), AGREED, balance=15, bound=100.0),
-    ],
-}
+VERSION = 2  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 
 
 @contextmanager
@@ -297,14 +429,14 @@ def mutated(name: str) -> Iterator[None]:
     kept: list[tuple[Any, str, object]] = []
     handlers: list[tuple[dict, type, Callable]] = []
     try:
-        for owner, attribute, value in PATCHES[name]:
+        for owner, attribute, value in MUTANTS[name].patches:
             original = getattr(owner, attribute)
             kept.append((owner, attribute, vars(owner).get(attribute)))
             setattr(owner, attribute, value)
             for table in handled_by(owner):
                 handlers += [(table, kind, call) for kind, call in table.items() if call is original]
         for table, kind, call in handlers:
-            table[kind] = next(value for owner, attribute, value in PATCHES[name] if attribute == call.__name__)
+            table[kind] = next(value for owner, attribute, value in MUTANTS[name].patches if attribute == call.__name__)
         yield
     finally:
         for table, kind, call in handlers:
@@ -333,18 +465,20 @@ def search(protocol: str, schedules: int = 4000, seed: int = 0) -> Report:
 def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
     """What the search finds with a mutant: requirements and invariants by name, and how much it has played.
 
-    mutant: one of `PATCHES`, or a protocol's name for the protocol as it is, in all worlds of `settings.everything`.
+    mutant: one of `MUTANTS`, or a protocol's name for the protocol as it is, in all worlds of `settings.everything`.
     schedules: how many are played at most; the search of a mutant ends with the first violation. The keys are "mutant",
-    "protocol", "found", "worlds", "schedules" and "events".
+    "protocol", "rule", "cover", "found", "worlds", "schedules" and "events".
     """
     if mutant in PORTFOLIO:
-        protocol = mutant
-        worlds = [setting for setting in everything() if setting.protocol == protocol]
+        one = Mutant(mutant, "", [])
+        worlds = [setting for setting in everything() if setting.protocol == mutant]
         report = guided(worlds, random.Random(seed), schedules=schedules, first=False)
     else:
-        protocol = "SyncPCN" if mutant in SYNC or mutant in UNNOTICED_SYNC else "PSyncPCN"
+        one = MUTANTS[mutant]
         with mutated(mutant):
-            report = search(protocol, schedules, seed)
-    found = sorted(kinds(text for one in report.found for text in one.violations))
-    counts = {"worlds": report.worlds, "schedules": report.schedules, "events": report.events}
-    return {"mutant": mutant, "protocol": protocol, "found": ", ".join(found), **counts}
+            report = search(one.protocol, schedules, seed)
+    found = sorted(kinds(text for violation in report.found for text in violation.violations))
+    return {
+        **{"mutant": mutant, "protocol": one.protocol, "rule": one.rule, "cover": one.cover},
+        **{"found": ", ".join(found), "worlds": report.worlds, "schedules": report.schedules, "events": report.events},
+    }

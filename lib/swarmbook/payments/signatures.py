@@ -112,7 +112,7 @@ class Committee:
 class Certificate(NamedTuple):
     """Votes (member, signature) on one statement."""
 
-    statement: tuple
+    statement: tuple[str, object, object, object]
     votes: tuple[tuple[str, object], ...]
 
     def verify(self, committee: Committee, keys: Keys) -> bool:

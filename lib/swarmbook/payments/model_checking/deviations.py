@@ -1,8 +1,9 @@
 """How a schedule differs from the default one: the moves of the network and of the adversary, as plain values.
 
 A schedule is a set of deviations from a run in which every message takes the same time and nobody misbehaves. Networks
-deliver early, late, twice, or just beside a deadline. Faulty nodes withhold, hold back, ignore, and send what they form
-(`forging`). Deviations are tuples of text and numbers, so that a schedule can be printed, hashed, replayed and shrunk.
+deliver early, late, twice, or just beside a deadline. Faulty nodes withhold, hold back, ignore, say one thing to some
+and another to others, and send what they form (`forging`). Deviations are tuples of text and numbers, so that a
+schedule can be printed, hashed, replayed and shrunk.
 
 A deviation names messages by (kind, sender, to, nth). An empty kind, sender or receiver means any, a name that ends in
 "." means the whole committee, and nth = -1 means every such message, otherwise the nth from 0 between these two nodes.
@@ -63,6 +64,18 @@ class Only(NamedTuple):
     names: tuple[str, ...]
 
 
+class Alter(NamedTuple):
+    """A faulty node says something else in these messages: variant `how` of value `which` of a field (`forging`)."""
+
+    kind: str
+    sender: str
+    to: str
+    nth: int
+    field: str
+    which: int
+    how: int
+
+
 class Ignore(NamedTuple):
     """A faulty node acts as if it had not received these messages; it still knows what they say."""
 
@@ -102,7 +115,7 @@ class Pace(NamedTuple):
     delay: float
 
 
-Deviation = Delay | Arrive | Twice | Withhold | Only | Ignore | Forge | Skew | Start | Pace
+Deviation = Delay | Arrive | Twice | Withhold | Only | Alter | Ignore | Forge | Skew | Start | Pace
 Schedule = tuple[Deviation, ...]
 
 

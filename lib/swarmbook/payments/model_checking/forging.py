@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from itertools import combinations, product
 from zlib import crc32
 
-from swarmbook.payments.channel import Change, Refused, Resolved, commit, follow, lock_digest, prove
+from swarmbook.payments.channel import Change, Lock, Proof, Refused, Resolved, commit, follow, lock_digest, prove
 from swarmbook.payments.channel_committee import Ack, Announce
 from swarmbook.payments.channel_update import Ask, Cosign, Grant, Propose
 from swarmbook.payments.outcomes import Decision
@@ -37,6 +37,7 @@ from swarmbook.payments.simulation import Node
 from swarmbook.payments.syncpcn.messages import Claim, Concede, NewerState, RefundRequest, Setup, Vote
 
 Fields = dict[str, object]
+JUNK = None, (), "", -1, 99, 0.5, (None,), ("x", ()), b"x", float("nan")  # what no honest node writes into a field
 # Which statement the field "signature" of each class signs, of the message's other fields.
 SIGNED: dict[type, Callable[[Fields], tuple]] = {
     Ack: lambda m: ("ack", m["cid"], m["seq"], m["root"]),
@@ -67,6 +68,7 @@ COMMON: dict[str, tuple] = {  # what everybody knows
     "step": (0,),
     "outgoing": (None,),
 }
+OFTEN_NONE = "prepared", "outgoing", "pending", "order"
 STATE_PROOF = "state"  # the kind of statement that a state's two signatures sign
 
 
@@ -80,6 +82,7 @@ class Knowledge:
         self.messages: dict[type, dict[object, None]] = {}
         self._seen: dict[int, object] = {}
         self.states: dict[tuple, tuple] = {}  # (cid, seq, root): state and commitment, of faulty parties
+        self.places: dict[Lock, int] = {}  # the channel of each known lock
 
     def note(self, name: str, value: object) -> None:
         """Know one more value of a field."""
@@ -91,11 +94,17 @@ class Knowledge:
             return
         self._seen[id(message)] = message  # kept, so that no other message gets its address
         self.messages.setdefault(type(message), {}).setdefault(message)
+        self.note(type(message).__name__, message)
         self._take(type(message).__name__, message)
+        if isinstance(message, Propose) and message.change.lock is not None:
+            self.places.setdefault(message.change.lock, message.cid)
 
     def _take(self, name: str, value: object) -> None:
         if self._signature(value):
             return
+        if isinstance(value, Lock):
+            self.note("lock", value)
+            self.note("about", lock_digest(value, self.world.keys))
         if hasattr(value, "_fields"):
             for field in value._fields:
                 part = getattr(value, field)
@@ -103,12 +112,16 @@ class Knowledge:
                     self.note(field, part)
                 self._take(field, part)
         elif isinstance(value, tuple):
+            if len(value) == 2 and isinstance(value[1], Lock):
+                self.places.setdefault(value[1], value[0])
             for part in value:
                 self._take(name, part)
 
     def _signature(self, value: object) -> bool:
         """Whether this is a mock signature, the pair of signer and statement; it is then known."""
         if type(value) is tuple and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is tuple:
+            if not value[1]:
+                return False
             if self._signature(value[1]):  # a vote in a certificate: the name, and the signature
                 return True
             self.signatures.setdefault(value[1], {})[value[0]] = value
@@ -132,6 +145,7 @@ class Knowledge:
                     self.note("lock", lock)
                     self.note("pid", lock.pid)
                     self.note("about", lock_digest(lock, self.world.keys))
+                    self.places.setdefault(lock, cid)
             for signature in end.signatures:
                 self._signature(signature)
         for key in getattr(node, "invoices", {}).values():
@@ -196,8 +210,10 @@ class Knowledge:
             return self.certificates()
         if kind is Announce and field in ("left", "right") or kind is Claim and field in ("left", "right"):
             return [None]  # follows from the state
-        if field == "pending":
-            return [None, *self.values.get("proof", ())]
+        if field in ("proof", "pending"):  # those known, and those of states that nobody has signed
+            locks = [lock for lock in self.values.get("lock", ()) if lock is not None]
+            proofs = [*self.values.get("proof", ()), *(self._invented(lock) for lock in locks)]
+            return [None, *proofs] if field == "pending" else proofs
         if kind is NewView and field == "requests":
             return self._requests()
         if kind is ViewChange and field == "prepared":
@@ -215,6 +231,27 @@ class Knowledge:
         if kind is NewerState:
             return [None, *self.values.get("announcement", ()), *self.values.get("Announce", ())]
         return list(self.values.get(field, ()))
+
+    def _invented(self, lock: Lock) -> Proof:
+        """A proof that shows the lock in a state of its own."""
+        return Proof(1, lock, 0, (lock_digest(lock, self.world.keys),))
+
+    def concerns(self, field: str, value: object, about: Lock | Order) -> bool:
+        """Whether a field with this value goes together with a message about this lock or this order."""
+        if isinstance(about, Order):
+            pid = about.pid(self.world.keys)
+            known = {"pid": pid, "order": about, "cid": value if value in about.cids else None}
+            if field == "certificate":
+                return value.statement[3] == pid and len(value.votes) >= self.world.topology.quorum
+            return value[0] == pid if field == "value" else known.get(field, value) == value
+        if field in ("proof", "pending"):
+            return value is None or value.lock == about
+        if field == "key":
+            return self.world.locks.opens(about.condition, value)
+        known = {"lock": about, "pid": about.pid, "cid": self.places.get(about)}
+        if field == "about":
+            return value == lock_digest(about, self.world.keys)
+        return known.get(field, value) == value
 
     def _order(self, field: str) -> list[object]:
         """Values of an order's fields: any one or two channels, either side paying, amounts small, usual or all."""
@@ -243,6 +280,9 @@ class Knowledge:
         for statement, known in self.signatures.items():
             if statement[0] in kinds:
                 found.setdefault(statement[1:], {}).update(known)
+        own = {int(name[1 : name.index(".")]) - 1 for name in self.faulty if "." in name}
+        for cid, slot, view, value in product(sorted(own), (0, 1), (0, 1), self.domain(Prepare, "value")):
+            found.setdefault((cid, slot, view, value), {})
         for (cid, slot, view, value), votes in found.items():
             members = self.world.committee(cid).members
             for name in self.faulty:
@@ -260,6 +300,9 @@ class Knowledge:
                 _, cid, slot, view, prepared = statement
                 for name, signature in known.items():
                     found.setdefault((cid, slot, view), {})[name] = ViewChange(cid, slot, view, prepared, signature)
+        own = {int(name[1 : name.index(".")]) - 1 for name in self.faulty if "." in name}
+        for about in product(sorted(own), (0, 1), (1, 2)):
+            found.setdefault(about, {})
         quorums = []
         for (cid, slot, view), requests in found.items():
             committee = self.world.committee(cid)
@@ -275,24 +318,39 @@ class Knowledge:
 def form(knowledge: Knowledge, sender: Node, kind: type, index: int) -> object | None:
     """The message of a class that the number `index` stands for, or None if the adversary cannot form it.
 
-    A certificate or the requests for a view say which payment they are about, and the message is about the same. Odd
-    numbers count through the messages of this class that were seen, with one field changed; even ones through all
-    combinations of known values, the first field fastest; larger ones begin anew.
+    A certificate or the requests for a view say which payment they are about, and the message is about the same. By its
+    remainder by 4 a number counts through all combinations of known values, the first field fastest (0); messages of
+    this class that were seen, with one field changed (1); messages all of whose fields are about one lock or one order
+    (2); and the last of these with nonsense in one place (3). Larger numbers begin anew.
     """
+    index, way = divmod(index, 4)
+    if way == 3:
+        index, junk = divmod(index, len(JUNK))
+        index, place = divmod(index, 16)
+        message = form(knowledge, sender, kind, 4 * (index // 2) + 1 + index % 2)
+        return None if message is None else _signed(knowledge, sender, spoilt(message, place, JUNK[junk]))
     if kind is Propose or kind is Cosign:
         made = proposals(knowledge, sender) if kind is Propose else cosignatures(knowledge, sender)
         return made[index % len(made)] if made else None
     fields = [field for field in kind._fields if field != "signature"]
     seen = list(knowledge.messages.get(kind, ()))
-    index, changed = divmod(index, 2)
     values: Fields = {}
-    if seen and changed:
+    about = None
+    if seen and way == 1:
         index, choice = divmod(index, len(seen))
         values = {field: getattr(seen[choice], field) for field in fields}
         index, choice = divmod(index, len(fields))
         fields = [fields[choice]]
+    elif way == 2:
+        known = knowledge.values.get("lock" if hasattr(knowledge.world, "locks") else "Order", ())
+        subjects = [one for one in known if one is not None]
+        if subjects:
+            index, choice = divmod(index, len(subjects))
+            about = subjects[choice]
     for field in fields:
         domain = knowledge.domain(kind, field)
+        if about is not None:
+            domain = [value for value in domain if knowledge.concerns(field, value, about)] or domain
         if not domain:
             return None
         index, choice = divmod(index, len(domain))
@@ -333,6 +391,81 @@ def form(knowledge: Knowledge, sender: Node, kind: type, index: int) -> object |
             if not len(values["cids"]) == len(values["payers"]) == len(values["amounts"]):
                 return None  # nobody can read it
     return kind(**values)
+
+
+def places_of(message: object) -> list[tuple[int, ...]]:
+    """Where in a message a value stands, as paths of positions."""
+    found: list[tuple[int, ...]] = []
+    for k, part in enumerate(message):
+        found.append((k,))
+        if isinstance(part, tuple):
+            found += [(k, *rest) for rest in places_of(part)]
+    return found
+
+
+def spoilt(message: object, place: int, value: object) -> object:
+    """A message with another value in one of its places."""
+    places = places_of(message)
+    return _put(message, places[place % len(places)], value) if places else message
+
+
+def _put(whole: tuple, path: tuple[int, ...], value: object) -> tuple:
+    first, *rest = path
+    part = _put(whole[first], tuple(rest), value) if rest else value
+    parts = (*whole[:first], part, *whole[first + 1 :])
+    return type(whole)(*parts) if hasattr(whole, "_fields") else parts
+
+
+def _signed(knowledge: Knowledge, sender: Node, message: object) -> object:
+    """A message that was changed, with the faulty sender's signature on what it says now, if it can be made."""
+    if type(message) not in SIGNED or message.signature is None:
+        return message
+    try:
+        statement = SIGNED[type(message)](message._asdict())
+    except TypeError:
+        return message
+    return message._replace(signature=knowledge.world.keys.sign(sender.name, statement))
+
+
+def variants(knowledge: Knowledge, kind: type, field: str, old: object) -> list[object]:
+    """What else might stand where this value does, in a message of this class."""
+    if isinstance(old, Lock):
+        more = [old._replace(amount=old.amount + 5), old._replace(expiry=old.expiry + 100.0), old._replace(amount=1)]
+        return [*more, *(lock for lock in knowledge.values["lock"] if lock is not None and lock != old)]
+    known = [value for value in knowledge.domain(kind, field) if value != old]
+    return [*known, *((old + 1, old + 100) if isinstance(old, int | float) else ())]
+
+
+def altered(knowledge: Knowledge, sender: Node, message: object, field: str, which: int, how: int) -> object:
+    """A message in which one value of a field is another one throughout, signed by its faulty sender.
+
+    which: of the values of this field in the order in which they became known; how: of its `variants`.
+    """
+    known = [value for value in knowledge.values.get(field, ()) if value is not None or field in OFTEN_NONE]
+    if which >= len(known):
+        return message
+    others = variants(knowledge, type(message), field, known[which])
+    if how >= len(others):
+        return message
+    new = _exchanged(message, field, known[which], others[how])
+    return message if new == message else _signed(knowledge, sender, new)
+
+
+def _exchanged(value: object, field: str, old: object, new: object) -> object:
+    if field == "lock" and isinstance(value, Lock):
+        return new if value == old else value
+    if not isinstance(value, tuple):
+        return value
+    if not hasattr(value, "_fields"):
+        return tuple(_exchanged(part, field, old, new) for part in value)
+    parts = {}
+    for name, part in zip(value._fields, value, strict=True):
+        if name == "signature":
+            parts[name] = part
+        else:
+            same = name == field and type(part) is type(old) and part == old
+            parts[name] = new if same else _exchanged(part, field, old, new)
+    return type(value)(**parts)
 
 
 def _shown(knowledge: Knowledge, values: Fields) -> tuple[int, object]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from swarmbook.payments.model_checking.deviations import (
     EVERY,
+    Alter,
     Arrive,
     Delay,
     Deviation,
@@ -33,6 +34,7 @@ from swarmbook.payments.syncpcn.timing import TICK
 SOON = 1e-3
 SHARES = (0.001, 0.25, 0.5, 0.75, 1.0)  # of the bound, of a network that has one
 WAITS = (0.01, 3.0, 10.0, 30.0, 100.0, 300.0)  # of a network without: from almost none to longer than all else
+PLACES = "cid", "slot", "view", "seq", "side", "number", "pid"  # fields that say where something belongs
 LARGE = 10**6  # numbers of forgeries are drawn below it
 
 
@@ -80,6 +82,13 @@ def targets_of(kind: str, played: Played) -> list[str]:
     members = [m for cid in range(len(played.world.topology.channels)) for m in played.world.members(cid)]
     parties = [played.world.party(f"u{i}") for i in range(len(played.world.topology.channels) + 1)]
     return [node.name for node in [*parties, *members] if known in node.on]
+
+
+def fields_of(kind: str, played: Played) -> list[str]:
+    """The fields of a class of message in which a faulty node may say something else, and "lock" if there is one."""
+    known = message_kinds(played.world).get(kind)
+    fields = [field for field in getattr(known, "_fields", ()) if field not in ("signature", "left", "right")]
+    return [*fields, "lock"] if kind in ("Setup", "Concede") else fields
 
 
 def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -177,19 +186,29 @@ class Luck(Counter):
             self["new", kind] += new
 
 
-def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> Deviation:
-    """One deviation at random: of the network, or as often of the faulty nodes, if there are any."""
+def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> list[Deviation]:
+    """A move at random: of the network, or as often of the faulty nodes, if there are any.
+
+    One move in eight is of two deviations: all messages are fast, and some are as slow as the bound allows.
+    """
+    if rng.random() < 0.125 and (pattern := _pattern(rng, played)) is not None:
+        times = delays(setting)
+        return [Pace(0.05), Delay(*pattern, times[-1] if rng.random() < 0.7 else rng.choice(times))]
     bad = setting.faulty and rng.random() < 0.55
     while True:
         found = _faulty_move(rng, setting, played, luck) if bad else _network_move(rng, setting, played)
         if found is not None:
-            return found
+            return [found]
 
 
 def _pattern(rng: random.Random, played: Played, sender: str = "", to: str = "") -> tuple[str, str, str, int] | None:
     log = played.log
-    for _ in range(20):
+    wanted = rng.choice(sorted({kind for _, kind, o, _, _ in log if not sender or o == sender} or {""}))
+    even = rng.random() < 0.5  # each kind alike, or each message
+    for _ in range(60):
         _, kind, origin, target, nth = log[int(rng.random() * len(log))]
+        if even and wanted and kind != wanted:
+            continue
         if (not sender or origin == sender) and (not to or target == to):
             break
     else:
@@ -238,7 +257,7 @@ def _network_move(rng: random.Random, setting: Setting, played: Played) -> Devia
 
 def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> Deviation | None:
     name, what = rng.choice(setting.faulty), rng.random()
-    if what < 0.35:
+    if what < 0.3:
         kinds = forms_of(name, played)
         kind = luck.chosen(rng, kinds)
         names = [n for n in targets_of(kind, played) if n != name]
@@ -249,18 +268,34 @@ def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luc
         size = rng.random()
         chosen = (committee(one),) if size < 0.5 else tuple(sorted(rng.sample(group, rng.randint(1, len(group)))))
         return Forge(kind, name, chosen, _time(rng, setting, played), rng.randrange(LARGE))
-    if what < 0.55:
-        sent = [(kind, to) for _, kind, origin, to, _ in played.log if origin == name]
+    sent = [(kind, to) for _, kind, origin, to, _ in played.log if origin == name]
+    if what < 0.52 and sent:
+        kind, to = rng.choice(sent)
+        fields = fields_of(kind, played)
+        if rng.random() < 0.8:
+            fields = [field for field in fields if field not in PLACES] or fields
+        if not fields:
+            return None
+        target = to if rng.random() < 0.5 else committee(to) if rng.random() < 0.7 else ""
+        every = kind if rng.random() < 0.5 else ""
+        which, how = rng.choice((0, 0, 0, 0, 1, 1, 2, 3)), rng.choice((0, 0, 0, 1, 1, 2, 3, 4, 5, 6))
+        return Alter(every, name, target, EVERY, rng.choice(fields), which, how)
+    if what < 0.62:
         if not sent:
             return None
         kind, to = rng.choice(sent)
         kind = kind if rng.random() < 0.5 else ""
         receivers = sorted({target for what, target in sent if kind in ("", what)})
+        if rng.random() < 0.6:  # all others, and of this committee one, or all but one
+            group = [n for n in receivers if committee(n) == committee(to)]
+            few = [to] if rng.random() < 0.5 else [n for n in group if n != to]
+            rest = [n for n in receivers if n not in group] if rng.random() < 0.6 else []
+            return Only(kind, name, tuple(sorted([*rest, *few])))
         return Only(kind, name, tuple(sorted(rng.sample(receivers, rng.randint(0, len(receivers) - 1)))))
-    if what < 0.7:
+    if what < 0.76:
         pattern = _pattern(rng, played, sender=name)
         return pattern and Withhold(*pattern)
-    if what < 0.8:
+    if what < 0.83:
         pattern = _pattern(rng, played, to=name)
         return pattern and Ignore(*pattern)
     pattern = _pattern(rng, played, sender=name)

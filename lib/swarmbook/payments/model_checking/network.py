@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.model_checking.deviations import (
     EVERY,
+    Alter,
     Arrive,
     Delay,
     Forge,
@@ -44,8 +46,8 @@ class Directed(Simulation):
 
     faulty: the names of the adversary's nodes, to which bounds do not apply. bound: the longest delay between others.
     repeats: whether the network may deliver twice. timed: whether times belong to histories. forge: makes the message
-    of a `Forge`, or None. heard: is told of everything that a faulty node receives. after: is called after every event
-    with its node.
+    of a `Forge`, or None. alter: what an `Alter` makes of a message. heard: is told of everything that a faulty node
+    receives. after: is called after every event with its node, and whether that now holds something else.
 
     crashes: honest nodes that raised an exception. forged: what the adversary made, as (time, to, message). log: every
     message sent, as (time, kind, sender, to, nth). instants: when timers of honest nodes were due. coverage: hashes of
@@ -60,14 +62,17 @@ class Directed(Simulation):
         repeats: bool,
         timed: bool,
         forge: Callable[[Forge], list[tuple[Node, Node, object]]],
+        alter: Callable[[Alter, Node, object], object],
         heard: Callable[[Node, object], None],
-        after: Callable[[Node], None] | None = None,
+        after: Callable[[Node, bool], None],
     ) -> None:
         super().__init__()
         self.faulty, self.bound, self.repeats, self.timed = faulty, bound, repeats, timed
-        self.forge, self.heard, self.after = forge, heard, after
+        self.forge, self.alter, self.heard, self.after = forge, alter, heard, after
         self.pace = next((d.delay for d in schedule if isinstance(d, Pace)), 1.0)
-        self.schedule = [d for d in schedule if isinstance(d, Delay | Arrive | Twice | Withhold | Only | Ignore)]
+        self.schedule = [
+            d for d in schedule if isinstance(d, Delay | Arrive | Twice | Withhold | Only | Ignore | Alter)
+        ]
         self.log: list[tuple[float, str, str, str, int]] = []
         self.instants: set[float] = set()
         self.coverage: set[int] = set()
@@ -115,6 +120,11 @@ class Directed(Simulation):
             elif isinstance(rule, Withhold):
                 if bad:
                     return
+            elif isinstance(rule, Alter):
+                if bad:
+                    message = self.alter(rule, sender, message)
+                    if not well_formed(message):
+                        return
             elif isinstance(rule, Delay):
                 arrival = self.now + rule.delay
             elif isinstance(rule, Arrive):
@@ -133,9 +143,10 @@ class Directed(Simulation):
             self._push(max(again, self.now + TINY), 0, to, sender, message, nth)
 
     def deliver_forged(self, sender: Node, to: Node, message: object) -> None:
-        """A message that the adversary made arrives at once: it was sent when that suited."""
+        """A message that the adversary made arrives at once: it was sent when that suited. Nobody decodes nonsense."""
         self.forged.append((self.now, to.name, message))
-        self._push(self.now, 0, to, sender, message, -1)
+        if well_formed(message):
+            self._push(self.now, 0, to, sender, message, -1)
 
     def timer(self, node, time, call, arguments=()):
         time = max(time, self.now)
@@ -157,7 +168,7 @@ class Directed(Simulation):
             what = message[0].__name__ if sender is None else message
             if sender is not None:
                 self._state ^= hash((type(message).__name__, sender.name, node.name, nth))
-                if node.name in self.faulty:
+                if node.name in self.faulty and sender.name not in self.faulty:
                     self.heard(node, message)
             try:
                 if sender is None:
@@ -167,9 +178,7 @@ class Directed(Simulation):
             except Exception as error:  # whatever it is: nobody may make an honest node fail
                 if node.name not in self.faulty:
                     self.crashes.append(f"crash {node}: {type(error).__name__} {error} at {what!r:.80}")
-            self._note(node, sender, what)
-            if self.after is not None:
-                self.after(node)
+            self.after(node, self._note(node, sender, what))
         return self.now
 
     def _push(self, time, rank, node, sender, message, nth) -> None:
@@ -184,7 +193,7 @@ class Directed(Simulation):
             rules = self._rules[key] = [rule for rule in self.schedule if concerns(rule, *key)]
         return rules
 
-    def _note(self, node: Node, sender: Node | None, what: object) -> None:
+    def _note(self, node: Node, sender: Node | None, what: object) -> bool:
         name = node.name
         when = self.now if self.timed else 0.0
         origin = "" if sender is None else sender.name
@@ -196,6 +205,7 @@ class Directed(Simulation):
             self._state ^= before ^ local
             self.coverage.add(local)
         self.states.add(self._state)
+        return local != before
 
     @property
     def history(self) -> int:

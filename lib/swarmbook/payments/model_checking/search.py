@@ -105,7 +105,7 @@ def symmetries(setting: Setting) -> list[dict[str, str]]:
     return found
 
 
-def shrunk(setting: Setting, schedule: Schedule, kinds: Iterable[str], watched: bool = False) -> Found:
+def shrunk(setting: Setting, schedule: Schedule, kinds: Iterable[str]) -> Found:
     """The schedule without the deviations that the violation of one of these requirements does not need."""
     wanted, left = set(kinds), list(schedule)
     smaller = True
@@ -113,9 +113,9 @@ def shrunk(setting: Setting, schedule: Schedule, kinds: Iterable[str], watched: 
         smaller = False
         for deviation in list(left):
             rest = [other for other in left if other is not deviation]
-            if play(setting, tuple(rest), watched).kinds & wanted:
+            if play(setting, tuple(rest)).kinds & wanted:
                 left, smaller = rest, True
-    played = play(setting, tuple(left), watched)
+    played = play(setting, tuple(left))
     return Found(setting, tuple(left), played.violations)
 
 
@@ -125,7 +125,6 @@ def exhaustive(
     report: Report | None = None,
     forgeries: int = 0,
     fine: bool = True,
-    watched: bool = False,
     first: bool = True,
     seconds: float = float("inf"),
 ) -> Report:
@@ -136,7 +135,7 @@ def exhaustive(
     report = report or Report()
     begun, world = time.process_time(), report.worlds
     report.worlds += 1
-    root = play(setting, (), watched)
+    root = play(setting, ())
     report.add(root, world)
     if root.violations:
         report.found.append(Found(setting, (), root.violations))
@@ -151,10 +150,10 @@ def exhaustive(
                 if len(longer) < size or longer in tried:
                     continue
                 tried.update(renamed(longer, names) for names in alike)
-                run = play(setting, longer, watched)
+                run = play(setting, longer)
                 new = report.add(run, world)
                 if run.violations:
-                    report.found.append(shrunk(setting, longer, run.kinds, watched))
+                    report.found.append(shrunk(setting, longer, run.kinds))
                 if (run.violations and first) or time.process_time() - begun > seconds:
                     report.seconds += time.process_time() - begun
                     return report
@@ -176,7 +175,7 @@ def varied(
     if others and rng.random() < 0.15:
         deviations += rng.sample(other := others[rng.randrange(len(others))][0], rng.randint(0, len(other)))
     for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3)) or not deviations):
-        deviations.append(draw(rng, setting, played, luck))
+        deviations += draw(rng, setting, played, luck)
     return ordered(deviations[-MOST_DEVIATIONS:])
 
 
@@ -185,7 +184,6 @@ def guided(
     rng: random.Random,
     seconds: float = float("inf"),
     schedules: float = float("inf"),
-    watched: bool = False,
     first: bool = True,
     report: Report | None = None,
 ) -> Report:
@@ -200,7 +198,7 @@ def guided(
     lucks = [Luck() for _ in settings]
     known: set[tuple] = set()
     for number, setting in enumerate(settings):
-        root = play(setting, (), watched)
+        root = play(setting, ())
         report.add(root, base + number)
         corpora.append([((), root)])
         covered.append(set(root.sim.coverage))
@@ -213,11 +211,11 @@ def guided(
         setting, corpus = settings[number], corpora[number]
         recent = corpus[-20:] if rng.random() < 0.4 else corpus
         schedule = varied(rng, setting, recent[int(rng.random() * len(recent))], corpus, lucks[number])
-        run = play(setting, schedule, watched)
+        run = play(setting, schedule)
         report.add(run, base + number)
         if run.violations:
             if (number, run.kinds) not in known:
-                smallest = shrunk(setting, schedule, run.kinds, watched)
+                smallest = shrunk(setting, schedule, run.kinds)
                 broken = kinds(smallest.violations)
                 if (number, broken) not in known:
                     report.found.append(smallest)
@@ -238,6 +236,6 @@ def _light(played: Played) -> Played:
     return played
 
 
-def replayed(setting: Setting, schedule: Iterable[Deviation], watched: bool = True) -> tuple[str, ...]:
+def replayed(setting: Setting, schedule: Iterable[Deviation]) -> tuple[str, ...]:
     """What is wrong after a schedule."""
-    return play(setting, tuple(schedule), watched).violations
+    return play(setting, tuple(schedule)).violations

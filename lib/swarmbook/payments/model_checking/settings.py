@@ -13,6 +13,7 @@ Serves: the search for violations.
 from itertools import combinations
 from typing import NamedTuple
 
+AGREED = (("ordering", "agreed"),)
 SAFETY = ("R1", "R2", "R3", "R4", "R5", "R6", "R8", "R11")
 
 
@@ -56,14 +57,18 @@ class Setting(NamedTuple):
 
         Only committees that agree on a sequence promise that every lock ends (R5) whatever faulty parties do. Without,
         a sender can leave its own coins locked by orders that compete, a payer by its numbers, a carrier by silence,
-        which can also leave a sender without a receipt (R2).
+        which can also leave a sender without a receipt (R2). A single payment among honest parties with enough coins has
+        to succeed (R7); with "agreed" a faulty leader may refuse it.
         """
         rules, parties = dict(self.rules), any(name.startswith("u") for name in self.faulty)
         disordered = self.protocol == "PSyncPCN" and rules.get("ordering") != "agreed"
         left = {"R5"} if disordered and parties else set()
         if rules.get("relay") == "party" and parties:
             left.add("R2")
-        return tuple(name for name in SAFETY if name not in left)
+        needs = max(payment.amount for payment in self.payments)
+        alone = not parties and len(self.payments) == 1 and needs <= self.balance
+        succeeds = alone and rules.get("ordering") != "agreed"
+        return tuple(name for name in SAFETY if name not in left) + ("R7",) * succeeds
 
 
 def faulty_sets(hops: int, leading: bool) -> list[tuple[str, ...]]:
@@ -103,9 +108,40 @@ def settings(protocol: str, hops: int, payments: int, **options: str | bool) -> 
     ]
 
 
+ONE, TWO = (Pay(10),), (Pay(10), Pay(10, 0.7))
+BACK, LAST = (Pay(10), Pay(4, 0.7, backwards=True)), (Pay(10), Pay(1, 0.5, backwards=True, first=1))
+BOTH = "C1.4", "C2.4"
+# A few worlds that differ as much as possible: who is faulty, which payments cross, coins that do not suffice for all.
+PORTFOLIO: dict[str, list[Setting]] = {
+    "SyncPCN": [
+        Setting("SyncPCN", 1, TWO, ("u0", "C1.4"), balance=15),
+        Setting("SyncPCN", 1, BACK, ("u0", "C1.4")),
+        Setting("SyncPCN", 1, BACK, ("u1", "C1.4"), skew=0.5),
+        Setting("SyncPCN", 2, ONE, ("u1", *BOTH)),
+        Setting("SyncPCN", 2, ONE, ("u0", "u2", *BOTH)),
+        Setting("SyncPCN", 2, LAST, ("u2", *BOTH)),
+        Setting("SyncPCN", 2, BACK, ("u0", "u2", *BOTH), skew=0.5),
+        Setting("SyncPCN", 2, TWO, BOTH),
+        Setting("SyncPCN", 2, ONE, BOTH, skew=0.5),
+    ],
+    "PSyncPCN": [
+        Setting("PSyncPCN", 2, ONE, ("u0", *BOTH), (("echo", True),), bound=300.0),
+        Setting("PSyncPCN", 2, ONE, ("u2", *BOTH), (("commit", "forward"),), balance=9, bound=300.0),
+        Setting("PSyncPCN", 2, ONE, BOTH, bound=300.0),
+        Setting("PSyncPCN", 2, ONE, BOTH, (("relay", "party"),), bound=300.0),
+        Setting("PSyncPCN", 3, ONE, (*BOTH, "C3.4"), bound=300.0),
+        Setting("PSyncPCN", 1, TWO, ("u1", "C1.4"), (("ordering", "payer"),), balance=15, bound=300.0),
+        Setting("PSyncPCN", 1, ONE, ("C1.1",), AGREED, balance=9, bound=100.0),
+        Setting("PSyncPCN", 1, ONE, ("C1.2",), AGREED, balance=9, bound=100.0),
+        Setting("PSyncPCN", 1, TWO, ("C1.2",), AGREED, balance=15, bound=100.0),
+        Setting("PSyncPCN", 2, ONE, ("u0", "C1.1", "C2.2"), AGREED, bound=100.0),
+    ],
+}
+
+
 def everything() -> list[Setting]:
     """All worlds of the search: of SyncPCN with clocks that agree and that do not, of PSyncPCN by its rules."""
-    found = []
+    found = [setting for settings in PORTFOLIO.values() for setting in settings]
     for hops in (1, 2):
         for payments in (1, 2):
             found += settings("SyncPCN", hops, payments)
@@ -114,4 +150,4 @@ def everything() -> list[Setting]:
         for rules in ({}, {"echo": True}, {"commit": "forward"}, {"ordering": "payer"}, {"relay": "party"}):
             payers = {f"u{i}" for i in range(hops)} if rules.get("ordering") == "payer" else set()  # they are honest
             found += [s for s in settings("PSyncPCN", hops, 1, **rules) if not payers & set(s.faulty)]
-    return found
+    return list(dict.fromkeys(found))

@@ -6,18 +6,20 @@ node raised an exception.
 Serves: the search for violations.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from swarmbook.payments.model_checking.deviations import Forge, Schedule, Skew, Start, matches
-from swarmbook.payments.model_checking.forging import Knowledge, adopt, form
+from swarmbook.payments.model_checking.deviations import Alter, Forge, Schedule, Skew, Start, matches
+from swarmbook.payments.model_checking.forging import Knowledge, adopt, altered, form
 from swarmbook.payments.model_checking.network import Directed, Endless, Played, everyone, message_kinds
 from swarmbook.payments.model_checking.settings import Setting
 from swarmbook.payments.outcomes import Outcome
 from swarmbook.payments.payment_network import World, line
 from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.requirements import Watch, check
+from swarmbook.payments.psyncpcn.invariants import obligations
+from swarmbook.payments.requirements import check
 from swarmbook.payments.simulation import Node
-from swarmbook.payments.syncpcn import SyncPCN, Timing
+from swarmbook.payments.syncpcn import SyncPCN, SyncPCNParty, Timing
+from swarmbook.payments.syncpcn.invariants import broken
 
 
 def build(setting: Setting, sim: Directed, schedule: Schedule) -> World:
@@ -44,18 +46,22 @@ def build(setting: Setting, sim: Directed, schedule: Schedule) -> World:
     for cid in range(setting.hops):
         world.members(cid)
     world.faulty |= set(setting.faulty)
-    if setting.trusted:
-        world.correct = lambda cid: True
+    channels = range(setting.hops)  # who is faulty does not change any more, and is asked for after every event
+    world.honest = [world.honest(cid) for cid in channels].__getitem__
+    world.bad_members = [world.bad_members(cid) for cid in channels].__getitem__
+    world.honest_parties = [world.honest_parties(cid) for cid in channels].__getitem__
+    world.correct = [setting.trusted or world.correct(cid) for cid in channels].__getitem__
     return world
 
 
-def play(setting: Setting, schedule: Schedule, watched: bool = False) -> Played:
-    """Run a world under a schedule until it rests, and judge it. watched: check the invariants after every event."""
-    faulty = frozenset(setting.faulty)
-    wrong: list[str] = []
-    watch: list[Watch] = []
+def play(setting: Setting, schedule: Schedule) -> Played:
+    """Run a world under a schedule until it rests, and judge it.
 
+    After every event that changed what a node holds the invariants are checked, until one of them is broken.
+    """
+    faulty = frozenset(setting.faulty)
     last = max((d.time for d in schedule if isinstance(d, Forge)), default=-1.0)  # knowledge is of no use after it
+    last = float("inf") if any(isinstance(d, Alter) for d in schedule) else last
 
     def heard(node: Node, message: object) -> None:
         if sim.now <= last:
@@ -71,30 +77,31 @@ def play(setting: Setting, schedule: Schedule, watched: bool = False) -> Played:
         message = form(knowledge, sender, kind, forgery.index) if kind is not None else None
         if message is None:
             return []
-        adopt(knowledge, sender, message)
+        if forgery.index % 4 != 3:  # nonsense is nobody's own proposal
+            adopt(knowledge, sender, message)
         targets = [nodes[n] for n in nodes if any(matches(p, n) for p in forgery.names) and n != forgery.sender]
         return [(sender, to, message) for to in targets if kind in to.on]
 
-    def after(node: Node) -> None:
+    def alter(rule: Alter, sender: Node, message: object) -> object:
+        return altered(knowledge, sender, message, rule.field, rule.which, rule.how)
+
+    def after(node: Node, changed: bool) -> None:
         if node.name in faulty and sim.now <= last:
             knowledge.look(node)
-        if watch and not wrong:
-            wrong.extend(what for what in watch[0].look() if what.startswith(("I5", "I6")))
-            wrong.extend(unsound(world))
+        if changed and not wrong:
+            wrong.extend(observer.look(node))
 
     asynchronous = setting.protocol == "PSyncPCN"
     timed = not asynchronous or ("ordering", "agreed") in setting.rules
-    needs = last >= 0 or watched
-    sim = Directed(schedule, faulty, setting.bound, asynchronous, timed, forge, heard, after if needs else None)
+    sim = Directed(schedule, faulty, setting.bound, asynchronous, timed, forge, alter, heard, after)
     world = build(setting, sim, schedule)
     nodes = {node.name: node for node in everyone(world)}
-    knowledge = Knowledge(world, faulty)
+    knowledge, observer = Knowledge(world, faulty), Observer(world)
+    wrong: list[str] = []
     kinds = message_kinds(world)
-    if watched:
-        watch.append(Watch(world))
     try:
         world.run()
-        found = unsound(world) + robbed(world) if not wrong else []
+        found = robbed(world) + idle(world) if not wrong else []
         found += [
             f"{violation.requirement} {violation.who}: {violation.what}"
             for violation in check(world, setting.requirements)
@@ -105,13 +112,60 @@ def play(setting: Setting, schedule: Schedule, watched: bool = False) -> Played:
     return Played((*wrong, *sim.crashes, *found), sim.log, instants, sim, world)
 
 
-def unsound(world: World) -> list[str]:
-    """The invariants I1 to I4 and I7 that do not hold now, of correct channels with an honest party."""
-    wrong = [f"I4 {what}" for what in world.opposite() if world.correct(what[0])]
-    for cid in range(len(world.topology.channels)):
-        if world.correct(cid) and world.honest_parties(cid):
-            wrong += world.invariants(cid)
-    return wrong
+class Observer:
+    """Looks at a world after each event: at the invariants of all protocols (I1 to I7), and at those of its own.
+
+    The names of the latter are in `syncpcn.invariants` and `psyncpcn.invariants`. "R8" here: what a party holds a
+    certificate of is what a close would give now. S7: who sends a key held the certificate of the lock before.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.decisions: dict[tuple, str] = {}
+        self.numbers: dict[str, int] = {}
+        self.began: dict[tuple, int] = {}  # the number of the first state in which a party held a lock
+
+    def look(self, node: Node) -> list[str]:
+        """What is wrong now, after a node has changed."""
+        world = self.world
+        wrong = [f"I4 {what}" for what in world.opposite() if world.correct(what[0])]
+        for cid in getattr(node, "ends", None) or [getattr(node, "cid", 0)]:
+            if world.correct(cid) and world.honest_parties(cid):
+                wrong += world.invariants(cid)
+                wrong += [f"R8 {who}: {what}" for who, what in world.stale_closes(cid)]
+        if isinstance(world, SyncPCN):
+            wrong += broken(world)
+            if isinstance(node, SyncPCNParty) and node.name not in world.faulty:
+                wrong += self._certified(node)
+        else:
+            wrong += obligations(world)
+        if hasattr(node, "cid") and node.name not in world.faulty:
+            wrong += self._constant(node)
+        return wrong
+
+    def _constant(self, member: Node) -> Iterator[str]:
+        """I5 and I6: no honest member changes a decision, and its number only grows."""
+        number, decided = self.world.progress(member)
+        if number < self.numbers.get(member.name, 0):
+            yield f"I6: {member} went back"
+        self.numbers[member.name] = number
+        for about, decision in decided.items():
+            if self.decisions.setdefault((member.name, about), decision) != decision:
+                yield f"I5: {member} changed its vote"
+
+    def _certified(self, party: SyncPCNParty) -> Iterator[str]:
+        """S7, the part that needs a memory: the state with a lock was certified when its key was sent."""
+        for cid, end in party.ends.items():
+            for lock in end.state.locks:
+                self.began.setdefault((party.name, lock.pid), end.state.seq)
+            if not self.world.correct(cid):
+                continue
+            for transit in party.inbound.values():
+                of, lock = transit.incoming or (None, None)
+                if of == cid and transit.sent is not None and transit.sent == self.world.sim.now:
+                    first = self.began.get((party.name, lock.pid))
+                    if first is None or end.certified < first:
+                        yield f"S7: {party} has sent the key of {lock}, and no quorum holds a state with it"
 
 
 def robbed(world: World) -> list[str]:
@@ -129,4 +183,17 @@ def robbed(world: World) -> list[str]:
                 due += payment.amounts[-1]
         if world.total(name) < due:
             wrong.append(f"robbed {name}: holds {world.total(name)}, which should be {due}")
+    return wrong
+
+
+def idle(world: World) -> list[str]:
+    """Channels of two honest parties and a correct committee in which something waits although nothing is under way."""
+    wrong = []
+    if isinstance(world, SyncPCN):
+        for cid in range(len(world.topology.channels)):
+            names = world.honest_parties(cid)
+            for end in (world.party(name).ends[cid] for name in names):
+                waits = end.pending is not None or end.held is not None or end.wanted or end.disputes
+                if world.correct(cid) and len(names) == 2 and waits:
+                    wrong.append(f"idle {end.party}: an update of C{cid + 1} waits for ever")
     return wrong

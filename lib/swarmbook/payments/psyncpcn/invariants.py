@@ -81,7 +81,24 @@ def _slots(cid: int, honest: list[PSyncPCNMember]) -> Iterable[str]:
         f"A3: C{cid + 1} has decided {values} in slot {slot}" for slot, values in decided.items() if len(values) > 1
     ]
     pids = [pid for values in decided.values() for pid, _ in values]
+    twice += _overruled(cid, honest)
     return twice + [f"A3: C{cid + 1} has decided an order twice"] * (len(set(pids)) < len(pids))
+
+
+def _overruled(cid: int, honest: list[PSyncPCNMember]) -> Iterable[str]:
+    """A3: what f + 1 honest members have committed to in a view may be decided; nobody backs another value later."""
+    committed: dict[tuple, int] = {}
+    for member in honest:
+        for slot, agreement in member.agreements.items():
+            for (view, value), names in agreement.commits.items():
+                if member.name in names:
+                    committed[slot, view, value] = committed.get((slot, view, value), 0) + 1
+    for (slot, view, value), count in committed.items():
+        if count >= honest[0].few:
+            for member in honest:
+                agreement = member.agreements.get(slot)
+                if agreement is not None and agreement.view > view and agreement.backs not in (None, value):
+                    yield f"A3: {member} backs {agreement.backs} in slot {slot}, where {value} may be decided"
 
 
 def _locked_before(world, pid: object) -> Iterable[str]:
