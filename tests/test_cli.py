@@ -23,9 +23,9 @@ from swarmbook.reproduction import execution, lineage, papers, publishing, termi
 WORKFLOWS = Path(__file__).parents[1] / ".github" / "workflows"
 
 
-def swarmbook(*arguments: str) -> subprocess.CompletedProcess:
+def swarmbook(*arguments: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "swarmbook", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300, **options)
 
 
 def committed(path: Path) -> Path:
@@ -146,6 +146,50 @@ def test_a_failure_does_not_stop_the_others(toy, tmp_path):
     assert done.stderr.endswith("1 of 2 papers failed: first\n")
     assert "runs/second/second.ipynb" in done.stdout
     assert not set(done.stdout + done.stderr) & {"\r", "\x1b"}
+
+
+MEETING = """\
+import os, pathlib, time
+folder = pathlib.Path(FOLDER)
+(folder / NAME).write_text(str(os.getpid()))
+while len(list(folder.iterdir())) < 2:
+    time.sleep(0.01)
+"""
+
+
+def meeting(toy, tmp_path, *more: tuple[str, str]) -> Path:
+    """Two papers whose notebooks wait for each other in a folder, where they say their kernels."""
+    folder = tmp_path / "meeting"
+    folder.mkdir()
+    for name in ("first", "second"):
+        toy(name, (MEETING.replace("FOLDER", repr(str(folder))).replace("NAME", repr(name)), ""), *more)
+    return folder
+
+
+def test_notebooks_are_executed_side_by_side(toy, tmp_path):
+    meeting(toy, tmp_path, ("print(os.environ['OMP_NUM_THREADS'])", ""))
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = swarmbook("run", "--jobs", "2", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no claims yet") == 2
+    for name in ("first", "second"):
+        cells = nbformat.read(tmp_path / "runs" / name / f"{name}.ipynb", 4).cells
+        assert cells[-1].outputs[0].text == f"{max(1, os.cpu_count() // 2)}\n"
+
+
+@pytest.mark.parametrize(("sent", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_notebooks_side_by_side_end_together(toy, tmp_path, sent, status):
+    folder = meeting(toy, tmp_path, ("time.sleep(1000)", ""))
+    command = [sys.executable, "-m", "swarmbook", "run", "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: len([path for path in folder.iterdir() if path.read_text()]) == 2)
+        process.send_signal(getattr(signal, sent))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.decode().count("executed so far:") == 2 and "Traceback" not in errors.decode()
+    kept = [path.name for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert sorted(kept) == ["first.failed.ipynb", "second.failed.ipynb"]
+    wait_until(lambda: not any(Path("/proc", path.read_text()).exists() for path in folder.iterdir()))
 
 
 def test_a_broken_notebook_is_named(toy, capsys):

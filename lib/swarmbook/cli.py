@@ -27,7 +27,7 @@ import tempfile
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -134,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--output", type=Path, metavar="DIR", help="default: runs/ in the clone, or here if there is none"
+    )
+    command.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="notebooks at a time, each with its share of the cores; default: one a core",
     )
     command.add_argument(
         "--figures", action="store_true", help="write each figure as PNG, SVG and a CSV of its numbers as well"
@@ -265,14 +271,11 @@ def _run(options: argparse.Namespace) -> int:
     if sys.stderr.isatty() and (hint := busy()):
         print(hint, file=sys.stderr)
 
-    failures = []
-    for number, paper in enumerate(chosen):
-        part = functools.partial(Progress, number=number, of=len(chosen))
-        try:
-            _run_one(paper, parameters[paper.name], options, part)
-        except NotebookError as error:
-            failures.append(paper.name)
-            print(f"failed: {error}\n", file=sys.stderr, flush=True)
+    jobs = min(len(chosen), 1 if options.record else options.jobs or os.cpu_count() or 1)
+    if jobs > 1:
+        failures = _run_side_by_side(chosen, parameters, options, jobs)
+    else:
+        failures = _run_in_turn(chosen, parameters, options)
     if failures and len(chosen) > 1:
         print(f"{len(failures)} of {len(chosen)} papers failed: {', '.join(failures)}", file=sys.stderr)
     return 1 if failures else 0
@@ -331,37 +334,79 @@ def _make_writable(folder: Path) -> None:
         raise StoreError(f"cannot write {folder}: {unusable(OSError(error.errno, error.strerror))}") from error
 
 
-def _run_one(
-    paper: Paper, parameters: dict[str, Any], options: argparse.Namespace, part: Callable[..., Progress]
-) -> None:
-    print(f"{paper.name}: {paper.title}", flush=True)
-    started = time.monotonic()
-    environment = {"SWARMBOOK_FRESH": "1"} if options.fresh else {}
-    record = papers.at(paper, parameters.get("profile"))
-    if options.record and not record.profile:
-        parameters = {}  # the default profile is not to be injected
-    if options.record:
-        from swarmbook.reproduction import recording
+def _run_in_turn(chosen: Sequence[Paper], parameters: Mapping[str, dict], options: argparse.Namespace) -> list[str]:
+    """Execute one notebook after another, and record them if that is asked for; the names of those that failed."""
+    from swarmbook.reproduction import recording
 
-        with part(f"{paper.name}, recording") as progress:
-            keys = recording.record_runs(record, paper, parameters, options.output, progress)
-    with part(paper.name, costs=_costs(record) if options.fresh else None) as progress:
-        done = execution.execute(paper, parameters, options.output, environment, progress, figures=options.figures)
-    if options.record:
-        recording.commit(record, done.notebook, keys)
-    print(claims_table(done.claims))
-    print(f"notebook  {short(done.notebook)}\nHTML      {short(done.html)}")
+    failures = []
+    for number, paper in enumerate(chosen):
+        part = functools.partial(Progress, number=number, of=len(chosen))
+        given = parameters[paper.name]
+        record = papers.at(paper, given.get("profile"))
+        if options.record and not record.profile:
+            given = {}  # the default profile is not to be injected
+        print(f"{paper.name}: {paper.title}", flush=True)
+        started = time.monotonic()
+        try:
+            if options.record:
+                with part(f"{paper.name}, recording") as progress:
+                    keys = recording.record_runs(record, paper, given, options.output, progress)
+            with part(paper.name, costs=_costs(options, [paper], parameters)) as progress:
+                done = execution.execute(paper, given, progress=progress, **_way(options))
+            print(_told(done, options))
+            if options.record:
+                recording.commit(record, done.notebook, keys)
+                print(f"recorded  {short(record.notebook)}")
+            print(f"took      {time.monotonic() - started:.0f} s\n", flush=True)
+        except NotebookError as error:
+            failures.append(paper.name)
+            print(f"failed: {error}\n", file=sys.stderr, flush=True)
+    return failures
+
+
+def _run_side_by_side(
+    chosen: Sequence[Paper], parameters: Mapping[str, dict], options: argparse.Namespace, jobs: int
+) -> list[str]:
+    """Execute `jobs` notebooks at a time, each with its share of the cores; the names of those that failed."""
+    from swarmbook.reproduction.side_by_side import side_by_side
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    failures, started = [], time.monotonic()
+    with Progress(f"{len(chosen)} notebooks", costs=_costs(options, chosen, parameters)) as progress:
+        work = [(paper, parameters[paper.name], progress.part(paper.name)) for paper in chosen]
+        for paper, done in side_by_side(work, jobs, **_way(options)):
+            progress.end(paper.name)
+            progress.say(f"{paper.name}: {paper.title}")
+            if isinstance(done, NotebookError):
+                failures.append(paper.name)
+                progress.say(f"failed: {done}\n", sys.stderr)
+            else:
+                progress.say(f"{_told(done, options)}\ndone in   {time.monotonic() - started:.0f} s\n")
+    return failures
+
+
+def _way(options: argparse.Namespace) -> dict[str, Any]:
+    """How notebooks are executed, as arguments of `execution.execute`."""
+    fresh = {"SWARMBOOK_FRESH": "1"} if options.fresh else {}
+    return {"output": options.output, "environment": fresh, "figures": options.figures}
+
+
+def _told(done: execution.Execution, options: argparse.Namespace) -> str:
+    """What is said of an executed notebook: its claims, and where it lies."""
+    lines = [claims_table(done.claims), f"notebook  {short(done.notebook)}", f"HTML      {short(done.html)}"]
     if options.figures:
-        print(f"figures   {short(done.notebook.parent / 'figures')}")
-    if options.record:
-        print(f"recorded  {short(record.notebook)}")
-    print(f"took      {time.monotonic() - started:.0f} s\n", flush=True)
+        lines.append(f"figures   {short(done.notebook.parent / 'figures')}")
+    return "\n".join(lines)
 
 
-def _costs(record: Paper) -> dict[str, float]:
+def _costs(options: argparse.Namespace, chosen: Sequence[Paper], parameters: Mapping[str, dict]) -> dict[str, float]:
+    """Seconds that the runs to be trained took when they were recorded, by key, if all of them are to be trained."""
     from swarmbook.reproduction.training_time import recorded_seconds
 
-    return recorded_seconds(record.beside("runs"))
+    costs: dict[str, float] = {}
+    for paper in chosen if options.fresh else ():
+        costs |= recorded_seconds(papers.at(paper, parameters[paper.name].get("profile")).beside("runs"))
+    return costs
 
 
 def _open(options: argparse.Namespace) -> int:

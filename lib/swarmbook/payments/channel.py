@@ -18,7 +18,6 @@ from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.signatures import Certificate, Keys
 from swarmbook.payments.simulation import new
 
-
 Side = Literal[0, 1]
 
 

@@ -12,8 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from swarmbook.analysis.claims import DIRECTION, FAILS, HOLDS, POWERLESS, UNDECIDED, VERDICTS, Claim
 from swarmbook.reproduction.papers import Paper
@@ -42,6 +43,7 @@ class Progress:
         self.done, self.now = 0.0, ""  # the share of this part, and what is done now
         self.started = time.monotonic()
         self._folder = tempfile.TemporaryDirectory(prefix="swarmbook-")
+        self._parts: dict[str, Part] = {}
         self._end = threading.Event()
         self._live = None
         if sys.stderr.isatty():
@@ -66,16 +68,26 @@ class Progress:
         """Say what is done now."""
         self.now = "  ".join(part for part in parts if part)
 
-    def say(self, line: str) -> None:
-        """Print a line that stays, on standard output, above those that move."""
+    def part(self, name: str) -> "Part":
+        """What another process calls to tell how far its part is."""
+        self._parts[name] = Part(self._folder.name, name)
+        return self._parts[name]
+
+    def end(self, name: str) -> None:
+        """Say that the part of another process is done."""
+        self._parts[name].tell(1.0, "")
+
+    def say(self, line: str, file: TextIO | None = None) -> None:
+        """Print a line that stays, on standard output or another file, above those that move."""
         if self._live:
             self._live.stop()
-        print(line, flush=True)
+        print(line, file=file, flush=True)
         if self._live:
             self._live.start()
 
     def line(self) -> str:
         """All of it in one line."""
+        self._gather()
         return "  ".join(filter(None, (self._titled(), self._clock(), self._left(), self._detail())))
 
     def __enter__(self) -> "Progress":
@@ -107,11 +119,19 @@ class Progress:
         from rich.table import Table
         from rich.text import Text
 
+        self._gather()
         head = Table.grid(padding=(0, 2))
         known, spent = self._spent()
         share = (self.number + (spent / known if known else self.done)) / self.of
         head.add_row(self._titled(), ProgressBar(1.0, share, width=24), self._clock(), self._left())
         return Group(head, Text(self._detail(), no_wrap=True, overflow="ellipsis", style="dim"))
+
+    def _gather(self) -> None:
+        """Read how far the parts of other processes are."""
+        if self._parts:
+            told = [part.read() for part in self._parts.values()]
+            self.done = sum(share for share, _ in told) / len(told)
+            self.show(*(now for _, now in told))
 
     def _titled(self) -> str:
         return f"{self.name} ({self.number + 1} of {self.of})" if self.of > 1 else self.name
@@ -145,6 +165,30 @@ class Progress:
             return Path(self._folder.name, name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """How far one of several processes is, which it tells in a file. It is called as `execution.OnProgress` is."""
+
+    folder: str
+    name: str
+
+    def __call__(self, done: int, cells: int, figure: str, log: str) -> None:
+        self.tell(done / cells, f"{self.name} {done + 1} of {cells}")
+
+    def tell(self, share: float, now: str) -> None:
+        """Say what share is done, and what is done now."""
+        with suppress(OSError):  # the folder goes away with the command that reads it
+            Path(self.folder, f"part-{self.name}").write_text(f"{share}\t{now}", encoding="utf-8")
+
+    def read(self) -> tuple[float, str]:
+        """What was told last; nothing is done if nothing was, or if it is being written."""
+        try:
+            share, now = Path(self.folder, f"part-{self.name}").read_text(encoding="utf-8").split("\t")
+            return float(share), now
+        except (OSError, ValueError):
+            return 0.0, ""
 
 
 def columns() -> int:
