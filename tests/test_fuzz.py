@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from swarmbook import cli
 from swarmbook.config import RunConfig, run_config
 from swarmbook.errors import ConfigError, DataError, TrainingError
-from swarmbook.methods.consistency import ROUTE_FIELDS
+from swarmbook.methods.consistency import EXCHANGE_FIELDS, ROUTE_FIELDS
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES
@@ -137,6 +137,7 @@ def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
     of a run reads are none of these, but for those that recorded runs hold.
     """
     strategy, values = RULES[a.recovery], {getattr(a, name), getattr(b, name)}
+    exchanged = name == "sync" or name in EXCHANGE_FIELDS
     there = [run.present_at(step) for run in (a, b) for step in range(9)]
     reasons = {
         "recorded runs hold it where no copies are kept": name == "keep_every"
@@ -146,6 +147,8 @@ def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
         and not a.failures().any(),
         "the draws are the same": name in ("failure_rate", "failing", "lost_stages")
         and np.array_equal(a.failures(), b.failures()),
+        "where two neighbours are missing many rules are one": name == "recovery"
+        and (a.stages < 3 or not a.failures()[..., 1 : a.stages - 1].any()),
         "a stage that came back exactly is not treated": name in AFTER and strategy is not None and strategy.always,
         "ends and lone stages have no neighbours": name == "moments"
         and (a.stages == 1 or not a.failures()[..., :-1].any()),
@@ -162,8 +165,9 @@ def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
         "one group, or one replica in each": name == "matching" and a.group in (1, a.replicas),
         "slow weights of a group are the same": name == "consensus"
         and (a.group in (1, a.replicas) or values == {None, a.outer_lr}),
-        "nobody meets anybody": _alone(a) and _alone(b),
-        "nothing is taken from others": {a.mixing, b.mixing} == {1.0},
+        "nobody meets anybody": exchanged and _alone(a) and _alone(b),
+        "nothing is taken from others": exchanged and {a.mixing, b.mixing} == {1.0},
+        "momentum acts from a second exchange on": name == "outer_momentum" and a.absent > 0,
         "nobody was absent alone": name in ("absent", "rejoin")
         and all(one is None or one.all() or not one.any() for one in there),
     }
