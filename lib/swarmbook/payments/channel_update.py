@@ -175,7 +175,7 @@ class ChannelEnd:
             commitment = commit(state, self.party.keys)
             signature = self._sign(state, commitment)
             self.pending = state, commitment, signature, change, gone
-            self.party.send(self.peer, Propose(self.cid, state.seq, change, nonce, signature))
+            self.party.send(self.peer, new(Propose, (self.cid, state.seq, change, nonce, signature)))
             return
         if self.turn and self.peer_asked and self.pending is None and not self.disputes:
             self.peer_asked = self.turn = False
@@ -207,7 +207,7 @@ class ChannelEnd:
             self.gone[state.seq] = news
         self._agree(state, commitment, ours, m.signature, m.change, gone)
         self.turn, self.asked = True, False
-        self.party.send(self.peer, Cosign(self.cid, state.seq, ours))
+        self.party.send(self.peer, new(Cosign, (self.cid, state.seq, ours)))
         self.announce()
         return True
 
@@ -246,8 +246,8 @@ class ChannelEnd:
         ever seeing a certificate.
         """
         cid, newest, root, signature = m
-        known, name = self.roots.get(newest) if newest.__class__ is int else None, sender.name
-        if known is None or known != root or name not in self.committee.members:
+        name = sender.name
+        if self.roots[newest] != root or name not in self.committee.members:
             return
         if not self.party.keys.verify(name, ("ack", cid, newest, root), signature):
             return
@@ -322,7 +322,8 @@ class ChannelEnd:
         opened = self.state.lock(change.pid) if change.what == "open" and side != self.side else None
         if opened is not None and not self.party.may_pay(opened):
             raise Refused(f"{opened} is not to be paid any more")
-        return follow(self.state, side, change, nonce, [(lock.pid, decision) for lock, decision in gone]), gone
+        decided = [(lock.pid, decision) for lock, decision in gone] if gone else ()
+        return follow(self.state, side, change, nonce, decided), gone
 
     def decided(self, side: int, resolved: Resolved) -> tuple[Lock, str]:
         """The lock of this state of which `side` says that it is decided, and how.
@@ -396,9 +397,11 @@ class ChannelParty(Node):
             end.cosigned(m)
 
     def acked(self, sender: Node, m: Ack) -> None:
-        cid = m.cid
-        end = self.ends.get(cid) if cid.__class__ is int else None
-        if end is not None:
+        cid, seq = m.cid, m.seq
+        if cid.__class__ is not int or seq.__class__ is not int:
+            return
+        end = self.ends.get(cid)
+        if end is not None and seq in end.roots:  # else a quorum was there before
             end.acked(sender, m)
 
     @parsed
