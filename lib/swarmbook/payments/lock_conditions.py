@@ -12,6 +12,7 @@ a payment, and can skip those in between.
 Serves: SyncPCN in all its figures; links and wormholes (S14).
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -33,11 +34,8 @@ class Points:
         return [1 + int.from_bytes(drawn[at : at + 40]) % (ORDER - 1) for at in range(0, 40 * count, 40)]
 
     def lock(self, key: int) -> tuple[int, int] | None:
-        """k G, through cryptography."""
-        if key % ORDER == 0:
-            return None
-        numbers = ec.derive_private_key(key % ORDER, ec.SECP256K1()).public_key().public_numbers()
-        return numbers.x, numbers.y
+        """k G, through cryptography; computed once for a key that is asked for again."""
+        return None if key % ORDER == 0 else _multiplied(key % ORDER)
 
     def shifted(self, lock: tuple[int, int] | None, by: int) -> tuple[int, int] | None:
         """lock + by G."""
@@ -62,6 +60,12 @@ class Points:
     def upstream(self, key: int, by: int) -> int:
         """The key of hop i from that of hop i + 1 and y_(i+1)."""
         return (key - by) % ORDER
+
+
+@functools.lru_cache(maxsize=4096)
+def _multiplied(key: int) -> tuple[int, int]:
+    numbers = ec.derive_private_key(key, ec.SECP256K1()).public_key().public_numbers()
+    return numbers.x, numbers.y
 
 
 class Mock(Points):
