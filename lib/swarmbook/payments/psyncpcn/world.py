@@ -108,8 +108,8 @@ class PSyncPCN(World):
         """
         known = self._sound.get(id(order))
         if known is None:
-            right = order.__class__ is Order and well_formed(order) and self._follows_channels(order)
-            known = self._sound[id(order)] = order, right
+            is_order = order.__class__ is Order and (not self.sim.parses or well_formed(order))
+            known = self._sound[id(order)] = order, is_order and self._follows_channels(order)
         return known[1]
 
     def has(self, cid: object) -> bool:
