@@ -12,11 +12,13 @@ Serves: SyncPCN in all its figures; requirements R6 and R8 (claims S8 and S12), 
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.signatures import Certificate, Keys
 from swarmbook.payments.simulation import new
+
+Side = Literal[0, 1]
 
 
 class Lock(NamedTuple):
@@ -27,7 +29,7 @@ class Lock(NamedTuple):
     """
 
     pid: int
-    payer: int
+    payer: Side
     amount: int
     condition: object
     expiry: float

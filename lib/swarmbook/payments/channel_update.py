@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 from swarmbook.payments.channel import Change, Commitment, Lock, Proof, Refused, Resolved, State, commit, follow, prove
 from swarmbook.payments.channel_committee import Ack, Announce
+from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
 from swarmbook.payments.signatures import Committee, Keys, Tally
 from swarmbook.payments.simulation import Node, Simulation, new, parsed
@@ -330,13 +331,10 @@ class ChannelEnd:
 
         Raises Refused unless the state holds it, and this party may agree.
         """
-        statement = resolved.certificate.statement
-        if len(statement) != 4:
-            raise Refused(f"{statement} decides no lock")
-        kind, cid, about, decision = statement
+        kind, cid, about, decision = resolved.certificate.statement
         lock = next((o for o, d in zip(self.state.locks, self.commitment.locks, strict=True) if d == about), None)
         if lock is None or (kind, cid) != ("vote", self.cid):
-            raise Refused(f"{statement} decides no lock of channel {self.cid}")
+            raise Refused(f"{resolved.certificate.statement} decides no lock of channel {self.cid}")
         pays = decision != Decision.REFUNDED
         if side != self.side and (lock.payer == self.side) == pays:  # this party loses the lock
             known = self.resolved.get(lock.pid)
@@ -345,7 +343,7 @@ class ChannelEnd:
             if pays and not self.party.may_pay(lock):
                 raise Refused(f"{lock} is not to be paid")
             if not resolved.certificate.verify(self.committee, self.party.keys):
-                raise Refused(f"{statement} has not enough votes")
+                raise Refused(f"{resolved.certificate.statement} has not enough votes")
         return lock, decision
 
 
@@ -397,11 +395,10 @@ class ChannelParty(Node):
             end.cosigned(m)
 
     def acked(self, sender: Node, m: Ack) -> None:
-        cid, seq = m.cid, m.seq
-        if cid.__class__ is not int or seq.__class__ is not int:
+        if self.sim.parses and not well_formed(m):
             return
-        end = self.ends.get(cid)
-        if end is not None and seq in end.roots:  # else a quorum was there before
+        end = self.ends.get(m.cid)
+        if end is not None and m.seq in end.roots:  # else a quorum was there before
             end.acked(sender, m)
 
     @parsed

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from types import NoneType, UnionType
-from typing import TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 Part: TypeAlias = "str | bytes | int | None | tuple[Part, ...]"
 DOMAIN = b"swarmbook.payments 1\n"
@@ -32,7 +32,7 @@ def _part(value: Part) -> bytes:
     elif isinstance(value, bytes):
         tag, body = b"b", value
     elif isinstance(value, str):
-        tag, body = b"s", value.encode()
+        tag, body = b"s", value.encode(errors="surrogatepass")
     elif value is None:
         tag, body = b"n", b""
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -45,8 +45,8 @@ def _part(value: Part) -> bytes:
 def well_formed(message: object) -> bool:
     """Whether every field of a message has the type that its class declares, and so do the fields of these.
 
-    A field of type `object` holds what a statement can hold, a number, or another message. Who decodes what came over a
-    network refuses everything else before anybody reads it.
+    A field of type `object` holds what a statement can hold. Who decodes what came over a network refuses everything
+    else before anybody reads it.
     """
     return _fits(type(message))(message)
 
@@ -60,6 +60,8 @@ def _fits(kind: object) -> Callable[[object], bool]:
     if origin in (Union, UnionType):
         ways = [_fits(one) for one in inner]
         return lambda value: any(way(value) for way in ways)
+    if origin is Literal:
+        return lambda value: type(value) is int and value in inner
     if origin is tuple and inner[-1] is Ellipsis:
         every = _fits(inner[0])
         return lambda value: type(value) is tuple and all(map(every, value))
@@ -83,5 +85,5 @@ def _fits(kind: object) -> Callable[[object], bool]:
 
 def _plain(value: object) -> bool:
     if isinstance(value, tuple):
-        return well_formed(value) if hasattr(value, "_fields") else all(map(_plain, value))
-    return isinstance(value, str | bytes | int | float | NoneType)
+        return all(map(_plain, value))
+    return type(value) in (str, bytes, int, NoneType)

@@ -38,8 +38,10 @@ class Points:
         return None if key % ORDER == 0 else _multiplied(key % ORDER)
 
     def shifted(self, lock: tuple[int, int] | None, by: int) -> tuple[int, int] | None:
-        """lock + by G."""
+        """lock + by G; None for what is no pair of numbers."""
         other = self.lock(by)
+        if lock is not None and not (isinstance(lock, tuple) and [type(part) for part in lock] == [int, int]):
+            return None
         if lock is None or other is None:
             return other if lock is None else lock
         (x1, y1), (x2, y2) = lock, other
@@ -50,12 +52,14 @@ class Points:
         return x3, (slope * (x1 - x3) - y1) % PRIME
 
     def is_lock(self, value: object) -> bool:
-        """Whether a value has the form of a lock."""
-        pair = value.__class__ is tuple and len(value) == 2
-        return value is None or pair and value[0].__class__ is int and value[1].__class__ is int
+        """Whether a value can be a lock: here the zero, or a point of the curve."""
+        if value is None or type(value) is not tuple or [type(part) for part in value] != [int, int]:
+            return value is None
+        x, y = value
+        return 0 <= x < PRIME and 0 <= y < PRIME and (y * y - x**3 - 7) % PRIME == 0
 
     def opens(self, lock: object, key: object) -> bool:
-        return key.__class__ is int and self.lock(key) == lock
+        return isinstance(key, int) and 0 <= key < ORDER and self.lock(key) == lock
 
     def upstream(self, key: int, by: int) -> int:
         """The key of hop i from that of hop i + 1 and y_(i+1)."""
@@ -74,14 +78,14 @@ class Mock(Points):
     def lock(self, key: int) -> int:
         return 7 * key % ORDER
 
-    def shifted(self, lock: int, by: int) -> int:
-        return (lock + 7 * by) % ORDER
+    def shifted(self, lock: int, by: int) -> int | None:
+        return (lock + 7 * by) % ORDER if isinstance(lock, int) else None
 
     def is_lock(self, value: object) -> bool:
         return value.__class__ is int
 
     def opens(self, lock: object, key: object) -> bool:
-        return key.__class__ is int and 7 * key % ORDER == lock
+        return isinstance(key, int) and 7 * key % ORDER == lock
 
 
 class Hash(Points):
@@ -95,9 +99,6 @@ class Hash(Points):
 
     def is_lock(self, value: object) -> bool:
         return value.__class__ is int
-
-    def opens(self, lock: object, key: object) -> bool:
-        return key.__class__ is int and 0 <= key < 2**256 and self.lock(key) == lock
 
     def upstream(self, key: int, by: int) -> int:
         return key

@@ -82,8 +82,8 @@ def parsed(handler: Callable) -> Callable:
 
     A real receiver finds that out when it reads the bytes of a message. Here nothing is read, and a faulty node can
     send anything under the name of a message. What is of the right types may still be wrong, which is for the rules to
-    find out. Handlers of the most frequent messages (`Announce`, `Ack`, `Share`) look themselves at the few parts that
-    they rely on. Where nobody is faulty nobody looks (`Simulation.parses`).
+    find out. Handlers of the most frequent messages (`Announce`, `Ack`, `Share`) ask the same, without one more call.
+    Where nobody is faulty nobody asks (`Simulation.parses`).
     """
 
     @functools.wraps(handler)

@@ -5,6 +5,7 @@
 Serves: PSyncPCN in all its figures; claims S9, S10 and S12, and the mutant "committees heed any other" (S11).
 """
 
+from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.pbft import MESSAGES
@@ -94,12 +95,11 @@ class PSyncPCNMember(SequencingMember):
 
         A share counts only with an order that is sound, so that no faulty member can spoil a quorum with another one.
         """
+        if self.sim.parses and not well_formed(share):
+            return
         what, cid, pid, _, signature = share
         said = "share", what, cid, pid
-        try:
-            missing = self.shares.get(said, UNSEEN)
-        except TypeError:  # a part that cannot be a key of a table
-            return
+        missing = self.shares.get(said, UNSEEN)
         if not missing:
             if missing is None or not (missing := self.awaited(share)):
                 return
@@ -286,9 +286,7 @@ class PSyncPCNMember(SequencingMember):
         if self.rules.ordering != "payer":
             return
         statement = ("number", m.cid, m.side, m.pid, m.what, m.number)
-        if m.cid != self.cid or m.side not in (0, 1):
-            return
-        if not self.keys.verify(self.parties[m.side].name, statement, m.signature):
+        if m.cid != self.cid or not self.keys.verify(self.parties[m.side].name, statement, m.signature):
             return
         self.numbers[m.side].setdefault(m.number, (m.pid, m.what))
         self.take_turns(m.side)

@@ -6,6 +6,7 @@ Serves: PSyncPCN in all its figures; an order's size is part of the bytes in the
 import functools
 from typing import NamedTuple
 
+from swarmbook.payments.channel import Side
 from swarmbook.payments.encoding import digest
 from swarmbook.payments.signatures import Certificate, Keys
 
@@ -15,7 +16,7 @@ class Order(NamedTuple):
 
     cids: tuple[int, ...]
     amounts: tuple[int, ...]
-    payers: tuple[int, ...]
+    payers: tuple[Side, ...]
     sender: str
     receiver: str
     nonce: int
@@ -72,7 +73,7 @@ class Number(NamedTuple):
     """The payer's place for an order among those that spend its side of a channel, and whether to LOCK or ABORT it."""
 
     cid: int
-    side: int
+    side: Side
     pid: object
     what: str
     number: int
