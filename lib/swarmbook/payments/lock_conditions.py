@@ -81,11 +81,11 @@ class Mock(Points):
     def shifted(self, lock: int, by: int) -> int | None:
         return (lock + 7 * by) % ORDER if isinstance(lock, int) else None
 
-    def is_lock(self, value: object) -> bool:
-        return value.__class__ is int
-
     def opens(self, lock: object, key: object) -> bool:
         return isinstance(key, int) and 7 * key % ORDER == lock
+
+    def is_lock(self, value: object) -> bool:
+        return type(value) is int
 
 
 class Hash(Points):
@@ -98,7 +98,7 @@ class Hash(Points):
         return lock
 
     def is_lock(self, value: object) -> bool:
-        return value.__class__ is int
+        return type(value) is int
 
     def upstream(self, key: int, by: int) -> int:
         return key
