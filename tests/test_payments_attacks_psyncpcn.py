@@ -281,12 +281,15 @@ def test_nobody_but_the_payer_numbers_an_order_and_only_where_payers_number(orde
     assert watched(world) == [] and world.outcomes(payment) == [Outcome.PAID]
 
 
-@pytest.mark.parametrize(("ordering", "certified"), [("none", 4), ("payer", 3), ("agreed", 3)])
-def test_only_an_order_among_payments_keeps_members_from_locking_too_much_together(ordering, certified):
+@pytest.mark.parametrize(
+    ("rules", "certified"),
+    [({"ordering": "none"}, 4), *(({"ordering": how}, 3) for how in ("payer", "agreed")), ({}, 3)],
+)
+def test_only_an_order_among_payments_keeps_members_from_locking_too_much_together(rules, certified):
     """Four honest payments for the coins of three; each member hears of another one last and refuses it.
 
     Without an ordering a quorum locks each. Accounts from which several may spend need agreement (Guerraoui et al.,
-    2019), so that ordering="none" is for coins that suffice for all that is asked of them.
+    2019), so that ordering="none" is for coins that suffice for all that is asked of them, and not the default.
     """
     late = {}
 
@@ -296,7 +299,7 @@ def test_only_an_order_among_payments_keeps_members_from_locking_too_much_togeth
             return 5.0 if to.name == f"C1.{number + 1}" else 1.0
         return 1.0
 
-    world = PSyncPCN(line(1, balance=30, other=0), sim=Simulation(delay), ordering=ordering)
+    world = PSyncPCN(line(1, balance=30, other=0), sim=Simulation(delay), **rules)
     for _ in range(4):
         world.pay(["u0", "u1"], 10)
     world.run()

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from swarmbook.payments.adversary import Fault
+from swarmbook.payments.channel import Lock
 from swarmbook.payments.channel_committee import Announce
+from swarmbook.payments.lock_conditions import PRIME, SCHEMES
 from swarmbook.payments.model_checking.forging import SIGNED
 from swarmbook.payments.payment_network import line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.requirements import check, invariants
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Simulation, within
-from swarmbook.payments.syncpcn import SyncPCN
+from swarmbook.payments.syncpcn import Setup, SyncPCN
 
 WRONG = None, -1, 0, 2**70, 1.5, float("nan"), "x", b"x", True, (), (None,), ("x", 1, None), [], {}, ["x"]
 SAFETY = ("R1", "R2", "R3", "R6", "R8", "R11")
@@ -55,6 +57,20 @@ class Garbling(Fault):
         except TypeError:  # what cannot be encoded cannot be signed either
             return None
         return message
+
+
+def test_no_party_passes_on_what_has_a_condition_that_is_no_lock():
+    """Adding a step to such a condition gives nothing, which is also the lock that the key 0 opens."""
+    x, y = SCHEMES["point"].lock(5)
+    for condition in ("x", (x, y + 1), (x, PRIME + y), (1, 2, 3), 5, ()):
+        for other in (None, (x, y), "x"):
+            world = SyncPCN(line(2), lock="point")
+            world.members(0), world.members(1)
+            locks = Lock(1, 0, 10, condition, 20.0), Lock(2, 0, 10, other, 9.0)
+            world.corrupt(world.party("u0"))
+            world.party("u0").send(world.party("u1"), Setup((0, locks[0]), (1, locks[1]), 5, None))
+            world.run()
+            assert not world.party("u1").inbound, (condition, other)
 
 
 KINDS = {

@@ -18,7 +18,7 @@ from swarmbook.payments.outcomes import Outcome
 from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.signatures import Certificate, Committee, Keys, Tally
-from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, causal_past, replayed, within
+from swarmbook.payments.simulation import Asynchronous, Node, Simulation, at_random, causal_past, replayed, unit, within
 from swarmbook.payments.syncpcn import SyncPCN, Timing
 
 MAKERS = {
@@ -308,6 +308,43 @@ def test_patience_makes_the_last_message_wait_no_longer():
         order = [e.number for e in sim.trace if e.what == "deliver"]
         waits.append(max(abs(order.index(number) - k) for k, number in enumerate(sorted(sent, key=sent.get))))
     assert waits[0] < waits[1]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("hops", [1, 3])
+def test_messages_that_wait_once_for_several_nodes_arrive_as_if_each_waited_for_itself(name, hops):
+    """Delays that are known to be equal, delays that merely are, and the same with a trace."""
+    seen = []
+    for delay, trace in ((unit, False), (lambda *_: 1.0, False), (unit, True)):
+        world = MAKERS[name](line(hops), sim=Simulation(delay, trace=trace), seed=7)
+        payments = [world.pay(names(hops), 10), world.pay(names(hops)[::-1], 95), world.pay(names(hops), 3, at=4.5)]
+        world.run()
+        totals = [world.total(party) for party in names(hops)]
+        counts = world.sim.sent, world.sim.events, world.keys.signed, world.keys.verified, world.random()
+        seen.append((world.sim.now, totals, counts, [(world.outcomes(p), p.times) for p in payments]))
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_whoever_comes_after_a_node_that_fails_still_gets_the_message():
+    heard = []
+
+    class Listener(Node):
+        def hear(self, sender, message):
+            heard.append((self.name, message))
+            if (self.name, message) == ("b", "first"):
+                raise RuntimeError("b fails")
+
+        on = {str: hear}
+
+    sim = Simulation()
+    speaker, *others = (Listener(name, sim) for name in "sabcd")
+    sim.send_all(speaker, others, "first")
+    sim.send(speaker, others[0], "second")
+    with pytest.raises(RuntimeError, match="b fails"):
+        sim.run()
+    assert heard == [("a", "first"), ("b", "first")] and sim.events == 2
+    sim.run()
+    assert heard[2:] == [("c", "first"), ("d", "first"), ("a", "second")] and sim.events == sim.sent == 5
 
 
 def test_messages_may_come_twice_and_nothing_changes():

@@ -1,6 +1,7 @@
 """How many events and payments a second, beside a bare loop over a heap, and beside simpy.
 
     python tests/benchmarks/payments.py           # rates, a minute or two on one core
+    python tests/benchmarks/payments.py signed    # payments with real signatures and point locks, and their floor
     python tests/benchmarks/payments.py scale     # 100,000 payments over 10,000 channels: success, time, memory
     python tests/benchmarks/payments.py scale 20000
 
@@ -8,6 +9,9 @@ All rates are per second of CPU time, measured in turn over `ROUNDS` rounds, so 
 alike; the median counts. The bare loop pops and pushes (time, number, node, sender, message) and calls one empty
 method an event; simpy delivers the same number of messages with a timeout and a callback each. Signatures are mock.
 It is a benchmark, not a test: it asserts nothing.
+
+With real signatures the floor is what cryptography takes for the same signatures, verifications (Ed25519) and
+multiplications of a point (secp256k1), one by one; its share of all CPU time says how near the simulation is to it.
 
 At scale, 100 payments a message delay go over three hops of a ring in which every party has eight channels: a channel
 is locked for a third of the time, so that payments wait for each other. SyncPCN's bound delta is ten message delays,
@@ -27,9 +31,13 @@ from heapq import heappop, heappush
 
 import numpy as np
 import simpy
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from swarmbook.payments import lock_conditions
+from swarmbook.payments.encoding import encode
 from swarmbook.payments.payment_network import Topology, line
 from swarmbook.payments.psyncpcn import PSyncPCN
+from swarmbook.payments.signatures import Keys
 from swarmbook.payments.syncpcn import SyncPCN, Timing
 
 ROUNDS = 5
@@ -91,6 +99,33 @@ def protocol(kind, more: dict) -> tuple[float, float]:
     return world.sim.events / used, count / used
 
 
+def used(call, times: int) -> float:
+    """CPU seconds of one of so many calls."""
+    start = time.process_time()
+    for _ in range(times):
+        call()
+    return (time.process_time() - start) / times
+
+
+def signed(kind, more: dict, mode: str, count: int = 30) -> tuple[float, float]:
+    """Payments a second with real signatures, and the share of the time that the signatures alone take."""
+    key = Ed25519PrivateKey.generate()
+    body = encode(("ack", 0, 1, bytes(32)))
+    signature, public = key.sign(body), key.public_key()
+    keys = Keys(mode)
+    world = kind(line(3, 1, 10**6), keys=keys, **more)
+    for k in range(count):
+        world.pay(["u0", "u1", "u2", "u3"], 1, at=20.0 * k)
+    lock_conditions._multiplied.cache_clear()
+    run = used(world.run, 1)
+    points = lock_conditions._multiplied.cache_info().misses
+    floor = keys.signed * used(lambda: key.sign(body), 200) + keys.checked * used(
+        lambda: public.verify(signature, body), 200
+    )
+    floor += points * used(lambda: lock_conditions._multiplied.__wrapped__(12345), 50)
+    return count / run, floor / run
+
+
 def scale(name: str, kind, settings: dict, count: int) -> None:
     gc.disable()
     rng = np.random.default_rng(0)
@@ -125,6 +160,13 @@ def main() -> None:
             process = multiprocessing.get_context("spawn").Process(target=scale, args=run)
             process.start()
             process.join()
+        return
+    if sys.argv[1:2] == ["signed"]:
+        for mode in ("real", "cached"):
+            for kind, more in ((SyncPCN, {"lock": "point"}), (PSyncPCN, {"ordering": "none"})):
+                made = [signed(kind, more, mode) for _ in range(ROUNDS)]
+                rate, share = map(statistics.median, zip(*made, strict=True))
+                print(f"{kind.name}, {mode:8} {rate:8.1f} payments/s, {share:.2f} of the time is the library's")
         return
     rates: dict[str, list[float]] = {}
     for _ in range(ROUNDS):

@@ -119,25 +119,30 @@ def follow(state: State, side: int, change: Change, nonce: int, decided: Iterabl
         locks = tuple(other for other in locks if other.pid != pid)
     if change.what == "lock":
         lock = change.lock
-        same = any(other.pid == lock.pid for other in locks)
+        same = locks and any(other.pid == lock.pid for other in locks)
         if lock.payer != side or lock.amount <= 0 or same or not math.isfinite(lock.expiry):
             raise Refused(f"{lock} is not for side {side} to add")
         balances[side] -= lock.amount
         locks = (*locks, lock)
     elif change.what in ("open", "fail"):
-        lock = next((other for other in locks if other.pid == change.pid), None)
+        lock, pid = None, change.pid
+        for other in locks:
+            if other.pid == pid:
+                lock = other
+                break
         if lock is None or lock.payer == side:
             raise Refused(f"lock {change.pid} is not for side {side} to {change.what}")
         balances[lock.payer ^ (change.what == "open")] += lock.amount
-        locks = tuple(other for other in locks if other is not lock)
+        locks = tuple([other for other in locks if other is not lock])
     elif change.what == "pay":
         if change.amount <= 0:
             raise Refused(f"cannot pay {change.amount}")
         balances[side] -= change.amount
         balances[1 - side] += change.amount
-    if min(balances) < 0:
+    left, right = balances
+    if left < 0 or right < 0:
         raise Refused(f"balances would become {balances}")
-    return new(State, (state.cid, state.seq + 1, *balances, locks, nonce))
+    return new(State, (state.cid, state.seq + 1, left, right, locks, nonce))
 
 
 class Commitment(NamedTuple):

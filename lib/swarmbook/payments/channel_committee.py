@@ -6,6 +6,7 @@ the mutant "members ignore numbers" (S11).
 
 from typing import NamedTuple
 
+from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.signatures import Keys
 from swarmbook.payments.simulation import Node, Simulation, new
 
@@ -51,9 +52,9 @@ class CommitteeMember(Node):
 
     def announced(self, sender: Node, m: Announce) -> None:
         """Accept and acknowledge the state with the next number, and acknowledge again what was accepted before."""
-        seq, root = m.seq, m.root
-        if m.cid != self.cid or seq.__class__ is not int or root.__class__ is not self.root.__class__:
+        if m.cid != self.cid or self.sim.parses and not well_formed(m):
             return
+        seq, root = m.seq, m.root
         if self.log.get(seq) == root:
             self._ack(sender, seq, root)
         elif self.next(seq) and self.signed(m):
@@ -78,8 +79,7 @@ class CommitteeMember(Node):
     def _accept(self, m: Announce, seq: int, root: object) -> None:
         self.seq, self.root, self.newest = seq, root, m
         self.log[seq] = root
-        if len(self.log) > 16:
-            del self.log[next(iter(self.log))]  # numbers come in their order
+        self.log.pop(seq - 16, None)
 
     def _ack(self, sender: Node, seq: int, root: object) -> None:
         ack = self.last

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 from swarmbook.payments.channel import Change, Commitment, Lock, Proof, Refused, Resolved, State, commit, follow, prove
 from swarmbook.payments.channel_committee import Ack, Announce
+from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
 from swarmbook.payments.signatures import Committee, Keys, Tally
 from swarmbook.payments.simulation import Node, Simulation, new, parsed
@@ -175,7 +176,7 @@ class ChannelEnd:
             commitment = commit(state, self.party.keys)
             signature = self._sign(state, commitment)
             self.pending = state, commitment, signature, change, gone
-            self.party.send(self.peer, Propose(self.cid, state.seq, change, nonce, signature))
+            self.party.send(self.peer, new(Propose, (self.cid, state.seq, change, nonce, signature)))
             return
         if self.turn and self.peer_asked and self.pending is None and not self.disputes:
             self.peer_asked = self.turn = False
@@ -207,7 +208,7 @@ class ChannelEnd:
             self.gone[state.seq] = news
         self._agree(state, commitment, ours, m.signature, m.change, gone)
         self.turn, self.asked = True, False
-        self.party.send(self.peer, Cosign(self.cid, state.seq, ours))
+        self.party.send(self.peer, new(Cosign, (self.cid, state.seq, ours)))
         self.announce()
         return True
 
@@ -246,8 +247,8 @@ class ChannelEnd:
         ever seeing a certificate.
         """
         cid, newest, root, signature = m
-        known, name = self.roots.get(newest) if newest.__class__ is int else None, sender.name
-        if known is None or known != root or name not in self.committee.members:
+        name = sender.name
+        if self.roots[newest] != root or name not in self.committee.members:
             return
         if not self.party.keys.verify(name, ("ack", cid, newest, root), signature):
             return
@@ -322,20 +323,18 @@ class ChannelEnd:
         opened = self.state.lock(change.pid) if change.what == "open" and side != self.side else None
         if opened is not None and not self.party.may_pay(opened):
             raise Refused(f"{opened} is not to be paid any more")
-        return follow(self.state, side, change, nonce, [(lock.pid, decision) for lock, decision in gone]), gone
+        decided = [(lock.pid, decision) for lock, decision in gone] if gone else ()
+        return follow(self.state, side, change, nonce, decided), gone
 
     def decided(self, side: int, resolved: Resolved) -> tuple[Lock, str]:
         """The lock of this state of which `side` says that it is decided, and how.
 
         Raises Refused unless the state holds it, and this party may agree.
         """
-        statement = resolved.certificate.statement
-        if len(statement) != 4:
-            raise Refused(f"{statement} decides no lock")
-        kind, cid, about, decision = statement
+        kind, cid, about, decision = resolved.certificate.statement
         lock = next((o for o, d in zip(self.state.locks, self.commitment.locks, strict=True) if d == about), None)
         if lock is None or (kind, cid) != ("vote", self.cid):
-            raise Refused(f"{statement} decides no lock of channel {self.cid}")
+            raise Refused(f"{resolved.certificate.statement} decides no lock of channel {self.cid}")
         pays = decision != Decision.REFUNDED
         if side != self.side and (lock.payer == self.side) == pays:  # this party loses the lock
             known = self.resolved.get(lock.pid)
@@ -344,7 +343,7 @@ class ChannelEnd:
             if pays and not self.party.may_pay(lock):
                 raise Refused(f"{lock} is not to be paid")
             if not resolved.certificate.verify(self.committee, self.party.keys):
-                raise Refused(f"{statement} has not enough votes")
+                raise Refused(f"{resolved.certificate.statement} has not enough votes")
         return lock, decision
 
 
@@ -396,9 +395,10 @@ class ChannelParty(Node):
             end.cosigned(m)
 
     def acked(self, sender: Node, m: Ack) -> None:
-        cid = m.cid
-        end = self.ends.get(cid) if cid.__class__ is int else None
-        if end is not None:
+        if self.sim.parses and not well_formed(m):
+            return
+        end = self.ends.get(m.cid)
+        if end is not None and m.seq in end.roots:  # else a quorum was there before
             end.acked(sender, m)
 
     @parsed

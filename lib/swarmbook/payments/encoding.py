@@ -32,7 +32,7 @@ def _part(value: Part) -> bytes:
     elif isinstance(value, bytes):
         tag, body = b"b", value
     elif isinstance(value, str):
-        tag, body = b"s", value.encode()
+        tag, body = b"s", value.encode(errors="surrogatepass")
     elif value is None:
         tag, body = b"n", b""
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -45,8 +45,8 @@ def _part(value: Part) -> bytes:
 def well_formed(message: object) -> bool:
     """Whether every field of a message has the type that its class declares, and so do the fields of these.
 
-    A field of type `object` holds what a statement can hold, a number, or another message. Who decodes what came over a
-    network refuses everything else before anybody reads it.
+    A field of type `object` holds what a statement can hold. Who decodes what came over a network refuses everything
+    else before anybody reads it.
     """
     return _fits(type(message))(message)
 
@@ -85,5 +85,5 @@ def _fits(kind: object) -> Callable[[object], bool]:
 
 def _plain(value: object) -> bool:
     if isinstance(value, tuple):
-        return well_formed(value) if hasattr(value, "_fields") else all(map(_plain, value))
-    return type(value) in (str, bytes, int, float, NoneType)
+        return all(map(_plain, value))
+    return type(value) in (str, bytes, int, NoneType)

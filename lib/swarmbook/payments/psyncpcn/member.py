@@ -5,6 +5,7 @@
 Serves: PSyncPCN in all its figures; claims S9, S10 and S12, and the mutant "committees heed any other" (S11).
 """
 
+from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.pbft import MESSAGES
@@ -28,7 +29,19 @@ class PSyncPCNMember(SequencingMember):
     """
 
     __slots__ = (
-        *("hint", "spare", "agrees", "parties", "balances", "ledger", "reserved", "shares", "numbers", "next"),
+        *(
+            "hint",
+            "spare",
+            "agrees",
+            "forward",
+            "parties",
+            "balances",
+            "ledger",
+            "reserved",
+            "shares",
+            "numbers",
+            "next",
+        ),
         "echoed",
     )
 
@@ -37,7 +50,7 @@ class PSyncPCNMember(SequencingMember):
     ) -> None:
         super().__init__(name, world, rules, cid)
         self.hint, self.spare = world.topology.size - self.few, world.topology.faulty
-        self.agrees = rules.ordering == "agreed"
+        self.agrees, self.forward = rules.ordering == "agreed", rules.forward
         self.parties = parties
         self.balances, self.ledger, self.reserved = list(balances), list(balances), [0, 0]
         self.shares: dict[tuple, set[str] | None] = {}
@@ -82,25 +95,24 @@ class PSyncPCNMember(SequencingMember):
 
         A share counts only with an order that is sound, so that no faulty member can spoil a quorum with another one.
         """
-        what, cid, pid, _, signature = share
-        key = what, cid, pid
-        try:
-            missing = self.shares.get(key, UNSEEN)
-        except TypeError:  # a part that cannot be a key of a table
+        if self.sim.parses and not well_formed(share):
             return
+        what, cid, pid, _, signature = share
+        said = "share", what, cid, pid
+        missing = self.shares.get(said, UNSEEN)
         if not missing:
             if missing is None or not (missing := self.awaited(share)):
                 return
-            self.shares[key] = missing
+            self.shares[said] = missing
         name = sender.name
-        if name not in missing or not self.keys.verify(name, ("share", what, cid, pid), signature):
+        if name not in missing or not self.keys.verify(name, said, signature):
             return
         missing.remove(name)
         if self.agrees and what == Decision.LOCK:
             self.entries[pid].prove(cid, name, signature)
         left = len(missing)
         if left <= self.spare:
-            self.shares[key] = None
+            self.shares[said] = None
             self.told(self.entries[pid], what, cid)
         elif left == self.hint:
             entry = self.entries[pid]
@@ -122,14 +134,14 @@ class PSyncPCNMember(SequencingMember):
     @parsed
     def carried(self, sender: Node, m: CarriedCertificate) -> None:
         """A certificate of another committee, which a party or another member has carried here."""
-        key = m.what, m.cid, m.pid
-        if self.shares.get(key, UNSEEN) is None:
+        said = "share", m.what, m.cid, m.pid
+        if self.shares.get(said, UNSEEN) is None:
             return
         entry = self.entries.get(m.pid) or self.introduced(m.pid, m.order)
-        if entry is None or m.cid not in entry.order.cids or m.certificate.statement != ("share", *key):
+        if entry is None or m.cid not in entry.order.cids or m.certificate.statement != said:
             return
         if m.certificate.verify(self.world.committee(m.cid), self.keys):
-            self.shares[key] = None
+            self.shares[said] = None
             if m.what == Decision.LOCK and m.cid == entry.before:
                 entry.evidence = m.certificate.votes
             self.told(entry, m.what, m.cid)
@@ -139,7 +151,7 @@ class PSyncPCNMember(SequencingMember):
         place = entry.order.cids.index(cid)
         if what == Decision.LOCK and self.adjacent(entry, place, -1):
             self.consider(entry)
-        elif what == Decision.PAID and self.adjacent(entry, place, -1 if self.rules.forward else 1):
+        elif what == Decision.PAID and self.adjacent(entry, place, -1 if self.forward else 1):
             self.settle(entry)
         elif what == Decision.ABORT and self.adjacent(entry, place, 1):
             self.release(entry)
@@ -150,7 +162,7 @@ class PSyncPCNMember(SequencingMember):
         """Whether an honest member of that committee says this only when this member's committee has locked."""
         place = entry.order.cids.index(cid)
         if what == Decision.PAID:
-            return self.adjacent(entry, place, -1 if self.rules.forward else 1)
+            return self.adjacent(entry, place, -1 if self.forward else 1)
         if what == Decision.ABORT:
             return self.adjacent(entry, place, 1)
         return what == Decision.READY and entry.place == 0 and place == len(entry.order.cids) - 1
@@ -192,10 +204,11 @@ class PSyncPCNMember(SequencingMember):
         """Reserve the coins and say so (L1). The last committee of a path pays instead, and says that."""
         self.reserved[entry.side] += entry.amount
         entry.state = OrderState.RESERVED
-        self.sim.note(self, "reserves")
+        if self.sim.trace is not None:
+            self.sim.note(self, "reserves")
         if not entry.last:
             self.share(entry, Decision.LOCK, back=False)
-        elif self.rules.forward and entry.place > 0:
+        elif self.forward and entry.place > 0:
             self.share(entry, Decision.READY, back=False)
         else:
             self.settle(entry)
@@ -220,9 +233,10 @@ class PSyncPCNMember(SequencingMember):
         ledger[1 - side] += amount
         if ledger[0] >= 0 and ledger[1] >= 0:  # together, all that it was told of can be paid (B1)
             self.balances[:] = ledger
-        self.sim.note(self, "pays")
+        if self.sim.trace is not None:
+            self.sim.note(self, "pays")
         self.world.mark(self.world.payment_of(entry.pid), "settled", last=True)
-        self.share(entry, Decision.PAID, back=not self.rules.forward)
+        self.share(entry, Decision.PAID, back=not self.forward)
         if self.rules.ordering != "none":
             self.coins_came(1 - side)
 
@@ -272,9 +286,7 @@ class PSyncPCNMember(SequencingMember):
         if self.rules.ordering != "payer":
             return
         statement = ("number", m.cid, m.side, m.pid, m.what, m.number)
-        if m.cid != self.cid or m.side not in (0, 1):
-            return
-        if not self.keys.verify(self.parties[m.side].name, statement, m.signature):
+        if m.cid != self.cid or not self.keys.verify(self.parties[m.side].name, statement, m.signature):
             return
         self.numbers[m.side].setdefault(m.number, (m.pid, m.what))
         self.take_turns(m.side)

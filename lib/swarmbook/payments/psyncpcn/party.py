@@ -3,6 +3,7 @@
 Serves: PSyncPCN in all its figures; the variants "V2" and "carried by parties" of the cost table (S4).
 """
 
+from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
@@ -54,12 +55,11 @@ class PSyncPCNParty(Node):
 
         A party that carries certificates or numbers orders counts a share only with a sound order: it needs the order.
         """
+        if self.sim.parses and not well_formed(share):
+            return
         what, cid, pid, order, signature = share
         about = what, cid, pid
-        try:
-            tally = self.tallies.get(about)
-        except TypeError:  # a part that cannot be a key of a table
-            return
+        tally = self.tallies.get(about)
         if tally is None:
             if not self.world.has(cid):
                 return

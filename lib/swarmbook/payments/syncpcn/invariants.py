@@ -26,6 +26,18 @@
 - S12 **not for long.** No party locks coins beyond the deadlines of the longest path. Rule: it looks at the deadline
   before it locks (`Timing.latest`), since a sender could name any.
 
+Some rules stand beside another one, so that the search may not miss a broken one. What each does alone:
+
+- `may_pay` discharges S4: a payer without the key signs nothing that pays. That proposals, decisions folded into them
+  and votes *carry the key* discharges what S4 costs. Without it an honest payer would refuse a lock that is decided
+  against it, the channel would stand still, and it would learn the key too late to claim upstream (S10 there).
+- That *nothing new is signed in a dispute* keeps S8 from then on. That a claim *proves the lock in both states* covers
+  what was proposed before, which the payer may have signed and shown to members alone (S10).
+- *Deadlines `margin` apart* leave the time to claim upstream (S10); *`key_by`* keeps a payer from signing later than it
+  can still do so; *`done` and `sent`* (S5) keep a late key from being used against a lock that was given back.
+- *Votes once* (S9) keep a lock from having two certificates. A concession may stand beside a refund: it is the payer's
+  own, and counts more (`hop`, `decided`).
+
 The proof assumes delays of at most delta, clocks at most `skew` apart, at most f faulty members in the committee, and
 signatures that nobody forges. It covers what is in the code; closes in the middle of an update are not modelled.
 

@@ -28,7 +28,7 @@ class SyncPCNMember(CommitteeMember):
     def claimed(self, sender: Node, m: Claim) -> None:
         """Vote for the payee if it shows a lock of the newest state, and the key in time."""
         lock = m.proof.lock
-        if m.cid != self.cid or not self.knows(lock) or sender is not self.parties[1 - lock.payer]:
+        if m.cid != self.cid or sender is not self.parties[1 - lock.payer]:
             return
         if self.clock > lock.expiry or not self.locks.opens(lock.condition, m.key):
             return
@@ -39,7 +39,7 @@ class SyncPCNMember(CommitteeMember):
     def refund_asked(self, sender: Node, m: RefundRequest) -> None:
         """Vote for the payer when it is too late for a claim, or at once if the payee itself asks."""
         lock = m.proof.lock
-        if m.cid != self.cid or not self.knows(lock) or sender not in self.parties:
+        if m.cid != self.cid or sender not in self.parties:
             return
         gives_up = sender is self.parties[1 - lock.payer]
         if gives_up or self.clock >= self.timing.refund_from(lock.expiry):
@@ -69,18 +69,14 @@ class SyncPCNMember(CommitteeMember):
     @parsed
     def conceded(self, sender: Node, m: Concede) -> None:
         """Sign for the payee what its payer gives up."""
-        if m.cid != self.cid or not self.knows(m.lock) or sender is not self.parties[m.lock.payer]:
-            return
         about = lock_digest(m.lock, self.keys)
         statement = ("concede", self.cid, about)
-        if about == m.about and self.keys.verify(sender.name, statement, m.signature):
+        if m.cid != self.cid or about != m.about or sender is not self.parties[m.lock.payer]:
+            return
+        if self.keys.verify(sender.name, statement, m.signature):
             payee = self.parties[1 - m.lock.payer]
             signature = self.keys.sign(self.name, ("vote", self.cid, about, Decision.CONCEDED))
             self.send(payee, Vote(self.cid, about, Decision.CONCEDED, m.key, signature))
-
-    def knows(self, lock: Lock) -> bool:
-        """Whether what is shown as a lock is one: a side of the channel pays, and the condition is of its scheme."""
-        return lock.payer in (0, 1) and self.locks.is_lock(lock.condition)
 
     def vote(self, lock: Lock, decision: str, key: object) -> None:
         """Vote once on a lock; who asks again for the same gets the same vote again."""

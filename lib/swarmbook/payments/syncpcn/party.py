@@ -179,12 +179,7 @@ class SyncPCNParty(DisputingParty):
     def allowed(self, cid: int, change: Change) -> bool:
         """Whether a change that the other party proposes is right, and in time."""
         if change.what == "lock":
-            lock = change.lock
-            return (
-                lock is not None
-                and self.locks.is_lock(lock.condition)
-                and self.clock <= self.timing.lock_by(lock.expiry)
-            )
+            return change.lock is not None and self.clock <= self.timing.lock_by(change.lock.expiry)
         if change.what in ("open", "fail"):
             transit = self.outbound.get(change.pid)
             if transit is None or transit.outgoing[0] != cid:
@@ -238,7 +233,7 @@ class SyncPCNParty(DisputingParty):
 
     def shown_decision(self, end: ChannelEnd, resolved: Resolved) -> None:
         """The payee of an outgoing lock shows that it is decided, and the key with which it asked for that."""
-        lock = end.lock_about(resolved.about) if len(resolved.certificate.statement) == 4 else None
+        lock = end.lock_about(resolved.about)
         if lock is None or lock.payer != end.side or resolved.decision == Decision.REFUNDED:
             return
         if self.locks.opens(lock.condition, resolved.key):
