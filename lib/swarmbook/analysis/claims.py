@@ -21,16 +21,20 @@
 **Where to find what.** A claim is shown where it is added, below the heading of its id, so that `#` and its `anchor`
 lead there. `Claims.strip` shows all verdicts in one place, at the top of a notebook, and follows the claims as they
 are added. Of an executed notebook, `swarmbook.reproduction.papers.read_paper` gives `claims`, each with id, verdict
-and anchor, and `answer`, the sentences that stand below the strip; `MARK` has a sign for each verdict, `by_verdict`
-sorts claims into them.
+and anchor, `answer`, the sentences that stand below the strip, and `found`, the one line of them that README has.
+`papers.claims_shown` says which claims a cell adds, `MARK` has a sign for each verdict, and `by_verdict` sorts claims
+into them.
 
 Serves: every claim of every notebook, the strips of verdicts, the tables "What held", `swarmbook list` and the
 report.
 """
 
-from collections.abc import Iterable
+import html
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from swarmbook.errors import unknown
 from swarmbook.locations import papers_folder
@@ -46,6 +50,7 @@ MARK = {HOLDS: "✓", DIRECTION: "→", FAILS: "✗", UNDECIDED: "?", POWERLESS:
 VERDICTS = tuple(MARK)
 MIMETYPE = "application/vnd.swarmbook.claims+json"  # a list of claims as mappings, see `Claim`
 STRIP = "swarmbook-verdicts"  # names the output in which a notebook shows all verdicts
+HEADING = "##### "  # begins what is shown of a claim; its id follows
 Range = tuple[float, float]
 
 
@@ -108,10 +113,20 @@ class Claim:
         """The part of a link behind "#" that leads to the claim, in JupyterLab and in pages of HTML."""
         return self.id.replace(" ", "-")
 
-    def _repr_markdown_(self) -> str:
+    def markdown(self) -> str:
+        """The claim as it is shown: its id as a heading, and a sentence in which no Markdown or HTML counts."""
         power = f" Power: {self.power}." if self.power else ""
-        said = f"{self.text}. Paper: {self.paper}. Ours: {self.ours}.{power}"
-        return f"###### {self.id}\n\n{MARK[self.verdict]} **{self.verdict}**: {said}"
+        said = _escaped(f"{self.text}. Paper: {self.paper}. Ours: {self.ours}.{power}")
+        return f"{HEADING}{_escaped(self.id)}\n\n{MARK[self.verdict]} **{self.verdict}**: {said}"
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        return {"text/plain": repr(self), "text/markdown": self.markdown(), MIMETYPE: [asdict(self)]}
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]~$#|])", r"\\\1", text)
 
 
 def by_verdict(claims: Iterable[Claim]) -> dict[str, list[Claim]]:
@@ -131,20 +146,20 @@ class Strip:
     claims: tuple[Claim, ...]
     profile: str
 
-    def _lines(self, named: str) -> list[str]:
+    def _lines(self, named: Callable[[Claim], str]) -> list[str]:
         if not self.claims:
             return ["No verdicts yet: they appear here as the claims below are judged."]
         lines = [f"Verdicts at the profile `{self.profile}`, {len(self.claims)} claims"]
         for verdict, group in by_verdict(self.claims).items():
-            names = " · ".join(named.format(id=claim.id, anchor=claim.anchor) for claim in group)
-            lines.append(f"{MARK[verdict]} {verdict} ({len(group)}): {names}")
+            lines.append(f"{MARK[verdict]} {verdict} ({len(group)}): {' · '.join(map(named, group))}")
         return lines
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines("{id}"))
+        return "\n".join(self._lines(lambda claim: claim.id))
 
     def _repr_markdown_(self) -> str:
-        return "  \n".join(self._lines("[{id}](#{anchor})"))  # two spaces end a line
+        links = self._lines(lambda claim: f"[{_escaped(claim.id)}](#{quote(claim.anchor, safe=',.%:+')})")
+        return "  \n".join(links)  # two spaces end a line
 
 
 @dataclass

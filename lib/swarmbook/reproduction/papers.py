@@ -165,12 +165,21 @@ def read_paper(notebook: Path) -> Paper:
 def claims_of(content: Mapping[str, Any], where: str) -> tuple[Claim, ...]:
     """The claims in the outputs of a notebook given as nbformat's JSON; `where` names it in errors.
 
-    Of a claim that is shown more than once the last one counts.
+    Of a claim that is shown more than once the last one counts, in its place.
     """
     outputs = (output for cell in content["cells"] for output in cell.get("outputs", []))
-    rows = (row for output in outputs for row in output.get("data", {}).get(MIMETYPE, []))
-    claims = (_claim(row, where) for row in rows)
-    return tuple({claim.id: claim for claim in claims}.values())
+    found: dict[str, Claim] = {}
+    for row in (row for output in outputs for row in output.get("data", {}).get(MIMETYPE, [])):
+        claim = _claim(row, where)
+        found.pop(claim.id, None)
+        found[claim.id] = claim
+    return tuple(found.values())
+
+
+def claims_shown(cell: Mapping[str, Any]) -> list[str]:
+    """The ids of the claims that an executed cell adds, in its order. A table of claims adds none."""
+    outputs = (output.get("data", {}) for output in cell.get("outputs", []))
+    return [row["id"] for data in outputs if "text/markdown" in data for row in data.get(MIMETYPE, [])]
 
 
 def _claim(row: Any, where: str) -> Claim:
@@ -180,7 +189,7 @@ def _claim(row: Any, where: str) -> Claim:
     except (KeyError, TypeError, AttributeError) as error:
         raise NotebookError(f"{where}: a claim lacks id, text, paper, ours or verdict: {row!r}") from error
     if claim.verdict not in VERDICTS:
-        valid = ", ".join(VERDICTS)
+        valid = ", ".join(map(repr, VERDICTS))
         raise NotebookError(f"{where}: claim {claim.id} has verdict {claim.verdict!r}; valid: {valid}")
     return claim
 
