@@ -57,7 +57,10 @@ def file(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [["run"], ["sweep", "--seeds", "0"], ["report"]], ids=lambda command: command[0])
+WRITING = [["run"], ["run", "--figures"], ["sweep", "--seeds", "0"], ["report"], ["open", "toy", "--no-browser"]]
+
+
+@pytest.mark.parametrize("command", WRITING, ids=" ".join)
 def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, file, capsys, monkeypatch, command):
     toy("toy", ("raise RuntimeError('it was executed')", ""))
     monkeypatch.setattr(papers.Paper, "recorded", None)  # nor is anything looked up
@@ -67,6 +70,23 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, fil
             rf"swarmbook {command[0]}: cannot write {place}\S*: (File exists|Not a directory); name another folder .*",
             told,
         )
+
+
+@pytest.mark.parametrize("command", WRITING, ids=" ".join)
+def test_runs_that_cannot_be_written_are_told_before_anything_starts(toy, tmp_path, capsys, monkeypatch, command):
+    """A file in their place, and a disk that is mounted for reading alone; what only reads goes on."""
+    toy("toy", ("raise RuntimeError('it was executed')", ""))
+    (tmp_path / "runs").touch()
+    named = rf"swarmbook {command[0]}: cannot write {tmp_path}/runs/?\S*: "
+    assert re.fullmatch(rf"{named}(File exists|Not a directory); name another folder .*", ended(command, capsys))
+    (tmp_path / "runs").unlink()
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", read_only)
+    assert re.fullmatch(rf"{named}Read-only file system; name another folder with --output.*", ended(command, capsys))
+    assert cli.main(["list"]) == 0
 
 
 def test_a_result_that_cannot_be_written_is_told(toy, tmp_path, capsys):

@@ -85,22 +85,22 @@ def test_what_jupyterlab_notes_about_cells_and_text_breaks_no_seal(recorded):
 
 
 def test_list_report_and_verify_go_on_with_what_was_recorded(recorded, tmp_path, capsys):
-    assert cli.main(["list"]) == 0
+    assert cli.main(["list", "toy"]) == 0
     before = capsys.readouterr()
-    assert before.err == "" and "T1  holds" in before.out
+    assert before.err == "" and "1 claim: holds 1" in before.out
     spoil(recorded)
-    assert cli.main(["list"]) == 0
+    assert cli.main(["list", "toy"]) == 0
     after = capsys.readouterr()
     assert after.out == before.out
     told = f"{recorded.notebook} has changed since it was recorded (its profile is smoke now); what was recorded is"
     assert after.err.startswith(told) and after.err.count("\n") == 1
     for arguments in (["report", "--output", str(tmp_path / "site")], ["verify", "--all"]):
         assert cli.main(arguments) == 0, arguments
-        assert capsys.readouterr().err.startswith(told)
+        assert capsys.readouterr().err.startswith(f"{arguments[0]}: toy\n{told}")
     assert "T1" in (tmp_path / "site" / "index.html").read_text()
     remedy = shlex.split(after.err.partition("To restore it: ")[2])
     subprocess.run(remedy, check=True, cwd=recorded.notebook.parent)
-    assert cli.main(["list"]) == 0
+    assert cli.main(["list", "toy"]) == 0
     assert capsys.readouterr() == before
 
 
@@ -111,7 +111,7 @@ def test_without_a_commit_of_what_was_recorded_it_is_said_and_the_notebook_is_sh
     said = capsys.readouterr()
     assert "git's last commit does not hold what was recorded" in said.err
     assert said.err.strip().endswith("To record it anew: swarmbook run toy --record")
-    assert "no claims yet" in said.out
+    assert "toy    none yet" in said.out
 
 
 def test_a_copy_shows_what_was_recorded_and_leaves_the_record_alone(recorded, tmp_path):

@@ -7,7 +7,7 @@
   axes and its series.
 - What lies over something else stands there as well, under "overlaps". Tests demand that nothing does.
 - The picture carries the numbers that it draws (`swarmbook.analysis.figure_data`) as a text of the PNG, from which the
-  report makes a table. They take a tenth of its size.
+  report makes a table. They add a few hundredths to its size.
 - Where SWARMBOOK_FIGURES names a folder, the figure is written there as SVG as well, under the checksum of the picture.
 
 Serves: the figures of all five notebooks, and their alternative texts in the report.

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from swarmbook.reproduction import papers
-from swarmbook.reproduction.lineage import Names
+from swarmbook.reproduction.names import Names
 
 Cells = Sequence[Mapping[str, Any]]
 

@@ -148,9 +148,8 @@ def _places(cell: Mapping[str, Any], claims: Sequence[Claim], files: Mapping[str
         text = f"<p class='label' id='{escaped(slug(label))}'>{link}{links and f'<small>{links}</small>'}</p>"
     if "claims" in cell["metadata"].get("tags", []):
         text += "<p class='label' id='all-claims'></p>"
-    said = [output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", [])]
     for claim in claims:
-        if not any(text.startswith(f"###### {claim.id}\n") for text in said):  # such a heading is a place itself
+        if claim.id not in papers.claims_shown(cell):  # what shows it has its id as a heading, which is a place
             text += f"<p class='label' id='{escaped(claim.anchor)}'></p>"
     return text
 
