@@ -5,11 +5,12 @@ An arm is one of several sets of runs that are compared, such as all seeds of on
 Serves: every figure and table that stands on training.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from swarmbook import tables
 from swarmbook.config import RunConfig, by_name
 from swarmbook.errors import ConfigError, unknown
 from swarmbook.records.store import Record
@@ -29,6 +30,16 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self.configs)
+
+    def _repr_html_(self) -> str:
+        return tables.html(f"{len(self)} runs, each with its final validation loss (nats per token)", self._shown())
+
+    def _shown(self) -> Iterator[dict]:
+        axes = self.axes if self.configs else []
+        for config, record in zip(self.configs, self.records, strict=True):
+            losses = record.metrics["value"][record.metrics["metric"] == "validation loss"]
+            found = {"validation loss": losses.iloc[-1] if len(losses) else None, "key": record.key}
+            yield {name: str(config.recorded[name]) for name in axes} | found
 
     def __add__(self, other: "Runs") -> "Runs":
         """Both sets of runs, each run once."""

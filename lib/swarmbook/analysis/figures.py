@@ -7,6 +7,7 @@
 Serves: the figures of all five notebooks.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -29,7 +30,20 @@ INTERVAL = "95 % interval over seeds"
 MEAN = f"mean, {INTERVAL}"
 BAR = "bar at the end: "
 NAME = 8  # points, the size of a name beside a line or a point
+OTHERS = ("#332288", "#117733", "#882255", "#999933", "#661100", "#6699CC")  # of Paul Tol's scheme "muted"
 NAMED = "named beside"  # the gid of a line that bears its name
+
+
+class Colours(dict):
+    """Colours by the name of an arm. One that has none gets that of `colour_of`, so it may be added to any figure."""
+
+    def __missing__(self, name: str) -> str:
+        return colour_of(name)
+
+
+def colour_of(name: str) -> str:
+    """The colour of an arm that no figure knows: always the same for a name, and none of the usual palette's."""
+    return OTHERS[zlib.crc32(name.encode()) % len(OTHERS)]
 
 
 def style() -> None:

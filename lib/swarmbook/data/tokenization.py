@@ -115,6 +115,14 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
     return Tokens(ids, vocabulary, key, source, split)
 
 
+def sizes(source: str, tokenizer: str = "swarmbook") -> dict[str, dict[str, int]]:
+    """Tokens, ends of texts included, and bytes of a source by split, as the card has them of embedded domains."""
+    splits = source_of(source).splits
+    counted = {split: len(tokens(source, split, tokenizer).ids) for split in splits}
+    texts = {split: (text for batch in _documents(source, split) for text in batch) for split in splits}
+    return {"tokens": counted, "bytes": {split: sum(len(text.encode()) for text in texts[split]) for split in splits}}
+
+
 def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = None) -> str:
     """32 hex digits that change with the content of texts or tokenizer, and with nothing else.
 

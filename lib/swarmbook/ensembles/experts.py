@@ -29,6 +29,17 @@ OWN = {
 }  # not taken over from the parent
 
 
+def in_place_of(domains: Sequence[str], own: str) -> list[str]:
+    """As many domains as given: the user's own, joined with "+", come first, and the given ones fill what is left.
+
+    own: "" for none. ConfigError for more than can be taken, or for one that is there twice.
+    """
+    names = own.split("+") if own else []
+    if len(names) > len(domains) or len(set(names)) < len(names):
+        raise ConfigError(f"data={own!r} must be at most {len(domains)} different domains joined with '+'")
+    return [*names, *(domain for domain in domains if domain not in names)][: len(domains)]
+
+
 def trained(parent: RunConfig, domain: str, steps: int, through: Sequence[int] = (), **fields) -> RunConfig:
     """The expert that `parent` becomes in `steps` steps on a domain; fields: what else differs from the parent.
 

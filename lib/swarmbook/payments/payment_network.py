@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from swarmbook import tables
 from swarmbook.errors import ConfigError, finite, whole
 from swarmbook.payments.signatures import Committee, Keys
 from swarmbook.payments.simulation import Node, Simulation
@@ -106,6 +107,15 @@ class World:
         self._parties: dict[str, Node] = {}
         self._committees: dict[int, Committee] = {}
         self._payments: dict[object, Payment] = {}
+
+    def _repr_html_(self) -> str:
+        said = f"{self.name}: {len(self.names)} parties, {len(self.topology.channels)} channels, at {self.sim.now:g} s"
+        return tables.html(said, map(self._shown, self.payments))
+
+    def _shown(self, payment: Payment) -> dict[str, object]:
+        ended = ", ".join(str(outcome) for outcome in self.outcomes(payment))
+        amounts = " ".join(map(str, payment.amounts))
+        return {"payment": payment.number, "path": " ".join(payment.path), "amounts": amounts, "hops ended": ended}
 
     def random(self) -> int:
         """A random number of 63 bits, for nonces and names of payments."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from swarmbook import tables
 from swarmbook.errors import PlanError, unknown
 from swarmbook.planning import jobshop
 from swarmbook.planning.pipeline import DISPATCH_RULES, TICK, Path, Pipeline, Plan, remaining_ticks, ticks
@@ -34,6 +35,12 @@ class SearchResult:
     moves: int
     seconds: float
     ended: str = "limit"
+
+    def _repr_html_(self) -> str:
+        found = f"{self.makespan:.6g} s an iteration; {self.moves} moves in {self.seconds:.3g} s ({self.ended})"
+        columns = ("moves", "seconds of search", "seconds an iteration")
+        improved = [dict(zip(columns, row, strict=True)) for row in self.history]
+        return tables.html(found, improved) + self.plan._repr_html_()
 
 
 def dispatched(pipeline: Pipeline, paths: Sequence[Path], rule: str) -> tuple[Plan, float]:

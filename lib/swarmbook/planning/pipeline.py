@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 
+from swarmbook import tables
 from swarmbook.errors import ConfigError, PlanError, unknown
 from swarmbook.planning.path_rules import PathRules
 from swarmbook.records.keys import key_of
@@ -197,6 +198,14 @@ class Plan:
 
     paths: tuple[Path, ...]
     order: dict[int, tuple[Operation, ...]] | Literal["fifo", "backward first", "longest rest"] = "fifo"
+
+    def _repr_html_(self) -> str:
+        rows = [{"microbatch": m, "relays": " ".join(map(str, path))} for m, path in enumerate(self.paths)]
+        if isinstance(self.order, str):
+            return tables.html(f"{len(rows)} microbatches; nodes choose by the rule {self.order!r}", rows)
+        done = {node: " ".join(f"{m}.{position}" for m, position in order) for node, order in self.order.items()}
+        orders = [{"node": node, "operations (microbatch.position)": text} for node, text in done.items()]
+        return tables.html(f"{len(rows)} microbatches", rows) + tables.html("What each node does, in its order", orders)
 
     @classmethod
     def of_slots(cls, pipeline: Pipeline, paths: Sequence[Path], order="fifo") -> "Plan":

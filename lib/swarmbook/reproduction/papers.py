@@ -249,7 +249,8 @@ def _not_to_be_had(data: str) -> str:
     from swarmbook.data.tokenization import sources_of
 
     try:
-        sources_of(data)
+        for source in sources_of(data):
+            source.content()
     except DataError as error:
         return str(error)
     return ""
