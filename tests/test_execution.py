@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import zmq
 
 from swarmbook import endings
 from swarmbook.records.atomic_files import scratch_folder, write_folder
@@ -82,7 +83,7 @@ def test_where_sockets_have_no_place_the_kernel_has_ports(toy, tmp_path, monkeyp
         monkeypatch.setattr(tempfile, "tempdir", str(long))
         with kernel.socket_folder() as folder:
             assert folder.parent == Path("/tmp")
-    monkeypatch.setattr(kernel.zmq, "has", lambda _: False)
+    monkeypatch.setattr(zmq, "has", lambda _: False)
     with kernel.socket_folder() as folder:
         assert folder is None and kernel.channels(folder) == {}
     if place == "no sockets":

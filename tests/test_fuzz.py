@@ -184,25 +184,42 @@ def _alone(run: RunConfig) -> bool:
     return method is None or (not method.keeps and 1 in (run.replicas, run.group if method.groups else 0))
 
 
-@given(fields(), st.data())
+LONG = {"steps": 9, "log_every": 1, "evaluate_every": 3, "lr": 0.01}  # so that what is set has time to act
+TOGETHER = [  # fields that say something of one another, and values that let them
+    ({}, sorted(SMALL.keys() - {*LONG, *ROUTE_FIELDS, "tokenizer", "measurements"})),
+    ({"sync": list(SYNCS), "replicas": [1, 2, 4], "common_start": [True]}, sorted(EXCHANGE_FIELDS)),
+    (
+        {"recovery": list(RULES), "stages": [1, 3, 4]},
+        ["failing", "failure_rate", "keep_every", "lost_stages", "recovery", *AFTER],
+    ),
+    ({"schedule": ["constant", "cosine"]}, ["lr_floor", "schedule", "schedule_steps", "warmup"]),
+    ({"route": ["random paths"], "stages": [3, 4]}, sorted(ROUTE_FIELDS)),
+]
+
+
+@given(st.sampled_from(TOGETHER), st.data())
 @ANY
-def test_two_configurations_that_differ_give_other_numbers(given, data):
-    given |= {"steps": 9, "log_every": 1, "evaluate_every": 3, "measurements": (), "lr": 0.01}
-    name = data.draw(
-        st.sampled_from(sorted(SMALL.keys() - {"tokenizer", "steps", "log_every", "evaluate_every", "lr"}))
-    )
-    try:
-        first, second = run_config(**given), run_config(**{**given, name: data.draw(st.sampled_from(SMALL[name]))})
-    except (ConfigError, DataError):
-        return
-    if first.key == second.key:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = [trained(config, Path(folder)) for config in (first, second)]
-    event("two were trained")
-    if not any(isinstance(each, str) for each in numbers) and numbers[0].equals(numbers[1]):
-        event(f"{name}: {limits(name, first, second)}")
-        assert limits(name, first, second), f"{name}={getattr(second, name)!r} changes nothing in {given}"
+def test_two_configurations_that_differ_give_other_numbers(together, data):
+    kind, names = together
+    given = data.draw(sized({name: SMALL[name] for name in ALWAYS})) | data.draw(sized(kind)) | LONG
+    more = data.draw(st.lists(st.sampled_from(names), max_size=4, unique=True))
+    given |= data.draw(sized({name: SMALL[name] for name in more}))
+    changes = data.draw(st.permutations([(name, value) for name in names for value in SMALL[name]]))
+    with contextlib.suppress(ConfigError, DataError):
+        first = run_config(**given)
+        for name, value in changes:
+            with contextlib.suppress(ConfigError, DataError):
+                second = run_config(**{**given, name: value})
+                if second.key != first.key:
+                    break
+        else:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            numbers = [trained(config, Path(folder)) for config in (first, second)]
+        event("two were trained")
+        if not any(isinstance(each, str) for each in numbers) and numbers[0].equals(numbers[1]):
+            event(f"{name}: {limits(name, first, second)}")
+            assert limits(name, first, second), f"{name}={value!r} changes nothing in {given}"
 
 
 # --- the command line ---

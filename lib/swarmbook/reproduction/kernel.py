@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import zmq
+if TYPE_CHECKING:
+    import zmq
 
 LONGEST = 100  # bytes of a socket's path; Linux allows 107, and macOS 103
 
@@ -26,6 +27,8 @@ LONGEST = 100  # bytes of a socket's path; Linux allows 107, and macOS 103
 @contextmanager
 def socket_folder() -> Iterator[Path | None]:
     """A folder for sockets that only this user may enter, which goes away with the block; None if there can be none."""
+    import zmq
+
     for place in (tempfile.gettempdir(), "/tmp"):
         if zmq.has("ipc") and len(os.fsencode(place)) + len("/swarmbook-12345678/channel-12") <= LONGEST:
             with suppress(OSError):
@@ -46,6 +49,7 @@ def channels(folder: Path | None) -> dict[str, Any]:
 
 
 def main() -> None:
+    import zmq
     from ipykernel import kernelapp
     from ipykernel.iostream import IOPubThread
     from zmq.eventloop.zmqstream import ZMQStream
@@ -63,7 +67,7 @@ def main() -> None:
             self._pipe_in = ZMQStream(pipe, self.io_loop)
             self._pipe_in.on_recv(self._handle_pipe_msg)
 
-        def _setup_pipe_out(self) -> tuple[zmq.Context, zmq.Socket]:
+        def _setup_pipe_out(self) -> "tuple[zmq.Context, zmq.Socket]":
             context = zmq.Context()  # a new one, as the process is forked
             pipe = context.socket(zmq.PUSH)
             pipe.linger = 3000  # ms
