@@ -14,11 +14,9 @@ import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from swarmbook.payments.encoding import new
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.signatures import Certificate, Keys
-from swarmbook.payments.simulation import new
-
-Side = Literal[0, 1]
 
 
 class Lock(NamedTuple):
@@ -29,7 +27,7 @@ class Lock(NamedTuple):
     """
 
     pid: int
-    payer: Side
+    payer: Literal[0, 1]
     amount: int
     condition: object
     expiry: float

@@ -6,9 +6,9 @@ the mutant "members ignore numbers" (S11).
 
 from typing import NamedTuple
 
-from swarmbook.payments.encoding import well_formed
+from swarmbook.payments.encoding import new, well_formed
 from swarmbook.payments.signatures import Keys
-from swarmbook.payments.simulation import Node, Simulation, new
+from swarmbook.payments.simulation import Node, Simulation
 
 
 class Announce(NamedTuple):

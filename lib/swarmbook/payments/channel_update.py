@@ -33,10 +33,10 @@ from typing import NamedTuple
 
 from swarmbook.payments.channel import Change, Commitment, Lock, Proof, Refused, Resolved, State, commit, follow, prove
 from swarmbook.payments.channel_committee import Ack, Announce
-from swarmbook.payments.encoding import well_formed
+from swarmbook.payments.encoding import new, well_formed
 from swarmbook.payments.outcomes import Decision, Outcome, outcome_of
 from swarmbook.payments.signatures import Committee, Keys, Tally
-from swarmbook.payments.simulation import Node, Simulation, new, parsed
+from swarmbook.payments.simulation import Node, Simulation, parsed
 
 
 class Propose(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, Union, get_args, get_origin, get_type_hin
 
 Part: TypeAlias = "str | bytes | int | None | tuple[Part, ...]"
 DOMAIN = b"swarmbook.payments 1\n"
+new = tuple.__new__  # new(Class, fields) makes a message in half the time, where most are made
 
 
 def encode(statement: tuple[Part, ...]) -> bytes:

@@ -29,8 +29,6 @@ import numpy as np
 from swarmbook.errors import ConfigError, finite, whole
 from swarmbook.payments.encoding import well_formed
 
-new = tuple.__new__  # new(Class, fields) makes a named tuple in half the time, where most are made
-
 
 class Event(NamedTuple):
     """One line of a trace.

@@ -5,7 +5,7 @@
 Serves: PSyncPCN in all its figures; claims S9, S10 and S12, and the mutant "committees heed any other" (S11).
 """
 
-from swarmbook.payments.encoding import well_formed
+from swarmbook.payments.encoding import new, well_formed
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.payment_network import World
 from swarmbook.payments.pbft import MESSAGES
@@ -13,7 +13,7 @@ from swarmbook.payments.psyncpcn.entries import FINAL, UNLOCKED, UNSEEN, Entry, 
 from swarmbook.payments.psyncpcn.messages import AskNumber, CarriedCertificate, Number, Order, Share
 from swarmbook.payments.psyncpcn.rules import Rules
 from swarmbook.payments.psyncpcn.sequence import SequencingMember
-from swarmbook.payments.simulation import Node, new, parsed
+from swarmbook.payments.simulation import Node, parsed
 
 
 class PSyncPCNMember(SequencingMember):
