@@ -17,7 +17,6 @@ from typing import Literal, NamedTuple
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.signatures import Certificate, Keys
 
-
 Side = Literal[0, 1]
 
 

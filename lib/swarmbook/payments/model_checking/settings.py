@@ -57,8 +57,8 @@ class Setting(NamedTuple):
 
         Only committees that agree on a sequence promise that every lock ends (R5) whatever faulty parties do. Without,
         a sender can leave its own coins locked by orders that compete, a payer by its numbers, a carrier by silence,
-        which can also leave a sender without a receipt (R2). A single payment among honest parties with enough coins has
-        to succeed (R7); with "agreed" a faulty leader may refuse it.
+        which can also leave a sender without a receipt (R2). A single payment among honest parties with enough coins
+        has to succeed (R7); with "agreed" a faulty leader may refuse it.
         """
         rules, parties = dict(self.rules), any(name.startswith("u") for name in self.faulty)
         disordered = self.protocol == "PSyncPCN" and rules.get("ordering") != "agreed"
