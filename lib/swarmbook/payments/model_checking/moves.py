@@ -120,8 +120,8 @@ def alphabet(setting: Setting, played: Played, forgeries: int = 0, fine: bool = 
     Delays of all messages of a pattern (`patterns`) at each of `delays`; arrivals at each of `instants` that the bound
     allows; a second payment at other times; clocks ahead by their bound; a faster pace; faulty nodes that withhold or
     ignore what a pattern means, talk to one subset of a committee alone, of one kind or of any, or say in one field
-    something else than they should. forgeries: how many
-    candidates of each class a faulty node sends at each of `moments`, to a whole committee, to one member or a party.
+    something else than they should. forgeries: how many candidates of each class a faulty node sends at each of
+    `moments`, to a whole committee, to one member or a party.
     """
     faulty = frozenset(setting.faulty)
     found: list[Deviation] = []
