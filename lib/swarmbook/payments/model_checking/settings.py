@@ -48,6 +48,7 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self.rules)
+        options += f", {self.balance} coins" * (self.balance != 100) + f", skew {self.skew}" * (self.skew > 0)
         faulty = "+".join(self.faulty) or "nobody"
         return f"{self.protocol}{options}, {self.hops} hops, {len(self.payments)} payments, faulty: {faulty}"
 
