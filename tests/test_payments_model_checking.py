@@ -148,7 +148,9 @@ def sample_worlds():
         yield PSyncPCN(line(2), sim=Simulation(trace=True), **rules)
 
 
-@pytest.mark.parametrize("world", list(sample_worlds()), ids=lambda world: f"{world.name} {getattr(world, 'rules', '')}")
+@pytest.mark.parametrize(
+    "world", list(sample_worlds()), ids=lambda world: f"{world.name} {getattr(world, 'rules', '')}"
+)
 def test_no_message_makes_an_honest_node_fail(world):
     """Every class of message, with nonsense in every place: what has the wrong type is dropped, the rest is refused."""
     world.pay([f"u{i}" for i in range(len(world.topology.channels) + 1)], 10)

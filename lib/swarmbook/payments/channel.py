@@ -17,8 +17,6 @@ from typing import Literal, NamedTuple
 from swarmbook.payments.outcomes import Decision
 from swarmbook.payments.signatures import Certificate, Keys
 
-Side = Literal[0, 1]
-
 
 class Lock(NamedTuple):
     """An amount that is set aside until it is opened or refunded.
@@ -28,7 +26,7 @@ class Lock(NamedTuple):
     """
 
     pid: int
-    payer: Side
+    payer: Literal[0, 1]
     amount: int
     condition: object
     expiry: float

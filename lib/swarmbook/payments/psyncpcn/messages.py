@@ -4,9 +4,8 @@ Serves: PSyncPCN in all its figures; an order's size is part of the bytes in the
 """
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from swarmbook.payments.channel import Side
 from swarmbook.payments.encoding import digest
 from swarmbook.payments.signatures import Certificate, Keys
 
@@ -16,7 +15,7 @@ class Order(NamedTuple):
 
     cids: tuple[int, ...]
     amounts: tuple[int, ...]
-    payers: tuple[Side, ...]
+    payers: tuple[Literal[0, 1], ...]
     sender: str
     receiver: str
     nonce: int
@@ -73,7 +72,7 @@ class Number(NamedTuple):
     """The payer's place for an order among those that spend its side of a channel, and whether to LOCK or ABORT it."""
 
     cid: int
-    side: Side
+    side: Literal[0, 1]
     pid: object
     what: str
     number: int
