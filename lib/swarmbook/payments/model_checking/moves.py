@@ -194,17 +194,17 @@ class Luck(Counter):
             self["new", kind] += new
 
 
-def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> list[Deviation]:
+def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck, strategies: float = 0.5) -> list[Deviation]:
     """A move at random: of the network, or twice as often of the faulty nodes, if there are any.
 
     One move in eight is of two deviations: all messages are fast, and some are as slow as the bound allows. Of those of
-    faulty nodes every other one is a strategy (`_strategy`).
+    faulty nodes this share is a strategy (`_strategy`), and without any the rest has more forgeries.
     """
     if rng.random() < 0.125 and (pattern := _pattern(rng, played)) is not None:
         times = delays(setting)
         return [Pace(0.05), Delay(*pattern, times[-1] if rng.random() < 0.7 else rng.choice(times))]
     bad = setting.faulty and rng.random() < 2 / 3
-    if bad and rng.random() < 0.5 and (found := _strategy(rng, setting, played)):
+    if bad and strategies and rng.random() < strategies and (found := _strategy(rng, setting, played)):
         return found
     while True:
         found = _faulty_move(rng, setting, played, luck) if bad else _network_move(rng, setting, played)

@@ -169,7 +169,12 @@ def exhaustive(
 
 
 def varied(
-    rng: random.Random, setting: Setting, parent: tuple[Schedule, Played], others: Sequence, luck: Luck
+    rng: random.Random,
+    setting: Setting,
+    parent: tuple[Schedule, Played],
+    others: Sequence,
+    luck: Luck,
+    strategies: float,
 ) -> Schedule:
     """A schedule made from one that reached something new."""
     schedule, played = parent
@@ -179,7 +184,7 @@ def varied(
     if others and rng.random() < 0.15:
         deviations += rng.sample(other := others[rng.randrange(len(others))][0], rng.randint(0, len(other)))
     for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3)) or not deviations):
-        deviations += draw(rng, setting, played, luck)
+        deviations += draw(rng, setting, played, luck, strategies)
     return ordered(deviations[-MOST_DEVIATIONS:])
 
 
@@ -190,10 +195,12 @@ def guided(
     schedules: float = float("inf"),
     first: bool = True,
     report: Report | None = None,
+    strategies: float = 0.5,
 ) -> Report:
     """Play mutated schedules in all these worlds by turns, for so many seconds of CPU time or so many schedules.
 
     first: stop at the first violation; otherwise go on, and report each set of broken requirements once a world.
+    strategies: `moves.draw`.
     """
     report = report or Report()
     begun, base, count = time.process_time(), report.worlds, 0
@@ -214,7 +221,7 @@ def guided(
         count += 1
         setting, corpus = settings[number], corpora[number]
         recent = corpus[-20:] if rng.random() < 0.4 else corpus
-        schedule = varied(rng, setting, recent[int(rng.random() * len(recent))], corpus, lucks[number])
+        schedule = varied(rng, setting, recent[int(rng.random() * len(recent))], corpus, lucks[number], strategies)
         run = play(setting, schedule)
         report.add(run, base + number)
         if run.violations:
