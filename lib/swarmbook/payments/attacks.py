@@ -1,7 +1,5 @@
 """Directed attacks on the protocols, random adversaries, and how losses grow with what goes wrong.
 
-- Each function of `DIRECTED` builds a world in which an adversary does the worst that it may, and returns what is wrong
-  with it afterwards: nothing, for the protocols as they are.
 - `skipping` tries to take the fee of an honest party between two others.
 - `split_votes` and `last_coins` are attacks with any number of faulty members, which succeed from f + 1 on.
 - `synchronous_world` and `asynchronous_world` make a random adversary from a seed.
@@ -35,7 +33,7 @@ from swarmbook.payments.adversary import (
 from swarmbook.payments.channel_update import Cosign, Propose
 from swarmbook.payments.payment_network import Payment, World, line
 from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.requirements import Violation, Watch, check
+from swarmbook.payments.requirements import check
 from swarmbook.payments.simulation import Asynchronous, Simulation, at_random, stable_after, unit, within
 from swarmbook.payments.syncpcn import Claim, SyncPCN, Timing
 
@@ -108,74 +106,6 @@ def claim_world(
     return world, payment
 
 
-def _refund_asked(after: float) -> list[Violation]:
-    """A payer that signs no opening, and asks for its refund at T_1 + after."""
-    world = SyncPCN(line(1))
-    world.pay(names(1), 10)
-    payer = world.party("u0")
-    world.corrupt(payer, Deaf(opening))
-    world.sim.timer(payer, world.timing.expiries(0.0, 1)[0] + after, dispute, (payer, False))
-    world.run()
-    return check(world, SAFETY)
-
-
-def early_refund() -> list[Violation]:
-    """A payer that signs no opening, and asks for its refund so that this arrives with the claim, at T_1."""
-    return _refund_asked(-1.0)
-
-
-def double_dispute() -> list[Violation]:
-    """A payer that signs no opening, and asks for its refund after the payee's claim has succeeded."""
-    return _refund_asked(5.0)
-
-
-def late_claim() -> list[Violation]:
-    """A receiver that claims at T_2, and a sender that signs no opening."""
-    world, _ = claim_world(0.0, (0, 1, 2, 3))
-    world.corrupt(world.party("u0"), Silent(kinds=(Cosign,)))
-    world.run()
-    return check(world, SAFETY)
-
-
-def votes_are_split() -> list:
-    """The same with f faulty members: no two opposite certificates."""
-    world = split_votes(1, 1)
-    return check(world, SAFETY) + world.opposite()
-
-
-def old_announcement() -> list:
-    """A party that announces an earlier state again after a later one."""
-    world = SyncPCN(line(1))
-    watch = Watch(world)
-    world.pay(names(1), 10)
-    world.run(until=4.0)
-    old = world.party("u0").ends[0].announcement()
-    world.pay(names(1), 20, at=30.0)
-    world.run()
-    wrong = watch.look()
-    for member in world.members(0):
-        member.log.clear()  # as after many updates
-        world.sim.transmit(world.party("u0"), member, old)
-    world.run()
-    return wrong + watch.look() + check(world, SAFETY)
-
-
-def forwards_too_early() -> list[str]:
-    """Every party between waits for the certificate of its incoming lock before it locks the next hop."""
-    world = SyncPCN(line(3), sim=Simulation(trace=True))
-    world.pay(names(3), 10)
-    world.run()
-    wrong = []
-    for party in ("u1", "u2"):
-        events = [e for e in world.sim.trace if e.node == party]
-        acks = 0
-        for event in events:
-            acks += event.what == "deliver" and event.kind == "Ack"
-            if event.what == "send" and event.kind == "Propose" and event.message.change.what == "lock":
-                wrong += [f"{party} forwards with {acks} acknowledgements"] * (acks < 3)
-    return wrong
-
-
 def skipping(kind: type[World], **more) -> World:
     """u1 and u3 do what they can to skip u2 and keep its fee.
 
@@ -195,17 +125,6 @@ def skipping(kind: type[World], **more) -> World:
                 world.corrupt(member, Shortcut(world.members(other)))
     world.run()
     return world
-
-
-def certificates_skip_a_party() -> list[Violation]:
-    """Colluding parties around an honest one carry certificates past it and its committees (PSyncPCN)."""
-    return check(skipping(PSyncPCN, relay="party"), ("R1", "R6", "R11"))  # without live parties a lock may stay (R5)
-
-
-DIRECTED = (
-    *(early_refund, double_dispute, late_claim, votes_are_split, old_announcement, forwards_too_early),
-    certificates_skip_a_party,
-)
 
 
 def late_network(late: float, rng: np.random.Generator, since: float, factor: float = 40.0):

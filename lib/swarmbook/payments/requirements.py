@@ -169,27 +169,6 @@ def termination(world: World) -> list[Violation]:
     return found
 
 
-def in_time(world: World, payment: Payment) -> list[Violation]:
-    """R5 with its bound: lets the world run to T_i + 4 delta, hop by hop from the last; a lock left then is too late.
-
-    world: of a protocol with deadlines (`world.timing`), with this single payment, whose deadlines follow from its
-    start. Only hops with an honest party and a correct committee count.
-    """
-    timing, found = world.timing, []
-    sender = world.party(payment.path[0])
-    world.run(payment.start)
-    while "begun" not in payment.times and world.sim.next < float("inf"):  # it waits for its turn
-        world.run(world.sim.next)
-    expiries = timing.expiries(payment.times.get("begun", payment.start) + sender.skew, len(payment.cids))
-    for i in range(len(payment.cids), 0, -1):
-        world.run(expiries[i - 1] + 4 * timing.delta + timing.skew)
-        honest = [party for party in payment.path[i - 1 : i + 1] if party not in world.faulty]
-        cid = payment.cids[i - 1]
-        if honest and world.correct(cid) and world.outcomes(payment)[i - 1] == Outcome.LOCKED:
-            found.append(_violation(world, "R5", honest[0], f"hop {i} is locked after T_{i} + 4 delta"))
-    return found
-
-
 def conservation(world: World) -> list[Violation]:
     """R6: what parties hold is what they put in, nobody less than nothing; no two opposite certificates."""
     found = []

@@ -19,7 +19,7 @@ from pathlib import Path
 from swarmbook.payments.model_checking.search import Report, exhaustive, guided
 from swarmbook.payments.model_checking.settings import PORTFOLIO, Setting, everything
 
-ROUND = {"worlds": 8, "schedules": 4000}
+ROUND = {"worlds": 6, "schedules": 1800}
 
 
 def rounds(worlds: list[Setting], seed: int, seconds: float, log: Path | None = None) -> Iterator[dict[str, object]]:

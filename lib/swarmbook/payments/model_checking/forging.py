@@ -14,6 +14,9 @@ or one of a few that everybody knows (decisions, small numbers). `SIGNED` says w
 signature is the faulty sender's, or one that was seen on this very statement. `Propose` and `Cosign` sign the digest
 of a state, which is computed with the party's own code.
 
+Messages with nonsense in one field are among them (`JUNK`). What does not have the types that a message declares is
+dropped before anybody reads it (`encoding.well_formed`), and honest nodes must refuse the rest without failing.
+
 Honest nodes know who sent a message (channels between nodes are authenticated), so that the sender is always faulty.
 
 What is known and what can be said of it are in one file, since each kind of message needs both.

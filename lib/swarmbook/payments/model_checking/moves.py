@@ -54,12 +54,7 @@ def instants(setting: Setting, played: Played) -> list[float]:
     """When something may change: timers of honest nodes and deadlines of locks, and a tick beside each."""
     times = set(played.instants)
     if setting.protocol == "SyncPCN":
-        timing = played.world.timing
-        for payment in played.world.payments:
-            for _, lock in played.world.hops(payment):
-                times.add(lock.expiry)
-                for limit in ("open_by", "lock_by", "claim_by", "key_by", "refund_from"):
-                    times.add(getattr(timing, limit)(lock.expiry))
+        times.update(_deadlines(played))
     return sorted({time + step for time in times for step in (-TICK, 0.0, TICK) if time + step > 0})
 
 
@@ -124,8 +119,9 @@ def alphabet(setting: Setting, played: Played, forgeries: int = 0, fine: bool = 
 
     Delays of all messages of a pattern (`patterns`) at each of `delays`; arrivals at each of `instants` that the bound
     allows; a second payment at other times; clocks ahead by their bound; a faster pace; faulty nodes that withhold or
-    ignore what a pattern means, or talk to one subset of a committee alone, of one kind or of any. forgeries: how many
-    candidates of each class a faulty node sends at each of `moments`, to a whole committee, to one member or a party.
+    ignore what a pattern means, talk to one subset of a committee alone, of one kind or of any, or say in one field
+    something else than they should. forgeries: how many candidates of each class a faulty node sends at each of
+    `moments`, to a whole committee, to one member or a party.
     """
     faulty = frozenset(setting.faulty)
     found: list[Deviation] = []
@@ -147,6 +143,18 @@ def alphabet(setting: Setting, played: Played, forgeries: int = 0, fine: bool = 
             for group, names in groups.items():
                 rest = tuple(g for g in groups if g != group)
                 found += [Only(kind, sender, (*rest, *names_)) for names_ in subsets(names) if names_ or len(names) > 1]
+        for kind in sorted(kinds):
+            groups = {committee(to) for _, what, o, to, _ in played.log if o == sender and what == kind} | {""}
+            if fine:
+                groups |= {to for _, what, o, to, _ in played.log if o == sender and what == kind}
+            for field in fields_of(kind, played):
+                if field not in PLACES:
+                    found += [
+                        Alter(kind, sender, to, EVERY, field, which, how)
+                        for to in sorted(groups)
+                        for which in ((0, 1, 2) if fine else (0,))
+                        for how in (0, 1)
+                    ]
     times = instants(setting, played) if setting.protocol == "SyncPCN" else []
     for kind, sender, to in meant:
         if kind and sender and to:
@@ -186,15 +194,18 @@ class Luck(Counter):
             self["new", kind] += new
 
 
-def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> list[Deviation]:
-    """A move at random: of the network, or as often of the faulty nodes, if there are any.
+def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck, strategies: float = 0.5) -> list[Deviation]:
+    """A move at random: of the network, or twice as often of the faulty nodes, if there are any.
 
-    One move in eight is of two deviations: all messages are fast, and some are as slow as the bound allows.
+    One move in eight is of two deviations: all messages are fast, and some are as slow as the bound allows. Of those of
+    faulty nodes this share is a strategy (`_strategy`), and without any the rest has more forgeries.
     """
     if rng.random() < 0.125 and (pattern := _pattern(rng, played)) is not None:
         times = delays(setting)
         return [Pace(0.05), Delay(*pattern, times[-1] if rng.random() < 0.7 else rng.choice(times))]
-    bad = setting.faulty and rng.random() < 0.55
+    bad = setting.faulty and rng.random() < 2 / 3
+    if bad and strategies and rng.random() < strategies and (found := _strategy(rng, setting, played)):
+        return found
     while True:
         found = _faulty_move(rng, setting, played, luck) if bad else _network_move(rng, setting, played)
         if found is not None:
@@ -229,9 +240,9 @@ def _time(rng: random.Random, setting: Setting, played: Played) -> float:
     """A time that may matter, or any of the run's."""
     if rng.random() < 0.5 and played.instants:
         times = played.instants
-        if setting.protocol == "SyncPCN" and rng.random() < 0.5:
-            times = instants(setting, played)
-        return max(0.0, times[int(rng.random() * len(times))] + rng.choice((-TICK, 0.0, TICK, -1.0, -0.5, 0.5, 1.0)))
+        if setting.protocol == "SyncPCN" and rng.random() < 0.7:
+            times = _deadlines(played) or times
+        return max(0.0, times[int(rng.random() * len(times))] + rng.choice((-TICK, 0.0, 0.0, TICK, -0.5, 0.5, 1.0)))
     time = played.log[int(rng.random() * len(played.log))][0]
     return time + rng.choice((TINY, SOON, 0.3, 0.6, 1.0 + SOON))
 
@@ -253,6 +264,35 @@ def _network_move(rng: random.Random, setting: Setting, played: Played) -> Devia
     if what > 0.9 and setting.protocol == "PSyncPCN":
         return Twice(*pattern, rng.choice(WAITS))
     return Delay(*pattern, rng.choice(delays(setting)))
+
+
+def _strategy(rng: random.Random, setting: Setting, played: Played) -> list[Deviation]:
+    """What one faulty node, a party if there is one, does with each kind of message that it sends.
+
+    It sends the kind, withholds it, holds it back to a time that matters, or gives it to one node, or to all but one.
+    """
+    parties = [name for name in setting.faulty if "." not in name]
+    name = rng.choice(parties if parties and rng.random() < 0.7 else setting.faulty)
+    found: list[Deviation] = []
+    for kind in sorted({kind for _, kind, origin, _, _ in played.log if origin == name}):
+        what = rng.random()
+        receivers = sorted({to for _, sent, origin, to, _ in played.log if origin == name and sent == kind})
+        if what < 0.2:
+            found.append(Withhold(kind, name, "", EVERY))
+        elif what < 0.4:
+            found.append(Arrive(kind, name, "", EVERY, _time(rng, setting, played)))
+        elif what < 0.5 and len(receivers) > 1:
+            one = rng.choice(receivers)
+            chosen = [one] if rng.random() < 0.5 else [to for to in receivers if to != one]
+            found.append(Only(kind, name, tuple(chosen)))
+    return found
+
+
+def _deadlines(played: Played) -> list[float]:
+    """The deadlines of all locks of a run of SyncPCN."""
+    timing, limits = played.world.timing, ("open_by", "lock_by", "claim_by", "key_by", "refund_from")
+    locks = [lock for payment in played.world.payments for _, lock in played.world.hops(payment)]
+    return [lock.expiry for lock in locks] + [getattr(timing, limit)(lock.expiry) for lock in locks for limit in limits]
 
 
 def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> Deviation | None:

@@ -261,7 +261,7 @@ class Played(NamedTuple):
 
 def kinds(violations: Iterable[str]) -> frozenset[str]:
     """The requirements and invariants that violations name."""
-    return frozenset(text.split(" ")[0].rstrip(":") for text in violations)
+    return frozenset(text.split(" ")[0].rstrip(":,") for text in violations)
 
 
 def everyone(world: World) -> list[Node]:

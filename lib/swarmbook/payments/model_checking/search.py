@@ -5,9 +5,13 @@
   this world is not extended: what could follow has followed there. So "exhaustive to depth k" means: of all sets of at
   most k deviations of the alphabet, each is played, or one that differs in the order of independent events alone, or
   in which of several honest members it names (`symmetries`). Messages that arrive at the very same time are taken in
-  the order of sending. The alphabet is finite: it has a few delays, and patterns of messages instead of any set.
+  the order of sending. The alphabet is finite: it has a few delays, and patterns of messages instead of any set. With
+  `fine=False` it has some 60 to 300 deviations, so that depth 2 takes from seconds to minutes a world of one payment:
+  each kind of message from a party or a whole committee to another one, and everything that a node says or hears, is
+  fast, as slow as allowed, or just at or beside a deadline; faulty nodes withhold, ignore, alter or tell some alone.
 - `guided` mutates schedules that reached something new: it adds, drops and exchanges deviations, of which single
-  messages and any times are possible, and keeps schedules in which a node held what no node of its name had held.
+  messages, forgeries, strategies of a node and any times are possible, and keeps schedules in which a node held what no
+  node of its name had held. It proves nothing.
 - `shrunk` removes deviations as long as the violation stays.
 
 Serves: the search for violations, and the mutants.
@@ -165,7 +169,12 @@ def exhaustive(
 
 
 def varied(
-    rng: random.Random, setting: Setting, parent: tuple[Schedule, Played], others: Sequence, luck: Luck
+    rng: random.Random,
+    setting: Setting,
+    parent: tuple[Schedule, Played],
+    others: Sequence,
+    luck: Luck,
+    strategies: float,
 ) -> Schedule:
     """A schedule made from one that reached something new."""
     schedule, played = parent
@@ -175,7 +184,7 @@ def varied(
     if others and rng.random() < 0.15:
         deviations += rng.sample(other := others[rng.randrange(len(others))][0], rng.randint(0, len(other)))
     for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3)) or not deviations):
-        deviations += draw(rng, setting, played, luck)
+        deviations += draw(rng, setting, played, luck, strategies)
     return ordered(deviations[-MOST_DEVIATIONS:])
 
 
@@ -186,10 +195,12 @@ def guided(
     schedules: float = float("inf"),
     first: bool = True,
     report: Report | None = None,
+    strategies: float = 0.5,
 ) -> Report:
     """Play mutated schedules in all these worlds by turns, for so many seconds of CPU time or so many schedules.
 
     first: stop at the first violation; otherwise go on, and report each set of broken requirements once a world.
+    strategies: `moves.draw`.
     """
     report = report or Report()
     begun, base, count = time.process_time(), report.worlds, 0
@@ -210,7 +221,7 @@ def guided(
         count += 1
         setting, corpus = settings[number], corpora[number]
         recent = corpus[-20:] if rng.random() < 0.4 else corpus
-        schedule = varied(rng, setting, recent[int(rng.random() * len(recent))], corpus, lucks[number])
+        schedule = varied(rng, setting, recent[int(rng.random() * len(recent))], corpus, lucks[number], strategies)
         run = play(setting, schedule)
         report.add(run, base + number)
         if run.violations:

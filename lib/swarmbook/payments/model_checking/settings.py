@@ -48,6 +48,7 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self.rules)
+        options += f", {self.balance} coins" * (self.balance != 100) + f", skew {self.skew}" * (self.skew > 0)
         faulty = "+".join(self.faulty) or "nobody"
         return f"{self.protocol}{options}, {self.hops} hops, {len(self.payments)} payments, faulty: {faulty}"
 
@@ -57,8 +58,8 @@ class Setting(NamedTuple):
 
         Only committees that agree on a sequence promise that every lock ends (R5) whatever faulty parties do. Without,
         a sender can leave its own coins locked by orders that compete, a payer by its numbers, a carrier by silence,
-        which can also leave a sender without a receipt (R2). A single payment among honest parties with enough coins has
-        to succeed (R7); with "agreed" a faulty leader may refuse it.
+        which can also leave a sender without a receipt (R2). A single payment among honest parties with enough coins
+        has to succeed (R7); with "agreed" a faulty leader may refuse it.
         """
         rules, parties = dict(self.rules), any(name.startswith("u") for name in self.faulty)
         disordered = self.protocol == "PSyncPCN" and rules.get("ordering") != "agreed"

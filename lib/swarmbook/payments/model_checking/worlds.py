@@ -1,7 +1,7 @@
 """Runs of a small world: it is built, played under a schedule of deviations, and judged.
 
-Beside the requirements (`check`) a run is judged by invariants, by what honest parties hold, and by whether an honest
-node raised an exception.
+Beside the requirements (`check`) a run is judged by the invariants after each event, by what honest parties hold, by
+whether anything waits for ever between two of them, and by whether an honest node raised an exception.
 
 Serves: the search for violations.
 """

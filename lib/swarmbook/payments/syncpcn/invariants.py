@@ -49,12 +49,12 @@ from collections.abc import Iterator
 from swarmbook.payments.channel import Lock, lock_digest
 from swarmbook.payments.channel_update import ChannelEnd
 from swarmbook.payments.outcomes import Decision, Outcome
+from swarmbook.payments.payment_network import World
 from swarmbook.payments.syncpcn.disputes import Transit
 from swarmbook.payments.syncpcn.party import SyncPCNParty
-from swarmbook.payments.syncpcn.world import SyncPCN
 
 
-def broken(world: SyncPCN) -> list[str]:
+def broken(world: World) -> list[str]:
     """The invariants that do not hold now, each as a sentence that begins with its name."""
     found: list[str] = []
     names = sorted({name for channel in world.topology.channels for name in channel[:2]} - world.faulty)
@@ -84,7 +84,7 @@ def _pair(left: ChannelEnd, right: ChannelEnd) -> Iterator[str]:
         yield f"S1: both parties of C{left.cid + 1} have the turn"
 
 
-def _end(world: SyncPCN, end: ChannelEnd) -> Iterator[str]:
+def _end(world: World, end: ChannelEnd) -> Iterator[str]:
     capacity = sum(world.topology.channels[end.cid][2:])
     states = [end.state] + ([end.pending[0]] if end.pending is not None else [])
     for state in states:
@@ -113,7 +113,7 @@ def _opens(end: ChannelEnd, lock: Lock) -> bool:
     return change.what == "open" and change.pid == lock.pid or any(r.about == about for r in change.resolved)
 
 
-def _party(world: SyncPCN, party: SyncPCNParty) -> Iterator[str]:
+def _party(world: World, party: SyncPCNParty) -> Iterator[str]:
     for transit in party.outbound.values():
         yield from _outgoing(world, party, transit)
     for transit in party.inbound.values():
@@ -123,7 +123,7 @@ def _party(world: SyncPCN, party: SyncPCNParty) -> Iterator[str]:
             yield from _opened(world, party, transit)
 
 
-def _outgoing(world: SyncPCN, party: SyncPCNParty, transit: Transit) -> Iterator[str]:
+def _outgoing(world: World, party: SyncPCNParty, transit: Transit) -> Iterator[str]:
     cid, lock = transit.outgoing
     end = party.ends[cid]
     resolved = end.resolved.get(lock.pid)
@@ -141,7 +141,7 @@ def _outgoing(world: SyncPCN, party: SyncPCNParty, transit: Transit) -> Iterator
         yield f"S11: {party} still has {lock}"
 
 
-def _opened(world: SyncPCN, party: SyncPCNParty, transit: Transit) -> Iterator[str]:
+def _opened(world: World, party: SyncPCNParty, transit: Transit) -> Iterator[str]:
     cid, lock = transit.incoming
     end = party.ends[cid]
     resolved = end.resolved.get(lock.pid)
