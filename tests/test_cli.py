@@ -221,7 +221,7 @@ def test_list_as_json(toy, capsys):
     (path.parent / "runs").mkdir()
     (path.parent / "runs" / "a.parquet").touch()
     assert cli.main(["list", "--json"]) == 0
-    claim = {"id": "T1", "text": "toys work", "paper": "3", "ours": "3", "verdict": "holds"}
+    claim = {"id": "T1", "text": "toys work", "paper": "3", "ours": "3", "verdict": "holds", "power": ""}
     assert json.loads(capsys.readouterr().out) == {
         "papers": [
             {
@@ -232,6 +232,7 @@ def test_list_as_json(toy, capsys):
                 "claims": [claim],
                 "runs": 1,
                 "profile": "",
+                "answer": "",
             }
         ]
     }
