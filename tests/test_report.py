@@ -250,7 +250,7 @@ def test_the_papers_make_a_sound_site(site):
 def test_a_report_says_at_once_what_it_does(committed, tmp_path, capsys, monkeypatch):
     """Before anything is loaded that takes long."""
     told = []
-    monkeypatch.setattr("swarmbook.cli._as_recorded", lambda _: told.append(capsys.readouterr().err) or 1 / 0)
+    monkeypatch.setattr(publishing, "check", lambda _: told.append(capsys.readouterr().err) or 1 / 0)
     for command in ("report", "verify"):
         assert cli.main([command, *(["--output", str(tmp_path / "site")] if command == "report" else [])]) == 1
         capsys.readouterr()

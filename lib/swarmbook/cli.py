@@ -281,10 +281,13 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _chosen(names: Sequence[str], known: Mapping[str, Paper]) -> list[Paper]:
+def _chosen(names: Sequence[str], known: Mapping[str, Paper], what: str = "") -> list[Paper]:
+    """The papers that are named, whose notebooks have been checked; `what` is done with them is said before that."""
     if not known:
         raise _no_papers()
     chosen = papers.chosen(names, known)
+    if what:  # at once: all that comes after it takes seconds to load
+        print(f"{what}: {', '.join(paper.name for paper in chosen)}", file=sys.stderr, flush=True)
     for paper in chosen:
         publishing.check(paper.notebook)
     return chosen
@@ -484,8 +487,7 @@ def _sweep_one(paper: Paper, points: list, options: argparse.Namespace) -> bool:
 
 def _verify(options: argparse.Namespace) -> int:
     _of_clone("verify")
-    chosen = _chosen(options.papers, papers.records())
-    _begin("verify", chosen)
+    chosen = _chosen(options.papers, papers.records(), "verify")
     from swarmbook.reproduction import verify
 
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
@@ -494,16 +496,10 @@ def _verify(options: argparse.Namespace) -> int:
         return 0 if verify.verify(chosen, sample, seed, progress.say, within, progress) else 1
 
 
-def _begin(what: str, chosen: Sequence[Paper]) -> None:
-    """Say at once what a command does: what it needs takes seconds to load."""
-    print(f"{what}: {', '.join(paper.name for paper in chosen)}", file=sys.stderr, flush=True)
-
-
 def _report(options: argparse.Namespace) -> int:
-    chosen = _chosen(options.papers, papers.records())
+    chosen = _chosen(options.papers, papers.records(), "report")
     output = (options.output or locations.runs_folder() / "report").absolute()
     _make_writable(output)
-    _begin("report", chosen)
     from swarmbook.reproduction import report
 
     with _as_recorded(chosen) as chosen, Progress("report") as progress:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from swarmbook.distributed.communicator import BEAT, world
-from swarmbook.endings import told
+from swarmbook.endings import tell
 
 
 def supervise(work: Callable[[], int], times: int, timeout: float) -> int:
@@ -59,7 +59,10 @@ def _live(work: Callable[[], int], sign, parent: int) -> None:
     for name in ("SIGTERM", "SIGHUP"):  # one that is ended is lost, and may be replaced
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     threading.Thread(target=show, daemon=True).start()
-    status = told(work)
+    try:
+        status = work()
+    except KeyboardInterrupt as end:
+        status = tell(end)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a backend that still waits for a lost rank must not hold up the exit

@@ -55,12 +55,12 @@ class Page:
     @cached_property
     def adding(self) -> dict[str, int]:
         """The number of the cell that adds each claim, of those that a cell adds by its id."""
-        return evidence.adding(self.content.cells, {claim.id for claim in self.paper.claims})
+        return evidence.adding(self.content.cells, [claim.id for claim in self.paper.claims])
 
     @cached_property
     def shows(self) -> dict[str, list[str]]:
         """The figures and tables that each claim stands on."""
-        found = evidence.evidence(self.content.cells, {claim.id for claim in self.paper.claims})
+        found = evidence.evidence(self.content.cells, [claim.id for claim in self.paper.claims])
         return {id: [papers.label_of(self.content.cells[n]) for n in numbers] for id, numbers in found.items()}
 
     def place(self, claim: Claim) -> str:
