@@ -338,7 +338,15 @@ def test_no_dead_links(page):
 BLOCKS = {page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL) for page in PAGES}
 SHOWN = {  # by page what its blocks print, among other lines
     "README.md": [r"CheckFree +\d", r"median of three +\d"],
-    "lib/README.md": [r"DiLoCo +\d", r"signs +\d", r"code_go +\d", r"[\d.]+ [\d.]+ [\d.]+$", r"\['Refunded'"],
+    "lib/README.md": [
+        r"DiLoCo +\d",
+        r"signs +\d",
+        r"0 +\(\(beta, 0.5\),\) +\d",
+        r"1 +Lion +\d",
+        r"code_go +\d",
+        r"[\d.]+ [\d.]+ [\d.]+$",
+        r"\['Refunded'",
+    ],  # fmt: skip
     "data/README.md": [],
 }
 
