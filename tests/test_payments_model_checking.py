@@ -98,6 +98,7 @@ def test_rounds_of_a_search_go_on_after_those_of_its_log(tmp_path, monkeypatch):
 
 # Noticed after a thousand schedules and more: in the weekly job.
 RARE = [
+    "who is left behind is not told",
     "members accept late claims",
     "members ignore numbers",
     "a payer signs every opening, also without the key",
@@ -114,7 +115,7 @@ RARE = [
     "a member reserves twice",
     "any value is acceptable",
 ]
-# Not noticed so far within 6,000 schedules, or not measured: what the search may overlook (claim S11).
+# Not noticed so far within 3,000 schedules with strategies and 3,000 without: what the search overlooks (claim S11).
 OPEN = [
     "members do not ask for the newest state",
     "certificates are not verified",
@@ -126,16 +127,11 @@ OPEN = [
     "a claim is sent at T_i",
     "a lock is accepted and opened until T_i",
     "a key is taken at any time, also in a dispute",
-    "a state may hold more than the channel",
-    "a claim proves one state alone",
-    "a lock's name is used twice",
     "nothing is held back during a dispute",
-    "what had to wait is never signed",
     "agreement needs one vote fewer",
     "a new leader is free to choose",
     "what was prepared is not verified",
     "a new view needs no requests",
-    "who is left behind is not told",
 ]
 
 
