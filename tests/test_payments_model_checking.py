@@ -98,6 +98,7 @@ def test_rounds_of_a_search_go_on_after_those_of_its_log(tmp_path, monkeypatch):
 
 # Noticed after a thousand schedules and more: in the weekly job.
 RARE = [
+    "what was prepared is not verified",
     "who is left behind is not told",
     "members accept late claims",
     "members ignore numbers",
@@ -130,7 +131,6 @@ OPEN = [
     "nothing is held back during a dispute",
     "agreement needs one vote fewer",
     "a new leader is free to choose",
-    "what was prepared is not verified",
     "a new view needs no requests",
 ]
 
