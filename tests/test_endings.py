@@ -95,6 +95,15 @@ def test_a_result_that_cannot_be_written_is_told(toy, tmp_path, capsys):
     assert "toy.ipynb: Is a directory; name a file in place of the folder" in ended(["run"], capsys)
 
 
+def test_a_result_that_cannot_be_written_ends_notebooks_side_by_side(toy, tmp_path, capsys):
+    toy("one", ("import time; time.sleep(1000)", ""))
+    toy("two", ("1", ""))
+    (tmp_path / "runs/two/two.ipynb").mkdir(parents=True)
+    assert "two.ipynb: Is a directory" in ended(["run", "--jobs", 2], capsys)
+    files = {path.name for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert "two.html" in files <= {"two.html", "one.failed.ipynb"}  # of the other, what was executed until then
+
+
 @pytest.mark.parametrize("place", ["a result", "what papermill writes"])
 def test_a_disk_that_fills_up_while_notebooks_run(toy, tmp_path, capsys, monkeypatch, place):
     """The notebook before is kept, of the other is nothing half done, and the same command then does it."""
@@ -111,12 +120,12 @@ def test_a_disk_that_fills_up_while_notebooks_run(toy, tmp_path, capsys, monkeyp
                 "write",
                 lambda self, content, path: no_room() if "/two/" in path else write(self, content, path),
             )
-        told = ended(["run"], capsys)
+        told = ended(["run", "--jobs", 1], capsys)
     named = f"{tmp_path}/runs/two/two.html: " if place == "a result" else ""
     assert re.fullmatch(rf"swarmbook run: {named}No space left on device; make room, .*", told)
     files = {str(path.relative_to(tmp_path / "runs")) for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     assert files == {"one/one.html", "one/one.ipynb"} and not list((tmp_path / "runs/two").iterdir())
-    assert cli.main(["run", "two"]) == 0
+    assert cli.main(["run", "--jobs", "1", "two"]) == 0
 
 
 def test_a_disk_that_fills_up_while_a_report_is_written(toy, tmp_path, capsys, monkeypatch):
@@ -124,12 +133,12 @@ def test_a_disk_that_fills_up_while_a_report_is_written(toy, tmp_path, capsys, m
     for name in ("one", "two"):
         toy(name)
     assert cli.main(["report"]) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "runs/report").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "runs/report").rglob("*") if path.is_file()}
     room = iter(range(1))
     monkeypatch.setattr(os, "fsync", lambda _: None if next(room, None) is not None else no_room())
     told = ended(["report"], capsys)
     assert re.fullmatch(rf"swarmbook report: {tmp_path}/runs/report/\S*: No space left on device; make room, .*", told)
-    assert {path: path.read_bytes() for path in (tmp_path / "runs/report").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "runs/report").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")

@@ -3,8 +3,8 @@
 A mutant replaces a few attributes of the protocols' classes. `search` plays the same worlds for each of them
 (`settings.PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
 
-A rule that another rule covers can be left out alone without harm. Such a mutant names what covers it, and has a
-neighbour in the list that leaves out both.
+A rule that another rule covers can be left out alone without harm, by our reasoning. Such a mutant names what covers
+it. For most of them a neighbour in the list leaves out both.
 
 All mistakes are in one file, as one list.
 
