@@ -29,8 +29,9 @@ from swarmbook.errors import ConfigError, DataError, TrainingError
 from swarmbook.methods.consistency import EXCHANGE_FIELDS, ROUTE_FIELDS
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.measurements import MEASUREMENTS
+from swarmbook.methods.parameters import fields_of
 from swarmbook.methods.recovery import RULES
-from swarmbook.methods.routing import ROUTES, fields_of
+from swarmbook.methods.routing import ROUTES
 from swarmbook.methods.sync import SYNCS
 from swarmbook.records.store import Store
 from swarmbook.reproduction import execution, sweep

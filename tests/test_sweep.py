@@ -638,7 +638,7 @@ def test_points_that_fail_are_listed_and_tried_again_and_damaged_ones_repaired(t
     assert "toy at smoke, 2 points: 1 repaired, 1 left" in told.out
     assert "repaired  steps=3" in told.out and "is not as it was written" in told.out
     rows = next(line for line in told.out.splitlines() if line.startswith("T1")).split()
-    assert rows == ["T1", "holds", "2", "3", "3", "to", "5", "toys", "work"]
+    assert rows == ["T1", "toys", "work", "holds", "2", "3", "3", "to", "5"]
     collected = nbformat.read(tmp_path / "runs/sweeps/toy-smoke/sweep.ipynb", 4)
     assert "3 (holds)" in str(collected.cells[-1].outputs) and "5 (holds)" in str(collected.cells[-1].outputs)
 

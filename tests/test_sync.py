@@ -12,7 +12,7 @@ from swarmbook.errors import TrainingError
 from swarmbook.methods import consistency
 from swarmbook.methods.costs import Costs
 from swarmbook.methods.gossip_groups import MATCHINGS
-from swarmbook.methods.sync import SYNCS, Exchange, Method, sync
+from swarmbook.methods.sync import OURS, SYNCS, Exchange, Method, sync
 from swarmbook.records.store import Store
 from swarmbook.runs import run
 from swarmbook.training import trainer
@@ -26,7 +26,7 @@ TINY = {
     "common_start": True, "sync_every": 5, "lr": 3e-3,
 }  # fmt: skip
 pytestmark = pytest.mark.usefixtures("one_thread")
-AVERAGING = [name for name, method in SYNCS.items() if method and not method.gradients]
+AVERAGING = [name for name, method in OURS.items() if method and not method.gradients]
 
 
 def close(a, b, tolerance=2e-6):
@@ -689,7 +689,7 @@ def test_without_mixing_the_new_weights_stand_for_infinite_ones(new_pack):
     assert all(torch.equal(weight, outer.phi[name]) for name, weight in outer.theta.items())
 
 
-@pytest.mark.parametrize("name", [name for name in SYNCS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in OURS if name != "none"])
 def test_an_exchange_from_which_all_are_absent_does_not_take_place(new_pack, monkeypatch, name):
     monkeypatch.setattr("swarmbook.config.RunConfig.present_at", lambda run, step: np.zeros(N, bool))
     delay = {} if name == "all-reduce" else {"delay": 2}
@@ -699,7 +699,7 @@ def test_an_exchange_from_which_all_are_absent_does_not_take_place(new_pack, mon
     assert not any(w.any() for each in pack.outers[0].buffers.values() for w in each.values())
 
 
-@pytest.mark.parametrize("name", [name for name in SYNCS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in OURS if name != "none"])
 def test_nobody_absent_is_what_there_was_before_anybody_could_be(new_pack, monkeypatch, name):
     plain, rare = new_pack(sync=name, steps=10), new_pack(sync=name, absent=1e-12, steps=10)
     close(rare, plain)
