@@ -339,8 +339,6 @@ def _make_writable(folder: Path) -> None:
 
 def _run_in_turn(chosen: Sequence[Paper], parameters: Mapping[str, dict], options: argparse.Namespace) -> list[str]:
     """Execute one notebook after another, and record them if that is asked for; the names of those that failed."""
-    from swarmbook.reproduction import recording
-
     failures = []
     for number, paper in enumerate(chosen):
         part = functools.partial(Progress, number=number, of=len(chosen))
@@ -352,6 +350,8 @@ def _run_in_turn(chosen: Sequence[Paper], parameters: Mapping[str, dict], option
         started = time.monotonic()
         try:
             if options.record:
+                from swarmbook.reproduction import recording
+
                 with part(f"{paper.name}, recording") as progress:
                     keys = recording.record_runs(record, paper, given, options.output, progress)
             with part(paper.name, costs=_costs(options, [paper], parameters)) as progress:
