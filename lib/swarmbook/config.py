@@ -24,7 +24,7 @@ from swarmbook.methods import consistency, optimizers, recovery, sync
 from swarmbook.methods.failures import trace
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.measurements import MEASUREMENTS
-from swarmbook.methods.model_size import Shape
+from swarmbook.methods.model_size import INIT_STD, Shape
 from swarmbook.methods.optimizers import OPTIMIZERS
 from swarmbook.methods.parameters import chosen, fields_of
 from swarmbook.methods.recovery import RULES
@@ -85,6 +85,11 @@ class RunConfig(BaseModel):
     """Attention heads of a layer."""
     hidden: Count = 256
     """Hidden width of the SwiGLU."""
+    init_std: Positive = INIT_STD
+    """Standard deviation of the entries of fresh matrices, and of a stage that is drawn anew.
+
+    A matrix of fan-in D multiplies the size of its input by about init_std * sqrt(D). `scaled_init_std` keeps this
+    number at what it is in the papers' models."""
 
     # Batch and steps: a step trains replicas * microbatches * batch sequences
     sequence: Annotated[int, Field(ge=2)] = 128
@@ -318,7 +323,7 @@ class RunConfig(BaseModel):
 
     def shape(self, vocabulary: int) -> Shape:
         """The sizes of the model; vocabulary: the number of tokens that the tokenizer knows."""
-        return Shape(self.stages, self.layers_per_stage, self.width, self.heads, self.hidden, vocabulary)
+        return Shape(self.stages, self.layers_per_stage, self.width, self.heads, self.hidden, vocabulary, self.init_std)
 
     def failures(self) -> np.ndarray:
         """The cells that die at the start of each step, bool [steps, R, S + 1]; the last column is the ends."""

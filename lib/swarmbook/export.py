@@ -28,7 +28,7 @@ from swarmbook.records.atomic_files import write_folder, writes
 from swarmbook.records.store import Record, Store, open_store
 from swarmbook.reproduction.training_time import duration
 from swarmbook.runs import config_of, final_states
-from swarmbook.training.llama import INIT_STD, NORM_EPS, ROPE_THETA
+from swarmbook.training.llama import NORM_EPS, ROPE_THETA
 from swarmbook.training.state_layout import ENDS, LAYERS, WEIGHTS, of_layers
 
 MEAN = "mean"
@@ -172,7 +172,7 @@ def llama_config(shape: Shape, sequence: int, end: int) -> dict:
         "head_dim": shape.head_width,
         "hidden_act": "silu",
         "max_position_embeddings": sequence,
-        "initializer_range": INIT_STD,
+        "initializer_range": shape.init_std,
         "rms_norm_eps": NORM_EPS,
         "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
         "rope_theta": ROPE_THETA,

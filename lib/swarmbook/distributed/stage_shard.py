@@ -50,7 +50,7 @@ class StageShard(StackedStages):
             super().initialise(replica, stage, seed)
             return
         ends = {name: torch.empty(size) for name, size in self.whole.ends_shapes.items()}
-        llama.draw(ends, generator_of(seed))
+        llama.draw(ends, generator_of(seed), self.whole.init_std)
         for name, weight in self.ends(replica).items():
             weight.copy_(ends[name])
 
@@ -73,13 +73,13 @@ class StageShard(StackedStages):
         """
         shape, generator = self.whole, generator_of(seed)
         ends = {name: torch.empty(size) for name, size in shape.ends_shapes.items()}
-        llama.draw(ends, generator)
+        llama.draw(ends, generator, shape.init_std)
         for name, weight in self.outer.items():
             weight[replica] = ends[name]
         del ends
         for s in range(self.columns.stop):
             stage = {name: torch.empty(shape.layers_per_stage, *size) for name, size in shape.layer_shapes.items()}
-            llama.draw(stage, generator)
+            llama.draw(stage, generator, shape.init_std)
             if s in self.columns:
                 for name, weight in self.stage(replica, s - self.columns.start).items():
                     weight.copy_(stage[name])

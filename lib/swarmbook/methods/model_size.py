@@ -6,6 +6,19 @@ Serves: CheckFree tables 1 and 4; NoLoCo table 1; HDEE's tables of sizes and its
 import math
 from dataclasses import dataclass, fields
 
+INIT_STD = 0.02  # of LLaMA in transformers (`initializer_range`), which the papers' code uses at all widths
+
+
+def scaled_init_std(width: int, reference: int = 1024) -> float:
+    """The initial standard deviation that keeps the gain of fresh matrices at that of a model of width `reference`.
+
+    A matrix with entries of deviation s multiplies the size of its input, of width D, by about s * sqrt(D). With 0.02
+    everywhere, a fresh stage of a narrow model changes its input by next to nothing. So s falls with 1 / sqrt(D), as in
+    the maximal update parametrisation for hidden layers (Yang et al. 2022, arXiv 2203.03466, table 3). 1,024 is the
+    width of CheckFree's medium model.
+    """
+    return INIT_STD * math.sqrt(reference / width)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -13,7 +26,8 @@ class Shape:
 
     stages: the number S of stages. layers_per_stage: the transformer layers of a stage. width: the width D of the
     residual stream. heads: the attention heads of a layer; width / heads must be an even whole number. hidden: the
-    hidden width H of the SwiGLU. vocabulary: the number V of tokens. ValueError for sizes that make no model.
+    hidden width H of the SwiGLU. vocabulary: the number V of tokens. init_std: the standard deviation with which the
+    entries of fresh matrices are drawn. ValueError for sizes that make no model.
     """
 
     stages: int
@@ -22,9 +36,12 @@ class Shape:
     heads: int
     hidden: int
     vocabulary: int
+    init_std: float = INIT_STD
 
     def __post_init__(self):
         for field in fields(self):
+            if field.name == "init_std":
+                continue
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{field.name}={value!r} is not a size: give a whole number of at least 1")

@@ -14,16 +14,15 @@ from swarmbook.training import torch_private
 
 NORM_EPS = 1e-6
 ROPE_THETA = 1e4
-INIT_STD = 0.02
 
 
-def draw(weights: dict[str, Tensor], generator: torch.Generator) -> None:
-    """Fill weights in place as LLaMA starts: norms 1, all else N(0, 0.02), drawn on the CPU in this order."""
+def draw(weights: dict[str, Tensor], generator: torch.Generator, std: float) -> None:
+    """Fill weights in place as LLaMA starts: norms 1, all else N(0, std^2), drawn on the CPU in this order."""
     for name, tensor in weights.items():
         if name.endswith("norm"):
             tensor.fill_(1.0)
         else:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * INIT_STD)
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * std)
 
 
 def rotary(length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -77,13 +77,13 @@ class StackedWeights:
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
         """Draw a fresh random stage, or fresh ends, in place."""
-        llama.draw(self.stage(replica, stage), generator_of(seed))
+        llama.draw(self.stage(replica, stage), generator_of(seed), self.shape.init_std)
 
     def draw_replica(self, replica: int, seed: int) -> None:
         """Draw the initial weights of a replica in place: its ends, then stage after stage, from one generator."""
         generator = generator_of(seed)
         for stage in (self.shape.stages, *range(self.shape.stages)):
-            llama.draw(self.stage(replica, stage), generator)
+            llama.draw(self.stage(replica, stage), generator, self.shape.init_std)
 
     def norms(self) -> Tensor:
         """L2 norm of the gradient of each (replica, stage), last column the ends: [R, S + 1]."""
