@@ -195,8 +195,9 @@ def test_every_field_says_what_it_is():
 
 OTHER = {
     "data": "fiction_austen", "data_limit": 10_000, "stages": 7, "layers_per_stage": 2, "width": 32, "heads": 2,
-    "hidden": 32, "sequence": 64, "replicas": 2, "microbatches": 2, "batch": 4, "steps": 30, "lr": 2e-3,
-    "schedule": "cosine", "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends", "recovery": "random",
+    "hidden": 32, "init_std": 0.08, "sequence": 64,
+    "replicas": 2, "microbatches": 2, "batch": 4, "steps": 30, "lr": 2e-3, "schedule": "cosine",
+    "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends", "recovery": "random",
     "failing": "interior", "moments": "keep", "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
     "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",),
     "measurements": ("loss jump",), "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5,
@@ -256,7 +257,7 @@ DEFAULTS = {
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
     "delay": 0, "mixing": 0.0, "absent": 0.0, "rejoin": "slow", "shards": "mixed", "storage": "fp32", "paths": (),
     "visits": None, "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,
-    "optimizer": "Adam", "weight_decay": 0.0, "method": (),
+    "optimizer": "Adam", "weight_decay": 0.0, "method": (), "init_std": 0.02,
 }  # fmt: skip
 
 

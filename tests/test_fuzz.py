@@ -60,7 +60,7 @@ SMALL = {
     "moments": ["reset", "keep", "average"], "lr_boost": [1.1, 0.5], "boost_half_life": [None, 1.0],
     "keep_every": [1, 2], "log_every": [1, 2, 3], "evaluate_every": [1, 2], "held_out": [1, 4],
     "evaluate_on": [(), ("stories_toy",)], "measurements": [(), *((name,) for name in MEASUREMENTS)],
-    "seed": [0, 1, 2**31],
+    "seed": [0, 1, 2**31], "init_std": [0.02, 0.5],
 }  # fmt: skip
 ALWAYS = ("tokenizer", "data", "stages", "width", "heads", "hidden", "sequence", "steps", "held_out", "log_every")
 ALWAYS += ("evaluate_every", "common_start", "replicas")

@@ -1,9 +1,12 @@
 """The model is transformers' LLaMA: same logits, loss and gradients from the same weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from swarmbook.methods.model_size import Shape
+from swarmbook.methods.model_size import Shape, scaled_init_std
+from swarmbook.training import llama
 from swarmbook.training.fleet import Fleet
 
 SHAPE = Shape(stages=2, layers_per_stage=2, width=32, heads=4, hidden=56, vocabulary=67)
@@ -23,9 +26,9 @@ def twin(fleet, replica=0):
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
     )
-    llama = transformers.LlamaForCausalLM(config)
-    llama.load_state_dict({**llama.state_dict(), **named(fleet, fleet.stage, fleet.ends, replica)})
-    return llama
+    model = transformers.LlamaForCausalLM(config)
+    model.load_state_dict({**model.state_dict(), **named(fleet, fleet.stage, fleet.ends, replica)})
+    return model
 
 
 def named(fleet, stage, ends, replica=0):
@@ -107,3 +110,28 @@ def test_start_is_normal_with_norms_of_one():
 def test_shapes_that_make_no_model_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         Shape(**{**SHAPE.__dict__, field: value})
+
+
+def test_fresh_matrices_have_the_deviation_that_the_shape_names():
+    wide = Shape(stages=2, layers_per_stage=1, width=64, heads=2, hidden=96, vocabulary=101, init_std=0.08)
+    fleet, usual = (Fleet(shape, [3], device="cpu", compile=False) for shape in (wide, replace(wide, init_std=0.02)))
+    fleet.initialise(0, 1, 5)
+    usual.initialise(0, 1, 5)
+    for name, weight in fleet.named_weights().items():
+        times = 1 if name.endswith("norm") else 4
+        torch.testing.assert_close(weight, times * usual.named_weights()[name])
+    assert fleet.layers["qkv"].std().item() == pytest.approx(0.08, rel=0.03)
+
+
+def test_a_fresh_stage_changes_its_input_alike_at_all_widths_where_the_deviation_follows_the_width():
+    def gain(width, std):
+        shape = Shape(stages=1, layers_per_stage=1, width=width, heads=4, hidden=4 * width, vocabulary=11, init_std=std)
+        weights = {name: w[0, 0] for name, w in Fleet(shape, [0], device="cpu", compile=False).layers.items()}
+        x = torch.randn(1, 64, width, generator=torch.Generator().manual_seed(0))
+        after = llama.layer(x, *weights.values(), *llama.rotary(64, width // 4, x.device))[0]
+        return ((after - x).norm() / x.norm()).item()
+
+    assert scaled_init_std(1024) == 0.02
+    wide = gain(1024, 0.02)
+    assert gain(64, scaled_init_std(64)) == pytest.approx(wide, rel=0.15)
+    assert gain(64, 0.02) < wide / 10

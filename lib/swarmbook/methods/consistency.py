@@ -156,6 +156,8 @@ def unread(run: Any) -> set[str]:
     found.update(strategy.decides if strategy else ["lr_boost"])
     if run.failure_rate == 0:
         found.add("failing")
+    if run.parents and strategy is None:  # nothing is drawn
+        found.add("init_std")
     if run.lr_boost == 1:
         found.add("boost_half_life")
     if run.route == "random paths" and run.swaps == 0:
