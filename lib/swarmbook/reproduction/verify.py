@@ -128,6 +128,8 @@ def _differences(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[
 def cost(table: Record, runs: Mapping[str, tuple[Record, RunConfig]]) -> float:
     """About how many seconds it takes to compute a table again; infinite where nothing tells."""
     asked = table.config
+    if "seconds" in table.provenance:
+        return table.provenance["seconds"]
     if "planner" in asked:
         return float(table.metrics["seconds"].max())
     if "bound" in asked:
@@ -200,7 +202,8 @@ def compare_tables(recorded: Record, again: Record) -> Comparison:
     for name in before:
         old, new = before[name], after[name]
         if pd.api.types.is_float_dtype(old):
-            parts = ((old - new).abs() / old.abs().max()).where(old.notna() | new.notna(), 0.0).fillna(math.inf)
+            same = (old == new) | (old.isna() & new.isna())  # among them infinities, and columns of zeros
+            parts = ((old - new).abs() / old.abs().max()).where(~same, 0.0).fillna(math.inf)
             worst = max(worst, float(parts.max()))
         elif not old.equals(new):
             return Comparison(recorded.key, math.inf, name, False, "other rows")
