@@ -285,7 +285,7 @@ class RunConfig(BaseModel):
         if inner != optimizers.OURS.get(self.optimizer):
             own["optimizer"] = fingerprint_of(inner.rule, f"optimizer {self.optimizer!r}")
             own["moments"] = repr([inner.buffers, inner.elementwise])
-        parameters = self.parameters
+        parameters = self.parameters if self.method else {}
         apart = {"start", "branch", "method"} | consistency.unread(self)
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         config = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)

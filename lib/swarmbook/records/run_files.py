@@ -79,10 +79,13 @@ def decode_record(data: bytes, key: str, path: Path) -> tuple[Record, str | None
     _check(header, key)
     content, kinds = table.read(use_threads=False), header["categories"]
     frame = content.drop_columns(list(kinds)).to_pandas(use_threads=False)  # small: waiting for threads takes longer
-    for name, dtype in kinds.items():
+    for place, name in enumerate(content.column_names):
+        if name not in kinds:
+            continue
+        dtype = kinds[name]
         codes = pc.index_in(content[name], pa.array(dtype["of"], pa.large_string())).fill_null(-1).to_numpy()
         parts = pd.Categorical.from_codes(codes, dtype=_dtype(tuple(dtype["of"]), dtype["ordered"]), validate=False)
-        frame.insert(content.column_names.index(name), name, parts)
+        frame.insert(place, name, parts)
     return Record(key, header["config"], frame, header["provenance"], path), header["token"]
 
 
