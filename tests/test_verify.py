@@ -258,7 +258,7 @@ def test_what_computing_a_table_costs_is_read_from_it(recorded):
         return verify.cost(Record("0", config, metrics, provenance or {}, record.path), runs)
 
     assert cost(planner="annealing") == 3.5
-    assert cost({"seconds": 2.5}, planner="annealing") == 2.5  # of tables that are recorded from now on
+    assert cost({"seconds": 2.5}, simulated="losses") == 2.5
     assert cost(bound="digest", effort=4, nodes=2) == 8
     assert cost(ensemble={}, experts=[key]) == training_time.seconds({key: runs[key]}, runs)
     assert cost(ensemble={}, experts=[key, "0123"]) == cost(other=1) == math.inf

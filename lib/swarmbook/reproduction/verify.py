@@ -128,15 +128,13 @@ def _differences(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[
 def cost(table: Record, runs: Mapping[str, tuple[Record, RunConfig]]) -> float:
     """About how many seconds it takes to compute a table again; infinite where nothing tells."""
     asked = table.config
-    if "seconds" in table.provenance:
-        return table.provenance["seconds"]
     if "planner" in asked:
         return float(table.metrics["seconds"].max())
     if "bound" in asked:
         return asked["effort"] * asked["nodes"]
     if "experts" in asked and runs.keys() >= set(asked["experts"]):  # of which only the numbers are recorded
         return seconds({key: runs[key] for key in asked["experts"]}, runs)
-    return math.inf
+    return table.provenance.get("seconds", math.inf)
 
 
 @dataclass(frozen=True)
