@@ -177,6 +177,27 @@ def test_notebooks_are_executed_side_by_side(toy, tmp_path):
         assert cells[-1].outputs[0].text == f"{max(1, os.cpu_count() // 2)}\n"
 
 
+@pytest.mark.parametrize("fresh", [[], ["--fresh"]])
+def test_the_longest_notebooks_begin_first(toy, tmp_path, monkeypatch, fresh):
+    """By what their runs took when they are trained again, else by what they show."""
+    import pandas as pd
+
+    from swarmbook.records import store
+
+    for name, text in (("first", "short"), ("second", "long " * 100)):
+        toy(name, (f"print({text!r})", ""))
+    key = store.key_of({"computed": {"a": 1}})
+    store.open_store().put(key, {"a": 1}, pd.DataFrame({"b": [1]}), {"seconds": 9.0})
+    store.open_store().publish([key], papers.discover()["first"].beside("runs"))
+    begun = []
+    monkeypatch.setattr(
+        "swarmbook.reproduction.side_by_side.side_by_side",
+        lambda work, *_, **__: begun.extend(paper.name for paper, *_ in work) or [],
+    )
+    assert cli.main(["run", "--jobs", "2", "--output", str(tmp_path / "out"), *fresh]) == 0
+    assert begun == (["first", "second"] if fresh else ["second", "first"])
+
+
 @pytest.mark.parametrize(("sent", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_notebooks_side_by_side_end_together(toy, tmp_path, sent, status):
     folder = meeting(toy, tmp_path, ("time.sleep(1000)", ""))

@@ -59,7 +59,8 @@ def listening() -> set[tuple[str, int]]:
 def test_a_notebook_that_runs_listens_on_no_port(toy, tmp_path, short):
     """Its channels are sockets in a folder of this user; what forked processes print arrives as well."""
     fork = "import os\nif not os.fork():\n    print('from the fork', flush=True)\n    os._exit(0)\nos.wait()"
-    first = "from ipykernel.connect import get_connection_file; print(get_connection_file())"
+    first = "from ipykernel.connect import get_connection_file; print(get_connection_file())\n"
+    first += "import rfc3987_syntax"  # which we do not load, but notebooks may
     paper, seen = papers.read_paper(toy("toy", (first, ""), (fork, ""), ("print(steps)", ""))), []
 
     def look(done: int, *_) -> None:

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from swarmbook.analysis.confidence import estimate
 from swarmbook.analysis.figures import (
@@ -42,6 +43,27 @@ def closed():
     style()
     yield
     plt.close("all")
+
+
+def test_the_look_is_that_of_seaborn():
+    """Which sets it, but for the colours of a map that names none, and is slow to load."""
+    import seaborn
+
+    ours = ("image.cmap", "figure.dpi", "savefig.bbox", "axes.grid", "grid.alpha", "axes.spines.top")
+    ours += ("axes.spines.right", "axes.titlelocation", "legend.frameon", "figure.constrained_layout.use")
+    with plt.rc_context():
+        plt.rcdefaults()
+        style()
+        found = dict(plt.rcParams)
+    with plt.rc_context():
+        plt.rcdefaults()
+        seaborn.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
+        wanted = dict(plt.rcParams)
+    colours = [[to_hex(each["color"]) for each in look.pop("axes.prop_cycle")] for look in (found, wanted)]
+    assert colours[0] == colours[1]
+    assert {name: found[name] for name in found if name not in ours} == {
+        name: wanted[name] for name in wanted if name not in ours
+    }
 
 
 def test_curves_are_means_over_seeds_in_the_order_asked():

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -179,6 +180,17 @@ def test_notebook_runs_from_nothing(path, tmp_path):
         assert not any(tag.startswith("figure ") for tag in tags) or pictures(cell), f"nothing drawn for {tags}"
         assert not any(blank(picture) for picture in pictures(cell)), f"a blank picture for {tags}"
     assert [claim.id for claim in done.claims] == [claim.id for claim in paper.claims]
+
+
+def test_notebooks_import_nothing_that_only_training_needs_and_their_form_is_checked_without_grammars():
+    """torch takes 1.5 s in every kernel, scipy's statistics 0.6 s, and the grammars 1.3 s in every process."""
+    code = [cell for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    imports = re.findall(r"^from swarmbook\S* import (?:\([^)]*\)|.+)$", "\n".join(cell.source for cell in code), re.M)
+    assert len(imports) > 50
+    command = "\n".join([*imports, "import swarmbook.reproduction, nbformat, sys"])
+    command += "\nprint({'torch', 'scipy.stats', 'scipy.signal', 'seaborn', 'lark'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_pytest_visits_the_notebooks():

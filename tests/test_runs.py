@@ -18,7 +18,7 @@ from swarmbook.errors import ConfigError, StoreError, TrainingError
 from swarmbook.methods.measurements import MEASUREMENTS
 from swarmbook.methods.recovery import RULES, Strategy
 from swarmbook.records.checkpoint import WorkInProgress
-from swarmbook.records.computed import computed
+from swarmbook.records.computed import computed, simulated
 from swarmbook.records.keys import key_of
 from swarmbook.records.store import Store
 from swarmbook.results import METRICS, Runs, arms
@@ -80,6 +80,22 @@ def test_a_table_is_computed_once_and_kept_as_soon_as_it_comes(store):
     tables = computed(wanted, squares, store=store)
     assert [table["square"].item() for table in tables] == [4, 9, 4, 16]
     assert asked == [2, 3, 3, 4]
+
+
+def test_what_a_function_simulates_is_recorded_by_its_name_arguments_and_version(store, monkeypatch):
+    monkeypatch.setattr("swarmbook.records.computed.open_store", lambda recorded: store)
+    called = []
+
+    def powers(base, until):
+        called.append(base)
+        return pd.DataFrame({"power": [base**n for n in range(until)]})
+
+    for base, version in ((2, 1), (2, 1), (3, 1), (2, 2)):
+        table = simulated(powers, version, base=base, until=3)
+        assert list(table["power"]) == [1, base, base**2]
+    assert called == [2, 3, 2]
+    key = key_of({"computed": {"simulated": "powers", "given": {"base": 2, "until": 3}, "version": 1}})
+    assert store.get(key).provenance["seconds"] >= 0
 
 
 def test_a_computed_table_is_published_with_the_runs_of_its_notebook(store, tmp_path, monkeypatch):

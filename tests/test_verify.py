@@ -223,6 +223,18 @@ def test_tables_that_were_tampered_with_under_a_valid_checksum_are_found_by_comp
     assert "other rows" in verify.compare_tables(record, forged.put(TABLE, PLAN, more, {})).verdict
 
 
+def test_entries_of_a_table_that_are_equal_agree_beside_others_that_do_not(tmp_path):
+    """Infinities and columns of zeros too, where a difference in parts of the greatest number is not defined."""
+    table = pd.DataFrame({"x": [1.0, 2.0], "lost": [0.0, 0.0], "until": [math.inf, 3.0], "none": [math.nan, 1.0]})
+    store, key = Store(tmp_path), key_of({"computed": PLAN})
+    before = store.put(key, PLAN, table, {})
+    one = verify.compare_tables(before, store.put(key, PLAN, table.assign(x=[1.0, 2.0002]), {}))
+    assert one.agrees and one.worst == pytest.approx(1e-4)
+    for column, other in (("lost", 0.1), ("until", 3.0), ("none", 1.0)):
+        changed = table.assign(**{column: [other, table[column][1]]})
+        assert not verify.compare_tables(before, store.put(key, PLAN, changed, {})).agrees, column
+
+
 def test_a_sample_takes_what_is_cheap_enough_and_the_same_for_a_seed(recorded):
     found = {"toy": recorded_runs.recorded(papers.discover()["toy"])}
     runs = found["toy"].runs
@@ -241,11 +253,12 @@ def test_what_computing_a_table_costs_is_read_from_it(recorded):
     runs = recorded_runs.recorded(papers.discover()["toy"]).runs
     key, (record, _) = next(iter(runs.items()))
 
-    def cost(**config):
+    def cost(provenance=None, **config):
         metrics = pd.DataFrame({"seconds": [0.0, 3.5]})
-        return verify.cost(Record("0", config, metrics, {}, record.path), runs)
+        return verify.cost(Record("0", config, metrics, provenance or {}, record.path), runs)
 
     assert cost(planner="annealing") == 3.5
+    assert cost({"seconds": 2.5}, simulated="losses") == 2.5
     assert cost(bound="digest", effort=4, nodes=2) == 8
     assert cost(ensemble={}, experts=[key]) == training_time.seconds({key: runs[key]}, runs)
     assert cost(ensemble={}, experts=[key, "0123"]) == cost(other=1) == math.inf

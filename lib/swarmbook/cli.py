@@ -27,6 +27,7 @@ import tempfile
 import textwrap
 import time
 import traceback
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -370,12 +371,21 @@ def _run_in_turn(chosen: Sequence[Paper], parameters: Mapping[str, dict], option
 def _run_side_by_side(
     chosen: Sequence[Paper], parameters: Mapping[str, dict], options: argparse.Namespace, jobs: int
 ) -> list[str]:
-    """Execute `jobs` notebooks at a time, each with its share of the cores; the names of those that failed."""
+    """Execute `jobs` notebooks at a time, each with its share of the cores; the names of those that failed.
+
+    The longest begin first: by what their training took when it was recorded, or else by the size of the notebook.
+    """
     from swarmbook.reproduction.side_by_side import side_by_side
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     failures, started = [], time.monotonic()
-    with Progress(f"{len(chosen)} notebooks", costs=_costs(options, chosen, parameters)) as progress:
+    costs = {paper.name: _costs(options, [paper], parameters) for paper in chosen}
+
+    def length(paper: Paper) -> tuple[float, int]:
+        return sum(costs[paper.name].values()), paper.notebook.stat().st_size
+
+    chosen = sorted(chosen, key=length, reverse=True)  # so that no long one begins when the others end
+    with Progress(f"{len(chosen)} notebooks", costs=dict(ChainMap(*costs.values()))) as progress:
         work = [(paper, parameters[paper.name], progress.part(paper.name)) for paper in chosen]
         for paper, done in side_by_side(work, jobs, **_way(options)):
             progress.end(paper.name)

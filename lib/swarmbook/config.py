@@ -13,6 +13,7 @@ Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 
 import itertools
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -289,7 +290,7 @@ class RunConfig(BaseModel):
         if inner != optimizers.OURS.get(self.optimizer):
             own["optimizer"] = fingerprint_of(inner.rule, f"optimizer {self.optimizer!r}")
             own["moments"] = repr([inner.buffers, inner.elementwise])
-        parameters = self.parameters
+        parameters = self.parameters if self.method else {}
         apart = {"start", "branch", "method"} | consistency.unread(self)
         domains = [tokenization.fingerprint(domain, self.tokenizer, None) for domain in self.evaluate_on]
         config = self.model_dump(mode="json", exclude_defaults=True, exclude=apart)
@@ -309,7 +310,7 @@ class RunConfig(BaseModel):
     @property
     def recorded(self) -> dict[str, Any]:
         """The fields by the names that they have in records and in columns of tables."""
-        return {type(self).model_fields[name].serialization_alias or name: value for name, value in self}
+        return {alias: getattr(self, name) for name, alias in _aliases().items()}
 
     @property
     def parents(self) -> tuple["RunConfig", ...]:
@@ -366,6 +367,12 @@ class RunConfig(BaseModel):
 
 
 NAMES = {field.serialization_alias: name for name, field in RunConfig.model_fields.items() if field.serialization_alias}
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    """The name of each field in records."""
+    return {name: field.serialization_alias or name for name, field in RunConfig.model_fields.items()}
 
 
 def by_name(fields: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Serves: every figure and table that stands on training.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -46,11 +47,15 @@ class Runs:
         pairs = {r.key: (c, r) for c, r in zip(self.configs + other.configs, self.records + other.records, strict=True)}
         return Runs(*zip(*pairs.values(), strict=True))
 
-    @property
+    @cached_property
     def axes(self) -> list[str]:
         """The seed, and the configuration fields in which the runs differ, by their names in records."""
-        fields = [config.recorded for config in self.configs]
-        return [name for name in fields[0] if name == "seed" or any(f[name] != fields[0][name] for f in fields)]
+        first, *others = self._fields
+        return [name for name in first if name == "seed" or any(f[name] != first[name] for f in others)]
+
+    @cached_property
+    def _fields(self) -> list[dict]:
+        return [config.recorded for config in self.configs]
 
     def where(self, **fields) -> "Runs":
         """The runs whose configuration has these values; ConfigError if there are none, or a field is unknown."""
@@ -78,14 +83,16 @@ class Runs:
         Empty if no run has recorded it. ConfigError for a metric that neither these runs nor `METRICS` know.
         """
         self._check_metric(metric)
-        axes = self.axes
-        parts = []
-        for config, record in zip(self.configs, self.records, strict=True):
-            part = record.metrics[record.metrics["metric"] == metric].drop(columns="metric")
-            if len(part):
-                parts.append(part.assign(**{name: [config.recorded[name]] * len(part) for name in axes}))
-        columns = [*axes, "step", "stage", "label", "value"]
-        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+        columns = ["step", "stage", "label", "value"]
+        parts, runs = [], []
+        for fields, record in zip(self._fields, self.records, strict=True):
+            if len(rows := _rows(record.metrics, metric)):
+                parts.append(record.metrics[columns].take(rows))
+                runs.append(pd.DataFrame({name: [fields[name]] for name in self.axes}))
+        if not parts:
+            return pd.DataFrame(columns=[*self.axes, *columns])
+        by_run = pd.concat(runs, ignore_index=True).take(np.repeat(range(len(parts)), [len(part) for part in parts]))
+        return pd.concat([by_run.reset_index(drop=True), pd.concat(parts, ignore_index=True)], axis=1)
 
     def by_step(self, metric: str = "validation loss") -> pd.DataFrame:
         """A metric as a table [step, seed]; ConfigError for runs that differ in more than the seed."""
@@ -101,7 +108,7 @@ class Runs:
 
     def final(self, metric: str = "validation loss") -> pd.DataFrame:
         """The last measurement of every run."""
-        return self._each(self.table(metric), lambda run: run["value"].iloc[-1])
+        return self._each(metric, lambda steps, values: values[-1])
 
     def steps_to(self, target: float, metric: str = "validation loss") -> pd.DataFrame:
         """The step at which the metric first falls to the target, interpolated; NaN for runs in which it never does.
@@ -110,7 +117,7 @@ class Runs:
         """
         if np.isnan(target):
             raise ConfigError(f"the target for {metric!r} is {target}; give a number")
-        return self._each(self.table(metric), lambda run: _crossing(run["step"], run["value"], target))
+        return self._each(metric, lambda steps, values: _crossing(steps, values, target))
 
     def provenance(self) -> pd.DataFrame:
         """One row a run: its key, the fields in which the runs differ, versions, device, time."""
@@ -127,9 +134,16 @@ class Runs:
             if metric not in known:
                 raise ConfigError(unknown("metric", metric, known))
 
-    def _each(self, table: pd.DataFrame, value) -> pd.DataFrame:
-        groups = table.groupby(self.axes, sort=False, dropna=False)
-        return pd.DataFrame([dict(zip(self.axes, names, strict=True)) | {"value": value(run)} for names, run in groups])
+    def _each(self, metric: str, value: Callable[[np.ndarray, np.ndarray], float]) -> pd.DataFrame:
+        """For each run that has the metric the fields in which the runs differ, and a number from steps and values."""
+        self._check_metric(metric)
+        found = {}
+        for fields, record in zip(self._fields, self.records, strict=True):
+            if len(rows := _rows(record.metrics, metric)):
+                of = {name: np.nan if fields[name] is None else fields[name] for name in self.axes}
+                steps, values = (record.metrics[name].to_numpy(float)[rows] for name in ("step", "value"))
+                found[tuple(of.values())] = of | {"value": value(steps, values)}
+        return pd.DataFrame(found.values())
 
 
 def arms(groups: Mapping[str, Runs], measure: Callable[[Runs], pd.DataFrame]) -> pd.DataFrame:
@@ -142,9 +156,13 @@ def arms(groups: Mapping[str, Runs], measure: Callable[[Runs], pd.DataFrame]) ->
     return pd.concat(tables, ignore_index=True)
 
 
-def _crossing(steps: pd.Series, values: pd.Series, target: float) -> float:
+def _rows(metrics: pd.DataFrame, metric: str) -> np.ndarray:
+    """The numbers of a metric's rows."""
+    return np.flatnonzero(np.asarray(metrics["metric"].array == metric, dtype=bool))
+
+
+def _crossing(steps: np.ndarray, values: np.ndarray, target: float) -> float:
     """The step at which values first reach the target, on a line between two measurements; NaN if they never do."""
-    steps, values = steps.to_numpy(float), values.to_numpy(float)
     below = np.flatnonzero(values <= target)
     if not len(below):
         return float("nan")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     n = len(values)
     if n < 2 or not np.isfinite(values).all():
         return Estimate(float(values.mean()) if n else float("nan"), float("inf"), n)
-    half = stats.t.ppf(0.975, n - 1) * stats.sem(values)
+    half = special.stdtrit(n - 1, 0.975) * (values.std(ddof=1) / np.sqrt(n))
     return Estimate(float(values.mean()), float(half), n)
 
 

@@ -4,6 +4,8 @@
 - What a band or a bar means is an entry of the legend, and so is the paper's value, an open diamond.
 - Legends stand below a figure. Where there are many lines or points, each bears its own name instead.
 
+The file is long because it is one concept: what all figures have in common.
+
 Serves: the figures of all five notebooks.
 """
 
@@ -13,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -32,6 +33,8 @@ BAR = "bar at the end: "
 NAME = 8  # points, the size of a name beside a line or a point
 OTHERS = ("#332288", "#117733", "#882255", "#999933", "#661100", "#6699CC")  # of Paul Tol's scheme "muted"
 NAMED = "named beside"  # the gid of a line that bears its name
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc")  # seaborn's "colorblind"
+PALETTE += ("#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 
 
 class Colours(dict):
@@ -48,9 +51,20 @@ def colour_of(name: str) -> str:
 
 def style() -> None:
     """Set the look of all following figures, and how a notebook shows them."""
-    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
+    plt.style.use("seaborn-v0_8-ticks")
+    for axis in ("xtick", "ytick"):
+        sizes = {"labelsize": 9.35, "major.width": 1.25, "minor.size": 4.0, "minor.width": 1.0}
+        plt.rcParams.update({f"{axis}.{name}": size for name, size in sizes.items()})
     plt.rcParams.update(
         {
+            # as `seaborn.set_theme(style="ticks", palette="colorblind", font_scale=0.85)`, without seaborn's 0.8 s
+            "axes.prop_cycle": plt.cycler(color=PALETTE),
+            "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
+            **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "legend.title_fontsize"), 10.2),
+            "legend.fontsize": 9.35,
+            "grid.linewidth": 1.0,
+            "patch.edgecolor": "w",
+            "patch.force_edgecolor": True,
             "figure.dpi": 110,
             "savefig.bbox": "tight",
             "axes.grid": True,
@@ -319,7 +333,9 @@ def gantt(tasks: pd.DataFrame, groups: Sequence[Sequence[int]], ax: Axes) -> Non
     first stage on top. Bars bear the microbatch, from 1. Forward passes are pale and backward passes framed.
     """
     rows = {node: row for row, node in enumerate(node for group in groups for node in group)}
-    colours = sns.color_palette("husl", int(tasks["microbatch"].max()) + 1)
+    from seaborn import color_palette
+
+    colours = color_palette("husl", int(tasks["microbatch"].max()) + 1)
     for task in tasks.itertuples():
         back = task.kind == "backward"
         where, size = rows[task.node], task.end - task.start

@@ -142,11 +142,7 @@ def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = N
 
 def _tokenizer_bytes(name: str) -> bytes:
     if name == "bytes":  # the embedded one without its merges
-        content = json.loads(_tokenizer_bytes("swarmbook"))
-        vocabulary = content["model"]["vocab"].items()
-        single = {token: i for token, i in vocabulary if i < len(vocabulary) - len(content["model"]["merges"])}
-        content["model"] |= {"vocab": single, "merges": []}
-        return json.dumps(content).encode()
+        return _without_merges(_tokenizer_bytes("swarmbook"))
     if name == "swarmbook":
         path = data_folder() / "tokenizer.json"
     elif name.endswith(".json"):
@@ -159,6 +155,15 @@ def _tokenizer_bytes(name: str) -> bytes:
     if not path.is_file():
         raise DataError(f"tokenizer {name!r}: there is no file {path}")
     return path.read_bytes()
+
+
+@functools.lru_cache(maxsize=1)
+def _without_merges(tokenizer: bytes) -> bytes:
+    content = json.loads(tokenizer)
+    vocabulary = content["model"]["vocab"].items()
+    single = {token: i for token, i in vocabulary if i < len(vocabulary) - len(content["model"]["merges"])}
+    content["model"] |= {"vocab": single, "merges": []}
+    return json.dumps(content).encode()
 
 
 def _tokenizer(content: bytes) -> "Tokenizer":
@@ -176,6 +181,7 @@ def _tokenizer(content: bytes) -> "Tokenizer":
     return coder
 
 
+@functools.lru_cache(maxsize=8)
 @functools.lru_cache(maxsize=8)
 def _cuts_or_pads(content: bytes) -> bool:
     try:

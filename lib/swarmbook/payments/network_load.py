@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import networkx
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from swarmbook.errors import ConfigError, finite, whole
 from swarmbook.payments.payment_network import Topology, World
@@ -321,4 +321,4 @@ def collateral(profile: Profile, hops: int, message: float, delta: float, worst:
 def committee_breaks(size: int, share: float) -> float:
     """Chance that more than f = (m - 1) // 3 of m members are faulty, each with this chance."""
     whole("size", size, 1), finite("share", share, 0, 1)
-    return float(binom.sf((size - 1) // 3, size, share))
+    return float(bdtrc((size - 1) // 3, size, share))

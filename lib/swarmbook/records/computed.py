@@ -1,11 +1,13 @@
 """Tables that no single training run gives, such as plans and ensembles: recorded and stored like runs.
 
-Serves: SkipPipe's plans and bounds, HDEE's ensembles.
+Serves: SkipPipe's plans and bounds, HDEE's ensembles, what SyncPCN simulates.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,14 +36,28 @@ def computed(
     store = store or open_store(recorded_folders(recorded))
     keys = [key_of({"computed": what}) for what in wanted]
     by_key = dict(zip(keys, wanted, strict=True))
-    while missing := [key for key in by_key if store.get(key) is None]:
+    while None in (found := {key: store.get(key) for key in by_key}).values():
+        missing = [key for key in by_key if found[key] is None]
         with store.claim(missing) as mine:
+            began = time.monotonic()
             for key, table in zip(mine, compute([by_key[key] for key in mine]) if mine else (), strict=True):
-                store.put(key, by_key[key], table, {"swarmbook": swarmbook.__version__})
+                took = {"swarmbook": swarmbook.__version__, "seconds": time.monotonic() - began}
+                store.put(key, by_key[key], table, took)
+                began = time.monotonic()
         if not mine:
             store.wait(missing)
     note(by_key)
-    return [store.get(key).metrics for key in keys]
+    return [found[key].metrics for key in keys]
+
+
+def simulated(function: Callable[..., pd.DataFrame], version: int, **given: Any) -> pd.DataFrame:
+    """The table that a function gives for these arguments: from the record, or computed now (see `computed`).
+
+    function: its name must be no other recorded function's. version: of what it gives, raised by hand whenever the same
+    arguments would give other numbers. given: JSON.
+    """
+    wanted = {"simulated": function.__name__, "given": given, "version": version}
+    return computed([wanted], lambda _: [function(**given)])[0]
 
 
 def note(keys: Iterable[str]) -> None:

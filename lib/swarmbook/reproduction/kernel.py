@@ -74,6 +74,8 @@ def main() -> None:
             pipe.connect(self._path)
             return context, pipe
 
+    if sys.modules["rfc3987_syntax"] is None:  # which the code of a notebook may load
+        del sys.modules["rfc3987_syntax"]
     kernelapp.IOPubThread = SocketPipe
     kernelapp.launch_new_instance()
 

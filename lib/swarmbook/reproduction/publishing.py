@@ -26,7 +26,12 @@ FOLDED = """
 <details class="source"><summary>code</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock -%}
-"""  # of code that is folded
+{%- block input -%}
+<div class="jp-CodeMirrorEditor jp-Editor jp-InputArea-editor" data-type="inline"><div class="cm-editor cm-s-jupyter">
+{{ cell.source | highlight_code(metadata=cell.metadata) }}
+</div></div>
+{%- endblock -%}
+"""  # of code that is folded; nbconvert would also clean what pygments writes, which takes as long as all the rest
 HIDDEN = 'cell.metadata.get("jupyter", {}).get("source_hidden")'  # what JupyterLab hides, a page of HTML folds
 TAG = re.compile(r"""<\w+(?:[^>"']|"[^"]*"|'[^']*')*>""")
 ATTRIBUTE = re.compile(r"""\s+([^\s=>"'/]+)(?:\s*=\s*(?:"[^"]*"|'[^']*'|[^\s>"']+))?""")

@@ -50,12 +50,12 @@ def duration(seconds: float) -> str:
 
 
 def recorded_seconds(folder: Path) -> dict[str, float]:
-    """By key the seconds that the runs in a folder took when they were recorded; their numbers are not read."""
+    """By key the seconds that runs and tables of a folder took when they were recorded; their numbers are not read."""
     import pyarrow.parquet as parquet
 
     found = {}
     for path in folder.glob("*.parquet"):
         with suppress(OSError, ValueError, KeyError, TypeError):  # what is damaged is told by whoever reads it
             made = json.loads(parquet.read_metadata(path).metadata[b"swarmbook"])["provenance"]
-            found[path.stem] = made["seconds"] / made["packed"]
+            found[path.stem] = made["seconds"] / made.get("packed", 1)
     return found

@@ -134,7 +134,7 @@ def cost(table: Record, runs: Mapping[str, tuple[Record, RunConfig]]) -> float:
         return asked["effort"] * asked["nodes"]
     if "experts" in asked and runs.keys() >= set(asked["experts"]):  # of which only the numbers are recorded
         return seconds({key: runs[key] for key in asked["experts"]}, runs)
-    return math.inf
+    return table.provenance.get("seconds", math.inf)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ def compare_tables(recorded: Record, again: Record) -> Comparison:
     for name in before:
         old, new = before[name], after[name]
         if pd.api.types.is_float_dtype(old):
-            parts = ((old - new).abs() / old.abs().max()).where(old.notna() | new.notna(), 0.0).fillna(math.inf)
+            same = (old == new) | (old.isna() & new.isna())  # among them infinities, and columns of zeros
+            parts = ((old - new).abs() / old.abs().max()).where(~same, 0.0).fillna(math.inf)
             worst = max(worst, float(parts.max()))
         elif not old.equals(new):
             return Comparison(recorded.key, math.inf, name, False, "other rows")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import signal, special
+from scipy import special
 
 from swarmbook.errors import ConfigError, unknown
 from swarmbook.methods.gossip_groups import deal
@@ -129,10 +129,11 @@ def expected_tree(levels: int, link: Link = Link(), size: float = 0.0, cells: in
     spacing = delay.mean / max(1, int(cells / (4 * levels + math.exp(6.5 * delay.sigma))))
     seconds = spacing * np.arange(cells)
     message = delay.masses(seconds)
-    means, at = [0.0], np.zeros(cells)
+    spectrum, means, at = np.fft.rfft(message, 2 * cells), [0.0], np.zeros(cells)
     at[0] = 1.0
     for level in range(1, levels + 1):
-        below = np.cumsum(signal.fftconvolve(at, message)[:cells]).clip(0, 1) ** 2
+        both = np.fft.irfft(np.fft.rfft(at, 2 * cells) * spectrum)
+        below = np.cumsum(both[:cells]).clip(0, 1) ** 2
         at = np.diff(below, prepend=0.0)
         means.append(2 * (float((1 - below).sum()) * spacing + level * transfer))
     return np.array(means)
