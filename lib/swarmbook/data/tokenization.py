@@ -182,7 +182,6 @@ def _tokenizer(content: bytes) -> "Tokenizer":
 
 
 @functools.lru_cache(maxsize=8)
-@functools.lru_cache(maxsize=8)
 def _cuts_or_pads(content: bytes) -> bool:
     try:
         settings = json.loads(content)
