@@ -18,7 +18,7 @@ EVERY = -1
 
 
 class Delay(NamedTuple):
-    """These messages take this long; in a network with a bound at most the bound, unless the sender is faulty."""
+    """These messages take this long; at most the network's bound, unless the sender or the receiver is faulty."""
 
     kind: str
     sender: str
@@ -28,7 +28,10 @@ class Delay(NamedTuple):
 
 
 class Arrive(NamedTuple):
-    """These messages arrive at this time, as far as the network's bound lets them; a faulty sender holds them back."""
+    """These messages arrive at this time, as far as the network's bound lets them.
+
+    A faulty sender holds them back, and a faulty receiver acts on them when it likes.
+    """
 
     kind: str
     sender: str
@@ -85,6 +88,17 @@ class Ignore(NamedTuple):
     nth: int
 
 
+class Sleep(NamedTuple):
+    """A faulty node acts between these times on nothing that it hears, and on no timer; on all of it afterwards.
+
+    It still knows what it was told, and what it forges is sent. until: infinite if it never acts again.
+    """
+
+    name: str
+    since: float
+    until: float
+
+
 class Forge(NamedTuple):
     """At a time a faulty node sends what it can form: the candidate of this number (`forging`), to these nodes."""
 
@@ -96,7 +110,7 @@ class Forge(NamedTuple):
 
 
 class Skew(NamedTuple):
-    """The clock of a node, or of a whole committee, is ahead by this much."""
+    """The clock of a node, or of a whole committee, is ahead by this much; that of a faulty node by any amount."""
 
     name: str
     ahead: float
@@ -115,7 +129,7 @@ class Pace(NamedTuple):
     delay: float
 
 
-Deviation = Delay | Arrive | Twice | Withhold | Only | Alter | Ignore | Forge | Skew | Start | Pace
+Deviation = Delay | Arrive | Twice | Withhold | Only | Alter | Ignore | Sleep | Forge | Skew | Start | Pace
 Schedule = tuple[Deviation, ...]
 
 

@@ -50,15 +50,21 @@ from swarmbook.payments.channel import Lock, lock_digest
 from swarmbook.payments.channel_update import ChannelEnd
 from swarmbook.payments.outcomes import Decision, Outcome
 from swarmbook.payments.payment_network import World
+from swarmbook.payments.simulation import Node
 from swarmbook.payments.syncpcn.disputes import Transit
 from swarmbook.payments.syncpcn.party import SyncPCNParty
 
 
-def broken(world: World) -> list[str]:
-    """The invariants that do not hold now, each as a sentence that begins with its name."""
+def broken(world: World, changed: Node | None = None) -> list[str]:
+    """The invariants that do not hold now, each as a sentence that begins with its name.
+
+    changed: the one node that has changed since the last look, so that only its channels need another one.
+    """
     found: list[str] = []
-    names = sorted({name for channel in world.topology.channels for name in channel[:2]} - world.faulty)
-    for cid in range(len(world.topology.channels)):
+    every = range(len(world.topology.channels))
+    cids = every if changed is None else getattr(changed, "ends", None) or [changed.cid]
+    names = sorted({name for cid in cids for name in world.topology.channels[cid][:2]} - world.faulty)
+    for cid in cids:
         ends = [world.party(name).ends[cid] for name in world.honest_parties(cid) if cid in world.party(name).ends]
         if not ends or not world.correct(cid):
             continue
