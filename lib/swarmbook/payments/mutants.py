@@ -203,6 +203,12 @@ def generous(state, side, change, nonce, decided=(), follow=channel_update.follo
     return richer._replace(left=richer.left - 50, right=richer.right - 50)
 
 
+def take_less(original, self, sender, m):
+    if m.invoice in self.invoices:
+        self.invoices[m.invoice] = self.invoices[m.invoice][0], 1
+    original(self, sender, m)
+
+
 def believe_the_lock(original, self, cid, lock, arrived):
     if lock.pid in self.inbound:
         self.inbound[lock.pid].incoming = cid, lock
@@ -431,6 +437,10 @@ MUTANTS: dict[str, Mutant] = {
     "a lock is not compared with what the sender told": _sync(
         "A party goes on with the very lock of which the sender told it.",
         around(SyncPCNParty, "secured", believe_the_lock),
+    ),
+    "a receiver takes less than its invoice says": _sync(
+        "A receiver gives its receipt for the whole amount of its invoice.",
+        around(SyncPCNParty, "told", take_less),
     ),
     "a lock that nobody explains is kept": _sync(
         "A party fails a lock of which the sender has not told it.", returns(SyncPCNParty, "untold", None)

@@ -151,7 +151,7 @@ class Knowledge:
                     self.places.setdefault(lock, cid)
             for signature in end.signatures:
                 self._signature(signature)
-        for key in getattr(node, "invoices", {}).values():
+        for key, _ in getattr(node, "invoices", {}).values():
             self.note("key", key)
         for transit in getattr(node, "inbound", {}).values():
             if transit.key is not None:

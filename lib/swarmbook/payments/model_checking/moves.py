@@ -349,7 +349,7 @@ def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luc
             fields = [field for field in fields if field not in PLACES] or fields
         if not fields:
             return None
-        target = rng.choice(("", committee(to), to))
+        target = rng.choice(("", "", committee(to), to))
         which, how = rng.choice((0, 0, 1, 1, 2, 3)), rng.choice((0, 0, 1, 1, 2, 3, 4, 5, 6))
         return Alter(rng.choice((kind, "")), name, target, EVERY, rng.choice(fields), which, how)
     kind = rng.choice((kind, ""))

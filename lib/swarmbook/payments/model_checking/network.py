@@ -228,7 +228,7 @@ def local_state(node: Node) -> tuple:
         return tuple(
             (
                 *(cid, end.state.seq, end.certified, end.turn, end.held is not None, len(end.wanted)),
-                *(len(end.state.locks), tuple(end.disputes), tuple(end.past.values())),
+                *(len(end.state.locks), tuple(end.disputes), tuple(outcome for _, outcome in end.past.values())),
                 tuple(resolved.decision for resolved in end.resolved.values()),
                 end.pending[3].what if end.pending is not None else None,
             )

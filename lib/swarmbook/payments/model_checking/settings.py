@@ -124,6 +124,7 @@ PORTFOLIO: dict[str, list[Setting]] = {
         Setting("SyncPCN", 2, ONE, ("u0", *BOTH)),
         Setting("SyncPCN", 2, ONE, ("u1", *BOTH)),
         Setting("SyncPCN", 2, ONE, ("u2", *BOTH)),
+        Setting("SyncPCN", 2, ONE, ("u0", "u2", *BOTH)),
         Setting("SyncPCN", 2, LAST, ("u0", "u2", *BOTH)),
         Setting("SyncPCN", 2, LAST, ("u2", *BOTH)),
         Setting("SyncPCN", 2, BACK, ("u0", "u2", *BOTH), skew=0.5),

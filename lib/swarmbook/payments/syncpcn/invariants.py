@@ -133,7 +133,7 @@ def _outgoing(world: World, party: SyncPCNParty, transit: Transit) -> Iterator[s
     cid, lock = transit.outgoing
     end = party.ends[cid]
     resolved = end.resolved.get(lock.pid)
-    outcome = end.past.get(lock.pid)
+    outcome = end.outcome(lock)
     if outcome is None and resolved is not None:
         outcome = Outcome.REFUNDED if resolved.decision == Decision.REFUNDED else Outcome.PAID
     if outcome == Outcome.PAID and transit.key is None:
@@ -151,7 +151,7 @@ def _opened(world: World, party: SyncPCNParty, transit: Transit) -> Iterator[str
     cid, lock = transit.incoming
     end = party.ends[cid]
     resolved = end.resolved.get(lock.pid)
-    paid = end.past.get(lock.pid) == Outcome.PAID or (resolved and resolved.decision != Decision.REFUNDED)
+    paid = end.outcome(lock) == Outcome.PAID or (resolved and resolved.decision != Decision.REFUNDED)
     if not paid and not end.holds(lock):
         yield f"S7: {party} has sent the key of {lock}, which no state of its channel holds"
     members = world.honest(cid)

@@ -133,13 +133,13 @@ class SyncPCN(World):
         return Outcome.NEVER_LOCKED if waits else Outcome.LOCKED
 
     def hops(self, payment: Payment) -> list[tuple[int, Lock]]:
-        """Channel and lock of each hop that was begun."""
+        """Channel and lock of each hop that was begun, as an honest one of its two parties knows it."""
         found = []
         for payer, payee, pid in zip(payment.path, payment.path[1:], payment.pids, strict=False):
-            if (transit := self.party(payer).outbound.get(pid)) is not None:
-                found.append(transit.outgoing)
-            elif (transit := self.party(payee).inbound.get(pid)) is not None:
-                found.append(transit.incoming)
+            given, taken = self.party(payer).outbound.get(pid), self.party(payee).inbound.get(pid)
+            known = [transit.outgoing for transit in (given,) if transit is not None]
+            known += [transit.incoming for transit in (taken,) if transit is not None]
+            found += known[-1:] if payer in self.faulty else known[:1]
         return found
 
     def outcomes(self, payment: Payment) -> list[str]:
@@ -156,9 +156,10 @@ class SyncPCN(World):
         for party in self.topology.channels[cid][:2]:
             end = self.party(party).ends[cid]
             if lock.pid in end.past:
-                view = end.past[lock.pid]
+                view = end.outcome(lock) or Outcome.NEVER_LOCKED
             elif lock.pid in end.resolved:
-                view = outcome_of(end.resolved[lock.pid].decision)
+                same = end.state.lock(lock.pid) in (None, lock)  # else another lock of this name was decided
+                view = outcome_of(end.resolved[lock.pid].decision) if same else Outcome.NEVER_LOCKED
             elif end.state.lock(lock.pid) is not None or (end.pending and end.pending[3].lock == lock):
                 view = Outcome.LOCKED
             else:
