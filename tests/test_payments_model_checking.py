@@ -13,11 +13,16 @@ from swarmbook.payments.encoding import well_formed
 from swarmbook.payments.model_checking.__main__ import ROUND, rounds
 from swarmbook.payments.model_checking.deviations import (
     EVERY,
+    Alter,
+    Arrive,
     Delay,
     Forge,
     Ignore,
     Only,
     Pace,
+    Rush,
+    Skew,
+    Sleep,
     Withhold,
     ordered,
     renamed,
@@ -37,6 +42,7 @@ from swarmbook.payments.model_checking.search import Distinct, exhaustive, guide
 from swarmbook.payments.model_checking.settings import AGREED, BOTH, ONE, PORTFOLIO, Setting, everything, settings
 from swarmbook.payments.model_checking.worlds import play
 from swarmbook.payments.mutants import MUTANTS, mutated, search
+from swarmbook.payments.outcomes import Outcome
 from swarmbook.payments.payment_network import line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.simulation import Simulation
@@ -247,6 +253,48 @@ def test_the_adversary_can_form_every_message_that_somebody_reads():
     """No class of message is left out, whatever the protocols send."""
     for world in (SyncPCN(line(1)), PSyncPCN(line(1), ordering="none"), PSyncPCN(line(1), ordering="agreed")):
         assert set(message_kinds(world).values()) <= {*MEMBERS, *PARTIES}
+
+
+def test_a_receiver_gives_no_receipt_for_less_than_its_invoice():
+    """A faulty sender tells both others that the last hop carries 1 coin, where the invoice is of 10."""
+    setting = Setting("SyncPCN", 2, ONE, ("u0", *BOTH))
+    lie = (Alter("Setup", "u0", "", EVERY, "lock", 1, 2),)
+    assert play(setting, lie).violations == ()
+    with mutated("a receiver takes less than its invoice says"):
+        assert "R3" in play(setting, lie).kinds
+
+
+def test_a_hop_ends_as_its_very_lock_does():
+    """Another lock of the same name, as a faulty payer may propose one, is not that of the payment."""
+    world = SyncPCN(line(1))
+    payment = world.pay(("u0", "u1"), 10)
+    world.run()
+    ((cid, lock),) = world.hops(payment)
+    assert world.hop(cid, lock) == Outcome.PAID
+    assert world.hop(cid, lock._replace(amount=1)) == Outcome.NEVER_LOCKED
+
+
+def test_with_numbers_of_payers_every_party_is_honest():
+    """Any party can give an order by which it pays, and who pays has to be honest then."""
+    worlds = [setting for setting in everything() if ("ordering", "payer") in setting.rules]
+    assert worlds and not any(name.startswith("u") for setting in worlds for name in setting.faulty)
+
+
+def test_faulty_nodes_act_when_they_like():
+    """They sleep, hear late, run by any clock, and are fast; an honest node does none of that."""
+    setting = Setting("SyncPCN", 1, ONE, ("u0",))
+    asleep = play(setting, (Sleep("u0", 1.5, float("inf")),))
+    assert max(time for time, _, sender, *_ in asleep.log if sender == "u0") < 1.5
+    late = play(setting, (Arrive("Cosign", "u1", "u0", EVERY, 40.0),))
+    assert any(time > 40.0 for time, _, sender, *_ in late.log if sender == "u0")
+    fast = play(setting, (Rush(0.001),))
+    assert {round(time, 3) for time, kind, *_ in fast.log if kind == "Cosign"} < {0.001 * k for k in range(2, 9)}
+    wrong = play(setting, (Skew("u0", -30.0),))
+    assert max(time for time, *_ in wrong.log) > 20
+    honest = Setting("SyncPCN", 1, ONE)
+    plain = play(honest, ()).sim.history
+    for move in (Sleep("u0", 1.5, float("inf")), Rush(0.001), Skew("u0", -30.0)):
+        assert play(honest, (move,)).sim.history == plain
 
 
 def test_a_schedule_is_played_alike_every_time():

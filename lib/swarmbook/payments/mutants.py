@@ -597,7 +597,7 @@ MUTANTS: dict[str, Mutant] = {
         "Who has decided tells those that ask (A1).", returns(PSyncPCNMember, "tell", None)
     ),
 }
-VERSION = 2  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
+VERSION = 3  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 
 
 @contextmanager

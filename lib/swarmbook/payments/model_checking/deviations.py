@@ -129,7 +129,13 @@ class Pace(NamedTuple):
     delay: float
 
 
-Deviation = Delay | Arrive | Twice | Withhold | Only | Alter | Ignore | Sleep | Forge | Skew | Start | Pace
+class Rush(NamedTuple):
+    """What faulty nodes say and hear takes this long, unless another deviation says otherwise."""
+
+    delay: float
+
+
+Deviation = Delay | Arrive | Twice | Withhold | Only | Alter | Ignore | Sleep | Forge | Skew | Start | Pace | Rush
 Schedule = tuple[Deviation, ...]
 
 

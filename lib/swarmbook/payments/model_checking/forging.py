@@ -108,6 +108,8 @@ class Knowledge:
         if isinstance(value, Lock):
             self.note("lock", value)
             self.note("about", lock_digest(value, self.world.keys))
+        if isinstance(value, Order):
+            self.note("pid", value.pid(self.world.keys))
         if hasattr(value, "_fields"):
             for field in value._fields:
                 part = getattr(value, field)

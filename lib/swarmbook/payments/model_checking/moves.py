@@ -20,6 +20,7 @@ from swarmbook.payments.model_checking.deviations import (
     Ignore,
     Only,
     Pace,
+    Rush,
     Schedule,
     Skew,
     Sleep,
@@ -199,7 +200,7 @@ def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> li
     """A move at random: of the network, or twice as often of the faulty nodes, if there are any.
 
     One move in eight is of two deviations: all messages are fast, and some are as slow as the bound allows. Of those of
-    faulty nodes one in six is a strategy (`_strategy`), and one in twenty makes a node fast, in what it says and hears.
+    faulty nodes one in six is a strategy (`_strategy`).
     """
     if rng.random() < 0.125 and (pattern := _pattern(rng, played)) is not None:
         times = delays(setting)
@@ -207,9 +208,6 @@ def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> li
     bad = setting.faulty and rng.random() < 2 / 3
     if bad and rng.random() < 1 / 6 and (found := _strategy(rng, setting, played)):
         return found
-    if bad and rng.random() < 1 / 20:
-        name = _somebody(rng, setting)
-        return [Delay("", name, "", EVERY, SOON), Delay("", "", name, EVERY, SOON)]
     while True:
         found = _faulty_move(rng, setting, played, luck) if bad else _network_move(rng, setting, played)
         if found is not None:
@@ -316,6 +314,7 @@ ACTS = {  # how often a faulty node does what
     "hear late": 1,
     "sleep": 2,
     "clock": 0.5,
+    "rush": 0.5,
 }
 
 
@@ -326,6 +325,8 @@ def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luc
     if act == "sleep":
         since = _time(rng, setting, played)
         return Sleep(name, since, float("inf") if rng.random() < 0.5 else since + rng.choice((1.0, 3.0, 10.0, 30.0)))
+    if act == "rush":
+        return Rush(SOON)
     if act == "clock":
         return Skew(name, rng.choice((-30.0, -10.0, -3.0, -1.0, 1.0, 3.0, 10.0)))
     if act in ("ignore", "hear late"):

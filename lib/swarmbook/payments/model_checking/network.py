@@ -25,6 +25,7 @@ from swarmbook.payments.model_checking.deviations import (
     Ignore,
     Only,
     Pace,
+    Rush,
     Schedule,
     Sleep,
     Twice,
@@ -72,6 +73,7 @@ class Directed(Simulation):
         self.faulty, self.bound, self.repeats, self.timed = faulty, bound, repeats, timed
         self.forge, self.alter, self.heard, self.after = forge, alter, heard, after
         self.pace = next((d.delay for d in schedule if isinstance(d, Pace)), 1.0)
+        self.rush = next((d.delay for d in schedule if isinstance(d, Rush)), self.pace)
         self.schedule = [
             d for d in schedule if isinstance(d, Delay | Arrive | Twice | Withhold | Only | Ignore | Alter)
         ]
@@ -114,7 +116,7 @@ class Directed(Simulation):
         free = bad or to.name in self.faulty
         if free:
             self.heard(to, message)
-        arrival, again = self.now + self.pace, None
+        arrival, again = self.now + (self.rush if free else self.pace), None
         for rule in self._about(key):
             if isinstance(rule, Only):
                 if bad and to.name not in rule.names:
@@ -225,7 +227,7 @@ def local_state(node: Node) -> tuple:
     """What a node holds, as far as the protocols' decisions depend on it; names and numbers used once are left out."""
     ends = getattr(node, "ends", None)
     if ends is not None:
-        return tuple(
+        return passing(node), *(
             (
                 *(cid, end.state.seq, end.certified, end.turn, end.held is not None, len(end.wanted)),
                 *(len(end.state.locks), tuple(end.disputes), tuple(outcome for _, outcome in end.past.values())),
@@ -246,6 +248,19 @@ def local_state(node: Node) -> tuple:
     if hasattr(node, "log"):
         return node.seq, tuple(node.votes.values()), len(node.early)
     return tuple((what, cid) for what, cid, _ in getattr(node, "certificates", ()))
+
+
+def passing(party: Node) -> tuple:
+    """What a party of SyncPCN has done about each payment, and by how much the locks differ between which it stands."""
+    transits = {id(transit): transit for of in (party.inbound, party.outbound) for transit in of.values()}
+    found = []
+    for transit in transits.values():
+        before, after = transit.incoming, transit.outgoing
+        apart = None
+        if before and after:
+            apart = before[1].amount - after[1].amount, round(before[1].expiry - after[1].expiry, 3)
+        found.append((transit.sent is not None, transit.done, transit.late, transit.key is not None, apart))
+    return tuple(found)
 
 
 class Played(NamedTuple):

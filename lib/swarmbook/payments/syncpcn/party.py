@@ -21,8 +21,8 @@ class SyncPCNParty(DisputingParty):
     """An honest party.
 
     inbound: its payments by the name of the lock before it. unexplained: certified locks of which the sender has not
-    told it yet. invoices: keys and amounts by lock, of payments that it will receive. fee: the least that it takes for passing a
-    payment on.
+    told it yet. invoices: keys and amounts by lock, of payments that it will receive. fee: the least that it takes for
+    passing a payment on.
     """
 
     __slots__ = ("inbound", "unexplained", "invoices", "fee")
