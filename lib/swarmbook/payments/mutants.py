@@ -345,7 +345,7 @@ MUTANTS: dict[str, Mutant] = {
     "members let anybody concede": _sync(
         "Only the payer concedes.",
         ANYBODY_CONCEDES,
-        cover="A payer signs no lock away without its key.",
+        cover="A payer signs no lock away without its key, whoever has conceded it.",
         covering=(PAYS_WITHOUT_KEY,),
     ),
     # certificates
@@ -368,7 +368,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a key from a vote is not passed on": _sync("Votes carry the key to the payer.", VOTE_WITHOUT_KEY),
     "a key beside a certificate is not taken": _sync(
-        "A decision that pays carries the key.", CERTIFICATE_WITHOUT_KEY, cover="Votes carry the key."
+        "A decision that pays carries the key, so that the payer need not wait for votes to sign it.",
+        CERTIFICATE_WITHOUT_KEY,
     ),
     "what the committee decided is not heeded": _sync(
         "A quorum's votes decide a lock.", returns(SyncPCNParty, "decided", None)
@@ -393,7 +394,7 @@ MUTANTS: dict[str, Mutant] = {
     "a payer signs every opening": _sync(
         "A payer checks an opening's key and time.",
         SIGNS_EVERY_OPENING,
-        cover="A payer signs no lock away without its key.",
+        cover="A payer signs no lock away without its key, and a wrong one teaches it none.",
         covering=(PAYS_WITHOUT_KEY,),
     ),
     "deadlines of two hops are not compared": _sync(
@@ -414,7 +415,7 @@ MUTANTS: dict[str, Mutant] = {
     "a key is taken at any time": _sync(
         "A payer takes a key until T_i + delta and the skew.",
         KEY_LATE,
-        cover="In a dispute nothing is signed.",
+        cover="In a dispute nothing is signed; until it begins there is time to claim upstream.",
         covering=(DISPUTES_HOLD_NOTHING,),
     ),
     # states of channels

@@ -374,8 +374,10 @@ def _forgery(rng: random.Random, setting: Setting, played: Played, luck: Luck, n
     group = [n for n in names if committee(n) == committee(one)]
     chosen = (committee(one),) if rng.random() < 0.5 else tuple(sorted(rng.sample(group, rng.randint(1, len(group)))))
     way = rng.choices(range(4), (2, 2, 4, 1))[0]
-    times = moments(played, frozenset({name}))
-    time = rng.choice(times) if times and rng.random() < 0.6 else _time(rng, setting, played)
+    if rng.random() < 0.6:  # just after somebody said something, or when it arrives; each time alike
+        time = rng.choice(sorted({time for time, *_ in played.log})) + rng.choice((SOON, SOON, 0.3, 1.0 + SOON))
+    else:
+        time = _time(rng, setting, played)
     return Forge(kind, name, chosen, time, 4 * rng.randrange(LARGE) + way)
 
 

@@ -120,7 +120,7 @@ PORTFOLIO: dict[str, list[Setting]] = {
         Setting("SyncPCN", 1, ONE, ("u0", "C1.4"), skew=0.5),
         Setting("SyncPCN", 1, BACK, ("u0", "C1.4")),
         Setting("SyncPCN", 1, BACK, ("u1", "C1.4"), skew=0.5),
-        Setting("SyncPCN", 1, BACK, ("C1.4",)),
+        Setting("SyncPCN", 1, TWO, ("C1.4",)),
         Setting("SyncPCN", 2, ONE, ("u0", *BOTH)),
         Setting("SyncPCN", 2, ONE, ("u1", *BOTH)),
         Setting("SyncPCN", 2, ONE, ("u2", *BOTH)),
