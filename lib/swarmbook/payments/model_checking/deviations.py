@@ -3,8 +3,7 @@
 A schedule is a set of deviations from a run in which every message takes the same time and nobody misbehaves. Networks
 deliver early, late, twice, or just beside a deadline. Faulty nodes withhold, hold back, ignore, hear late, sleep, run
 by another clock, say one thing to some and another to others, and send what they form (`forging`). Deviations are
-tuples of text and numbers, so that a
-schedule can be printed, hashed, replayed and shrunk.
+tuples of text and numbers, so that a schedule can be printed, hashed, replayed and shrunk.
 
 A deviation names messages by (kind, sender, to, nth). An empty kind, sender or receiver means any, a name that ends in
 "." means the whole committee, and nth = -1 means every such message, otherwise the nth from 0 between these two nodes.

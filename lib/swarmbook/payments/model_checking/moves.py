@@ -280,7 +280,8 @@ def _network_move(rng: random.Random, setting: Setting, played: Played) -> Devia
         return Arrive(*pattern, _time(rng, setting, played))
     if what > 0.9 and setting.protocol == "PSyncPCN":
         return Twice(*pattern, rng.choice(WAITS))
-    return Delay(*pattern, rng.choice(delays(setting)))
+    shortest, *others, longest = delays(setting)  # the extremes more often
+    return Delay(*pattern, rng.choice((shortest, longest, longest, *others)))
 
 
 def _strategy(rng: random.Random, setting: Setting, played: Played) -> list[Deviation]:

@@ -8,6 +8,7 @@ and timeouts are our reconstruction:
 - **lock**, hop by hop: An update of the base layer adds the lock. A payee signs every one, since a lock is in its
   favour, and goes on when it holds the certificate. It fails a lock that comes too late, or of which it has not been
   told.
+- **receipt**: The receiver sends the key of its lock, which is the receipt, for no less than its invoice says.
 - **unlock**, backwards: The payee's update carries the key, and the payer opens its own hop at once.
 - **failure**: The payee's update removes the lock. The payer gives its own incoming lock back when a quorum holds that
   state. Who has sent the key of a lock never gives it back, and who has given it back never sends its key.
