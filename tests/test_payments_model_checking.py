@@ -126,7 +126,6 @@ QUICK = [
     "nobody waits for a leader",
     "a new leader is free to choose",
     "a new view needs no requests",
-    "coins set aside count as available",
 ]
 BUDGET = 10_000  # schedules, as in the notebook
 ALONE = [name for name, mutant in MUTANTS.items() if not mutant.cover and (LONG or name in QUICK)]

@@ -3,6 +3,8 @@
 `alphabet` is the finite set from which the exhaustive search takes its deviations. `draw` takes one from a larger set,
 with single messages and any times, for the guided search. Both offer only what concerns messages that the run sent.
 
+The file is one concept, the alphabet of network and adversary, once as a list and once by chance.
+
 Serves: the search for violations.
 """
 
