@@ -91,7 +91,7 @@ GOLDEN = {
     "SyncPCN, signed": "107420110aeb1464a1ad6c3adbf67504",
     "SyncPCN, one hash": "5e38051cfd564f53e762d9d9dbf29b5c",
     "SyncPCN, a claim": "f45bb48c7c0bb5eebe9ae0610dd22a24",
-    "SyncPCN, random adversaries": "16701f1a23b53032e92c87cc55c63d03",
+    "SyncPCN, random adversaries": "5f86f0177e6db01bc19545924113a94f",
     "PSyncPCN, none": "af980f819388c4535460a5f87b673b0d",
     "PSyncPCN, payer": "7bea827210810b6e861b443c9cb457c3",
     "PSyncPCN, agreed": "613f49ae7ee4868fc3ca77ef4956cdec",

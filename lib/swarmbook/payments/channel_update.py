@@ -100,7 +100,7 @@ class ChannelEnd:
 
     disputes: locks that the committee has been asked to decide; meanwhile nothing new is signed. held: a proposal of
     the other party that has to wait for that, or for the signature before it. resolved: decisions of the committee
-    about locks that are still in the state. past: how locks ended that are no longer in it.
+    about locks that are still in the state. past: locks that are no longer in it, by name, and how they ended.
     """
 
     __slots__ = (
@@ -128,7 +128,7 @@ class ChannelEnd:
         self.awaited: dict[int, Awaited] = {}
         self.gone: dict[int, list[tuple[Lock, str]]] = {}
         self.roots: dict[int, object] = {}
-        self.past: dict[int, str] = {}
+        self.past: dict[int, tuple[Lock | None, str]] = {}
 
     @property
     def balance(self) -> int:
@@ -273,6 +273,11 @@ class ChannelEnd:
         """Whether the newest state that both have signed holds this very lock."""
         return self.state.lock(lock.pid) == lock
 
+    def outcome(self, lock: Lock) -> str | None:
+        """How this very lock ended, or None if it has not, or if another one of its name has."""
+        ended, outcome = self.past.get(lock.pid, (None, None))
+        return outcome if ended in (None, lock) else None
+
     def proofs(self, lock: Lock) -> list[tuple[Proof, object]]:
         """Proofs that the states that members may know as the newest hold a lock, each with this party's signature.
 
@@ -299,18 +304,19 @@ class ChannelEnd:
     def _agree(
         self, state: State, commitment: Commitment, ours: object, theirs: object, change: Change, gone: list
     ) -> None:
+        if change.what in ("open", "fail"):
+            ended = Outcome.PAID if change.what == "open" else Outcome.REFUNDED
+            self.past[change.pid] = self.state.lock(change.pid), ended
         self.state, self.commitment = state, commitment
         self.signatures = (ours, theirs) if self.side == 0 else (theirs, ours)
         self.roots[state.seq] = commitment.root
-        if change.what in ("open", "fail"):
-            self.past[change.pid] = Outcome.PAID if change.what == "open" else Outcome.REFUNDED
         for lock, decision in gone:
-            self.past[lock.pid] = outcome_of(decision)
+            self.past[lock.pid] = lock, outcome_of(decision)
         if self.disputes:
             self.disputes = {pid: dispute for pid, dispute in self.disputes.items() if state.lock(pid) is not None}
         if self.resolved:
             for pid in [pid for pid in self.resolved if state.lock(pid) is None]:
-                self.past.setdefault(pid, outcome_of(self.resolved.pop(pid).decision))
+                self.past.setdefault(pid, (None, outcome_of(self.resolved.pop(pid).decision)))
 
     def _sign(self, state: State, commitment: Commitment) -> object:
         return self.party.keys.sign(self.party.name, ("state", self.cid, state.seq, commitment.root))

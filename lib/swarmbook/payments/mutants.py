@@ -4,7 +4,7 @@ A mutant replaces a few attributes of the protocols' classes. `search` plays the
 (`settings.PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
 
 A rule that another rule covers can be left out alone without harm, by our reasoning. Such a mutant names what covers
-it. For most of them a neighbour in the list leaves out both.
+it, and `both` searches with both left out, for a schedule that breaks something then and in neither case alone.
 
 All mistakes are in one file, as one list.
 
@@ -12,19 +12,20 @@ Serves: the table of mutants; claim S11.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, NamedTuple
 
 from swarmbook.payments import channel_update
 from swarmbook.payments.channel_committee import CommitteeMember
-from swarmbook.payments.channel_update import ChannelEnd
+from swarmbook.payments.channel_update import ChannelEnd, ChannelParty
 from swarmbook.payments.model_checking.network import kinds
-from swarmbook.payments.model_checking.search import Report, guided
+from swarmbook.payments.model_checking.search import Report, guided, replayed
 from swarmbook.payments.model_checking.settings import PORTFOLIO, everything
 from swarmbook.payments.outcomes import Decision
-from swarmbook.payments.pbft import Agreement
-from swarmbook.payments.psyncpcn import PSyncPCN, PSyncPCNMember
+from swarmbook.payments.pbft import Agreement, Commit
+from swarmbook.payments.psyncpcn import PSyncPCN, PSyncPCNMember, PSyncPCNParty
 from swarmbook.payments.psyncpcn.entries import FINAL, OrderState
 from swarmbook.payments.signatures import Certificate, Committee, Tally
 from swarmbook.payments.simulation import Node
@@ -82,18 +83,43 @@ def lower(number: str, to: int, owner: type) -> Patch:
     return around(owner, "__init__", change)
 
 
-def claim_any_key(original, self, sender, m):
-    scheme = self.locks
+class Anything:
+    """Equals everything."""
 
-    class Open(type(scheme)):
-        def opens(self, lock, key):
-            return True
+    __hash__ = None
 
-    self.locks = Open()
+    def __eq__(self, other):
+        return True
+
+
+def with_locks(name: str, value: object) -> Callable:
+    """A method that asks a way to lock of which one method returns this."""
+
+    def change(original, self, *arguments):
+        scheme = self.locks
+        self.locks = type("Broken", (type(scheme),), {name: lambda *_: value})()
+        try:
+            return original(self, *arguments)
+        finally:
+            self.locks = scheme
+
+    return change
+
+
+def trusting(original, self, *arguments):
+    """A method that takes every signature for right."""
+    node = getattr(self, "party", None) or self.member
+    keys, node.keys = node.keys, copy(node.keys)
+    node.keys.verify = lambda *_: True
     try:
-        original(self, sender, m)
+        return original(self, *arguments)
     finally:
-        self.locks = scheme
+        node.keys = keys
+
+
+def with_newest(original, self, sender, m):
+    """A party that takes every message about turns as if it were about its present state."""
+    original(self, sender, m._replace(seq=self.ends[m.cid].state.seq) if m.cid in self.ends else m)
 
 
 def without(name: str) -> Callable:
@@ -177,30 +203,107 @@ def generous(state, side, change, nonce, decided=(), follow=channel_update.follo
     return richer._replace(left=richer.left - 50, right=richer.right - 50)
 
 
+def take_less(original, self, sender, m):
+    if m.invoice in self.invoices:
+        self.invoices[m.invoice] = self.invoices[m.invoice][0], 1
+    original(self, sender, m)
+
+
+def believe_the_lock(original, self, cid, lock, arrived):
+    if lock.pid in self.inbound:
+        self.inbound[lock.pid].incoming = cid, lock
+    original(self, cid, lock, arrived)
+
+
+def take_late_keys(original, self, transit, key):
+    kept, transit.late, transit.done = (transit.late, transit.done), False, False
+    original(self, transit, key)
+    transit.late, transit.done = kept
+
+
+def fail_after_all(original, self, transit):
+    sent, transit.sent = transit.sent, None
+    original(self, transit)
+    transit.sent = sent
+
+
+def keep_failures(original, self, end, update):
+    if update.own or update.change.what != "fail":
+        original(self, end, update)
+
+
+def ask_for_what_both_signed(original, self, end, lock):
+    if end.holds(lock):
+        original(self, end, lock)
+
+
+def number_unsigned(original, self, sender, m):
+    statement = ("number", m.cid, m.side, m.pid, m.what, m.number)
+    original(self, sender, m._replace(signature=self.keys.sign(self.parties[m.side].name, statement)))
+
+
+def count_anybody(original, self, sender, share):
+    committee, self.world.committee = self.world.committee, lambda cid: Committee((sender.name,))
+    try:
+        original(self, sender, share)
+    finally:
+        self.world.committee = committee
+
+
+def believe_commits(original, self, sender, m):
+    trusting(original, self, sender, m) if m.__class__ is Commit else original(self, sender, m)
+
+
+def licence_for_all(original, self):
+    proposal = self.proposals.get(self.view)
+    if self.view and proposal is not None:
+        self.licences.setdefault(self.view, (proposal.value, False))
+    original(self)
+
+
+def help_nobody(original, self, proof):
+    self.committed.add(proof.view)
+    original(self, proof)
+
+
+def abort_always(original, self, value):
+    return value[0] in self.pending if value[1] == Decision.ABORT else original(self, value)
+
+
+def pay_at_once(original, self, entry):
+    original(self, entry)
+    self.balances[:] = self.ledger
+
+
 class Mutant(NamedTuple):
-    """One mistake. rule: what the protocol says instead; cover: which other rule makes up for it, if one does."""
+    """One mistake. rule: what the protocol says instead.
+
+    cover: which other rule makes up for it, and why, if one does; covering: the patches that leave that one out.
+    """
 
     protocol: str
     rule: str
     patches: list[Patch]
     cover: str = ""
+    covering: tuple[Patch, ...] = ()
 
 
-def _sync(rule: str, *patches: Patch, cover: str = "") -> Mutant:
-    return Mutant("SyncPCN", rule, list(patches), cover)
+def _sync(rule: str, *patches: Patch, cover: str = "", covering: tuple[Patch, ...] = ()) -> Mutant:
+    return Mutant("SyncPCN", rule, list(patches), cover, covering)
 
 
-def _psync(rule: str, *patches: Patch, cover: str = "") -> Mutant:
-    return Mutant("PSyncPCN", rule, list(patches), cover)
+def _psync(rule: str, *patches: Patch, cover: str = "", covering: tuple[Patch, ...] = ()) -> Mutant:
+    return Mutant("PSyncPCN", rule, list(patches), cover, covering)
 
 
 PAYS_WITHOUT_KEY = returns(SyncPCNParty, "may_pay", True)
 DISPUTES_HOLD_NOTHING = around(ChannelEnd, "proposed", without("disputes"))
 ANYBODY_CONCEDES = around(SyncPCNMember, "conceded", concede_for_anybody)
 KEY_LATE = (Timing, "key_by", lambda self, expiry: expiry + ALWAYS)
-LOCK_LATE = (Timing, "lock_by", lambda self, expiry: expiry)
 OPEN_LATE = (Timing, "open_by", lambda self, expiry: expiry)
-SIGNS_EVERY_OPENING = returns(SyncPCNParty, "allowed", True)
+SIGNS_EVERY_OPENING = around(
+    SyncPCNParty, "allowed", lambda original, self, cid, change: change.what == "open" or original(self, cid, change)
+)
 CERTIFICATE_WITHOUT_KEY = returns(SyncPCNParty, "shown_decision", None)
 VOTE_WITHOUT_KEY = around(
     SyncPCNParty, "voted", lambda original, self, sender, m: original(self, sender, m._replace(key=None))
@@ -223,7 +326,7 @@ MUTANTS: dict[str, Mutant] = {
         "A claim counts until T_i by a member's clock.", with_clock(SyncPCNMember, "claimed", NEVER)
     ),
     "members accept claims without the key": _sync(
-        "A claim shows the key of the lock.", around(SyncPCNMember, "claimed", claim_any_key)
+        "A claim shows the key of the lock.", around(SyncPCNMember, "claimed", with_locks("opens", True))
     ),
     "members do not ask for the newest state": _sync(
         "A dispute is about a lock of the newest state.", returns(SyncPCNMember, "current", True)
@@ -242,10 +345,8 @@ MUTANTS: dict[str, Mutant] = {
     "members let anybody concede": _sync(
         "Only the payer concedes.",
         ANYBODY_CONCEDES,
-        cover="A payer signs no lock away without its key.",
-    ),
-    "members let anybody concede, and payers sign": _sync(
-        "Only the payer concedes, and only with the key.", ANYBODY_CONCEDES, PAYS_WITHOUT_KEY
+        cover="A payer signs no lock away without its key, whoever has conceded it.",
+        covering=(PAYS_WITHOUT_KEY,),
     ),
     # certificates
     "certificates are not verified": _sync(
@@ -267,7 +368,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a key from a vote is not passed on": _sync("Votes carry the key to the payer.", VOTE_WITHOUT_KEY),
     "a key beside a certificate is not taken": _sync(
-        "A decision that pays carries the key.", CERTIFICATE_WITHOUT_KEY, cover="Votes carry the key."
+        "A decision that pays carries the key, so that the payer need not wait for votes to sign it.",
+        CERTIFICATE_WITHOUT_KEY,
     ),
     "what the committee decided is not heeded": _sync(
         "A quorum's votes decide a lock.", returns(SyncPCNParty, "decided", None)
@@ -292,10 +394,8 @@ MUTANTS: dict[str, Mutant] = {
     "a payer signs every opening": _sync(
         "A payer checks an opening's key and time.",
         SIGNS_EVERY_OPENING,
-        cover="A payer signs no lock away without its key.",
-    ),
-    "a payer signs every opening, also without the key": _sync(
-        "A payer checks an opening's key.", SIGNS_EVERY_OPENING, PAYS_WITHOUT_KEY
+        cover="A payer signs no lock away without its key, and a wrong one teaches it none.",
+        covering=(PAYS_WITHOUT_KEY,),
     ),
     "deadlines of two hops are not compared": _sync(
         "The outgoing hop expires the margin before the incoming one.", returns(Timing, "apart", True)
@@ -312,17 +412,11 @@ MUTANTS: dict[str, Mutant] = {
         "A claim is sent early enough to arrive by T_i.", (Timing, "claim_by", lambda self, expiry: expiry)
     ),
     "a lock is opened until T_i": _sync("A key is sent while a claim can still follow.", OPEN_LATE),
-    "a lock is accepted until T_i": _sync(
-        "A lock that comes late is not signed.", LOCK_LATE, cover="A key is sent while a claim can still follow."
-    ),
-    "a lock is accepted and opened until T_i": _sync(
-        "A lock that comes late is neither signed nor opened.", LOCK_LATE, OPEN_LATE
-    ),
     "a key is taken at any time": _sync(
-        "A payer takes a key until T_i + delta and the skew.", KEY_LATE, cover="In a dispute nothing is signed."
-    ),
-    "a key is taken at any time, also in a dispute": _sync(
-        "A payer takes no late key.", KEY_LATE, DISPUTES_HOLD_NOTHING
+        "A payer takes a key until T_i + delta and the skew.",
+        KEY_LATE,
+        cover="In a dispute nothing is signed; until it begins there is time to claim upstream.",
+        covering=(DISPUTES_HOLD_NOTHING,),
     ),
     # states of channels
     "a state may hold more than the channel": _sync("No balance is negative.", (channel_update, "follow", generous)),
@@ -336,6 +430,51 @@ MUTANTS: dict[str, Mutant] = {
     "nothing is held back during a dispute": _sync("In a dispute nothing is signed.", DISPUTES_HOLD_NOTHING),
     "what had to wait is never signed": _sync(
         "What waited is signed when the wait is over.", returns(ChannelEnd, "release", None)
+    ),
+    "the step between two locks is not checked": _sync(
+        "The key of the outgoing lock gives that of the incoming one.",
+        around(SyncPCNParty, "told", with_locks("shifted", Anything())),
+    ),
+    "a lock is not compared with what the sender told": _sync(
+        "A party goes on with the very lock of which the sender told it.",
+        around(SyncPCNParty, "secured", believe_the_lock),
+    ),
+    "a receiver takes less than its invoice says": _sync(
+        "A receiver gives its receipt for the whole amount of its invoice.",
+        around(SyncPCNParty, "told", take_less),
+    ),
+    "a lock that nobody explains is kept": _sync(
+        "A party fails a lock of which the sender has not told it.", returns(SyncPCNParty, "untold", None)
+    ),
+    "a key that comes too late is passed on": _sync(
+        "Who has asked for a refund, or has given its incoming lock back, sends no key.",
+        around(SyncPCNParty, "learn", take_late_keys),
+    ),
+    "who has sent the key gives the lock back": _sync(
+        "Who has sent a key does not give the lock back.", around(SyncPCNParty, "fail", fail_after_all)
+    ),
+    "what the payee gives up is not passed back": _sync(
+        "A payer whose payee gives a lock up gives its incoming one back.",
+        around(SyncPCNParty, "certified", keep_failures),
+    ),
+    "a newer state is not learned from members": _sync(
+        "Who is shown its own proposal with the other party's signature takes it.", returns(ChannelEnd, "learned", None)
+    ),
+    "a party forgets what was decided for it": _sync(
+        "A payee that has a certificate of PAID signs no refund.", around(ChannelEnd, "decided", without("resolved"))
+    ),
+    "a grant of any state counts": _sync(
+        "A grant counts at the state for which it is given.", around(ChannelParty, "granted", with_newest)
+    ),
+    "whoever asks at any state gets the turn": _sync(
+        "A party gives its turn to who has asked at this very state.", around(ChannelParty, "asked", with_newest)
+    ),
+    "the other party's signature is not verified": _sync(
+        "A state counts when both have signed it.", around(ChannelEnd, "cosigned", trusting)
+    ),
+    "no refund is asked for what was only proposed": _sync(
+        "A payer asks for the refund of a lock that perhaps it alone has signed.",
+        around(SyncPCNParty, "ask_refund", ask_for_what_both_signed),
     ),
     # members of PSyncPCN
     "members lock more than there is": _psync(
@@ -384,7 +523,46 @@ MUTANTS: dict[str, Mutant] = {
     "a party's certificate needs one signature fewer": _psync(
         "A party's certificate has a quorum's signatures.", fewer("quorum", Tally)
     ),
+    "coins set aside count as available": _psync(
+        "What is reserved cannot be reserved again (L4).",
+        (PSyncPCNMember, "available", lambda self, entry: self.ledger[entry.side] >= entry.amount),
+    ),
+    "numbers are not verified": _psync(
+        "A number is signed by the payer (L4).", around(PSyncPCNMember, "numbered", number_unsigned)
+    ),
+    "members do not wait for the coins that a payer counts on": _psync(
+        "What the payer has locked waits here for its coins (L4).",
+        around(
+            *(PSyncPCNMember, "available"),
+            lambda original, self, entry: self.rules.ordering == "payer" or original(self, entry),
+        ),
+    ),
+    "a party counts anybody's shares": _psync(
+        "A party's certificate has signatures of that committee.", around(PSyncPCNParty, "shared", count_anybody)
+    ),
+    "balances follow what is told at once": _psync(
+        "Balances change when all that is known can be paid (B1).", around(PSyncPCNMember, "settle", pay_at_once)
+    ),
     # agreement
+    "commits are not verified": _psync(
+        "A member counts commits whose signatures others can check (A1).",
+        around(Agreement, "receive", believe_commits),
+    ),
+    "a later leader needs no new view": _psync(
+        "In a later view a member backs what a NewView allows (A3).", around(Agreement, "_consider", licence_for_all)
+    ),
+    "who decides alone helps nobody": _psync(
+        "Who has decided what it had not committed says so (A1).", around(Agreement, "_decide", help_nobody)
+    ),
+    "who waits tells nobody for what": _psync(
+        "Who waits too long passes on what it waits with (A2).", returns(PSyncPCNMember, "remind", None)
+    ),
+    "a member that is behind does not notice": _psync(
+        "Who hears of later slots from f + 1 members asks (A1).", returns(PSyncPCNMember, "behind", False)
+    ),
+    "what is locked may be refused": _psync(
+        "A member that knows of a lock backs no ABORT (L3).", around(PSyncPCNMember, "acceptable", abort_always)
+    ),
     "agreement needs one vote fewer": _psync("A quorum agrees (A3).", fewer("quorum", Agreement)),
     "a member commits what few prepared": _psync(
         "A member commits what a quorum has prepared (A3).", around(Agreement, "_commit", quorum_of(1))
@@ -420,29 +598,34 @@ MUTANTS: dict[str, Mutant] = {
         "Who has decided tells those that ask (A1).", returns(PSyncPCNMember, "tell", None)
     ),
 }
-VERSION = 2  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
+VERSION = 3  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 
 
 @contextmanager
-def mutated(name: str) -> Iterator[None]:
-    """The protocols with one mistake, and as they were afterwards. AttributeError if a rule is no longer there."""
+def patched(patches: Iterable[Patch]) -> Iterator[None]:
+    """The protocols with some rules left out, and as they were afterwards. AttributeError if a rule is gone."""
     kept: list[tuple[Any, str, object]] = []
     handlers: list[tuple[dict, type, Callable]] = []
     try:
-        for owner, attribute, value in MUTANTS[name].patches:
+        for owner, attribute, value in patches:
             original = getattr(owner, attribute)
             kept.append((owner, attribute, vars(owner).get(attribute)))
             setattr(owner, attribute, value)
             for table in handled_by(owner):
-                handlers += [(table, kind, call) for kind, call in table.items() if call is original]
-        for table, kind, call in handlers:
-            table[kind] = next(value for owner, attribute, value in MUTANTS[name].patches if attribute == call.__name__)
+                changed = [(kind, call) for kind, call in table.items() if call is original]
+                handlers += [(table, kind, call) for kind, call in changed]
+                table.update({kind: value for kind, _ in changed})
         yield
     finally:
-        for table, kind, call in handlers:
+        for table, kind, call in reversed(handlers):
             table[kind] = call
         for owner, attribute, value in reversed(kept):
             delattr(owner, attribute) if value is None else setattr(owner, attribute, value)
+
+
+def mutated(name: str):
+    """The protocols with one mistake."""
+    return patched(MUTANTS[name].patches)
 
 
 def handled_by(owner: Any) -> list[dict]:
@@ -458,15 +641,23 @@ def handled_by(owner: Any) -> list[dict]:
 
 
 def search(protocol: str, schedules: int = 4000, seed: int = 0) -> Report:
-    """Search the worlds of the portfolio until something is wrong.
+    """Search the worlds of the portfolio, by at most so many schedules, until something is wrong."""
+    return guided(PORTFOLIO[protocol], random.Random(seed), schedules=schedules)
 
-    At most so many schedules are played with strategies of faulty nodes among the moves, and then as many without, in
-    which there are more forgeries.
+
+def both(name: str, schedules: int = 4000, seed: int = 0) -> Report:
+    """Search with a mutant's rule and the one that covers it left out.
+
+    Stops with a schedule that breaks something then, and nothing where either of the two is left out alone.
     """
-    report = Report()
-    for strategies in (0.5, 0.0):
-        if not report.found:
-            guided(PORTFOLIO[protocol], random.Random(seed), schedules=schedules, report=report, strategies=strategies)
+    mutant, report = MUTANTS[name], Report()
+    while report.schedules < schedules and not report.found:
+        with patched((*mutant.patches, *mutant.covering)):
+            rng = random.Random(seed + report.schedules)
+            guided(PORTFOLIO[mutant.protocol], rng, schedules=schedules - report.schedules, report=report)
+        for patches in (mutant.patches, mutant.covering):
+            with patched(patches):
+                report.found = [one for one in report.found if not replayed(one.setting, one.schedule)]
     return report
 
 
@@ -475,8 +666,10 @@ def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
 
     mutant: one of `MUTANTS`, or a protocol's name for the protocol as it is, in all worlds of `settings.everything`.
     schedules: how many are played at most; the search of a mutant ends with the first violation. The keys are "mutant",
-    "protocol", "rule", "cover", "found", "worlds", "schedules" and "events".
+    "protocol", "rule", "cover", "found", "both" (what is found if the covering rule is left out as well), "worlds",
+    "schedules" and "events".
     """
+    pair = Report()
     if mutant in PORTFOLIO:
         one = Mutant(mutant, "", [])
         worlds = [setting for setting in everything() if setting.protocol == mutant]
@@ -485,8 +678,15 @@ def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
         one = MUTANTS[mutant]
         with mutated(mutant):
             report = search(one.protocol, schedules, seed)
-    found = sorted(kinds(text for violation in report.found for text in violation.violations))
+        if one.cover:
+            pair = both(mutant, schedules, seed)
+    broken, broken_by_both = (
+        ", ".join(sorted({kind for violation in found for kind in kinds(violation.violations)}))
+        for found in (report.found, pair.found)
+    )
     return {
         **{"mutant": mutant, "protocol": one.protocol, "rule": one.rule, "cover": one.cover},
-        **{"found": ", ".join(found), "worlds": report.worlds, "schedules": report.schedules, "events": report.events},
+        **{"found": broken, "both": broken_by_both},
+        **{"worlds": report.worlds, "schedules": report.schedules + pair.schedules},
+        "events": report.events + pair.events,
     }

@@ -1,9 +1,9 @@
 """How a schedule differs from the default one: the moves of the network and of the adversary, as plain values.
 
 A schedule is a set of deviations from a run in which every message takes the same time and nobody misbehaves. Networks
-deliver early, late, twice, or just beside a deadline. Faulty nodes withhold, hold back, ignore, say one thing to some
-and another to others, and send what they form (`forging`). Deviations are tuples of text and numbers, so that a
-schedule can be printed, hashed, replayed and shrunk.
+deliver early, late, twice, or just beside a deadline. Faulty nodes withhold, hold back, ignore, hear late, sleep, run
+by another clock, say one thing to some and another to others, and send what they form (`forging`). Deviations are
+tuples of text and numbers, so that a schedule can be printed, hashed, replayed and shrunk.
 
 A deviation names messages by (kind, sender, to, nth). An empty kind, sender or receiver means any, a name that ends in
 "." means the whole committee, and nth = -1 means every such message, otherwise the nth from 0 between these two nodes.
@@ -18,7 +18,7 @@ EVERY = -1
 
 
 class Delay(NamedTuple):
-    """These messages take this long; in a network with a bound at most the bound, unless the sender is faulty."""
+    """These messages take this long; at most the network's bound, unless the sender or the receiver is faulty."""
 
     kind: str
     sender: str
@@ -28,7 +28,10 @@ class Delay(NamedTuple):
 
 
 class Arrive(NamedTuple):
-    """These messages arrive at this time, as far as the network's bound lets them; a faulty sender holds them back."""
+    """These messages arrive at this time, as far as the network's bound lets them.
+
+    A faulty sender holds them back, and a faulty receiver acts on them when it likes.
+    """
 
     kind: str
     sender: str
@@ -85,6 +88,17 @@ class Ignore(NamedTuple):
     nth: int
 
 
+class Sleep(NamedTuple):
+    """A faulty node acts between these times on nothing that it hears, and on no timer; on all of it afterwards.
+
+    It still knows what it was told, and what it forges is sent. until: infinite if it never acts again.
+    """
+
+    name: str
+    since: float
+    until: float
+
+
 class Forge(NamedTuple):
     """At a time a faulty node sends what it can form: the candidate of this number (`forging`), to these nodes."""
 
@@ -96,7 +110,7 @@ class Forge(NamedTuple):
 
 
 class Skew(NamedTuple):
-    """The clock of a node, or of a whole committee, is ahead by this much."""
+    """The clock of a node, or of a whole committee, is ahead by this much; that of a faulty node by any amount."""
 
     name: str
     ahead: float
@@ -115,7 +129,13 @@ class Pace(NamedTuple):
     delay: float
 
 
-Deviation = Delay | Arrive | Twice | Withhold | Only | Alter | Ignore | Forge | Skew | Start | Pace
+class Rush(NamedTuple):
+    """What faulty nodes say and hear takes this long, unless another deviation says otherwise."""
+
+    delay: float
+
+
+Deviation = Delay | Arrive | Twice | Withhold | Only | Alter | Ignore | Sleep | Forge | Skew | Start | Pace | Rush
 Schedule = tuple[Deviation, ...]
 
 

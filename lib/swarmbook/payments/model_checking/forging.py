@@ -57,7 +57,7 @@ SIGNED: dict[type, Callable[[Fields], tuple]] = {
 }
 PARTIES = Setup, Propose, Cosign, Ask, Grant, Claim, RefundRequest, Concede, Order, Number, CarriedCertificate, Announce
 MEMBERS = Ack, Vote, NewerState, Share, AskNumber, PrePrepare, Prepare, Commit, ViewChange, NewView
-MEMBERS += Decided, CarriedCertificate, Order
+MEMBERS += Decided, CarriedCertificate, Order, Number
 COMMON: dict[str, tuple] = {  # what everybody knows
     "decision": (Decision.PAID, Decision.REFUNDED, Decision.CONCEDED),
     "what": (Decision.LOCK, Decision.PAID, Decision.ABORT, Decision.READY),
@@ -108,6 +108,8 @@ class Knowledge:
         if isinstance(value, Lock):
             self.note("lock", value)
             self.note("about", lock_digest(value, self.world.keys))
+        if isinstance(value, Order):
+            self.note("pid", value.pid(self.world.keys))
         if hasattr(value, "_fields"):
             for field in value._fields:
                 part = getattr(value, field)
@@ -151,7 +153,7 @@ class Knowledge:
                     self.places.setdefault(lock, cid)
             for signature in end.signatures:
                 self._signature(signature)
-        for key in getattr(node, "invoices", {}).values():
+        for key, _ in getattr(node, "invoices", {}).values():
             self.note("key", key)
         for transit in getattr(node, "inbound", {}).values():
             if transit.key is not None:
@@ -442,15 +444,17 @@ def variants(knowledge: Knowledge, kind: type, field: str, old: object) -> list[
 def altered(knowledge: Knowledge, sender: Node, message: object, field: str, which: int, how: int) -> object:
     """A message in which one value of a field is another one throughout, signed by its faulty sender.
 
-    which: of the values of this field in the order in which they became known; how: of its `variants`.
+    which: of the values of this field in the order in which they became known; how: of its `variants`. Numbers that
+    are too large begin anew.
     """
     known = [value for value in knowledge.values.get(field, ()) if value is not None or field in OFTEN_NONE]
-    if which >= len(known):
+    if not known:
         return message
-    others = variants(knowledge, type(message), field, known[which])
-    if how >= len(others):
+    old = known[which % len(known)]
+    others = variants(knowledge, type(message), field, old)
+    if not others:
         return message
-    new = _exchanged(message, field, known[which], others[how])
+    new = _exchanged(message, field, old, others[how % len(others)])
     return message if new == message else _signed(knowledge, sender, new)
 
 

@@ -3,6 +3,8 @@
 `alphabet` is the finite set from which the exhaustive search takes its deviations. `draw` takes one from a larger set,
 with single messages and any times, for the guided search. Both offer only what concerns messages that the run sent.
 
+The file is one concept, the alphabet of network and adversary, once as a list and once by chance.
+
 Serves: the search for violations.
 """
 
@@ -20,8 +22,10 @@ from swarmbook.payments.model_checking.deviations import (
     Ignore,
     Only,
     Pace,
+    Rush,
     Schedule,
     Skew,
+    Sleep,
     Start,
     Twice,
     Withhold,
@@ -194,22 +198,37 @@ class Luck(Counter):
             self["new", kind] += new
 
 
-def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck, strategies: float = 0.5) -> list[Deviation]:
+def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> list[Deviation]:
     """A move at random: of the network, or twice as often of the faulty nodes, if there are any.
 
     One move in eight is of two deviations: all messages are fast, and some are as slow as the bound allows. Of those of
-    faulty nodes this share is a strategy (`_strategy`), and without any the rest has more forgeries.
+    faulty nodes one in six is a strategy (`_strategy`).
     """
     if rng.random() < 0.125 and (pattern := _pattern(rng, played)) is not None:
         times = delays(setting)
         return [Pace(0.05), Delay(*pattern, times[-1] if rng.random() < 0.7 else rng.choice(times))]
     bad = setting.faulty and rng.random() < 2 / 3
-    if bad and strategies and rng.random() < strategies and (found := _strategy(rng, setting, played)):
+    if bad and rng.random() < 1 / 6 and (found := _strategy(rng, setting, played)):
         return found
     while True:
         found = _faulty_move(rng, setting, played, luck) if bad else _network_move(rng, setting, played)
         if found is not None:
             return [found]
+
+
+def passive(rng: random.Random, setting: Setting, played: Played) -> Deviation | None:
+    """What a faulty node may do beside somebody else's attack: it falls silent for good, or withholds a kind."""
+    name = _somebody(rng, setting)
+    if rng.random() < 0.5:
+        return Sleep(name, _time(rng, setting, played), float("inf"))
+    kinds = sorted({kind for _, kind, origin, _, _ in played.log if origin == name})
+    return Withhold(rng.choice(kinds), name, "", EVERY) if kinds else None
+
+
+def _somebody(rng: random.Random, setting: Setting) -> str:
+    """A faulty node: a party if there is one, more often than a member."""
+    parties = [name for name in setting.faulty if "." not in name]
+    return rng.choice(parties if parties and rng.random() < 0.6 else setting.faulty)
 
 
 def _pattern(rng: random.Random, played: Played, sender: str = "", to: str = "") -> tuple[str, str, str, int] | None:
@@ -263,7 +282,8 @@ def _network_move(rng: random.Random, setting: Setting, played: Played) -> Devia
         return Arrive(*pattern, _time(rng, setting, played))
     if what > 0.9 and setting.protocol == "PSyncPCN":
         return Twice(*pattern, rng.choice(WAITS))
-    return Delay(*pattern, rng.choice(delays(setting)))
+    shortest, *others, longest = delays(setting)  # the extremes more often
+    return Delay(*pattern, rng.choice((shortest, longest, longest, *others)))
 
 
 def _strategy(rng: random.Random, setting: Setting, played: Played) -> list[Deviation]:
@@ -271,8 +291,7 @@ def _strategy(rng: random.Random, setting: Setting, played: Played) -> list[Devi
 
     It sends the kind, withholds it, holds it back to a time that matters, or gives it to one node, or to all but one.
     """
-    parties = [name for name in setting.faulty if "." not in name]
-    name = rng.choice(parties if parties and rng.random() < 0.7 else setting.faulty)
+    name = _somebody(rng, setting)
     found: list[Deviation] = []
     for kind in sorted({kind for _, kind, origin, _, _ in played.log if origin == name}):
         what = rng.random()
@@ -288,55 +307,85 @@ def _strategy(rng: random.Random, setting: Setting, played: Played) -> list[Devi
     return found
 
 
-def _deadlines(played: Played) -> list[float]:
-    """The deadlines of all locks of a run of SyncPCN."""
-    timing, limits = played.world.timing, ("open_by", "lock_by", "claim_by", "key_by", "refund_from")
-    locks = [lock for payment in played.world.payments for _, lock in played.world.hops(payment)]
-    return [lock.expiry for lock in locks] + [getattr(timing, limit)(lock.expiry) for lock in locks for limit in limits]
+ACTS = {  # how often a faulty node does what
+    "forge": 6,
+    "alter": 4,
+    "only": 2,
+    "withhold": 2,
+    "ignore": 1,
+    "hold back": 2,
+    "hear late": 1,
+    "sleep": 2,
+    "clock": 0.5,
+    "rush": 0.5,
+}
 
 
 def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> Deviation | None:
-    name, what = rng.choice(setting.faulty), rng.random()
-    if what < 0.3:
-        kinds = forms_of(name, played)
-        kind = luck.chosen(rng, kinds)
-        names = [n for n in targets_of(kind, played) if n != name]
-        if not names:
-            return None
-        one = rng.choice(names)
-        group = [n for n in names if committee(n) == committee(one)]
-        size = rng.random()
-        chosen = (committee(one),) if size < 0.5 else tuple(sorted(rng.sample(group, rng.randint(1, len(group)))))
-        return Forge(kind, name, chosen, _time(rng, setting, played), rng.randrange(LARGE))
+    name, act = _somebody(rng, setting), rng.choices(list(ACTS), list(ACTS.values()))[0]
+    if act == "forge":
+        return _forgery(rng, setting, played, luck, name)
+    if act == "sleep":
+        since = _time(rng, setting, played)
+        return Sleep(name, since, float("inf") if rng.random() < 0.5 else since + rng.choice((1.0, 3.0, 10.0, 30.0)))
+    if act == "rush":
+        return Rush(SOON)
+    if act == "clock":
+        return Skew(name, rng.choice((-30.0, -10.0, -3.0, -1.0, 1.0, 3.0, 10.0)))
+    if act in ("ignore", "hear late"):
+        pattern = _pattern(rng, played, to=name)
+        if pattern is None or act == "ignore":
+            return pattern and Ignore(*pattern)
+        return Arrive(*pattern, _time(rng, setting, played))
     sent = [(kind, to) for _, kind, origin, to, _ in played.log if origin == name]
-    if what < 0.52 and sent:
-        kind, to = rng.choice(sent)
+    if not sent:
+        return None
+    if act in ("withhold", "hold back"):
+        pattern = _pattern(rng, played, sender=name)
+        return pattern and (Withhold(*pattern) if act == "withhold" else Arrive(*pattern, _time(rng, setting, played)))
+    kind = rng.choice(sorted({kind for kind, _ in sent}))  # each alike
+    to = rng.choice([target for what, target in sent if what == kind])
+    if act == "alter":
         fields = fields_of(kind, played)
-        if rng.random() < 0.8:
+        if "lock" in fields and rng.random() < 0.5:
+            fields = ["lock"]
+        elif rng.random() < 0.8:
             fields = [field for field in fields if field not in PLACES] or fields
         if not fields:
             return None
-        target = to if rng.random() < 0.5 else committee(to) if rng.random() < 0.7 else ""
-        every = kind if rng.random() < 0.5 else ""
-        which, how = rng.choice((0, 0, 0, 0, 1, 1, 2, 3)), rng.choice((0, 0, 0, 1, 1, 2, 3, 4, 5, 6))
-        return Alter(every, name, target, EVERY, rng.choice(fields), which, how)
-    if what < 0.62:
-        if not sent:
-            return None
-        kind, to = rng.choice(sent)
-        kind = kind if rng.random() < 0.5 else ""
-        receivers = sorted({target for what, target in sent if kind in ("", what)})
-        if rng.random() < 0.6:  # all others, and of this committee one, or all but one
-            group = [n for n in receivers if committee(n) == committee(to)]
-            few = [to] if rng.random() < 0.5 else [n for n in group if n != to]
-            rest = [n for n in receivers if n not in group] if rng.random() < 0.6 else []
-            return Only(kind, name, tuple(sorted([*rest, *few])))
-        return Only(kind, name, tuple(sorted(rng.sample(receivers, rng.randint(0, len(receivers) - 1)))))
-    if what < 0.76:
-        pattern = _pattern(rng, played, sender=name)
-        return pattern and Withhold(*pattern)
-    if what < 0.83:
-        pattern = _pattern(rng, played, to=name)
-        return pattern and Ignore(*pattern)
-    pattern = _pattern(rng, played, sender=name)
-    return pattern and Arrive(*pattern, _time(rng, setting, played))
+        target = rng.choice(("", "", committee(to), to))
+        which, how = rng.choice((0, 0, 1, 1, 2, 3)), rng.choice((0, 0, 1, 1, 2, 3, 4, 5, 6))
+        return Alter(rng.choice((kind, "")), name, target, EVERY, rng.choice(fields), which, how)
+    kind = rng.choice((kind, ""))
+    receivers = sorted({target for what, target in sent if kind in ("", what)})
+    if rng.random() < 0.6:  # all others, and of this committee one, or all but one
+        group = [n for n in receivers if committee(n) == committee(to)]
+        few = [to] if rng.random() < 0.5 else [n for n in group if n != to]
+        rest = [n for n in receivers if n not in group] if rng.random() < 0.6 else []
+        return Only(kind, name, tuple(sorted([*rest, *few])))
+    return Only(kind, name, tuple(sorted(rng.sample(receivers, rng.randint(0, len(receivers) - 1)))))
+
+
+def _forgery(rng: random.Random, setting: Setting, played: Played, luck: Luck, name: str) -> Forge | None:
+    """Something formed, more often about one lock or order than of any values, to a committee or to some of it."""
+    kinds = forms_of(name, played)
+    kind = luck.chosen(rng, kinds)
+    names = [n for n in targets_of(kind, played) if n != name]
+    if not names:
+        return None
+    one = rng.choice(names)
+    group = [n for n in names if committee(n) == committee(one)]
+    chosen = (committee(one),) if rng.random() < 0.5 else tuple(sorted(rng.sample(group, rng.randint(1, len(group)))))
+    way = rng.choices(range(4), (2, 2, 4, 1))[0]
+    if rng.random() < 0.6:  # just after somebody said something, or when it arrives; each time alike
+        time = rng.choice(sorted({time for time, *_ in played.log})) + rng.choice((SOON, SOON, 0.3, 1.0 + SOON))
+    else:
+        time = _time(rng, setting, played)
+    return Forge(kind, name, chosen, time, 4 * rng.randrange(LARGE) + way)
+
+
+def _deadlines(played: Played) -> list[float]:
+    """The deadlines of all locks of a run of SyncPCN."""
+    timing, limits = played.world.timing, ("open_by", "claim_by", "key_by", "refund_from")
+    locks = [lock for payment in played.world.payments for _, lock in played.world.hops(payment)]
+    return [lock.expiry for lock in locks] + [getattr(timing, limit)(lock.expiry) for lock in locks for limit in limits]

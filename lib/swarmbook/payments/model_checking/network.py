@@ -25,7 +25,9 @@ from swarmbook.payments.model_checking.deviations import (
     Ignore,
     Only,
     Pace,
+    Rush,
     Schedule,
+    Sleep,
     Twice,
     Withhold,
     concerns,
@@ -45,9 +47,10 @@ class Directed(Simulation):
     """A simulation whose messages take the time that a schedule says.
 
     faulty: the names of the adversary's nodes, to which bounds do not apply. bound: the longest delay between others.
+    What is sent to a faulty node the adversary knows at once, since a delay may be as good as none (it is rushing).
     repeats: whether the network may deliver twice. timed: whether times belong to histories. forge: makes the message
-    of a `Forge`, or None. alter: what an `Alter` makes of a message. heard: is told of everything that a faulty node
-    receives. after: is called after every event with its node, and whether that now holds something else.
+    of a `Forge`, or None. alter: what an `Alter` makes of a message. heard: is told of everything that is sent by or to
+    a faulty node. after: is called after every event with its node, and whether that now holds something else.
 
     crashes: honest nodes that raised an exception. forged: what the adversary made, as (time, to, message). log: every
     message sent, as (time, kind, sender, to, nth). instants: when timers of honest nodes were due. coverage: hashes of
@@ -70,9 +73,11 @@ class Directed(Simulation):
         self.faulty, self.bound, self.repeats, self.timed = faulty, bound, repeats, timed
         self.forge, self.alter, self.heard, self.after = forge, alter, heard, after
         self.pace = next((d.delay for d in schedule if isinstance(d, Pace)), 1.0)
+        self.rush = next((d.delay for d in schedule if isinstance(d, Rush)), self.pace)
         self.schedule = [
             d for d in schedule if isinstance(d, Delay | Arrive | Twice | Withhold | Only | Ignore | Alter)
         ]
+        self.sleeps = [d for d in schedule if isinstance(d, Sleep) and d.name in faulty and d.until > d.since]
         self.log: list[tuple[float, str, str, str, int]] = []
         self.instants: set[float] = set()
         self.coverage: set[int] = set()
@@ -108,9 +113,10 @@ class Directed(Simulation):
         self.sent += 1
         self.log.append((self.now, *key, nth))
         bad = sender.name in self.faulty
-        if bad:
+        free = bad or to.name in self.faulty
+        if free:
             self.heard(to, message)
-        arrival, again = self.now + self.pace, None
+        arrival, again = self.now + (self.rush if free else self.pace), None
         for rule in self._about(key):
             if isinstance(rule, Only):
                 if bad and to.name not in rule.names:
@@ -131,12 +137,9 @@ class Directed(Simulation):
                 arrival = rule.time
             elif isinstance(rule, Twice):
                 again = self.now + rule.delay
-            else:
-                message_ignored = to.name in self.faulty
-                if message_ignored:
-                    self.heard(to, message)
-                    return
-        if not bad:
+            elif to.name in self.faulty:
+                return
+        if not free:
             arrival = min(arrival, self.now + self.bound)
         self._push(max(arrival, self.now + TINY), 0, to, sender, message, nth)
         if again is not None and (self.repeats or bad):
@@ -157,7 +160,12 @@ class Directed(Simulation):
     def run(self, until=float("inf")):
         queue = self._queue
         while queue and queue[0][0] <= until:
-            self.now, _, _, node, sender, message, nth = heappop(queue)
+            entry = heappop(queue)
+            self.now, _, _, node, sender, message, nth = entry
+            if self.sleeps and node is not None and (wakes := self._asleep(node.name)):
+                if wakes < float("inf"):
+                    heappush(queue, (wakes, *entry[1:]))
+                continue
             self.events += 1
             if self.events > MOST_EVENTS:
                 raise Endless(f"a run of more than {MOST_EVENTS} events: it does not come to rest")
@@ -168,8 +176,6 @@ class Directed(Simulation):
             what = message[0].__name__ if sender is None else message
             if sender is not None:
                 self._state ^= hash((type(message).__name__, sender.name, node.name, nth))
-                if node.name in self.faulty and sender.name not in self.faulty:
-                    self.heard(node, message)
             try:
                 if sender is None:
                     message[0](*message[1])
@@ -180,6 +186,10 @@ class Directed(Simulation):
                     self.crashes.append(f"crash {node}: {type(error).__name__} {error} at {what!r:.80}")
             self.after(node, self._note(node, sender, what))
         return self.now
+
+    def _asleep(self, name: str) -> float:
+        """Until when a node does not act, or 0 if it does."""
+        return max((s.until for s in self.sleeps if s.name == name and s.since <= self.now < s.until), default=0.0)
 
     def _push(self, time, rank, node, sender, message, nth) -> None:
         self._number += 1
@@ -217,10 +227,10 @@ def local_state(node: Node) -> tuple:
     """What a node holds, as far as the protocols' decisions depend on it; names and numbers used once are left out."""
     ends = getattr(node, "ends", None)
     if ends is not None:
-        return tuple(
+        return passing(node), *(
             (
                 *(cid, end.state.seq, end.certified, end.turn, end.held is not None, len(end.wanted)),
-                *(len(end.state.locks), tuple(end.disputes), tuple(end.past.values())),
+                *(len(end.state.locks), tuple(end.disputes), tuple(outcome for _, outcome in end.past.values())),
                 tuple(resolved.decision for resolved in end.resolved.values()),
                 end.pending[3].what if end.pending is not None else None,
             )
@@ -238,6 +248,19 @@ def local_state(node: Node) -> tuple:
     if hasattr(node, "log"):
         return node.seq, tuple(node.votes.values()), len(node.early)
     return tuple((what, cid) for what, cid, _ in getattr(node, "certificates", ()))
+
+
+def passing(party: Node) -> tuple:
+    """What a party of SyncPCN has done about each payment, and by how much the locks differ between which it stands."""
+    transits = {id(transit): transit for of in (party.inbound, party.outbound) for transit in of.values()}
+    found = []
+    for transit in transits.values():
+        before, after = transit.incoming, transit.outgoing
+        apart = None
+        if before and after:
+            apart = before[1].amount - after[1].amount, round(before[1].expiry - after[1].expiry, 3)
+        found.append((transit.sent is not None, transit.done, transit.late, transit.key is not None, apart))
+    return tuple(found)
 
 
 class Played(NamedTuple):

