@@ -29,7 +29,7 @@ import numpy as np
 from swarmbook.errors import ConfigError, finite, whole
 from swarmbook.payments.encoding import well_formed
 
-VERSION = 1  # of what simulated payments give: to be raised when the same settings would give other numbers
+VERSION = 2  # of what simulated payments give: to be raised when the same settings would give other numbers
 
 
 class Event(NamedTuple):
