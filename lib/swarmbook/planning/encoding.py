@@ -127,10 +127,10 @@ def shop_of(pipeline: Pipeline) -> jobshop.Shop:
         for a, b in itertools.pairwise(chain):
             after[a], before[b] = b, a
     rules = pipeline.rules
-    limits = [rules.visits, rules.ahead, rules.swaps, rules.lag, rules.lags, pipeline.memory]
+    limits = [rules.visits, rules.ahead, rules.swaps, rules.lag, rules.lags]
     limits += [int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap)), pipeline.capacity, int(rules.shared)]
     start = np.array([pipeline.data_node(j) for j in range(pipeline.count)], np.int64)
-    return jobshop.Shop(pipeline.travel, pipeline.work, stage, start, slot, before, after, np.array(limits, np.int64))
+    return jobshop.Shop(pipeline.travel, pipeline.work, stage, start, slot, before, after, np.array(limits, np.int64), pipeline.room)
 
 
 def state_of_paths(pipeline: Pipeline, paths: Sequence[Path]) -> jobshop.State:

@@ -29,17 +29,16 @@ from swarmbook.planning.compilation import compiled
 compiled = partial(compiled, nogil=True)
 
 # Places in `Shop.limits`: stages on a path (P), the four limits on the order of visits
-# (`swarmbook.planning.path_rules.PathRules`), microbatches whose activations fit on a node, ticks that a node stays
-# busy after an operation and after a data node's first, microbatches that may choose a relay, and whether the
-# microbatches of a slot share a path (1) or not (0).
-VISITS, AHEAD, SWAPS, LAG, LAGS, MEMORY, GAP, LAUNCH_GAP, CAPACITY, SHARED = range(10)
+# (`swarmbook.planning.path_rules.PathRules`), ticks that a node stays busy after an operation and after a data node's
+# first, microbatches that may choose a relay, and whether the microbatches of a slot share a path (1) or not (0).
+VISITS, AHEAD, SWAPS, LAG, LAGS, GAP, LAUNCH_GAP, CAPACITY, SHARED = range(9)
 
 # The instance, of N nodes and J microbatches; -1 stands for none.
 # - travel [N, N]: ticks of a message; work [3, N]: ticks of forward pass, loss and backward pass; stage [N]
 # - start [J]: data node of each microbatch; slot [J]: its slot; before [J], after [J]: the previous and next microbatch
 #   of that slot
-# - limits [10]: as above
-Shop = namedtuple("Shop", "travel work stage start slot before after limits")
+# - limits [9]: as above; memory [N]: microbatches whose activations fit on each node
+Shop = namedtuple("Shop", "travel work stage start slot before after limits memory")
 
 # What planners change, over O = J (2 P + 1) operations; -1 stands for none.
 # - node [O]: where each operation runs; visit [J, P - 1]: the k of the relays in the order of visits
@@ -168,7 +167,7 @@ def _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node):
     W = 2 * P + 1
     begin, op = np.int64(-1), waiting[node]
     while op >= 0:
-        if (op % W >= P or held[node] < memory) and (begin < 0 or ready[op] < begin):
+        if (op % W >= P or held[node] < memory[node]) and (begin < 0 or ready[op] < begin):
             begin = ready[op]
         op = link[op]
     if begin < 0:
@@ -176,7 +175,7 @@ def _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node):
     begin = max(begin, busy[node])
     best, op = np.int64(-1), waiting[node]
     while op >= 0:
-        fits = ready[op] <= begin and (op % W >= P or held[node] < memory)
+        fits = ready[op] <= begin and (op % W >= P or held[node] < memory[node])
         if fits and (best < 0 or (key[op], ready[op], op) < (key[best], ready[best], best)):
             best = op
         op = link[op]
@@ -190,7 +189,7 @@ def dispatch(shop, state, key):
     key [O]: the priorities. Fills the orders of the state, whose nodes and visits are given. As nodes work by the
     clock, they never wait for each other in a circle. Memory always suffices in the end, as backward passes need none.
     """
-    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
+    P, memory = shop.limits[VISITS], shop.memory
     W = 2 * P + 1
     N, size = len(shop.stage), len(state.node)
     state.first[:], state.last[:], state.earlier[:], state.later[:] = -1, -1, -1, -1
@@ -274,11 +273,11 @@ def _ascend(shop, state, j):
 @compiled
 def swap_neighbours(shop, state, a, b):
     """Let b, which follows a on the same node, run before it. False, with nothing changed, if memory forbids it."""
-    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
+    P, memory = shop.limits[VISITS], shop.memory
     W = 2 * P + 1
     held = state.held[a]
     more = (b % W < P) - (b % W > P)
-    if held + more > memory or held + more < 0:
+    if held + more > memory[state.node[a]] or held + more < 0:
         return False
     node = state.node[a]
     earlier, later = state.earlier[a], state.later[b]
@@ -366,13 +365,13 @@ def _insert(state, op, node, begin):
 @compiled
 def _recount(shop, state, node):
     """Count anew what a node holds before each operation; False if that is ever more than fits."""
-    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
+    P, memory = shop.limits[VISITS], shop.memory
     W = 2 * P + 1
     held, op, fits = 0, state.first[node], True
     while op >= 0:
         state.held[op] = held
         held += (op % W < P) - (op % W > P)
-        fits = fits and 0 <= held <= memory
+        fits = fits and 0 <= held <= memory[node]
         op = state.later[op]
     return fits
 

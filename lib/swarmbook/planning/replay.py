@@ -73,7 +73,7 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
     plan.check(pipeline)
     travel = pipeline.travel if hops is None else ticks(checked_hops(hops, len(pipeline.hops)))
     gap, launch_gap = int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap))
-    visits, memory, lasts, stage_of = pipeline.visits, pipeline.memory, pipeline.work.tolist(), pipeline.stage_of
+    visits, memory, lasts, stage_of = pipeline.visits, pipeline.room.tolist(), pipeline.work.tolist(), pipeline.stage_of
     nodes = {node: _Node() for group in pipeline.groups for node in group}
     ways = [pipeline.itinerary(microbatch, path) for microbatch, path in enumerate(plan.paths)]
     left = [remaining_ticks(pipeline, way, travel) for way in ways]
@@ -96,7 +96,7 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
 
     def choose(node: int, state: _Node) -> tuple[int, int, Operation] | None:
         if rank:
-            full = state.held >= memory
+            full = state.held >= memory[node]
             return min((e for e in state.waiting if not full or e[2][1] >= visits), key=rank, default=None)
         due = plan.order[node][state.done] if state.done < len(plan.order[node]) else None
         return next((entry for entry in state.waiting if entry[2] == due), None)
