@@ -114,3 +114,27 @@ def test_the_optimum_of_an_uneven_instance_is_between_bound_and_plan():
     best = optimum(pipeline, effort=5.0, moves=2_000)
     found = annealing_search(pipeline, rng(), moves=2_000).makespan
     assert closed_form(pipeline).max() - 1e-6 <= best.lower <= best.upper <= found + 1e-6
+
+
+@pytest.mark.parametrize("rule", ["fifo", "backward first", "longest rest"])
+def test_relays_that_are_full_of_each_others_microbatches_are_not_waited_for(rule):
+    """Paths 2, 3 and 3, 2 with room for one: each relay would hold one and wait for the other; one goes first instead."""
+    hops, rules = np.ones((4, 4)), PathRules(3, swaps=1)
+    pipeline = Pipeline(((0, 1), (2,), (3,)), hops, 1.0, rules, microbatches=1, memory=1, relay_limit=2)
+    plan, seconds = dispatched(pipeline, [(2, 3), (3, 2)], rule)
+    plan.check(pipeline)
+    assert replay(pipeline, plan).makespan == seconds == cost(pipeline, plan)
+    found = annealing_search(pipeline, rng(), moves=200)
+    assert replay(pipeline, found.plan).makespan == found.makespan <= seconds
+
+
+def test_a_relay_takes_as_many_microbatches_as_its_own_limit():
+    pipeline = line(2, (2, 2, 3, 1))
+    assert pipeline.places[2:].tolist() == [3, 1] and pipeline.capacity == 3
+    plan = annealing_search(pipeline, rng(), moves=200).plan
+    assert np.bincount(np.ravel(plan.paths)).tolist() == [0, 0, 3, 1]
+    with pytest.raises(PlanError, match="TC1: 2 microbatches choose node 3, at most 1 may"):
+        replace(plan, paths=((2,), (2,), (3,), (3,))).check(pipeline)
+    with pytest.raises(ConfigError, match="4 visits of relays do not fit into 3 places"):
+        line(2, (2, 2, 2, 1))
+    assert line(2, 2, relay_limit=(9, 9, 3, 1)).places.tolist() == [9, 9, 3, 1]

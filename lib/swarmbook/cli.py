@@ -313,7 +313,7 @@ def _values(pairs: Sequence[tuple[str, str]], profile: str | None) -> dict[str, 
     import yaml
 
     from swarmbook.data.local_text import absolute
-    from swarmbook.reproduction import yaml_values
+    from swarmbook import yaml_values
 
     values: dict[str, Any] = {} if profile is None else {"profile": profile}
     for name, text in pairs:

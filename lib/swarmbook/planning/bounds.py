@@ -96,9 +96,9 @@ def longest_round_trip(pipeline: Pipeline, effort: float = 20.0) -> float:
                 for node in path:
                     used.setdefault(node, []).append(count)
         model.add(sum(counts) == len(slots))
-    room = pipeline.capacity // min(len(chain) for chain in pipeline.chains)
-    for counts in used.values():
-        model.add(sum(counts) <= room)
+    least = min(len(chain) for chain in pipeline.chains)
+    for node, counts in used.items():
+        model.add(sum(counts) <= int(pipeline.places[node]) // least)
     model.minimize(longest)
     solver = _solver(effort)
     solver.solve(model)
@@ -131,7 +131,7 @@ def proven(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2, recorded: s
 def alone(pipeline: Pipeline, data_node: int) -> Pipeline:
     """The same pipeline with one data node, by its position in group 0, which has all relays to itself."""
     groups = (pipeline.groups[0][data_node : data_node + 1], *pipeline.groups[1:])
-    return replace(pipeline, groups=groups, microbatches=pipeline.sent[data_node], relay_limit=pipeline.capacity)
+    return replace(pipeline, groups=groups, microbatches=pipeline.sent[data_node], relay_limit=tuple(pipeline.places))
 
 
 def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> Optimum:
@@ -219,7 +219,7 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
         model.add_no_overlap(intervals)
     for node in relays:
         model.add_cumulative(held[node], [1] * len(held[node]), int(pipeline.room[node]))
-        model.add(sum(visited[node]) <= pipeline.capacity)
+        model.add(sum(visited[node]) <= int(pipeline.places[node]))
     makespan = model.new_int_var(least, horizon, "")
     for chain in pipeline.chains:
         model.add(makespan >= ends[chain[-1]])

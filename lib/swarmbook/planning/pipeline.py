@@ -48,7 +48,8 @@ class Pipeline:
       node [N].
     - `gap` is seconds that a node stays busy after an operation, `launch_gap` those after a data node's first forward
       pass (released code).
-    - `relay_limit` is how many microbatches may choose the same relay (TC1). None stands for as many as m slots have.
+    - `relay_limit` is how many microbatches may choose the same relay (TC1): one number, or one for each node [N]. None
+      stands for as many as m slots have.
 
     Raises `ConfigError` for values out of range, and if the relays cannot hold what the paths need.
     """
@@ -63,7 +64,7 @@ class Pipeline:
     backward: float | Sequence[float] = 1.5
     gap: float = 0.13
     launch_gap: float = 0.09
-    relay_limit: int | None = None
+    relay_limit: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         groups = tuple(tuple(int(node) for node in group) for group in self.groups)
@@ -76,7 +77,7 @@ class Pipeline:
         if forward.shape not in ((), (N,)) or not (np.isfinite(forward).all() and (forward > 0).all()):
             raise ConfigError(f"forward must be positive seconds, one number or one of {N} nodes, not {self.forward}")
         forward = np.broadcast_to(forward, (N,)).copy()
-        each = {"microbatches": (len(groups[0]), "data nodes"), "memory": (N, "nodes"), "relay_limit": (0, "nodes")}
+        each = {"microbatches": (len(groups[0]), "data nodes"), "memory": (N, "nodes"), "relay_limit": (N, "nodes")}
         for name, (count, of) in each.items():
             value = _one_or_each(name, getattr(self, name), count, f"whole number or one for each of {count} {of}", int)
             given = value if isinstance(value, tuple) else (value,)
@@ -94,7 +95,7 @@ class Pipeline:
         hops.flags.writeable = forward.flags.writeable = False
         for name, value in (("groups", groups), ("hops", hops), ("forward", forward)):
             object.__setattr__(self, name, value)
-        room = sum(self.capacity * len(group) for group in groups[1:])
+        room = sum(int(self.places[list(group)].sum()) for group in groups[1:])
         need = self.count * (self.rules.visits - 1)
         if need > room:
             raise ConfigError(
@@ -144,10 +145,16 @@ class Pipeline:
         return max(map(len, self.chains_of))
 
     @cached_property
+    def places(self) -> np.ndarray:
+        """How many microbatches may choose each node as a relay [N] (TC1), by default as many as its m slots may have."""
+        uses = max(len(chain) for chains in self.chains_of for chain in chains)
+        limit = uses * self.room if self.relay_limit is None else np.asarray(self.relay_limit, dtype=np.int64)
+        return np.broadcast_to(limit, (len(self.hops),)).copy()
+
+    @property
     def capacity(self) -> int:
-        """How many microbatches may choose the same relay (TC1), by default as many as m slots have of the most."""
-        most = max(len(chain) for chains in self.chains_of for chain in chains)
-        return int(self.room[list(self.stage_of)].max()) * most if self.relay_limit is None else self.relay_limit
+        """How many microbatches may choose the same relay (TC1), where that differs the most."""
+        return int(max(self.places[list(group)].max() for group in self.groups[1:]))
 
     @cached_property
     def chains_of(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
@@ -267,8 +274,8 @@ class Plan:
             if len({self.paths[microbatch] for microbatch in chain}) > 1:
                 raise PlanError(f"shared: microbatches {chain} of a slot take different paths")
         for node, count in chosen.items():
-            if count > pipeline.capacity:
-                raise PlanError(f"TC1: {count} microbatches choose node {node}, at most {pipeline.capacity} may")
+            if count > pipeline.places[node]:
+                raise PlanError(f"TC1: {count} microbatches choose node {node}, at most {pipeline.places[node]} may")
         if isinstance(self.order, str):
             if self.order not in DISPATCH_RULES:
                 raise PlanError(unknown("rule", self.order, DISPATCH_RULES))

@@ -43,7 +43,7 @@ def _wave(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
     places = np.array([len(chain) for chain in pipeline.chains], np.int64)
     unit = int(places[0]) if (places == places[0]).all() else 1
     sent = [len(chains) for chains in pipeline.chains_of]
-    return replace(pipeline, microbatches=sent, relay_limit=pipeline.capacity // unit), places // unit
+    return replace(pipeline, microbatches=sent, relay_limit=tuple(pipeline.places // unit)), places // unit
 
 
 def _arranged(pipeline: Pipeline, rng: np.random.Generator, moves: int, hot: float, cold: float) -> list[Path]:
@@ -63,7 +63,7 @@ def _arranged(pipeline: Pipeline, rng: np.random.Generator, moves: int, hot: flo
 
 def _spread(wave: Pipeline, places: np.ndarray, rng: np.random.Generator) -> list[Path] | None:
     """Some path for every slot of a wave within the capacity of each relay; None if none were found."""
-    room = {node: wave.capacity for group in wave.groups[1:] for node in group}
+    room = {node: int(wave.places[node]) for group in wave.groups[1:] for node in group}
     paths = []
     for slot, order in enumerate(_turns(wave.stages, wave.visits, wave.count, int(rng.integers(wave.stages - 1)))):
         path = []
