@@ -1,4 +1,4 @@
-"""Pipelines whose data nodes send different numbers of microbatches, and whose nodes differ in memory and backward time."""
+"""Pipelines whose data nodes send different numbers of microbatches, and whose nodes differ in memory and speed."""
 
 from dataclasses import replace
 
@@ -78,7 +78,10 @@ def test_backward_passes_take_what_each_node_is_given():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"microbatches": (1, 2, 3)}, r"microbatches must be one whole number or one for each of 2 data nodes.*1, 2, 3"),
+        (
+            {"microbatches": (1, 2, 3)},
+            r"microbatches must be one whole number or one for each of 2 data nodes.*1, 2, 3",
+        ),
         ({"microbatches": (1, 0)}, r"microbatches must be at least 1, not \(1, 0\)"),
         ({"memory": (1, 2)}, r"memory must be one whole number or one for each of 4 nodes.*1, 2"),
         ({"backward": (1.0, 2.0)}, r"backward must be one number or one for each of 4 nodes"),
@@ -118,7 +121,7 @@ def test_the_optimum_of_an_uneven_instance_is_between_bound_and_plan():
 
 @pytest.mark.parametrize("rule", ["fifo", "backward first", "longest rest"])
 def test_relays_that_are_full_of_each_others_microbatches_are_not_waited_for(rule):
-    """Paths 2, 3 and 3, 2 with room for one: each relay would hold one and wait for the other; one goes first instead."""
+    """Paths 2, 3 and 3, 2 with room for one: each relay would hold one and wait for the other; so one goes first."""
     hops, rules = np.ones((4, 4)), PathRules(3, swaps=1)
     pipeline = Pipeline(((0, 1), (2,), (3,)), hops, 1.0, rules, microbatches=1, memory=1, relay_limit=2)
     plan, seconds = dispatched(pipeline, [(2, 3), (3, 2)], rule)

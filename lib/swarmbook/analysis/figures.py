@@ -319,8 +319,8 @@ def gantt(
     """The tasks of a schedule as bars, one row a node, one colour a microbatch.
 
     tasks: with columns node, microbatch, kind, start and end, both in seconds. groups: the nodes of each stage, the
-    first stage on top. names: those of the nodes, by default their numbers. Bars bear the microbatch, from 1, where there
-    are not too many. Forward passes are pale and backward passes framed.
+    first stage on top. names: those of the nodes, by default their numbers. Bars bear the microbatch, from 1, where
+    there are not too many. Forward passes are pale and backward passes framed.
     """
     rows = {node: row for row, node in enumerate(node for group in groups for node in group)}
     colours = sns.color_palette("husl", int(tasks["microbatch"].max()) + 1)

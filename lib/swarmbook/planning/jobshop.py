@@ -164,7 +164,7 @@ def append(state, node, op, held):
 
 @compiled
 def _fits(state, P, memory, held, reserved, op):
-    """Whether a node has room for an operation, and with reservations the relays of a microbatch that begins have too."""
+    """Whether a node has room for an operation; with reservations, the relays of one that begins must too."""
     k = op % (2 * P + 1)
     if k >= P:
         return True
@@ -224,7 +224,9 @@ def _dispatch(shop, state, key, reserve):
             node = shop.start[j]
             link[j * W], waiting[node] = waiting[node], j * W
     for node in range(N):
-        begin[node], chosen[node] = _next_choice(state, P, memory, key, ready, busy, held, reserved, waiting, link, node)
+        begin[node], chosen[node] = _next_choice(
+            state, P, memory, key, ready, busy, held, reserved, waiting, link, node
+        )
     for _ in range(size):
         node = -1
         for n in range(N):
@@ -250,7 +252,9 @@ def _dispatch(shop, state, key, reserve):
             ready[then] = now + state.lag[op]
             link[then], waiting[to] = waiting[to], then
             begin[to], chosen[to] = _next_choice(state, P, memory, key, ready, busy, held, reserved, waiting, link, to)
-        begin[node], chosen[node] = _next_choice(state, P, memory, key, ready, busy, held, reserved, waiting, link, node)
+        begin[node], chosen[node] = _next_choice(
+            state, P, memory, key, ready, busy, held, reserved, waiting, link, node
+        )
         if reserve and (op % W == 0 or P < op % W < 2 * P):
             for relay in range(op + 1, op + P if op % W == 0 else op + 1):
                 reserved[state.node[relay]] += 1

@@ -146,7 +146,7 @@ class Pipeline:
 
     @cached_property
     def places(self) -> np.ndarray:
-        """How many microbatches may choose each node as a relay [N] (TC1), by default as many as its m slots may have."""
+        """How many microbatches may choose each node as a relay [N] (TC1), by default as many as its m slots have."""
         uses = max(len(chain) for chains in self.chains_of for chain in chains)
         limit = uses * self.room if self.relay_limit is None else np.asarray(self.relay_limit, dtype=np.int64)
         return np.broadcast_to(limit, (len(self.hops),)).copy()

@@ -192,9 +192,9 @@ def compare(
 ) -> pd.DataFrame:
     """A row for each plan by name, in seconds: "planned", "mean" and "95 %" of the draws, and what a death costs.
 
-    "lost at worst" is the share of the microbatches that go through one relay, and "re-routed at worst" the longest that
-    an iteration takes after a death, not counting relays without another in their stage ("alone" counts these). All
-    plans meet the same draws.
+    "lost at worst" is the share of the microbatches that go through one relay. "re-routed at worst" is the longest that
+    an iteration takes after a death, without relays that are alone in their stage, which "alone" counts. All plans meet
+    the same draws.
     """
     rows = {}
     for name, plan in plans.items():

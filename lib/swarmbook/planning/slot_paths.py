@@ -19,18 +19,19 @@ from swarmbook.planning.pipeline import Path, Pipeline
 
 
 def random_paths(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
-    """Random paths, one a slot or one a microbatch, that keep the rules and the capacity and do not look at the network (DT-FM-skip).
+    """Random paths, one a slot, that keep the rules and the capacity and do not look at the network (DT-FM-skip).
 
-    Slots take turns in what they skip; then relays are exchanged at random many times. Raises `PlanError` if no paths
-    were found that fit the relays.
+    Slots take turns in what they skip; then relays are exchanged at random many times. Where the rules allow it and
+    nothing else fits, there is one for every microbatch. Raises `PlanError` if no paths were found that fit the relays.
     """
     return _arranged(pipeline, rng, 200, hot=0.0, cold=0.0)
 
 
 def short_paths(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
-    """Paths, one a slot or one a microbatch, with short round trips for all slots, by simulated annealing; who waits for whom is left out.
+    """Paths, one a slot, with short round trips for all slots, by simulated annealing; who waits for whom is left out.
 
-    Raises `PlanError` if no paths were found that fit the relays.
+    Where the rules allow it and nothing else fits, there is one for every microbatch. Raises `PlanError` if no paths
+    were found that fit the relays.
     """
     return _arranged(pipeline, rng, 2000, hot=1.0, cold=0.001)
 

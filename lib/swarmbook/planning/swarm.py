@@ -2,14 +2,14 @@
 
 - a `Swarm` is what `swarmbook.planning.swarm_file` reads, in seconds and bytes. Unlike a `Pipeline` it does not say yet
   which node serves which stage
-- `placed` deals nodes to stages: as many to each as its work asks for, next to each other as `planning.placement` finds,
+- `placed` deals nodes to stages: as many to each as its work asks for, near each other as `planning.placement` finds,
   and only where their memory allows it
 - messages between two nodes follow one another on their link, unless `duplex` is "unlimited" (the paper's model)
 
 Serves: `swarmbook plan`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,11 +17,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from swarmbook.errors import ConfigError
-from swarmbook.planning.bounds import closed_form
 from swarmbook.planning.path_rules import PathRules
 from swarmbook.planning.pipeline import TICK, Pipeline
 from swarmbook.planning.placement import place
 
+Bound = Callable[[Pipeline], np.ndarray]  # seconds that each source needs at least, `bounds.closed_form`
 NEVER = 1e6  # cost of a node at a stage that it cannot serve
 TRIALS, EFFORT = 400, 20_000  # exchanges of two nodes that are tried, and that number of nodes times those
 MEAN = 0.3  # of the mean over data nodes in what a placement promises: to help one that is not the last helps too
@@ -50,7 +50,8 @@ class Swarm:
     - `latency` [N, N] is in seconds, `bandwidth` [N, N] in bytes a second, `message` in bytes.
     - `visits` is P; `loss` is its time in forward passes of stage 0; `gap` is seconds after each operation.
     - `sources` is how many nodes serve stage 0, and `microbatches` is how many each of them sends if it says nothing.
-    - `TC1` limits how many microbatches may choose a relay. Without `TC2` paths are short and nodes take what came first.
+    - `TC1` limits how many microbatches may choose a relay. Without `TC2` paths are short, and nodes take what
+      came first.
     """
 
     name: str
@@ -86,7 +87,9 @@ class Swarm:
     @property
     def line(self) -> dict:
         """How messages share links, as arguments of `replay`."""
-        return {} if self.duplex == "unlimited" else {"occupied": self.transmission, "half_duplex": self.duplex == "half"}
+        return (
+            {} if self.duplex == "unlimited" else {"occupied": self.transmission, "half_duplex": self.duplex == "half"}
+        )
 
     def pipeline(self, groups: Sequence[Sequence[int]]) -> Pipeline:
         """The pipeline in which these nodes serve the stages. Raises `ConfigError` where their relays are too few."""
@@ -112,8 +115,8 @@ class Swarm:
 def group_counts(swarm: Swarm) -> list[int]:
     """How many nodes serve each stage [S]: in proportion to its work, a share of which relays are spared by skipping.
 
-    With equal stages these are the sizes of `planning.placement.group_sizes`. Raises `ConfigError` if nodes with a given
-    stage leave too few for the others.
+    With equal stages these are the sizes of `planning.placement.group_sizes`. Raises `ConfigError` if nodes with
+    a given stage leave too few for the others.
     """
     S, N = swarm.stages, len(swarm.nodes)
     fixed = np.bincount([node.stage for node in swarm.nodes if node.stage is not None], minlength=S)
@@ -135,12 +138,12 @@ def group_counts(swarm: Swarm) -> list[int]:
     return counts.tolist()
 
 
-def placed(swarm: Swarm, rng: np.random.Generator) -> list[list[int]]:
+def placed(swarm: Swarm, rng: np.random.Generator, bound: Bound) -> list[list[int]]:
     """Which nodes serve which stage [S], the sources first. Nodes are near their neighbours, and their memory suffices.
 
     `place` looks at the network alone. What it finds is changed as little as memory and given stages demand, by an
     assignment in which fast nodes are drawn to heavy stages; then nodes change places while that promises more.
-    Raises `ConfigError` if memory leaves no placement.
+    bound: what a placement is judged by. Raises `ConfigError` if memory leaves no placement.
     """
     counts, N = group_counts(swarm), len(swarm.nodes)
     if all(node.stage is not None for node in swarm.nodes):
@@ -150,7 +153,13 @@ def placed(swarm: Swarm, rng: np.random.Generator) -> list[list[int]]:
     chosen = np.sort(rng.permutation(N)[: sum(counts)]) if sum(counts) < N else np.arange(N)
     queues: dict[int, list[Sequence[int]]] = {}
     trials = max(40_000, 2_000_000 // N)
-    found = place(swarm.hops[np.ix_(chosen, chosen)], counts, rng, np.mean([n.forward for n in swarm.nodes], axis=1)[chosen], trials)
+    found = place(
+        swarm.hops[np.ix_(chosen, chosen)],
+        counts,
+        rng,
+        np.mean([n.forward for n in swarm.nodes], axis=1)[chosen],
+        trials,
+    )
     for group in found.groups[1:]:  # the tour may visit groups of different sizes in another order
         queues.setdefault(len(group), []).append(group)
     for s, group in enumerate([found.groups[0], *(queues[count].pop(0) for count in counts[1:])]):
@@ -166,37 +175,39 @@ def placed(swarm: Swarm, rng: np.random.Generator) -> list[list[int]]:
             "which it cannot hold: give nodes more memory, make that stage smaller, or give nodes their stages"
         )
     groups = [sorted(int(n) for n in rows[seats[columns] == s]) for s in range(swarm.stages)]
-    return _improved(swarm, groups, fits, rng)
+    return _improved(swarm, groups, fits, rng, bound)
 
 
-def _improved(swarm: Swarm, groups: list[list[int]], fits: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
-    """Groups after two nodes at a time changed places, where memory and given stages allow it, while that promised more.
+def _improved(
+    swarm: Swarm, groups: list[list[int]], fits: np.ndarray, rng: np.random.Generator, bound: Bound
+) -> list[list[int]]:
+    """Groups after two nodes at a time changed places where memory and given stages allow it, while that promised more.
 
     Promised is what no plan can beat: the shortest round trips with the slots that memory allows, and the work of the
     relays shared out evenly.
     """
     where = [(s, i) for s, group in enumerate(groups) for i in range(len(group))]
-    best = _promise(swarm, groups)
+    best = _promise(swarm, groups, bound)
     for _ in range(min(TRIALS, EFFORT // len(swarm.nodes))):
         (s, i), (t, j) = (where[int(rng.integers(len(where)))] for _ in range(2))
         a, b = groups[s][i], groups[t][j]
         if s == t or not (fits[a, t] and fits[b, s]):
             continue
         groups[s][i], groups[t][j] = b, a
-        if (new := _promise(swarm, groups)) <= best:
+        if (new := _promise(swarm, groups, bound)) <= best:
             best = new
         else:
             groups[s][i], groups[t][j] = a, b
     return [sorted(group) for group in groups]
 
 
-def _promise(swarm: Swarm, groups: Sequence[Sequence[int]]) -> float:
-    """Seconds that no plan of a placement can beat, and a part of their mean over data nodes; infinite if it has none."""
+def _promise(swarm: Swarm, groups: Sequence[Sequence[int]], bound: Bound) -> float:
+    """Seconds that no plan of a placement can beat, and a part of their mean over sources; infinite if it has none."""
     try:
         pipeline = swarm.pipeline(groups)
     except ConfigError:  # the relays have too little room
         return np.inf
-    each, relays = closed_form(pipeline), [node for group in groups[1:] for node in group]
+    each, relays = bound(pipeline), [node for group in groups[1:] for node in group]
     rate = (1 / (pipeline.work[0, relays] + pipeline.work[2, relays] + 2 * pipeline.gap / TICK)).sum()
     return max(float(each.max()), TICK * pipeline.count * (swarm.visits - 1) / rate) + MEAN * float(each.mean())
 
