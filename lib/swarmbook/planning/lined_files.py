@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml import MappingNode, Node, SequenceNode
 
 from swarmbook import yaml_values
-from swarmbook.errors import ConfigError, DataError, unknown, unusable
+from swarmbook.errors import ConfigError, unknown, unusable
 
 SHOWN = 20  # mistakes that are told one by one
 TEXT = ("name", "region", "from", "to")  # columns of CSV files that are text whatever they look like
@@ -134,12 +134,12 @@ class Reader:
 
 
 def opened(path: Path) -> tuple[Reader, Lines]:
-    """A YAML file. Raises `DataError` if it cannot be read, and `ConfigError`, with the line, if it is no mapping."""
+    """A YAML file. Raises `ConfigError`, with the line, if it cannot be read or is no mapping."""
     try:
         root = yaml_values.compose(path.read_text(encoding="utf-8-sig"))
         raw = None if root is None else yaml_values.plain(root)
     except OSError as error:
-        raise DataError(f"cannot read {unusable(error)}") from error
+        raise ConfigError(f"cannot read {unusable(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8: {error}") from error
     except yaml.YAMLError as error:

@@ -50,7 +50,7 @@ class Swarm:
     - `latency` [N, N] is in seconds, `bandwidth` [N, N] in bytes a second, `message` in bytes.
     - `visits` is P; `loss` is its time in forward passes of stage 0; `gap` is seconds after each operation.
     - `sources` is how many nodes serve stage 0, and `microbatches` is how many each of them sends if it says nothing.
-    - `TC1` limits how many microbatches may choose a relay. Without `TC2` paths are short, and nodes take what
+    - `TC1` lets all stages have about as many microbatches. Without `TC2` paths are short, and nodes take what
       came first.
     """
 
@@ -108,8 +108,23 @@ class Swarm:
             backward=tuple(float(spec.backward[s]) / spec.forward[s] for spec, s in served),
             gap=self.gap,
             launch_gap=self.gap,
-            relay_limit=None if self.TC1 else sum(sent),
+            relay_limit=self._shares(groups, sent) if self.TC1 else sum(sent),
         )
+
+    def _shares(self, groups: Sequence[Sequence[int]], sent: Sequence[int]) -> tuple[int, ...]:
+        """How many microbatches may choose each node [N], so that all stages are trained alike and fast nodes do more.
+
+        Each relay stage gets as many visits, shared out by speed and rounded up to whole slots. With equal nodes it is
+        the paper's limit (TC1).
+        """
+        slots = [min(max(1, self.nodes[n].holds[0]), count) for n, count in zip(groups[0], sent, strict=True)]
+        uses = max(-(-count // of) for count, of in zip(sent, slots, strict=True))
+        need = sum(sent) * (self.visits - 1) / (self.stages - 1) / uses
+        limit = np.full(len(self.nodes), sum(sent))
+        for s, group in enumerate(groups[1:], 1):
+            rate = np.array([1 / (self.nodes[n].forward[s] + self.nodes[n].backward[s]) for n in group])
+            limit[list(group)] = uses * np.ceil(need * rate / rate.sum() - 1e-9)
+        return tuple(int(n) for n in limit)
 
 
 def group_counts(swarm: Swarm) -> list[int]:

@@ -87,7 +87,7 @@ Nodes = Sequence[tuple[_Node, Lines]]
 
 
 def read(path: Path) -> Swarm:
-    """The swarm of a YAML file. Raises `ConfigError` with all its mistakes, and `DataError` if it cannot be read."""
+    """The swarm of a YAML file. Raises `ConfigError` with all its mistakes, or if it cannot be read."""
     reader, top = opened(path)
     head = {key: value for key, value in top.raw.items() if key not in PARTS}
     whole = reader.entry(_Top, Lines(head, top.file, top.lines), PARTS) or _Top(message_mib=1.0)
@@ -186,10 +186,10 @@ def _visits(reader: Reader, top: Lines, whole: _Top, rules: _Rules, stages: int)
     """How many stages a microbatch visits; all if nothing is said."""
     if whole.visits is not None and whole.skip is not None:
         reader.wrong(top.at("skip"), f"skip={whole.skip} and visits={whole.visits} say the same: give one of them")
-    visits = whole.visits or (stages if whole.skip is None else max(2, round(stages * (1 - whole.skip))))
+    visits = whole.visits or (max(2, stages) if whole.skip is None else max(2, round(stages * (1 - whole.skip))))
     if stages and visits > stages:
         reader.wrong(top.at("visits"), f"visits={visits}: give 2 to {stages}, the number of stages")
-    elif stages > (visits - 1) * rules.ahead + 1:
+    elif stages and stages > (visits - 1) * rules.ahead + 1:
         reader.wrong(
             top.at("rules", "ahead") if top.raw.get("rules") else top.at("visits"),
             f"no feasible path visits stage {stages - 1}: {visits - 1} steps of at most ahead={rules.ahead} end at "

@@ -24,7 +24,7 @@ class SwarmPlan:
 
     - `pipeline` says which node serves which stage; `plan` has the orders, and `done` is what happens.
     - `bound` is what no plan of this pipeline can beat, in seconds.
-    - `table` compares the candidates by name (`robustness.compare`), if conditions were given; `name` is the chosen one.
+    - `table` compares candidates by name (`robustness.compare`), if conditions were given; `name` is the chosen one.
     """
 
     swarm: Swarm
@@ -64,7 +64,7 @@ class Limits:
 
 
 def limits(found: SwarmPlan, roomier: float | None = None) -> Limits:
-    """What limits a plan. roomier: the makespan of a plan for nodes with room for one microbatch more, if it is known."""
+    """What limits a plan. roomier: the makespan if nodes had room for one microbatch more, if that is known."""
     swarm, pipeline, done = found.swarm, found.pipeline, found.done
     at = {row[2:4]: row for row in done.rows}
     before = {b: a for line in done.order().values() for a, b in zip(line, line[1:], strict=False)}
@@ -87,12 +87,11 @@ def limits(found: SwarmPlan, roomier: float | None = None) -> Limits:
             slots += then is not None
         now = then
     busy = done.tasks.assign(took=done.tasks["end"] - done.tasks["start"]).groupby("node")["took"].sum()
+    swift = replace(pipeline, forward=pipeline.forward / 2)
     faster = {name: share / 2 if name == "occupied" else share for name, share in swarm.line.items()}
     instead = {
         "links twice as fast": replay(replace(pipeline, hops=pipeline.hops / 2), found.plan, **faster).makespan,
-        "nodes twice as fast": replay(
-            replace(pipeline, forward=pipeline.forward / 2), found.plan, **swarm.line
-        ).makespan,
+        "nodes twice as fast": replay(swift, found.plan, **swarm.line).makespan,
         "room for one microbatch more": roomier if roomier is not None and roomier < done.makespan else None,
     }
     return Limits(
