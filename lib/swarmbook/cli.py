@@ -586,7 +586,7 @@ def _plan(options: argparse.Namespace) -> int:
     print(facts_table(plan_report.facts(found, limits)))
     if options.robust:
         print("\nseconds under jitter and changing links; * is the plan that was chosen")
-        print(rows_table(plan_report.robust_rows(found)))
+        print(f"{rows_table(plan_report.robust_rows(found))}\n{plan_report.caution(found)}")
     print("written   " + ", ".join(short(path) for path in written))
     return 0
 

@@ -337,17 +337,12 @@ def gantt(
     for task in tasks[tasks["kind"] != "loss"].itertuples() if len(tasks) <= MOST_NAMED else ():
         middle = (task.start + task.end) / 2
         ax.text(middle, rows[task.node], task.microbatch + 1, ha="center", va="center", fontsize=7)
-    first = 0
-    for group in groups[:-1]:
-        first += len(group)
-        ax.axhline(first - 0.5, color="0.3", linewidth=0.8)
-    shown = {node: str(node) for node in rows} | dict(names or {})
-    labels = [
-        f"{shown[node]} (stage {s})" if not i else shown[node]
-        for s, group in enumerate(groups)
-        for i, node in enumerate(group)
-    ]
-    ax.set_yticks(range(len(rows)), labels, fontsize=7)
+    labels = {node: str(node) for node in rows} | dict(names or {})
+    for stage, (head, *_) in enumerate(groups):
+        labels[head] += f" (stage {stage})"
+        if stage:
+            ax.axhline(rows[head] - 0.5, color="0.3", linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [labels[node] for node in rows], fontsize=7)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(False)
     ax.set_xlabel("seconds")

@@ -22,6 +22,7 @@ from swarmbook.errors import ConfigError, unknown, unusable
 
 SHOWN = 20  # mistakes that are told one by one
 TEXT = ("name", "region", "from", "to")  # columns of CSV files that are text whatever they look like
+HEAD = ("head of the table",)
 Where = tuple[str, int]  # a file and a line
 
 
@@ -33,11 +34,11 @@ class Entry(BaseModel):
 
 @dataclass
 class Lines:
-    """A part of a file with the lines of its keys."""
+    """A part of a file with the lines of its keys, or their files and lines; `HEAD` is that of a CSV file's columns."""
 
     raw: Any
     file: str
-    lines: dict[tuple, int]
+    lines: dict[tuple, int | Where]
     path: tuple = ()
 
     def at(self, *more: str | int) -> Where:
@@ -45,7 +46,8 @@ class Lines:
         path = (*self.path, *more)
         while path and path not in self.lines:
             path = path[:-1]
-        return self.file, self.lines.get(path, 1)
+        line = self.lines.get(path, 1)
+        return line if isinstance(line, tuple) else (self.file, line)
 
     def part(self, *more: str | int) -> "Lines":
         """One part of it."""
@@ -84,7 +86,10 @@ class Reader:
             except ValidationError as error:
                 faults = error.errors()
                 for fault in () if attempt else faults:
-                    self.wrong(entry.at(*fault["loc"]), _reason(fault, (*model.model_fields, *beside)))
+                    column = fault["type"] == "extra_forbidden" and HEAD in entry.lines
+                    self.wrong(
+                        entry.at(*HEAD if column else fault["loc"]), _reason(fault, (*model.model_fields, *beside))
+                    )
                 bad = {fault["loc"][0] for fault in faults}
                 raw = {key: value for key, value in raw.items() if str(key) not in bad}
         return None
@@ -122,7 +127,7 @@ class Reader:
             filled = {key: cell for key, cell in zip(head, row, strict=False) if cell}
             if filled:
                 raw = {key: cell if key in TEXT else value_of(cell) for key, cell in filled.items()}
-                yield Lines(raw, name, {(): number})
+                yield Lines(raw, name, {(): number, HEAD: 1})
 
     def told(self) -> str:
         """All mistakes, those of the YAML file first and each file's in the order of its lines."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from swarmbook.planning.swarm_plan import Limits, SwarmPlan
+from swarmbook.planning.robustness import cost_of_caution
+from swarmbook.planning.swarm_plan import USUAL, WORST, Limits, SwarmPlan
 from swarmbook.records import atomic_files
 
 if TYPE_CHECKING:  # it takes a second to load, and is loaded where it is needed
@@ -110,6 +111,12 @@ def facts(found: SwarmPlan, limits: Limits) -> list[tuple[str, str]]:
         )
     rows.append(("so most limiting", {"l": "links", "n": "nodes", "r": "memory"}[limits.most[0]]))
     return rows
+
+
+def caution(found: SwarmPlan) -> str:
+    """What is told of a plan for links that all are as slow as they may be."""
+    more = 100 * cost_of_caution(found.table, WORST, USUAL)
+    return f"planning for the slowest links takes {abs(more):.1f} % {'more' if more > 0 else 'less'} on average"
 
 
 def robust_rows(found: SwarmPlan) -> list[dict[str, str]]:

@@ -212,6 +212,11 @@ def compare(
     return pd.DataFrame(rows).T
 
 
+def cost_of_caution(table: pd.DataFrame, careful: str, usual: str) -> float:
+    """Share by which the mean of a plan is above that of another: what planning for the worst costs on average."""
+    return float(table.loc[careful, "mean"] / table.loc[usual, "mean"] - 1)
+
+
 def choose(table: pd.DataFrame, by: str = "95 %") -> str:
     """The name of the plan with the least seconds in a column of `compare`: planned, mean or 95 %."""
     if by not in CHOICES:

@@ -11,10 +11,13 @@ Serves: `swarmbook plan`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from swarmbook.errors import ConfigError
 from swarmbook.planning.path_rules import PathRules
@@ -84,6 +87,11 @@ class Swarm:
         """Seconds [N, N] of a message from node to node."""
         return self.latency + self.transmission
 
+    @cached_property
+    def fits(self) -> np.ndarray:
+        """Whether a node may serve a stage [N, S], by its memory and by what it is given."""
+        return np.array([[h > 0 and node.stage in (None, s) for s, h in enumerate(node.holds)] for node in self.nodes])
+
     @property
     def line(self) -> dict:
         """How messages share links, as arguments of `replay`."""
@@ -148,9 +156,31 @@ def group_counts(swarm: Swarm) -> list[int]:
         raise ConfigError(
             f"{N} nodes do not reach for {S} stages and {counts[0]} sources: add {-free}, or give fewer a stage"
         )
-    for _ in range(free if open_to.any() else 0):
+    least, fits = counts.copy(), swarm.fits
+    for _ in range(free):
         counts[int(np.argmax(np.where(open_to, share / counts, -np.inf)))] += 1
+    if len(_seated(fits, counts)) == counts.sum():
+        return counts.tolist()
+    if len(_seated(fits, least)) < least.sum():
+        raise ConfigError(
+            f"memory is too small for any placement: stages of {least.tolist()} nodes find no nodes that hold them; "
+            "give nodes more memory, or make the stages smaller"
+        )
+    counts = least  # node by node, where memory leaves no more to a stage
+    for _ in range(free):
+        for s in np.argsort(-np.where(open_to, share / counts, -np.inf), kind="stable")[: open_to.sum()]:
+            counts[s] += 1
+            if len(_seated(fits, counts)) == counts.sum():
+                break
+            counts[s] -= 1
     return counts.tolist()
+
+
+def _seated(fits: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """As many nodes as can be dealt to the seats of all stages at once."""
+    seats = csr_array(fits[:, np.repeat(np.arange(len(counts)), counts)])
+    mates = maximum_bipartite_matching(seats, perm_type="row")
+    return np.sort(mates[mates >= 0])
 
 
 def placed(swarm: Swarm, rng: np.random.Generator, bound: Bound) -> list[list[int]]:
@@ -158,14 +188,15 @@ def placed(swarm: Swarm, rng: np.random.Generator, bound: Bound) -> list[list[in
 
     `place` looks at the network alone. What it finds is changed as little as memory and given stages demand, by an
     assignment in which fast nodes are drawn to heavy stages; then nodes change places while that promises more.
-    bound: what a placement is judged by. Raises `ConfigError` if memory leaves no placement.
+    bound: what a placement is judged by. Raises `ConfigError` if memory leaves no placement. Nodes that memory leaves
+    without a seat serve no stage.
     """
     counts, N = group_counts(swarm), len(swarm.nodes)
     if all(node.stage is not None for node in swarm.nodes):
         return [[n for n, node in enumerate(swarm.nodes) if node.stage == s] for s in range(swarm.stages)]
     work = np.array([np.add(node.forward, node.backward) for node in swarm.nodes])  # [N, S]
     wish = 1.0 + work / (len(counts) * work.max())
-    chosen = np.sort(rng.permutation(N)[: sum(counts)]) if sum(counts) < N else np.arange(N)
+    chosen = _seated(swarm.fits, counts)
     queues: dict[int, list[Sequence[int]]] = {}
     trials = max(40_000, 2_000_000 // N)
     found = place(
@@ -179,23 +210,13 @@ def placed(swarm: Swarm, rng: np.random.Generator, bound: Bound) -> list[list[in
         queues.setdefault(len(group), []).append(group)
     for s, group in enumerate([found.groups[0], *(queues[count].pop(0) for count in counts[1:])]):
         wish[chosen[list(group)], s] -= 1.0
-    fits = np.array([[h > 0 and node.stage in (None, s) for s, h in enumerate(node.holds)] for node in swarm.nodes])
     seats = np.repeat(np.arange(swarm.stages), counts)
-    costs = np.where(fits, wish, NEVER)[:, seats]
-    rows, columns = linear_sum_assignment(costs)
-    if (wrong := costs[rows, columns] >= NEVER).any():
-        s, who = int(seats[columns[wrong][0]]), swarm.nodes[int(rows[wrong][0])].name
-        raise ConfigError(
-            f"memory is too small for any placement: with {counts} nodes for the stages, {who} is left for stage {s}, "
-            "which it cannot hold: give nodes more memory, make that stage smaller, or give nodes their stages"
-        )
+    rows, columns = linear_sum_assignment(np.where(swarm.fits, wish, NEVER)[:, seats])
     groups = [sorted(int(n) for n in rows[seats[columns] == s]) for s in range(swarm.stages)]
-    return _improved(swarm, groups, fits, rng, bound)
+    return _improved(swarm, groups, rng, bound)
 
 
-def _improved(
-    swarm: Swarm, groups: list[list[int]], fits: np.ndarray, rng: np.random.Generator, bound: Bound
-) -> list[list[int]]:
+def _improved(swarm: Swarm, groups: list[list[int]], rng: np.random.Generator, bound: Bound) -> list[list[int]]:
     """Groups after two nodes at a time changed places where memory and given stages allow it, while that promised more.
 
     Promised is what no plan can beat: the shortest round trips with the slots that memory allows, and the work of the
@@ -206,7 +227,7 @@ def _improved(
     for _ in range(min(TRIALS, EFFORT // len(swarm.nodes))):
         (s, i), (t, j) = (where[int(rng.integers(len(where)))] for _ in range(2))
         a, b = groups[s][i], groups[t][j]
-        if s == t or not (fits[a, t] and fits[b, s]):
+        if s == t or not (swarm.fits[a, t] and swarm.fits[b, s]):
             continue
         groups[s][i], groups[t][j] = b, a
         if (new := _promise(swarm, groups, bound)) <= best:

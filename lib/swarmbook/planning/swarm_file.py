@@ -141,7 +141,8 @@ def _spec(reader: Reader, node: _Node, entry: Lines, stages: Sequence[_Stage], w
         reader.wrong(entry.at("stage"), f"stage={node.stage} of {node.name}: give 0 to {S - 1}, or leave it out")
     if node.stage and node.microbatches:
         reader.wrong(entry.at("microbatches"), f"{node.name} at stage {node.stage} sends none: leave microbatches out")
-    if node.gflop_s is None and node.forward_s is None and any(stage.forward_gflop for stage in stages):
+    told = set(entry.raw) <= set(_Node.model_fields) and "gflop_s" not in entry.raw
+    if told and node.forward_s is None and any(stage.forward_gflop for stage in stages):
         reader.wrong(entry.at(), f"gflop_s of {node.name} is missing: stages are given in forward_gflop")
     for number, stage in enumerate(stages):
         if node.forward_s and len(node.forward_s) == S:
@@ -256,7 +257,7 @@ def _given_links(reader: Reader, top: Lines) -> Iterator[tuple[Lines, _Link | No
 def _matrices(reader: Reader, links: Lines) -> Iterator[tuple[Lines, _Link | None, Ends]]:
     """The links of two square matrices in CSV files, from the names of the rows to those of the columns."""
     cells: dict[Ends, dict[str, Any]] = {}
-    lines: dict[Ends, tuple[str, int]] = {}
+    lines: dict[Ends, dict[tuple, Any]] = {}
     keys = ("latency_ms", "bandwidth_mbit_s")
     for key in links.raw:
         if key not in keys:
@@ -270,10 +271,10 @@ def _matrices(reader: Reader, links: Lines) -> Iterator[tuple[Lines, _Link | Non
             for column, cell in zip(head[1:], row[1:], strict=False):
                 if cell and (row[0] != column or float_of(cell)):
                     cells.setdefault((row[0], column), {})[key] = value_of(cell)
-                    lines.setdefault((row[0], column), (name, number))
+                    lines.setdefault((row[0], column), {})[(key,)] = name, number
     for (a, b), raw in cells.items():
-        file, line = lines[a, b]
-        entry = Lines(raw | {"between": [a, b], "one_way": (b, a) in cells and a != b}, file, {(): line})
+        there = {(): next(iter(lines[a, b].values()))} | lines[a, b]
+        entry = Lines(raw | {"between": [a, b], "one_way": (b, a) in cells and a != b}, links.file, there)
         yield entry, reader.entry(_Link, entry), (a, b)
 
 

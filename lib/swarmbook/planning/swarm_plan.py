@@ -17,6 +17,8 @@ from swarmbook.planning.pipeline import TICK, Pipeline, Plan
 from swarmbook.planning.replay import Replay, replay
 from swarmbook.planning.swarm import Swarm, link_name
 
+USUAL, WORST = "planned", "for the worst"  # names of candidates
+
 
 @dataclass(frozen=True)
 class SwarmPlan:

@@ -22,7 +22,7 @@ from swarmbook.planning.planners import PLANNERS
 from swarmbook.planning.replay import replay
 from swarmbook.planning.robustness import Conditions, choose, compare
 from swarmbook.planning.swarm import Swarm, placed
-from swarmbook.planning.swarm_plan import SwarmPlan
+from swarmbook.planning.swarm_plan import USUAL, WORST, SwarmPlan
 
 PLACEMENTS = 4  # whose plans are compared, unless every node is given its stage
 TRIES = 4  # placements that are tried for each of them, as some may lack room for the paths
@@ -62,15 +62,15 @@ def plan_swarm(
                 break
         pipeline, best = min(first, key=lambda pair: replay(*pair, **swarm.line).makespan)
         tell(FIRST, "the best placement")
-        plans = {"planned": best}
+        plans = {USUAL: best}
         if conditions is None:
             plans["longer"] = _searched(swarm, pipeline, next(streams), best, given(REST))
             name, table = min(plans, key=lambda p: replay(pipeline, plans[p], **swarm.line).makespan), None
         else:
             share = given(REST / 3)
-            plans["planned"] = _searched(swarm, pipeline, next(streams), best, share)
+            plans[USUAL] = _searched(swarm, pipeline, next(streams), best, share)
             plans["planned anew"] = _searched(swarm, pipeline, next(streams), None, share)
-            plans["for the worst"] = _searched(swarm, conditions.worst(pipeline), next(streams), None, share)
+            plans[WORST] = _searched(swarm, conditions.worst(pipeline), next(streams), None, share)
             table = compare(pipeline, plans, conditions, seed, **swarm.line)
             name = choose(table)
     except PlanError as error:
