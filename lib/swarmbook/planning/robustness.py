@@ -4,7 +4,7 @@
   log-normal factor of mean 1 (`simulation.sync_latency.Delay`, NoLoCo's clock), and every link has a speed of its own
 - plans are compared on the same draws: a factor belongs to a microbatch's operation or to a link, not to a plan
 - `deaths` says what the death of each relay costs: microbatches that are lost with it, or seconds if others take them
-- `compare` puts these together for several plans, and `choose` takes one of them
+- `compare` puts these together for several plans, `compared` records that, and `choose` takes one of them
 
 All draws of one operation are computed at once, so that 200 iterations of 30 microbatches take some hundredths of a
 second.
@@ -13,9 +13,10 @@ Serves: `swarmbook plan --robust`, and SkipPipe's table and figure of plans unde
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path as File
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ from swarmbook.errors import ConfigError, PlanError, finite, whole
 from swarmbook.planning.encoding import dispatched
 from swarmbook.planning.pipeline import TICK, Path, Pipeline, Plan
 from swarmbook.planning.replay import replay
+from swarmbook.records.computed import computed
+from swarmbook.records.keys import key_of
 from swarmbook.simulation.sync_latency import Delay
 
 VERSION = 1  # of what `compare` gives: to be raised when the same arguments would give other numbers
@@ -210,6 +213,26 @@ def compare(
             "alone": sum(death.rerouted is None for death in died),
         }
     return pd.DataFrame(rows).T
+
+
+def compared(
+    pipeline: Pipeline,
+    plans: Mapping[str, Plan],
+    conditions: Conditions,
+    seed: int = 0,
+    draws: int = 200,
+    recorded: str | File | None = None,
+) -> pd.DataFrame:
+    """`compare`, from the record if it is there."""
+    keys = {name: key_of({"paths": plan.paths, "order": sorted(plan.order.items())}) for name, plan in plans.items()}
+    given = {"robustness": pipeline.digest, "plans": keys, "seed": seed, "draws": draws, "version": VERSION}
+    given |= {"jitter": conditions.jitter, "links": conditions.links}
+
+    def compute(_: list[dict]) -> Iterator[pd.DataFrame]:
+        yield compare(pipeline, plans, conditions, seed, draws).rename_axis("plan").reset_index()
+
+    (table,) = computed([given], compute, recorded)
+    return table.set_index("plan")
 
 
 def cost_of_caution(table: pd.DataFrame, careful: str, usual: str) -> float:

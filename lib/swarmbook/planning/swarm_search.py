@@ -17,6 +17,7 @@ import numpy as np
 from swarmbook.errors import ConfigError, PlanError
 from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.bounds import closed_form
+from swarmbook.planning.encoding import dispatched
 from swarmbook.planning.pipeline import Pipeline, Plan
 from swarmbook.planning.planners import PLANNERS
 from swarmbook.planning.replay import replay
@@ -25,6 +26,7 @@ from swarmbook.planning.swarm import Swarm, placed
 from swarmbook.planning.swarm_plan import USUAL, WORST, SwarmPlan
 
 PLACEMENTS = 4  # whose plans are compared, unless every node is given its stage
+LARGE = 200  # nodes beyond which one placement takes longer than a search, and is the only one
 TRIES = 4  # placements that are tried for each of them, as some may lack room for the paths
 FIRST, REST, ROOM = 0.4, 0.5, 0.1  # shares of the search: for all placements, for the best, for the question of memory
 
@@ -47,7 +49,8 @@ def plan_swarm(
         return {"seconds": share * seconds} if moves is None else {"moves": max(1, int(share * moves))}
 
     streams = (np.random.default_rng([seed, number]) for number in itertools.count())
-    placements = 1 if all(node.stage is not None for node in swarm.nodes) else PLACEMENTS
+    given_all = all(node.stage is not None for node in swarm.nodes)
+    placements = 1 if given_all or len(swarm.nodes) > LARGE else PLACEMENTS
     first: list[tuple[Pipeline, Plan]] = []
     try:
         for number in range(TRIES * placements):
@@ -85,8 +88,7 @@ def _searched(swarm: Swarm, pipeline: Pipeline, rng: np.random.Generator, start:
     """A plan with orders: by annealing, or without TC2 by short paths and the order of arrival."""
     if swarm.TC2:
         return annealing_search(pipeline, rng, start=start, **given).plan
-    plan = PLANNERS["shortest"](pipeline, rng)
-    return Plan(plan.paths, replay(pipeline, plan, **swarm.line).order())
+    return dispatched(pipeline, PLANNERS["shortest"](pipeline, rng).paths, "fifo")[0]
 
 
 def roomier(found: SwarmPlan, seconds: float | None = None, moves: int | None = None, seed: int = 0) -> float:
