@@ -303,13 +303,17 @@ class Plan:
 
 
 def _one_or_each(name: str, value: object, count: int, wanted: str, kind: type) -> object:
-    """One value as it is, or a sequence of `count` as a tuple of that kind. Raises `ConfigError` for another length."""
+    """One value as it is, or a sequence of `count` as a tuple of that kind; one value if all are equal.
+
+    Raises `ConfigError` for another length.
+    """
     if value is None or np.ndim(value) == 0:
         return value
     if np.shape(value) != (count,):
         raise ConfigError(f"{name} must be one {wanted}, not {value}")
     whole = all(isinstance(v, (int, np.integer)) for v in value)
-    return tuple(kind(v) for v in value) if kind is float or whole else tuple(value)
+    each = tuple(kind(v) for v in value) if kind is float or whole else tuple(value)
+    return each[0] if len(set(each)) == 1 else each
 
 
 def checked_hops(hops: np.ndarray, nodes: int) -> np.ndarray:

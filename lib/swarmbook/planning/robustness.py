@@ -126,9 +126,9 @@ def makespans(
 def deaths(pipeline: Pipeline, plan: Plan) -> list[Death]:
     """What the death of each relay of the plan costs, by relay.
 
-    Where others of its stage live, each slot that went through it takes the one with the fewest microbatches, and nodes
-    choose what they do next by the longest rest. What the survivors hold at once is still limited by their memory, but
-    how many microbatches may choose a relay (TC1) is not.
+    Where others of its stage live, each slot that went through it takes the one with the shortest round trip, to which
+    the work that it has already is added. Nodes choose what they do next by the longest rest. What the survivors hold
+    at once is still limited by their memory, but how many microbatches may choose a relay (TC1) is not.
     """
     used = np.bincount(list(itertools.chain(*plan.paths)), minlength=len(pipeline.hops))
     loose = replace(pipeline, relay_limit=pipeline.count)
@@ -150,10 +150,13 @@ def _rerouted(
     for chain in pipeline.chains:
         for part in [chain] if pipeline.rules.shared else [(j,) for j in chain]:
             if relay in paths[part[0]]:
-                instead = min(others, key=lambda node: (used[node], pipeline.hops[pipeline.data_node(part[0]), node]))
-                used[instead] += len(part)
+                options = [tuple(other if node == relay else node for node in paths[part[0]]) for other in others]
+                loads = [TICK * int(used[other] * pipeline.work[::2, other].sum()) for other in others]
+                trips = [pipeline.round_trip(part[0], path) for path in options]
+                best = int(np.argmin(np.add(trips, loads)))
+                used[others[best]] += len(part)
                 for j in part:
-                    new[j] = tuple(instead if node == relay else node for node in paths[j])
+                    new[j] = options[best]
     return new
 
 

@@ -128,11 +128,11 @@ class Swarm:
         slots = [min(max(1, self.nodes[n].holds[0]), count) for n, count in zip(groups[0], sent, strict=True)]
         uses = max(-(-count // of) for count, of in zip(sent, slots, strict=True))
         need = sum(sent) * (self.visits - 1) / (self.stages - 1) / uses
-        limit = np.full(len(self.nodes), sum(sent))
+        limit = np.zeros(len(self.nodes), dtype=np.int64)
         for s, group in enumerate(groups[1:], 1):
             rate = np.array([1 / (self.nodes[n].forward[s] + self.nodes[n].backward[s]) for n in group])
             limit[list(group)] = uses * np.ceil(need * rate / rate.sum() - 1e-9)
-        return tuple(int(n) for n in limit)
+        return tuple(int(n) or int(limit.max()) for n in limit)
 
 
 def group_counts(swarm: Swarm) -> list[int]:
