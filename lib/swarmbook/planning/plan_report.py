@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # it takes a second to load, and is loaded where it is needed
     from matplotlib.figure import Figure
 
 ROW, MOST_ROWS = 0.24, 150  # inches of a node's row in the schedule, and rows that have so much
+MOST_NUMBERED = 80  # microbatches whose visits bear numbers
 SHOWN = 3  # nodes and links on the critical path that are told
 
 
@@ -172,15 +173,17 @@ def _paths(found: SwarmPlan, ax: Any) -> None:
     pipeline = found.pipeline
     S, count = pipeline.stages, pipeline.count
     colours = sns.color_palette("husl", count)
-    numbered = count <= 80
+    numbered = count <= MOST_NUMBERED
+    order = np.zeros((count, S), dtype=int)  # 0 stands for skipped
     for j, path in enumerate(found.plan.paths):
-        visited = [0, *(pipeline.stage_of[node] for node in path)]
-        for s in range(S):
-            there = s in visited
-            look = {"color": (*colours[j], 0.75)} if there else {"color": "0.92", "hatch": "////" * numbered}
-            ax.barh(s, 0.92, left=j + 0.54, height=0.86, edgecolor="white" if there else "0.6", linewidth=0, **look)
-            if there and numbered:
-                ax.text(j + 1, s, visited.index(s) + 1, ha="center", va="center", fontsize=7)
+        order[j, [0, *(pipeline.stage_of[node] for node in path)]] = np.arange(1, pipeline.visits + 1)
+    cells = {"height": 0.86, "width": 0.92, "linewidth": 0}
+    j, s = np.nonzero(order)
+    ax.barh(s, left=j + 0.54, color=[(*colours[m], 0.75) for m in j], **cells)
+    for m, stage in zip(j, s, strict=True) if numbered else ():
+        ax.text(m + 1, stage, order[m, stage], ha="center", va="center", fontsize=7)
+    j, s = np.nonzero(order == 0)
+    ax.barh(s, left=j + 0.54, color="0.92", edgecolor="0.6", hatch="////" if numbered else None, **cells)
     ax.set_yticks(range(S), [f"stage {s}" for s in range(S)], fontsize=7)
     ax.set_ylim(S - 0.5, -0.5)
     ax.set_xlim(0.5, count + 0.5)
