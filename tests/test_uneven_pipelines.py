@@ -47,6 +47,7 @@ def test_data_nodes_send_as_many_microbatches_as_each_is_given():
     assert pipeline.chains_of == (((0, 1), (2, 3), (4,)), ((5,), (6,)))
     assert (pipeline.count, pipeline.sent, pipeline.slots) == (7, (5, 2), 3)
     assert [pipeline.data_node(j) for j in range(7)] == [0] * 5 + [1] * 2
+    assert line(4, 3).even and not pipeline.even and not line(4, (3, 2, 3, 3)).even and not line(4, (3, 3, 3, 4)).even
     assert line((4, 4), 3).chains == line(4, 3).chains and line(4, 3).sent == (4, 4)
     assert line((4, 4), 3).digest == line(4, (3, 3, 3, 3)).digest != line((5, 3), 3).digest
 

@@ -156,6 +156,13 @@ class Pipeline:
         """How many microbatches may choose the same relay (TC1), where that differs the most."""
         return int(max(self.places[list(group)].max() for group in self.groups[1:]))
 
+    @property
+    def even(self) -> bool:
+        """Whether all data nodes send as many microbatches from as many slots, and all relays have as many places."""
+        relays = [node for group in self.groups[1:] for node in group]
+        shapes = {tuple(map(len, chains)) for chains in self.chains_of}
+        return len(shapes) == 1 and len(set(self.places[relays].tolist())) == 1
+
     @cached_property
     def chains_of(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """The slots of each data node [D]: for each its microbatches, in the order in which it sends them.
