@@ -79,12 +79,12 @@ class Pipeline:
         forward = np.broadcast_to(forward, (N,)).copy()
         each = {"microbatches": (len(groups[0]), "data nodes"), "memory": (N, "nodes"), "relay_limit": (N, "nodes")}
         for name, (count, of) in each.items():
-            value = _one_or_each(name, getattr(self, name), count, f"whole number or one for each of {count} {of}", int)
+            value = _one_or_each(name, getattr(self, name), count, f"whole number or one for each of {count} {of}")
             given = value if isinstance(value, tuple) else (value,)
             if not all(isinstance(v, (int, np.integer, type(None))) and (v is None or v >= 1) for v in given):
                 raise ConfigError(f"{name} must be at least 1, not {value}: give a whole number")
             object.__setattr__(self, name, value)
-        backward = _one_or_each("backward", self.backward, N, f"number or one for each of {N} nodes", float)
+        backward = _one_or_each("backward", self.backward, N, f"number or one for each of {N} nodes")
         object.__setattr__(self, "backward", backward)
         for name in ("head", "backward", "gap", "launch_gap"):
             value = getattr(self, name)
@@ -309,8 +309,8 @@ class Plan:
                     )
 
 
-def _one_or_each(name: str, value: object, count: int, wanted: str, kind: type) -> object:
-    """One value as it is, or a sequence of `count` as a tuple of that kind; one value if all are equal.
+def _one_or_each(name: str, value: object, count: int, wanted: str) -> object:
+    """One number as it is, or a sequence of `count` as a tuple of Python's own; one number if all are equal.
 
     Raises `ConfigError` for another length.
     """
@@ -318,8 +318,7 @@ def _one_or_each(name: str, value: object, count: int, wanted: str, kind: type) 
         return value
     if np.shape(value) != (count,):
         raise ConfigError(f"{name} must be one {wanted}, not {value}")
-    whole = all(isinstance(v, (int, np.integer)) for v in value)
-    each = tuple(kind(v) for v in value) if kind is float or whole else tuple(value)
+    each = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
     return each[0] if len(set(each)) == 1 else each
 
 

@@ -9,6 +9,7 @@ Serves: `swarmbook plan`.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -92,8 +93,14 @@ def _searched(swarm: Swarm, pipeline: Pipeline, rng: np.random.Generator, start:
 
 
 def roomier(found: SwarmPlan, seconds: float | None = None, moves: int | None = None, seed: int = 0) -> float:
-    """The makespan of a plan for nodes with room for one microbatch more. seconds or moves: of the whole search."""
+    """The makespan of a plan for nodes with room for one microbatch more; infinite if none was found.
+
+    seconds or moves: of the whole search, a part of which goes into this.
+    """
     pipeline = replace(found.pipeline, memory=tuple(int(room) + 1 for room in found.pipeline.room))
     effort = {"seconds": ROOM * seconds} if moves is None else {"moves": max(1, int(ROOM * moves))}
-    plan = _searched(found.swarm, pipeline, np.random.default_rng([seed, 0, 1]), None, effort)
+    try:
+        plan = _searched(found.swarm, pipeline, np.random.default_rng([seed, 0, 1]), None, effort)
+    except PlanError:  # the slots are dealt anew, and their paths may not fit the relays
+        return math.inf
     return replay(pipeline, plan, **found.swarm.line).makespan
