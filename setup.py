@@ -20,6 +20,7 @@ def shared() -> list[Path]:
     files = [path for pattern in DATA for path in sorted((ROOT / "data").glob(pattern))]
     for folder in sorted((ROOT / "papers").iterdir()):
         files += [folder / name for name in (f"{folder.name}.ipynb", *BESIDE) if (folder / name).exists()]
+        files += sorted((folder / "swarms").glob("*"))
     return [path.relative_to(ROOT) for path in files]
 
 

@@ -345,6 +345,7 @@ SHOWN = {  # by page what its blocks print, among other lines
         r"1 +Lion +\d",
         r"code_go +\d",
         r"[\d.]+ [\d.]+ [\d.]+$",
+        r"[\d.]+ [\d.]+ (links|nodes) twice as fast \(\(",
         r"\['Refunded'",
     ],  # fmt: skip
     "data/README.md": [],

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from conftest import FIGURE
 
+from swarmbook import yaml_values
 from swarmbook.analysis.claims import MIMETYPE, Claim
 from swarmbook.errors import NotebookError, UsageError
-from swarmbook.reproduction import execution, papers, publishing, yaml_values
+from swarmbook.reproduction import execution, papers, publishing
 
 CLAIM = Claim("T1", "toys work", "3", "3", "holds")
 

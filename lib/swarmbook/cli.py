@@ -3,6 +3,7 @@
 - `run` executes the papers' notebooks, and `sweep` does so at every point of a grid.
 - `verify` makes again what is recorded, and compares. `report` makes a site of the notebooks.
 - `export` writes the model of a run for transformers. `list` shows what the notebooks say.
+- `plan` plans the pipelines of a swarm of your own.
 - `open` starts JupyterLab on a copy of a notebook.
 
 The exit status is 0 if all went well; 1 if a notebook failed, a run deviates or a file cannot be written; 2 for a wrong
@@ -39,7 +40,17 @@ from swarmbook.endings import Terminated, tell, terminable
 from swarmbook.errors import ConfigError, DataError, NotebookError, StoreError, TrainingError, UsageError, unusable
 from swarmbook.reproduction import execution, papers, publishing
 from swarmbook.reproduction.papers import Paper
-from swarmbook.reproduction.terminal import Progress, busy, claims_table, columns, papers_table, short, sweep_teller
+from swarmbook.reproduction.terminal import (
+    Progress,
+    busy,
+    claims_table,
+    columns,
+    facts_table,
+    papers_table,
+    rows_table,
+    short,
+    sweep_teller,
+)
 
 RECORDS = "with all its records; PAPER.PROFILE: what was recorded of it at that profile alone; default: all papers"
 
@@ -112,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swarmbook", description="Reproduce papers, one notebook each.")
     parser.add_argument("--version", action="version", version=f"swarmbook {__version__}")
     commands = parser.add_subparsers(
-        required=True, metavar="run | open | sweep | verify | report | export | list", dest="name"
+        required=True, metavar="run | open | sweep | verify | report | export | list | plan", dest="name"
     )
 
     command = commands.add_parser(
@@ -237,6 +248,28 @@ def _parser() -> argparse.ArgumentParser:
     _papers_of(command, "of which figures and all claims are shown; default: a table of all papers")
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(command=_list)
+
+    command = commands.add_parser(
+        "plan",
+        help="plan the pipelines of a swarm of your own: which node serves what, on which paths, in which order",
+        description="Read nodes, links and stages from YAML, which lib/README.md explains, and write plan.json, "
+        "visits.csv and schedule.svg. What an iteration takes, a bound on it and what limits it are printed.",
+        epilog="Exit status: 0 the plan is there, 1 it cannot be written, 2 mistakes in the swarm, 130 interrupted.",
+    )
+    command.add_argument("swarm", type=Path, metavar="SWARM.yaml", help="such as those in papers/skippipe/swarms/")
+    time_ = command.add_mutually_exclusive_group()
+    time_.add_argument(
+        "--seconds", type=_count, default=10, metavar="S", help="of the search, on one core; default: 10"
+    )
+    time_.add_argument("--moves", type=_count, metavar="N", help="in place of seconds, for the same plan every time")
+    command.add_argument("--seed", type=_seed, default=0, metavar="S", help="of the search; default: 0")
+    command.add_argument(
+        "--robust",
+        action="store_true",
+        help="choose of several plans the one with the least 95th percentile under jitter and links that change by 2x",
+    )
+    command.add_argument("--folder", type=Path, metavar="DIR", help="default: runs/plans/NAME in the clone")
+    command.set_defaults(command=_plan)
     return parser
 
 
@@ -313,8 +346,8 @@ def _of_clone(what: str) -> None:
 def _values(pairs: Sequence[tuple[str, str]], profile: str | None) -> dict[str, Any]:
     import yaml
 
+    from swarmbook import yaml_values
     from swarmbook.data.local_text import absolute
-    from swarmbook.reproduction import yaml_values
 
     values: dict[str, Any] = {} if profile is None else {"profile": profile}
     for name, text in pairs:
@@ -541,6 +574,30 @@ def _list(options: argparse.Namespace) -> int:
             print(f"{papers_table(chosen)}\n`swarmbook list PAPER` shows the claims of a paper")
     if not known:
         raise _no_papers()
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from swarmbook.planning import swarm_file
+
+    swarm = swarm_file.read(options.swarm)
+    folder = (options.folder or locations.runs_folder() / "plans" / swarm.name).absolute()
+    _make_writable(folder)
+    print(f"plan: {len(swarm.nodes)} nodes, {swarm.stages} stages", file=sys.stderr, flush=True)
+    from swarmbook.planning import plan_report, swarm_plan, swarm_search
+    from swarmbook.planning.robustness import Conditions
+
+    effort = {"seconds": options.seconds} if options.moves is None else {"moves": options.moves}
+    with Progress("plan") as progress:
+        conditions = Conditions() if options.robust else None
+        found = swarm_search.plan_swarm(swarm, **effort, seed=options.seed, conditions=conditions, tell=progress.at)
+        limits = swarm_plan.limits(found, swarm_search.roomier(found, **effort, seed=options.seed))
+        written = plan_report.write(found, limits, folder)
+    print(facts_table(plan_report.facts(found, limits)))
+    if options.robust:
+        print("\nseconds under jitter and changing links; * is the plan that was chosen")
+        print(f"{rows_table(plan_report.robust_rows(found))}\n{plan_report.caution(found)}")
+    print("written   " + ", ".join(short(path) for path in written))
     return 0
 
 

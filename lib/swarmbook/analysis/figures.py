@@ -32,6 +32,7 @@ MEAN = f"mean, {INTERVAL}"
 BAR = "bar at the end: "
 NAME = 8  # points, the size of a name beside a line or a point
 OTHERS = ("#332288", "#117733", "#882255", "#999933", "#661100", "#6699CC")  # of Paul Tol's scheme "muted"
+MOST_NAMED = 1_500  # bars of a schedule that bear the numbers of their microbatches
 NAMED = "named beside"  # the gid of a line that bears its name
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc")  # seaborn's "colorblind"
 PALETTE += ("#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
@@ -326,33 +327,38 @@ def timeline(tasks: pd.DataFrame, colours: Mapping[str, str], ax: Axes) -> None:
     ax.set_xlabel("seconds")
 
 
-def gantt(tasks: pd.DataFrame, groups: Sequence[Sequence[int]], ax: Axes) -> None:
+def gantt(
+    tasks: pd.DataFrame, groups: Sequence[Sequence[int]], ax: Axes, names: Mapping[int, str] | None = None
+) -> None:
     """The tasks of a schedule as bars, one row a node, one colour a microbatch.
 
     tasks: with columns node, microbatch, kind, start and end, both in seconds. groups: the nodes of each stage, the
-    first stage on top. Bars bear the microbatch, from 1. Forward passes are pale and backward passes framed.
+    first stage on top. names: those of the nodes, by default their numbers. Bars bear the microbatch, from 1, where
+    there are not too many. Forward passes are pale and backward passes framed.
     """
     rows = {node: row for row, node in enumerate(node for group in groups for node in group)}
     from seaborn import color_palette
 
     colours = color_palette("husl", int(tasks["microbatch"].max()) + 1)
-    for task in tasks.itertuples():
-        back = task.kind == "backward"
-        where, size = rows[task.node], task.end - task.start
-        edge = {"edgecolor": "0.15", "linewidth": 0.9} if back else {"edgecolor": "white", "linewidth": 0.5}
-        ax.barh(
-            where, size, left=task.start, height=0.82, color=colours[task.microbatch], alpha=1 if back else 0.6, **edge
-        )
-        if task.kind != "loss":
-            ax.text(task.start + size / 2, where, task.microbatch + 1, ha="center", va="center", fontsize=7)
-    first = 0
-    for group in groups[:-1]:
-        first += len(group)
-        ax.axhline(first - 0.5, color="0.3", linewidth=0.8)
-    names = [
-        f"{node} (stage {s})" if not i else str(node) for s, group in enumerate(groups) for i, node in enumerate(group)
-    ]
-    ax.set_yticks(range(len(rows)), names, fontsize=7)
+    back = tasks["kind"] == "backward"
+    ax.barh(
+        [rows[node] for node in tasks["node"]],
+        tasks["end"] - tasks["start"],
+        left=tasks["start"],
+        height=0.82,
+        color=[(*colours[m], 1.0 if framed else 0.6) for m, framed in zip(tasks["microbatch"], back, strict=True)],
+        edgecolor=["0.15" if framed else "white" for framed in back],
+        linewidth=[0.9 if framed else 0.5 for framed in back],
+    )
+    for task in tasks[tasks["kind"] != "loss"].itertuples() if len(tasks) <= MOST_NAMED else ():
+        middle = (task.start + task.end) / 2
+        ax.text(middle, rows[task.node], task.microbatch + 1, ha="center", va="center", fontsize=7)
+    labels = {node: str(node) for node in rows} | dict(names or {})
+    for stage, (head, *_) in enumerate(groups):
+        labels[head] += f" (stage {stage})"
+        if stage:
+            ax.axhline(rows[head] - 0.5, color="0.3", linewidth=0.8)
+    ax.set_yticks(range(len(rows)), [labels[node] for node in rows], fontsize=7)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(False)
     ax.set_xlabel("seconds")

@@ -71,9 +71,8 @@ def round_trips(pipeline: Pipeline) -> np.ndarray:
 
 def closed_form(pipeline: Pipeline) -> np.ndarray:
     """Seconds [D] that each data node needs at least: launches of its slots, then a slot's round trips in turn."""
-    last = pipeline.chains[: pipeline.slots]
-    uses = max(len(chain) for chain in last)
-    ties = sum(len(chain) == uses for chain in last)
+    uses = np.array([max(map(len, chains)) for chains in pipeline.chains_of])
+    ties = np.array([sum(len(chain) == n for chain in c) for c, n in zip(pipeline.chains_of, uses, strict=True)])
     launch = pipeline.forward[list(pipeline.groups[0])] + pipeline.launch_gap
     return (ties - 1) * launch + uses * round_trips(pipeline) + (uses - 1) * pipeline.gap
 
@@ -84,22 +83,22 @@ def longest_round_trip(pipeline: Pipeline, effort: float = 20.0) -> float:
 
     model, used, worst = cp_model.CpModel(), {}, _horizon(pipeline)
     longest = model.new_int_var(0, worst, "")
-    for d, start in enumerate(pipeline.groups[0]):
+    for start, slots in zip(pipeline.groups[0], pipeline.chains_of, strict=True):
         counts = []
         for order in pipeline.orders:
             for path in _paths_of(pipeline, order):
-                seconds = round(pipeline.round_trip(d * pipeline.microbatches, path) / TICK)
-                count = model.new_int_var(0, pipeline.slots, f"{start} {path}")
+                seconds = round(pipeline.round_trip(slots[0][0], path) / TICK)
+                count = model.new_int_var(0, len(slots), f"{start} {path}")
                 chosen = model.new_bool_var("")
                 model.add(count == 0).only_enforce_if(~chosen)
                 model.add(longest >= seconds).only_enforce_if(chosen)
                 counts.append(count)
                 for node in path:
                     used.setdefault(node, []).append(count)
-        model.add(sum(counts) == pipeline.slots)
-    room = pipeline.capacity // min(len(chain) for chain in pipeline.chains)
-    for counts in used.values():
-        model.add(sum(counts) <= room)
+        model.add(sum(counts) == len(slots))
+    least = min(len(chain) for chain in pipeline.chains)
+    for node, counts in used.items():
+        model.add(sum(counts) <= int(pipeline.places[node]) // least)
     model.minimize(longest)
     solver = _solver(effort)
     solver.solve(model)
@@ -131,7 +130,8 @@ def proven(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2, recorded: s
 
 def alone(pipeline: Pipeline, data_node: int) -> Pipeline:
     """The same pipeline with one data node, by its position in group 0, which has all relays to itself."""
-    return replace(pipeline, groups=(pipeline.groups[0][data_node : data_node + 1], *pipeline.groups[1:]))
+    groups = (pipeline.groups[0][data_node : data_node + 1], *pipeline.groups[1:])
+    return replace(pipeline, groups=groups, microbatches=pipeline.sent[data_node], relay_limit=tuple(pipeline.places))
 
 
 def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> Optimum:
@@ -167,8 +167,7 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
         busy[node].append(interval)
         return begin, duration
 
-    for d, home in enumerate(pipeline.groups[0]):
-        slots = pipeline.chains[d * pipeline.slots : (d + 1) * pipeline.slots]
+    for home, slots in zip(pipeline.groups[0], pipeline.chains_of, strict=True):
         for chain in slots:
             for previous, j in zip((None, *chain), chain, strict=False):
                 first, loss, last = (operation(home, position) for position in (0, P, 2 * P))
@@ -219,8 +218,8 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
     for intervals in busy.values():
         model.add_no_overlap(intervals)
     for node in relays:
-        model.add_cumulative(held[node], [1] * len(held[node]), pipeline.memory)
-        model.add(sum(visited[node]) <= pipeline.capacity)
+        model.add_cumulative(held[node], [1] * len(held[node]), int(pipeline.room[node]))
+        model.add(sum(visited[node]) <= int(pipeline.places[node]))
     makespan = model.new_int_var(least, horizon, "")
     for chain in pipeline.chains:
         model.add(makespan >= ends[chain[-1]])

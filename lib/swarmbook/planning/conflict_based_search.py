@@ -123,7 +123,8 @@ class _Problem:
     def paths(self, home: int) -> list[tuple[int, int, Path]]:
         """All paths that the rules allow, as (ticks of the round trip, nodes as bits, path), shortest first."""
         if home not in self.listed:
-            groups, microbatch = self.pipeline.groups, self.pipeline.groups[0].index(home) * self.pipeline.microbatches
+            groups = self.pipeline.groups
+            microbatch = self.pipeline.chains_of[groups[0].index(home)][0][0]
             options = (p for o in self.pipeline.orders for p in itertools.product(*(groups[s] for s in o)))
             rows = [(self.timed(microbatch, p, 0, ())[-1].end, sum(1 << n for n in p), p) for p in options]
             self.listed[home] = sorted(rows, key=lambda row: row[0])
@@ -157,7 +158,7 @@ class _Problem:
         """The excess of microbatches that go through some nodes; None if they fit."""
         bits = sum(1 << node for node in nodes)
         there = [i for i, agent in enumerate(agents) if agent.nodes & bits]
-        over = sum(agents[i].weight for i in there) - self.pipeline.capacity * len(nodes)
+        over = sum(agents[i].weight for i in there) - int(self.pipeline.places[list(nodes)].sum())
         there.sort(key=lambda i: agents[i].end)
         return _Excess(bits, -(-over // max(agents[i].weight for i in there)), tuple(there)) if over > 0 else None
 
@@ -308,10 +309,9 @@ def conflict_search(
 def _assignments(problem: _Problem, tree: _Tree, together: bool) -> list[tuple[_Agent, ...]]:
     """Arrangements that differ in the stages of their agents, and in which no stage is chosen by too many."""
     pipeline = problem.pipeline
-    slots = [pipeline.chains[d : d + pipeline.slots] for d in range(0, len(pipeline.chains), pipeline.slots)]
     agents = [
         problem.routed(_Agent(chain, number * problem.work[0][pipeline.data_node(chain[0])]))
-        for of_node in slots
+        for of_node in pipeline.chains_of
         for number, chain in enumerate([tuple(itertools.chain(*of_node))] if together else of_node)
     ]
     tree.push(tuple(agents), problem.full_stages(agents))

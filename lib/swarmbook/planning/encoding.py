@@ -92,9 +92,11 @@ def state_of_plan(pipeline: Pipeline, plan: Plan) -> jobshop.State:
 
 def no_room_message(pipeline: Pipeline) -> str:
     """The message of the error for microbatches that do not fit into the relays."""
+    places = [int(pipeline.places[node]) for group in pipeline.groups[1:] for node in group]
+    each = f"{min(places)} to {max(places)}" if min(places) < max(places) else f"{places[0]}"
     return (
         f"no paths of {pipeline.visits} stages were found that fit {pipeline.count} microbatches into relays for "
-        f"{pipeline.capacity} each under {pipeline.rules}: give the relay stages more nodes, or the rules more room"
+        f"{each} each under {pipeline.rules}: give the relay stages more nodes, or the rules more room"
     )
 
 
@@ -102,7 +104,7 @@ def relays_if_room(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
     """All relays as an array, or none if every relay is chosen as often as it may be (TC1)."""
     relays = [node for group in pipeline.groups[1:] for node in group]
     total = sum(int(state.chosen[node]) for node in relays)
-    return np.array(relays if total < pipeline.capacity * len(relays) else [], dtype=np.int64)
+    return np.array(relays if total < pipeline.places[relays].sum() else [], dtype=np.int64)
 
 
 def longest_rest_priorities(pipeline: Pipeline, state: jobshop.State) -> np.ndarray:
@@ -127,10 +129,11 @@ def shop_of(pipeline: Pipeline) -> jobshop.Shop:
         for a, b in itertools.pairwise(chain):
             after[a], before[b] = b, a
     rules = pipeline.rules
-    limits = [rules.visits, rules.ahead, rules.swaps, rules.lag, rules.lags, pipeline.memory]
-    limits += [int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap)), pipeline.capacity, int(rules.shared)]
+    limits = [rules.visits, rules.ahead, rules.swaps, rules.lag, rules.lags]
+    limits += [int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap)), int(rules.shared)]
     start = np.array([pipeline.data_node(j) for j in range(pipeline.count)], np.int64)
-    return jobshop.Shop(pipeline.travel, pipeline.work, stage, start, slot, before, after, np.array(limits, np.int64))
+    numbers = np.array(limits, np.int64), pipeline.room, pipeline.places
+    return jobshop.Shop(pipeline.travel, pipeline.work, stage, start, slot, before, after, *numbers)
 
 
 def state_of_paths(pipeline: Pipeline, paths: Sequence[Path]) -> jobshop.State:

@@ -29,17 +29,17 @@ from swarmbook.planning.compilation import compiled
 compiled = partial(compiled, nogil=True)
 
 # Places in `Shop.limits`: stages on a path (P), the four limits on the order of visits
-# (`swarmbook.planning.path_rules.PathRules`), microbatches whose activations fit on a node, ticks that a node stays
-# busy after an operation and after a data node's first, microbatches that may choose a relay, and whether the
-# microbatches of a slot share a path (1) or not (0).
-VISITS, AHEAD, SWAPS, LAG, LAGS, MEMORY, GAP, LAUNCH_GAP, CAPACITY, SHARED = range(10)
+# (`swarmbook.planning.path_rules.PathRules`), ticks that a node stays busy after an operation and after a data node's
+# first, and whether the microbatches of a slot share a path (1) or not (0).
+VISITS, AHEAD, SWAPS, LAG, LAGS, GAP, LAUNCH_GAP, SHARED = range(8)
 
 # The instance, of N nodes and J microbatches; -1 stands for none.
 # - travel [N, N]: ticks of a message; work [3, N]: ticks of forward pass, loss and backward pass; stage [N]
 # - start [J]: data node of each microbatch; slot [J]: its slot; before [J], after [J]: the previous and next microbatch
 #   of that slot
-# - limits [10]: as above
-Shop = namedtuple("Shop", "travel work stage start slot before after limits")
+# - limits [8]: as above; memory [N]: microbatches whose activations fit on each node; capacity [N]: those that may
+#   choose each node as a relay
+Shop = namedtuple("Shop", "travel work stage start slot before after limits memory capacity")
 
 # What planners change, over O = J (2 P + 1) operations; -1 stands for none.
 # - node [O]: where each operation runs; visit [J, P - 1]: the k of the relays in the order of visits
@@ -163,12 +163,24 @@ def append(state, node, op, held):
 
 
 @compiled
-def _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node):
+def _fits(state, P, memory, held, reserved, op):
+    """Whether a node has room for an operation; with reservations, the relays of one that begins must too."""
+    k = op % (2 * P + 1)
+    if k >= P:
+        return True
+    if k == 0 and reserved[0] >= 0:
+        for relay in range(op + 1, op + P):
+            if reserved[state.node[relay]] >= memory[state.node[relay]]:
+                return False
+    return held[state.node[op]] < memory[state.node[op]]
+
+
+@compiled
+def _next_choice(state, P, memory, key, ready, busy, held, reserved, waiting, link, node):
     """When a node can next begin an operation, and which it takes then; (-1, -1) if nothing that waits fits."""
-    W = 2 * P + 1
     begin, op = np.int64(-1), waiting[node]
     while op >= 0:
-        if (op % W >= P or held[node] < memory) and (begin < 0 or ready[op] < begin):
+        if _fits(state, P, memory, held, reserved, op) and (begin < 0 or ready[op] < begin):
             begin = ready[op]
         op = link[op]
     if begin < 0:
@@ -176,7 +188,7 @@ def _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node):
     begin = max(begin, busy[node])
     best, op = np.int64(-1), waiting[node]
     while op >= 0:
-        fits = ready[op] <= begin and (op % W >= P or held[node] < memory)
+        fits = ready[op] <= begin and _fits(state, P, memory, held, reserved, op)
         if fits and (best < 0 or (key[op], ready[op], op) < (key[best], ready[best], best)):
             best = op
         op = link[op]
@@ -188,26 +200,40 @@ def dispatch(shop, state, key):
     """Order all operations as nodes would that take, of what waits and fits into memory, the one with the least key.
 
     key [O]: the priorities. Fills the orders of the state, whose nodes and visits are given. As nodes work by the
-    clock, they never wait for each other in a circle. Memory always suffices in the end, as backward passes need none.
+    clock, they never wait for each other in a circle. Where more microbatches are under way than a relay has room for,
+    two full relays may each wait for the other, if paths visit them in both orders. Then all is ordered anew, and a
+    microbatch begins only when all relays of its path have room for it.
     """
-    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
+    if not _dispatch(shop, state, key, False):
+        _dispatch(shop, state, key, True)
+
+
+@compiled
+def _dispatch(shop, state, key, reserve):
+    """Order all operations; False if nodes wait for room for ever, which they never do if microbatches reserve it."""
+    P, memory = shop.limits[VISITS], shop.memory
     W = 2 * P + 1
     N, size = len(shop.stage), len(state.node)
     state.first[:], state.last[:], state.earlier[:], state.later[:] = -1, -1, -1, -1
     ready, link = np.zeros(size, np.int64), np.full(size, -1, np.int64)
     busy, held, waiting = np.zeros(N, np.int64), np.zeros(N, np.int64), np.full(N, -1, np.int64)
     begin, chosen = np.full(N, -1, np.int64), np.full(N, -1, np.int64)
+    reserved = np.full(N, 0 if reserve else -1, np.int64)
     for j in range(len(shop.start)):
         if shop.before[j] < 0:
             node = shop.start[j]
             link[j * W], waiting[node] = waiting[node], j * W
     for node in range(N):
-        begin[node], chosen[node] = _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node)
+        begin[node], chosen[node] = _next_choice(
+            state, P, memory, key, ready, busy, held, reserved, waiting, link, node
+        )
     for _ in range(size):
         node = -1
         for n in range(N):
             if begin[n] >= 0 and (node < 0 or begin[n] < begin[node]):
                 node = n
+        if node < 0:
+            return False
         op, now = chosen[node], begin[node]
         before, other = np.int64(-1), waiting[node]
         while other != op:
@@ -225,8 +251,21 @@ def dispatch(shop, state, key):
             to = state.node[then]
             ready[then] = now + state.lag[op]
             link[then], waiting[to] = waiting[to], then
-            begin[to], chosen[to] = _next_choice(state, P, memory, key, ready, busy, held, waiting, link, to)
-        begin[node], chosen[node] = _next_choice(state, P, memory, key, ready, busy, held, waiting, link, node)
+            begin[to], chosen[to] = _next_choice(state, P, memory, key, ready, busy, held, reserved, waiting, link, to)
+        begin[node], chosen[node] = _next_choice(
+            state, P, memory, key, ready, busy, held, reserved, waiting, link, node
+        )
+        if reserve and (op % W == 0 or P < op % W < 2 * P):
+            for relay in range(op + 1, op + P if op % W == 0 else op + 1):
+                reserved[state.node[relay]] += 1
+            if op % W > P:
+                reserved[node] -= 1
+            for j in range(len(shop.start)):  # microbatches that may begin now, or may no longer
+                n = shop.start[j]
+                if op % W > P:
+                    ready[j * W] = max(ready[j * W], busy[node])
+                begin[n], chosen[n] = _next_choice(state, P, memory, key, ready, busy, held, reserved, waiting, link, n)
+    return True
 
 
 @compiled
@@ -274,11 +313,11 @@ def _ascend(shop, state, j):
 @compiled
 def swap_neighbours(shop, state, a, b):
     """Let b, which follows a on the same node, run before it. False, with nothing changed, if memory forbids it."""
-    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
+    P, memory = shop.limits[VISITS], shop.memory
     W = 2 * P + 1
     held = state.held[a]
     more = (b % W < P) - (b % W > P)
-    if held + more > memory or held + more < 0:
+    if held + more > memory[state.node[a]] or held + more < 0:
         return False
     node = state.node[a]
     earlier, later = state.earlier[a], state.later[b]
@@ -366,13 +405,13 @@ def _insert(state, op, node, begin):
 @compiled
 def _recount(shop, state, node):
     """Count anew what a node holds before each operation; False if that is ever more than fits."""
-    P, memory = shop.limits[VISITS], shop.limits[MEMORY]
+    P, memory = shop.limits[VISITS], shop.memory
     W = 2 * P + 1
     held, op, fits = 0, state.first[node], True
     while op >= 0:
         state.held[op] = held
         held += (op % W < P) - (op % W > P)
-        fits = fits and 0 <= held <= memory
+        fits = fits and 0 <= held <= memory[node]
         op = state.later[op]
     return fits
 
@@ -449,7 +488,7 @@ def _path_move(shop, state, arcs, count, spare, rng):
     Half of the time it is one on the critical path. Where the microbatches of a slot share a path, it changes that of
     all of them. On False the caller restores the state.
     """
-    P, capacity, shared = shop.limits[VISITS], shop.limits[CAPACITY], shop.limits[SHARED] > 0
+    P, capacity, shared = shop.limits[VISITS], shop.capacity, shop.limits[SHARED] > 0
     W = 2 * P + 1
     J = len(shop.start)
     i = arcs[_below(rng, count), _below(rng, 2)] // W if count > 0 and rng.random() < 0.5 else _below(rng, J)
@@ -473,7 +512,7 @@ def _path_move(shop, state, arcs, count, spare, rng):
     if len(spare) > 0 and dice < 0.4:  # a relay with room
         node = spare[_below(rng, len(spare))]
         while i >= 0:
-            if state.chosen[node] >= capacity or node == state.node[i * W + u]:
+            if state.chosen[node] >= capacity[node] or node == state.node[i * W + u]:
                 return False
             if not _replace(shop, state, i, u, node) or not _settled(shop, state, i):
                 return False
@@ -593,7 +632,7 @@ def anneal_paths(shop, state, places, spare, moves, hot, cold, rng):
     relay. spare: relays with room. hot, cold: first and last temperature. With hot = 0 every change that the rules
     allow is taken, whatever the network.
     """
-    P, capacity = shop.limits[VISITS], shop.limits[CAPACITY]
+    P, capacity = shop.limits[VISITS], shop.capacity
     W = 2 * P + 1
     J = len(shop.start)
     visits = np.zeros((2, P - 1), np.int64)
@@ -612,12 +651,12 @@ def anneal_paths(shop, state, places, spare, moves, hot, cold, rng):
             j = i
         if replace and not reorder:
             y = spare[_below(rng, len(spare))]
-            if state.chosen[y] + places[i] > capacity:
+            if state.chosen[y] + places[i] > capacity[y]:
                 continue
         if not reorder and (x == y or (i == j and not replace)):
             continue
         more = places[i] - places[j]  # for y
-        if not reorder and (state.chosen[y] + more > capacity or state.chosen[x] - more > capacity):
+        if not reorder and (state.chosen[y] + more > capacity[y] or state.chosen[x] - more > capacity[x]):
             continue
         was = (_round_trip(state, W, i) / scale) ** 4 + (0 if i == j else (_round_trip(state, W, j) / scale) ** 4)
         visits[0], visits[1] = state.visit[i], state.visit[j]

@@ -41,13 +41,15 @@ class Pipeline:
     - `hops` [N, N] are seconds of a message from node to node, of activations or of their gradient.
     - `forward` [N] is seconds of a stage's forward pass on each node; one number stands for all nodes.
     - `rules` are those that paths keep.
-    - `microbatches` is M, the number that each data node sends.
-    - `memory` is m, how many microbatches' activations a node holds at once. It is also how many microbatches a data
-      node has under way, the number of its slots.
-    - `head` and `backward` are the times of loss and backward pass, in forward passes.
+    - `microbatches` is M, the number that each data node sends: one for all of them, or one for each [D].
+    - `memory` is m, how many microbatches' activations a node holds at once: one number, or one for each node [N]. It
+      is also how many microbatches a data node has under way, the number of its slots.
+    - `head` and `backward` are the times of loss and backward pass, in forward passes; `backward` may be given for each
+      node [N].
     - `gap` is seconds that a node stays busy after an operation, `launch_gap` those after a data node's first forward
       pass (released code).
-    - `relay_limit` is how many microbatches may choose the same relay (TC1). None stands for as many as m slots have.
+    - `relay_limit` is how many microbatches may choose the same relay (TC1): one number, or one for each node [N]. None
+      stands for as many as m slots have.
 
     Raises `ConfigError` for values out of range, and if the relays cannot hold what the paths need.
     """
@@ -56,13 +58,13 @@ class Pipeline:
     hops: np.ndarray
     forward: np.ndarray | float
     rules: PathRules
-    microbatches: int = 6
-    memory: int = 3
+    microbatches: int | Sequence[int] = 6
+    memory: int | Sequence[int] = 3
     head: float = 0.25
-    backward: float = 1.5
+    backward: float | Sequence[float] = 1.5
     gap: float = 0.13
     launch_gap: float = 0.09
-    relay_limit: int | None = None
+    relay_limit: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         groups = tuple(tuple(int(node) for node in group) for group in self.groups)
@@ -75,20 +77,26 @@ class Pipeline:
         if forward.shape not in ((), (N,)) or not (np.isfinite(forward).all() and (forward > 0).all()):
             raise ConfigError(f"forward must be positive seconds, one number or one of {N} nodes, not {self.forward}")
         forward = np.broadcast_to(forward, (N,)).copy()
-        for name in ("microbatches", "memory", "relay_limit"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer, type(None))) or (value is not None and value < 1):
+        each = {"microbatches": (len(groups[0]), "data nodes"), "memory": (N, "nodes"), "relay_limit": (N, "nodes")}
+        for name, (count, of) in each.items():
+            value = _one_or_each(name, getattr(self, name), count, f"whole number or one for each of {count} {of}")
+            given = value if isinstance(value, tuple) else (value,)
+            if not all(isinstance(v, (int, np.integer, type(None))) and (v is None or v >= 1) for v in given):
                 raise ConfigError(f"{name} must be at least 1, not {value}: give a whole number")
+            object.__setattr__(self, name, value)
+        backward = _one_or_each("backward", self.backward, N, f"number or one for each of {N} nodes")
+        object.__setattr__(self, "backward", backward)
         for name in ("head", "backward", "gap", "launch_gap"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}: give finite numbers")
+            value = getattr(self, name)
+            if not all(0 <= v < math.inf for v in (value if isinstance(value, tuple) else (value,))):
+                raise ConfigError(f"{name} must not be negative, not {value}: give finite numbers")
         if self.rules.visits > len(groups):
             raise ConfigError(f"visits={self.rules.visits} must be at most the number of stages, {len(groups)}")
         hops.flags.writeable = forward.flags.writeable = False
         for name, value in (("groups", groups), ("hops", hops), ("forward", forward)):
             object.__setattr__(self, name, value)
-        room = sum(self.capacity * len(group) for group in groups[1:])
-        need = len(groups[0]) * self.microbatches * (self.rules.visits - 1)
+        room = sum(int(self.places[list(group)].sum()) for group in groups[1:])
+        need = self.count * (self.rules.visits - 1)
         if need > room:
             raise ConfigError(
                 f"{need} visits of relays do not fit into {room} places: give relay stages more nodes, fewer visits "
@@ -120,38 +128,72 @@ class Pipeline:
         """The stage of each node that has one."""
         return {node: s for s, group in enumerate(self.groups) for node in group}
 
+    @cached_property
+    def sent(self) -> tuple[int, ...]:
+        """How many microbatches each data node sends [D]."""
+        M = self.microbatches
+        return M if isinstance(M, tuple) else (M,) * len(self.groups[0])
+
+    @cached_property
+    def room(self) -> np.ndarray:
+        """How many microbatches' activations each node holds at once [N]."""
+        return np.broadcast_to(np.asarray(self.memory, dtype=np.int64), (len(self.hops),)).copy()
+
     @property
     def slots(self) -> int:
         """How many microbatches a data node has under way at most."""
-        return min(self.memory, self.microbatches)
+        return max(map(len, self.chains_of))
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """How many microbatches may choose each node as a relay [N] (TC1), by default as many as its m slots have."""
+        uses = max(len(chain) for chains in self.chains_of for chain in chains)
+        limit = uses * self.room if self.relay_limit is None else np.asarray(self.relay_limit, dtype=np.int64)
+        return np.broadcast_to(limit, (len(self.hops),)).copy()
 
     @property
     def capacity(self) -> int:
-        """How many microbatches may choose the same relay (TC1)."""
-        return self.memory * -(-self.microbatches // self.slots) if self.relay_limit is None else self.relay_limit
+        """How many microbatches may choose the same relay (TC1), where that differs the most."""
+        return int(max(self.places[list(group)].max() for group in self.groups[1:]))
+
+    @property
+    def even(self) -> bool:
+        """Whether all data nodes send as many microbatches from as many slots, and all relays have as many places."""
+        relays = [node for group in self.groups[1:] for node in group]
+        shapes = {tuple(map(len, chains)) for chains in self.chains_of}
+        return len(shapes) == 1 and len(set(self.places[relays].tolist())) == 1
+
+    @cached_property
+    def chains_of(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """The slots of each data node [D]: for each its microbatches, in the order in which it sends them.
+
+        Microbatches are numbered data node by data node. As released, those of a slot have successive numbers.
+        """
+        found, first = [], 0
+        for node, sent in zip(self.groups[0], self.sent, strict=True):
+            sizes = [len(part) for part in np.array_split(np.arange(sent), min(int(self.room[node]), sent))]
+            ends = [first + end for end in itertools.accumulate(sizes)]
+            found.append(tuple(tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)))
+            first += sent
+        return tuple(found)
 
     @cached_property
     def chains(self) -> tuple[tuple[int, ...], ...]:
-        """The microbatches of each slot in the order in which it sends them; slots of one data node follow one another.
-
-        Data node d has microbatches d * M to (d + 1) * M - 1. As released, those of a slot have successive numbers.
-        """
-        each, more = divmod(self.microbatches, self.slots)
-        chains, first = [], 0
-        for _, slot in itertools.product(self.groups[0], range(self.slots)):
-            size = each + (slot < more)
-            chains.append(tuple(range(first, first + size)))
-            first += size
-        return tuple(chains)
+        """The microbatches of each slot of all data nodes; slots of one data node follow one another."""
+        return tuple(itertools.chain.from_iterable(self.chains_of))
 
     @property
     def count(self) -> int:
-        """D * M, the number of microbatches of all D data nodes."""
-        return len(self.groups[0]) * self.microbatches
+        """The number of microbatches of all data nodes, D * M if all send as many."""
+        return sum(self.sent)
+
+    @cached_property
+    def _homes(self) -> tuple[int, ...]:
+        return tuple(node for node, sent in zip(self.groups[0], self.sent, strict=True) for _ in range(sent))
 
     def data_node(self, microbatch: int) -> int:
         """The data node at which a microbatch begins and ends."""
-        return self.groups[0][microbatch // self.microbatches]
+        return self._homes[microbatch]
 
     def itinerary(self, microbatch: int, path: Path) -> Path:
         """The nodes of a microbatch's 2 P + 1 operations: P forward passes, the loss, P backward passes."""
@@ -173,7 +215,7 @@ class Pipeline:
     @cached_property
     def work(self) -> np.ndarray:
         """Ticks of forward, loss and backward on each node [3, N]."""
-        return ticks(np.outer([1.0, self.head, self.backward], self.forward))
+        return ticks([self.forward, self.head * self.forward, np.multiply(self.backward, self.forward)])
 
     def duration(self, position: int, node: int) -> int:
         """Ticks of an operation on a node, by its position on a microbatch's way."""
@@ -209,14 +251,17 @@ class Plan:
 
     @classmethod
     def of_slots(cls, pipeline: Pipeline, paths: Sequence[Path], order="fifo") -> "Plan":
-        """A plan from one path a slot [D * slots], or from one a data node [D] as released; microbatches share it."""
-        slots = len(pipeline.chains)
-        if len(paths) not in (slots, len(pipeline.groups[0])):
-            raise PlanError(
-                f"{len(paths)} paths: give one for each of {slots} slots or {len(pipeline.groups[0])} nodes"
-            )
-        paths = [tuple(path) for path in paths for _ in range(slots // len(paths))]
-        return cls(tuple(path for path, chain in zip(paths, pipeline.chains, strict=True) for _ in chain), order)
+        """A plan from one path a slot, or from one a data node [D] as released; microbatches share it.
+
+        Where the rules let every microbatch have a path of its own, one for each of them will do as well.
+        """
+        slots, nodes = pipeline.chains, [list(itertools.chain(*chains)) for chains in pipeline.chains_of]
+        if len(paths) == pipeline.count and not pipeline.rules.shared:
+            return cls(tuple(map(tuple, paths)), order)
+        if len(paths) not in (len(slots), len(nodes)):
+            raise PlanError(f"{len(paths)} paths: give one for each of {len(slots)} slots or {len(nodes)} nodes")
+        who = slots if len(paths) == len(slots) else nodes
+        return cls(tuple(tuple(path) for path, those in zip(paths, who, strict=True) for _ in those), order)
 
     def check(self, pipeline: Pipeline) -> None:
         """Raise `PlanError` with the name of the first constraint that the plan breaks."""
@@ -236,8 +281,8 @@ class Plan:
             if len({self.paths[microbatch] for microbatch in chain}) > 1:
                 raise PlanError(f"shared: microbatches {chain} of a slot take different paths")
         for node, count in chosen.items():
-            if count > pipeline.capacity:
-                raise PlanError(f"TC1: {count} microbatches choose node {node}, at most {pipeline.capacity} may")
+            if count > pipeline.places[node]:
+                raise PlanError(f"TC1: {count} microbatches choose node {node}, at most {pipeline.places[node]} may")
         if isinstance(self.order, str):
             if self.order not in DISPATCH_RULES:
                 raise PlanError(unknown("rule", self.order, DISPATCH_RULES))
@@ -257,11 +302,24 @@ class Plan:
             held = 0
             for microbatch, position in given:
                 held += (position < pipeline.visits) - (position > pipeline.visits)
-                if held > pipeline.memory:
+                if held > pipeline.room[node]:
                     raise PlanError(
                         f"memory: node {node} would hold {held} microbatches when it takes {microbatch}, at most "
-                        f"{pipeline.memory} fit"
+                        f"{pipeline.room[node]} fit"
                     )
+
+
+def _one_or_each(name: str, value: object, count: int, wanted: str) -> object:
+    """One number as it is, or a sequence of `count` as a tuple of Python's own; one number if all are equal.
+
+    Raises `ConfigError` for another length.
+    """
+    if value is None or np.ndim(value) == 0:
+        return value
+    if np.shape(value) != (count,):
+        raise ConfigError(f"{name} must be one {wanted}, not {value}")
+    each = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
+    return each[0] if len(set(each)) == 1 else each
 
 
 def checked_hops(hops: np.ndarray, nodes: int) -> np.ndarray:

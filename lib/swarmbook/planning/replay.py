@@ -62,8 +62,18 @@ class _Node:
     done: int = 0
 
 
-def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Replay:
+def replay(
+    pipeline: Pipeline,
+    plan: Plan,
+    hops: np.ndarray | None = None,
+    occupied: np.ndarray | None = None,
+    half_duplex: bool = False,
+) -> Replay:
     """Execute a plan by discrete events. `hops` [N, N]: the seconds that messages really take, if not the pipeline's.
+
+    occupied [N, N]: the seconds of these for which a message has the way from node to node to itself, so that the next
+    waits; by default messages do not wait for each other (the paper's model). half_duplex: whether both directions of a
+    link are one way.
 
     A node does one operation at a time, in the plan's order, or by its rule, which it applies to what has arrived. Of
     messages that arrive in the same tick, the one sent first arrives first. A forward pass needs one of the node's m
@@ -73,7 +83,7 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
     plan.check(pipeline)
     travel = pipeline.travel if hops is None else ticks(checked_hops(hops, len(pipeline.hops)))
     gap, launch_gap = int(ticks(pipeline.gap)), int(ticks(pipeline.launch_gap))
-    visits, memory, lasts, stage_of = pipeline.visits, pipeline.memory, pipeline.work.tolist(), pipeline.stage_of
+    visits, memory, lasts, stage_of = pipeline.visits, pipeline.room.tolist(), pipeline.work.tolist(), pipeline.stage_of
     nodes = {node: _Node() for group in pipeline.groups for node in group}
     ways = [pipeline.itinerary(microbatch, path) for microbatch, path in enumerate(plan.paths)]
     left = [remaining_ticks(pipeline, way, travel) for way in ways]
@@ -84,6 +94,8 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
         "longest rest": lambda e: (-left[e[2][0]][e[2][1]], e[0], e[1]),
     }.get(plan.order if isinstance(plan.order, str) else "")
     numbers, rows = itertools.count(), []
+    lasting = None if occupied is None else ticks(checked_hops(occupied, len(pipeline.hops)))
+    clear: dict[tuple[int, int], int] = {}  # when each way is free for another message
     events = []  # heap of (tick, number, what happens, its arguments); events of one tick happen as they were set
 
     def at(tick: int, what: Callable, *arguments) -> None:
@@ -96,7 +108,7 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
 
     def choose(node: int, state: _Node) -> tuple[int, int, Operation] | None:
         if rank:
-            full = state.held >= memory
+            full = state.held >= memory[node]
             return min((e for e in state.waiting if not full or e[2][1] >= visits), key=rank, default=None)
         due = plan.order[node][state.done] if state.done < len(plan.order[node]) else None
         return next((entry for entry in state.waiting if entry[2] == due), None)
@@ -119,7 +131,12 @@ def replay(pipeline: Pipeline, plan: Plan, hops: np.ndarray | None = None) -> Re
         state.done += 1
         at(now + (launch_gap if position == 0 else gap), free, node)
         if position < 2 * visits:
-            at(now + int(travel[node, ways[microbatch][position + 1]]), arrive, (microbatch, position + 1))
+            to, leaves = ways[microbatch][position + 1], now
+            if lasting is not None:
+                way = (min(node, to), max(node, to)) if half_duplex else (node, to)
+                leaves = max(now, clear.get(way, 0))
+                clear[way] = leaves + int(lasting[node, to])
+            at(leaves + int(travel[node, to]), arrive, (microbatch, position + 1))
         elif microbatch in follows:
             at(now, arrive, (follows[microbatch], 0))
 

@@ -21,8 +21,8 @@ from swarmbook.planning.pipeline import Path, Pipeline
 def random_paths(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
     """Random paths, one a slot, that keep the rules and the capacity and do not look at the network (DT-FM-skip).
 
-    Slots take turns in what they skip; then relays are exchanged at random many times. Raises `PlanError` if no paths
-    were found that fit the relays.
+    Slots take turns in what they skip; then relays are exchanged at random many times. Where the rules allow it and
+    nothing else fits, there is one for every microbatch. Raises `PlanError` if no paths were found that fit the relays.
     """
     return _arranged(pipeline, rng, 200, hot=0.0, cold=0.0)
 
@@ -30,7 +30,8 @@ def random_paths(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
 def short_paths(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
     """Paths, one a slot, with short round trips for all slots, by simulated annealing; who waits for whom is left out.
 
-    Raises `PlanError` if no paths were found that fit the relays.
+    Where the rules allow it and nothing else fits, there is one for every microbatch. Raises `PlanError` if no paths
+    were found that fit the relays.
     """
     return _arranged(pipeline, rng, 2000, hot=1.0, cold=0.001)
 
@@ -42,13 +43,18 @@ def _wave(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
     """
     places = np.array([len(chain) for chain in pipeline.chains], np.int64)
     unit = int(places[0]) if (places == places[0]).all() else 1
-    return replace(pipeline, microbatches=pipeline.slots, relay_limit=pipeline.capacity // unit), places // unit
+    sent = [len(chains) for chains in pipeline.chains_of]
+    return replace(pipeline, microbatches=sent, relay_limit=tuple(pipeline.places // unit)), places // unit
 
 
 def _arranged(pipeline: Pipeline, rng: np.random.Generator, moves: int, hot: float, cold: float) -> list[Path]:
     """A path for every slot, after so many moves of `jobshop.anneal_paths` for each slot."""
     wave, places = _wave(pipeline)
-    if (paths := _spread(wave, places, rng)) is None:
+    if (paths := _spread(wave, places, rng)) is None and not pipeline.rules.shared:
+        # what does not fit slot by slot may fit microbatch by microbatch
+        wave, places = pipeline, np.ones(pipeline.count, np.int64)
+        paths = _spread(wave, places, rng)
+    if paths is None:
         raise PlanError(no_room_message(pipeline))
     state = state_of_paths(wave, paths)
     state.chosen[:] = np.bincount(np.ravel(paths), np.repeat(places, wave.visits - 1), len(wave.hops))
@@ -58,7 +64,7 @@ def _arranged(pipeline: Pipeline, rng: np.random.Generator, moves: int, hot: flo
 
 def _spread(wave: Pipeline, places: np.ndarray, rng: np.random.Generator) -> list[Path] | None:
     """Some path for every slot of a wave within the capacity of each relay; None if none were found."""
-    room = {node: wave.capacity for group in wave.groups[1:] for node in group}
+    room = {node: int(wave.places[node]) for group in wave.groups[1:] for node in group}
     paths = []
     for slot, order in enumerate(_turns(wave.stages, wave.visits, wave.count, int(rng.integers(wave.stages - 1)))):
         path = []

@@ -19,7 +19,7 @@ from swarmbook.errors import UsageError, unknown
 from swarmbook.records.keys import canonical
 from swarmbook.reproduction import papers
 from swarmbook.reproduction.papers import MOST_SEEDS, Paper
-from swarmbook.reproduction.yaml_values import compose, plain
+from swarmbook.yaml_values import compose, plain
 
 MOST = MOST_SEEDS  # points of a sweep
 RANGE = re.compile(r"(\d{1,18}) *- *(\d{1,18})")

@@ -1,6 +1,6 @@
 """What commands show in a terminal: how far they are, tables of papers and claims, short paths.
 
-Serves: `swarmbook run`, `sweep`, `verify`, `report` and `list`.
+Serves: `swarmbook run`, `sweep`, `verify`, `report`, `list` and `plan`.
 """
 
 import os
@@ -230,6 +230,28 @@ def papers_table(papers: Sequence[Paper], width: int | None = None) -> str:
         table.add_row(Text(paper.name, "bold"), claims, str(paper.runs), Text(paper.title))
     every = [claim for paper in papers for claim in paper.claims]
     return f"{_printed(table, width)}\n{totals(every)}"
+
+
+def facts_table(facts: Sequence[tuple[str, str]], width: int | None = None) -> str:
+    """Names and values side by side."""
+    from rich.text import Text
+
+    table = _table(what=None, value=1)
+    table.show_header = False
+    table.columns[0].max_width = None
+    for name, value in facts:
+        table.add_row(Text(name, "bold"), Text(value))
+    return _printed(table, width)
+
+
+def rows_table(rows: Sequence[Mapping[str, str]], width: int | None = None) -> str:
+    """Rows with the same columns as aligned text."""
+    from rich.text import Text
+
+    table = _table(**dict.fromkeys(rows[0]))
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    return _printed(table, width)
 
 
 def _table(**ratios: int | None) -> "Table":

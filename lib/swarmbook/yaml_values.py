@@ -4,7 +4,7 @@ PyYAML follows version 1.1, where `010` is 8, `1:30` is 90, `on` is true, and `1
 they look like (YAML 1.2, core schema). Tags, which would make objects, and aliases, which can grow without bound, are
 refused.
 
-Serves: `swarmbook run -p NAME VALUE` and `sweep`.
+Serves: `swarmbook run -p NAME VALUE`, `sweep` and `plan`.
 """
 
 import re
