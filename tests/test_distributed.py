@@ -93,6 +93,7 @@ CASES = {  # on four processes
     "own error feedback": {**COLUMN, "sync": "error feedback", "method": {"share": 0.3}},
     "own SGD": {**SQUARE, "optimizer": "SGD", "lr": 0.1, "weight_decay": 0.01, "method": {"nesterov": True}},
     "AdamW": {**SQUARE, "weight_decay": 0.1},
+    "clipped by workers": {**SQUARE, "stages": 4, "clipping": "workers", "clip": 0.3},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},
     "probed replicas": {**COLUMN, "sync": "gossip", "measurements": ("replicas", "mean weights")},
 }

@@ -167,7 +167,7 @@ class RankTrainer(Bookkeeping):
         if self._tasks[0] != cells.tobytes():
             self._tasks = cells.tobytes(), tasks_of(cells, self.mesh)
         loss = PipelineExecutor(self.fleet, tokens, back=True).run(self._tasks[1], self.comm)
-        norms = self.fleet.clip(run.clip)
+        norms = self.fleet.clip(run.clip, run.clipping == "workers")
         for i, outer in self._outers():
             outer.average_gradients(position, self._exchanged(i))
         if self.strategy:
