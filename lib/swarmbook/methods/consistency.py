@@ -30,7 +30,7 @@ EXCHANGE_FIELDS = {  # what of an exchange a run may choose, and which kinds of 
     "sync_every": lambda method: not method.gradients,
     "outer_lr": lambda method: method.keeps,
     "outer_momentum": lambda method: method.keeps,
-    "consensus": lambda method: method.keeps and method.groups,
+    "consensus": lambda method: any(method == OURS[name] for name in OURS if name.startswith("NoLoCo")),
     "group": lambda method: method.groups,
     "matching": lambda method: method.groups,
     "absent": lambda method: True,
