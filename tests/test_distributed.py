@@ -93,6 +93,18 @@ CASES = {  # on four processes
     "own error feedback": {**COLUMN, "sync": "error feedback", "method": {"share": 0.3}},
     "own SGD": {**SQUARE, "optimizer": "SGD", "lr": 0.1, "weight_decay": 0.01, "method": {"nesterov": True}},
     "AdamW": {**SQUARE, "weight_decay": 0.1},
+    "in few bits": {**COLUMN, "sync": "DiLoCo, 4 bits", "absent": 0.2, "lr": 1e-3},
+    "norms and directions apart": {
+        **SQUARE,
+        "sync": "Decoupled DiLoCo",
+        "fragments": 2,
+        "delay": 1,
+        "absent": 0.3,
+        "rejoin": "own",
+    },
+    "gossip with momentum": {**SQUARE, "sync": "GASLoC", "method": {"gossip": 0.8}},
+    "two mixing steps": {"replicas": 8, "stages": 1, "sync": "Factored Gossip DiLoCo", "absent": 0.2, "lr": 1e-3},
+    "frequencies": {**SQUARE, "sync": "DeMo", "method": {"kept": 4}, "absent": 0.2, "lr": 1e-3},  # the sign is not continuous
     "clipped by workers": {**SQUARE, "stages": 4, "clipping": "workers", "clip": 0.3},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},
     "probed replicas": {**COLUMN, "sync": "gossip", "measurements": ("replicas", "mean weights")},

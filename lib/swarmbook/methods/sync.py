@@ -376,6 +376,7 @@ def demo(x: Exchange, *, decay: float = 0.999, chunk: int = 64, kept: int = 32) 
     largest of each chunk are sent and taken off the momentum. A frequency arrives as the mean over those who sent it.
     What they are together takes the place of the gradient; with `optimizer="signSGD"` its sign is the step, as
     published. A gradient counts alike whatever the learning rate of its step, by which the paper multiplies it.
+    Of a chunk that gets no more gradients all is sent in the end, and then the sign is that of rounding errors.
     """
     sent = 0
     for gradient, _, momentum in x:
