@@ -279,6 +279,7 @@ class RunConfig(BaseModel):
         if strategy != recovery.OURS.get(self.recovery):
             own["recovery"] = fingerprint_of(strategy.rule, f"recovery {self.recovery!r}")
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
+            own |= {"peers": "asked"} if strategy.peers else {}
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
