@@ -111,6 +111,7 @@ CASES = {  # on four processes
         "absent": 0.2,
         "lr": 1e-3,
     },  # the sign is not continuous
+    "dropping layers": {**ROW, "route": "LayerDrop", "method": {"drop": 0.4}, "microbatches": 2},
     "clipped by workers": {**SQUARE, "stages": 4, "clipping": "workers", "clip": 0.3},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},
     "probed replicas": {**COLUMN, "sync": "gossip", "measurements": ("replicas", "mean weights")},
