@@ -22,12 +22,12 @@ def quantised(tensors: "Tensor", bits: int) -> "Tensor":
     centred = tensors - mean
     width = SIGMAS / bins * centred.std(-1, keepdim=True) if tensors.shape[-1] > 1 else mean * 0
     width = width.where(width > 0, 1.0)
-    bin_of = (centred / width + bins // 2).round_().clamp_(0, bins - 1).long()
-    sums, counts = (
-        centred.new_zeros(*centred.shape[:-1], bins).scatter_add_(-1, bin_of, each)
-        for each in (centred, centred.new_ones(()).expand_as(centred))
-    )
-    return mean + (sums / counts.clamp(min=1)).gather(-1, bin_of)
+    bin_of = (centred / width + bins // 2).round_().clamp_(0, bins - 1)
+    found = mean.expand_as(tensors).clone()
+    for b in range(bins):  # sums, not scattered additions, whose order a GPU does not keep
+        inside = (bin_of == b).to(centred)
+        found += inside * ((inside * centred).sum(-1, keepdim=True) / inside.sum(-1, keepdim=True).clamp(min=1))
+    return found
 
 
 def bytes_sent(entries: int, bits: int) -> int:
