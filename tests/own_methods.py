@@ -71,32 +71,6 @@ def lion(x, *, beta1=0.9, beta2=0.99):
         momentum.lerp_(gradient, 1 - beta2)
 
 
-@optimizer("Muon", buffers=("momentum", "second"))
-def muon(x, *, momentum=0.95, iterations=5, beta1=0.9, beta2=0.95):
-    """Muon (Jordan et al. 2024) on the matrices of the layers, and Adam on gains, embedding and head."""
-    for name, count, (weight, gradient, first, second) in zip(x.names, x.steps, x, strict=True):
-        if name.startswith("layers.") and weight.dim() == 2:
-            first.lerp_(gradient, 1 - momentum)
-            rows, columns = weight.shape  # inputs, outputs
-            step = orthogonal(gradient.lerp(first, momentum), iterations)
-            weight.add_(step, alpha=-x.lr * max(1, columns / rows) ** 0.5)
-        else:
-            first.lerp_(gradient, 1 - beta1)
-            second.lerp_(gradient.square(), 1 - beta2)
-            size = (second / (1 - beta2**count)).sqrt_().add_(1e-8)
-            weight.addcdiv_(first / (1 - beta1**count), size, value=-x.lr)
-
-
-def orthogonal(matrix, iterations):
-    """About U V^T of the matrix U S V^T, by Newton and Schulz's iteration with Jordan's coefficients."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp(min=1e-7)
-    for _ in range(iterations):
-        square = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
-
-
 if __name__ == "__main__":
     from swarmbook.distributed.__main__ import main
 

@@ -2,10 +2,9 @@
 
 - time goes in whole seconds; in each, every node looks 15 times through what waits for it, in the order of the nodes
 - a microbatch whose ready time lies in a past second is never run: it is lost, and the makespan is that of the others
-- in which order operations run that become free to start together is read off the released results: by the time they
-  arrived, launches of microbatches last. With it 15 of 21 released results come out to the last digit, among them all
-  of the code's first version and the one with lost microbatches; six of the newer ones are off by up to 2.2 %, so a
-  rule of the newer order is still unknown
+- a node sorts what waits for it by the times at which it is ready and at which it arrived, launches of microbatches
+  last. It sorts its list in place, so that of equal entries the one comes first that came first before
+- of a slot's microbatches the first one alone is waited for: once it is back, all others may leave
 """
 
 import math
@@ -17,6 +16,7 @@ from swarmbook.planning.pipeline import Path, Pipeline, Plan
 
 PASSES = 15  # of all nodes in a second
 LATER = 2.5  # seconds by which each further use of a path is ready after the one before, unless it has to wait
+LATER_IN_FULL = 0.1  # the same in pipelines that skip nothing (DT-FM), where all slots begin at once
 COPIES = 1.0  # seconds between the slots of a data node that share one path
 RETRY = 0.1  # seconds by which a forward pass that finds no memory is put off
 
@@ -31,29 +31,31 @@ class Simulation:
 
 @dataclass
 class _Item:
-    """An operation that waits at a node: rank 1 for launches, 0 for others; arrived: seconds, of launches a number."""
+    """An operation that waits at a node; ready, arrived: seconds, of launches `arrived` is infinite."""
 
     ready: float
-    rank: int
     arrived: float
     microbatch: int
     position: int
 
     @property
-    def place(self) -> tuple[float, int, float]:
-        return self.ready, self.rank, self.arrived
+    def place(self) -> tuple[float, float]:
+        return self.ready, self.arrived
 
 
-def simulate_released(pipeline: Pipeline, paths: Sequence[Path], spacing: float | None = None) -> Simulation:
+def simulate_released(
+    pipeline: Pipeline, paths: Sequence[Path], spacing: float | None = None, later: float = LATER
+) -> Simulation:
     """The released code's estimate (com_sym.py), defect included, for one path a slot, or one a data node.
 
     spacing: seconds between the first launches of a data node's slots; by default a forward pass, or `COPIES` where
-    there is one path a data node. The released code takes 0.1 for full pipelines (DT-FM). A forward pass takes one of
-    a node's m places when it starts, and the backward pass gives it back when it starts, not when it ends. A node that
-    runs an operation moves all that would have become ready meanwhile to the moment it is free again.
+    there is one path a data node. later: seconds between the launches of a slot. The released code takes 0 and
+    `LATER_IN_FULL` for full pipelines (DT-FM). A forward pass takes one of a node's m places when it starts, and the
+    backward pass gives it back when it starts, not when it ends. A node that runs an operation moves all that would
+    have become ready meanwhile to the moment it is free again.
 
-    A launch that has to wait for the microbatch before it in its slot is put off only while its node has no memory
-    left or is busy; in any other second it is lost. Raises `PlanError` for paths that break a constraint, and for
+    A launch that has to wait for the first microbatch of its slot is put off only while its node has no memory left or
+    is busy; in any other second it is lost. Raises `PlanError` for paths that break a constraint, and for
     nodes that wait for each other for ever.
     """
     plan = Plan.of_slots(pipeline, paths)
@@ -64,16 +66,16 @@ def simulate_released(pipeline: Pipeline, paths: Sequence[Path], spacing: float 
     nodes = sorted(pipeline.stage_of)
     waiting: dict[int, list[_Item]] = {node: [] for node in nodes}
     free, memory = dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, pipeline.memory)
-    before: dict[int, int] = {}
+    awaited: dict[int, int] = {}
     for slot, chain in enumerate(pipeline.chains):
         home = pipeline.data_node(chain[0])
         first = slot % pipeline.slots * (pipeline.forward[home] if spacing is None else spacing)
         for use, microbatch in enumerate(chain):
-            waiting[home].append(_Item(first + LATER * use, 1, microbatch, microbatch, 0))
+            waiting[home].append(_Item(first + later * use, math.inf, microbatch, 0))
             if use:
-                before[microbatch] = chain[use - 1]
+                awaited[microbatch] = chain[0]
     ends: dict[int, float] = {}
-    longest = float(pipeline.hops.max() + pipeline.backward * pipeline.forward.max()) + LATER * pipeline.count
+    longest = float(pipeline.hops.max() + pipeline.backward * pipeline.forward.max()) + later * pipeline.count
 
     def run(node: int, item: _Item) -> None:
         """Do an operation and send what it makes to the next node of the way."""
@@ -90,19 +92,20 @@ def simulate_released(pipeline: Pipeline, paths: Sequence[Path], spacing: float 
             ends[item.microbatch] = end
             return
         arrival = end + pipeline.hops[node, way[position + 1]]
-        waiting[way[position + 1]].append(_Item(arrival, 0, arrival, item.microbatch, position + 1))
+        waiting[way[position + 1]].append(_Item(arrival, arrival, item.microbatch, position + 1))
 
     def look(node: int, second: int) -> bool:
         """Go once through what waits at a node; whether anything ran."""
         ran = False
-        for item in sorted(waiting[node], key=lambda item: item.place):
+        waiting[node].sort(key=lambda item: item.place)
+        for item in waiting[node].copy():
             if math.floor(item.ready) != second:
                 continue
             if item.ready < free[node]:
                 item.ready = free[node]
             elif item.position < pipeline.visits and memory[node] <= 0:
                 item.ready += RETRY
-            elif item.position or before.get(item.microbatch, item.microbatch) in {*ends, item.microbatch}:
+            elif item.position or awaited.get(item.microbatch, item.microbatch) in {*ends, item.microbatch}:
                 run(node, item)
                 ran = True
         return ran

@@ -204,7 +204,7 @@ OTHER = {
     "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 10, "outer_lr": 0.5,
     "outer_momentum": 0.9, "consensus": 0.3, "group": 4, "matching": "ring", "density": 0.1, "fragments": 2,
     "delay": 3, "mixing": 0.5, "absent": 0.1, "rejoin": "fast", "storage": "bf16",
-    "optimizer": "own", "weight_decay": 0.1, "method": {"beta2": 0.9},
+    "optimizer": "own", "weight_decay": 0.1, "method": {"beta2": 0.9}, "clipping": "workers",
 }  # fmt: skip
 
 
@@ -257,7 +257,7 @@ DEFAULTS = {
     "outer_momentum": 0.5, "consensus": None, "group": 2, "matching": "random", "density": 1.0, "fragments": 1,
     "delay": 0, "mixing": 0.0, "absent": 0.0, "rejoin": "slow", "shards": "mixed", "storage": "fp32", "paths": (),
     "visits": None, "swaps": 0, "swap_lag": 1, "reach": None, "keep_first": True,
-    "optimizer": "Adam", "weight_decay": 0.0, "method": (), "init_std": 0.02,
+    "optimizer": "Adam", "weight_decay": 0.0, "method": (), "init_std": 0.02, "clipping": "cells",
 }  # fmt: skip
 
 

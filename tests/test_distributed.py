@@ -93,6 +93,26 @@ CASES = {  # on four processes
     "own error feedback": {**COLUMN, "sync": "error feedback", "method": {"share": 0.3}},
     "own SGD": {**SQUARE, "optimizer": "SGD", "lr": 0.1, "weight_decay": 0.01, "method": {"nesterov": True}},
     "AdamW": {**SQUARE, "weight_decay": 0.1},
+    "in few bits": {**COLUMN, "sync": "DiLoCo, 4 bits", "absent": 0.2, "lr": 1e-3},
+    "norms and directions apart": {
+        **SQUARE,
+        "sync": "Decoupled DiLoCo",
+        "fragments": 2,
+        "delay": 1,
+        "absent": 0.3,
+        "rejoin": "own",
+    },
+    "gossip with momentum": {**SQUARE, "sync": "GASLoC", "method": {"gossip": 0.8}},
+    "two mixing steps": {"replicas": 8, "stages": 1, "sync": "Factored Gossip DiLoCo", "absent": 0.2, "lr": 1e-3},
+    "frequencies": {
+        **SQUARE,
+        "sync": "DeMo",
+        "method": {"kept": 4},
+        "absent": 0.2,
+        "lr": 1e-3,
+    },  # the sign is not continuous
+    "dropping layers": {**ROW, "route": "LayerDrop", "method": {"drop": 0.4}, "microbatches": 2},
+    "clipped by workers": {**SQUARE, "stages": 4, "clipping": "workers", "clip": 0.3},
     "probed": {**ROW, "measurements": ("loss jump", "similarity")},
     "probed replicas": {**COLUMN, "sync": "gossip", "measurements": ("replicas", "mean weights")},
 }
@@ -112,6 +132,7 @@ LOSING = {
     "rollback": {**BLOCKS, "sync": "DiLoCo", "keep_every": 4, "lost_stages": ((6, 1), (23, 4))},
     "neighbour snapshot": {**BLOCKS, "keep_every": 4, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 3), (25, 1))},
     "redundant computation": {**BLOCKS, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 1))},
+    "peer copy": {**BLOCKS, "failing": "all", "failure_rate": 0.06, "sync": "NoLoCo", "lost_stages": ((9, 2),)},
     "share of each": {**BLOCKS, "optimizer": "Muon", "moments": "average", "method": {"previous": 0.3}},
     "learning rate alone": {**ROW, "failure_rate": 0.03, "boost_half_life": 5.0},
 }
@@ -381,13 +402,20 @@ def struck(folder, command, strikes):
             ((signal.SIGKILL, 0),),
             [0, 1, 2],
         ),
+        # The same, and the other replica has all that was lost.
+        (
+            forked,
+            BLOCKS | {"recovery": "peer copy", "failure_rate": 0.0, "sync": "all-reduce", "common_start": True},
+            ((signal.SIGKILL, 0),),
+            [0, 1, 2],
+        ),
     ],
 )
 def test_a_killed_process_is_replaced_and_its_stages_rebuilt_while_training_goes_on(
     tmp_path, monkeypatch, start, fields, strikes, lost
 ):
     """The step in which it died is done again: the numbers are those of stacked training that loses the same cells."""
-    config = run_config(**{**TINY, **fields, "recovery": "CheckFree", **RARE})
+    config = run_config(**{"recovery": "CheckFree", **TINY, **fields, **RARE})
     begin = random.randrange(1, 8)
     command = start(["--replace", "2", "--timeout", "10", *written(tmp_path, config)])
     said = struck(tmp_path, command, [(begin + 9 * i, *strike) for i, strike in enumerate(strikes)])

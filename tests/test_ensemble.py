@@ -19,6 +19,7 @@ from swarmbook.ensembles.ensemble import (
     Ensemble,
     averaged,
     cached_prior,
+    cached_prior_as_released,
     geometric,
     mixed,
     moving_average_prior,
@@ -135,6 +136,23 @@ def test_the_cached_prior_is_the_recursion_of_the_released_code():
     np.testing.assert_allclose(cached_prior(log_p), kept / kept.sum())
 
 
+def test_the_released_prior_begins_anew_in_every_batch_of_ten_sequences():
+    log_p = probabilities(3, 30, 2, spread=5.0)
+    seen = 0
+    for batch in np.split(log_p, 3, axis=1):
+        kept = np.ones(3)  # as released: set inside the loop over batches
+        for each in batch.sum(-1).T:
+            total = np.exp(each) * kept
+            kept = 0.3 ** (seen + 1) * kept + total / total.sum()
+            seen += 1
+    np.testing.assert_allclose(cached_prior_as_released(log_p), kept / kept.sum())
+    other = log_p.copy()
+    other[:, :20] = probabilities(3, 20, 2, seed=1, spread=5.0)  # what the released code forgets
+    np.testing.assert_array_equal(cached_prior_as_released(other), cached_prior_as_released(log_p))
+    assert abs(cached_prior(other) - cached_prior(log_p)).max() > 0.1
+    np.testing.assert_array_equal(cached_prior_as_released(log_p[:, :9]), cached_prior(log_p[:, :9]))
+
+
 def test_the_geometric_mean_is_never_better_than_the_mean_of_probabilities():
     log_p = probabilities(3, 4, 30)
     (each, weights), (mean, even) = geometric(log_p), averaged(log_p)
@@ -229,6 +247,17 @@ def test_recorded_numbers_need_no_expert(store, monkeypatch):
     (again,) = quiet([ensemble])
     pd.testing.assert_frame_equal(first, again)
     assert Ensemble(**{**dict(ensemble), "sequences": 4}).depends_on != ensemble.depends_on
+
+
+def test_the_released_prior_is_scored_where_it_is_registered(monkeypatch):
+    ensemble = Ensemble(experts=[run_config(**SEED)], domains=DOMAINS)
+    before = ensemble.depends_on
+    monkeypatch.setitem(PRIORS, "as released", cached_prior_as_released)
+    assert ensemble.depends_on != before
+    log_p = probabilities(3, 24, 12)
+    priors = {way: [v for w, q, v in table_of(log_p, log_p) if w == way and q.startswith("prior")] for way in PRIORS}
+    np.testing.assert_allclose(priors["as released"], cached_prior_as_released(log_p))
+    assert priors["cached prior"] != priors["as released"]
 
 
 def test_a_prior_of_ones_own_is_scored_and_part_of_what_numbers_depend_on(store, monkeypatch):

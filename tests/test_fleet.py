@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -367,6 +368,31 @@ def test_clip_is_clip_grad_norm_of_each_cell():
             torch.testing.assert_close(gradient, clipped)
     assert (fleet.norms() <= limit * 1.0001).all()
     assert (norms > limit).any() and (norms < limit).any()
+
+
+@pytest.mark.parametrize("stages", [1, 2, S])
+def test_clipping_by_workers_is_clip_grad_norm_of_what_each_worker_of_a_pipeline_holds(stages):
+    fleet = disturbed(fleet_of(shape=replace(SHAPE, stages=stages)))
+    fleet.gradients(batch())
+    wanted, lengths = [], []
+    for limit in (0.1, 1e9):
+        for r in range(R):
+            for s in range(stages):
+                ends = fleet.ends_gradient(r)
+                held = list(fleet.stage_gradient(r, s).values())
+                held += [ends["embedding"]] if s == 0 else []
+                held += [ends["norm"], ends["head"]] if s == stages - 1 else []
+                parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in held]
+                for parameter, gradient in zip(parameters, held, strict=True):
+                    parameter.grad = gradient.clone()
+                lengths.append(float(torch.nn.utils.clip_grad_norm_(parameters, limit)))
+                wanted += [(gradient, parameter.grad) for gradient, parameter in zip(held, parameters, strict=True)]
+        cells = fleet.norms()
+        assert torch.equal(fleet.clip(limit, workers=True), cells)  # what is logged is that of cells all the same
+        for gradient, clipped in wanted:
+            torch.testing.assert_close(gradient, clipped)
+        assert (min(lengths) > limit) == (limit < 1)
+        wanted, lengths = [], []
 
 
 def test_loss_is_chunked_and_shared(monkeypatch):

@@ -60,7 +60,7 @@ SMALL = {
     "moments": ["reset", "keep", "average"], "lr_boost": [1.1, 0.5], "boost_half_life": [None, 1.0],
     "keep_every": [1, 2], "log_every": [1, 2, 3], "evaluate_every": [1, 2], "held_out": [1, 4],
     "evaluate_on": [(), ("stories_toy",)], "measurements": [(), *((name,) for name in MEASUREMENTS)],
-    "seed": [0, 1, 2**31], "init_std": [0.02, 0.5],
+    "seed": [0, 1, 2**31], "init_std": [0.02, 0.5], "clipping": ["cells", "workers"],
 }  # fmt: skip
 ALWAYS = ("tokenizer", "data", "stages", "width", "heads", "hidden", "sequence", "steps", "held_out", "log_every")
 ALWAYS += ("evaluate_every", "common_start", "replicas")
@@ -159,7 +159,7 @@ def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
         "a warm-up of one step is none": name == "warmup" and values == {0, 1},
         "the cosine ends where it begins": name in ("schedule", "schedule_steps", "lr_floor")
         and 1.0 in {run.lr_floor for run in (a, b) if run.schedule == "cosine"},
-        "no gradient was longer": name == "clip",
+        "no gradient was longer": name in ("clip", "clipping"),
         "no other route": name == "route"
         and (a.stages == 1 or a.replicas == 1 or _all_in_order(a) or _all_in_order(b)),
         "all stages are visited": name == "visits" and values == {None, a.stages},

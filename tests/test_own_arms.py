@@ -107,7 +107,7 @@ def test_an_exchange_is_added_to_nolocos_variants_by_its_name(monkeypatch, tmp_p
     front = [cell for cell in cells if "front = pd.DataFrame(" in cell][0]
     begin, end = front.index("FRONT = ["), front.index("    *OWN,\n]")
     shorter = front[:begin] + 'FRONT = ["NoLoCo", "one tensor", "DiLoCo", "gossip",\n' + front[end:]
-    cells = [cell.replace('"oPsoss*^vX"', '"oPso"') for cell in replaced(cells, front, shorter)]
+    cells = [cell.replace('"oPsoss*^vX<>dphH8ov^P"', '"oPso"') for cell in replaced(cells, front, shorter)]
     wanted = (*MODELS, EIGHT, "FIELDS |= OWN", fewer, "front = pd.DataFrame(", "marks = dict(zip(FRONT")
     scope = executed("noloco", cells, wanted, monkeypatch, tmp_path)
     assert scope["front"].loc["half way", "copies sent per step"] > 0

@@ -2,15 +2,15 @@
 
 import itertools
 
+import own_methods  # noqa: F401, it registers them
 import pytest
 import torch
-from own_methods import orthogonal
 from test_resharding import assert_alike
 
 from swarmbook.config import RunConfig, grid, run_config
 from swarmbook.errors import ConfigError
 from swarmbook.methods.model_size import Shape
-from swarmbook.methods.optimizers import OPTIMIZERS
+from swarmbook.methods.optimizers import OPTIMIZERS, orthogonal
 from swarmbook.methods.sync import SYNCS, Method
 from swarmbook.records.store import Store
 from swarmbook.results import Runs

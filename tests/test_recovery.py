@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarmbook.config import run_config
+from swarmbook.errors import ConfigError
 from swarmbook.methods.model_size import Shape
 from swarmbook.methods.recovery import RULES, Lost, Strategy, norm_average, recovery
 from swarmbook.training.fleet import Fleet
@@ -296,6 +298,30 @@ def test_identity_learns_and_zeros_never_do(fleet, rule, learns):
         assert all((weight == 0).all() for weight in weights(fleet, 3).values())
 
 
+@pytest.mark.parametrize("stage", [0, 3, ENDS])
+def test_a_peer_gives_the_same_stage_and_no_other(fleet, stage):
+    lost, own = lose(fleet, stage, dead={stage, 2}), weights(fleet, 1)
+    lost.peers = [0]
+    RULES["peer copy"].rule(lost)
+    assert same(weights(fleet, stage), weights(fleet, stage, replica=0)) and same(weights(fleet, 1), own)
+    assert (lost.moments, lost.boosted) == ("peer", False)
+    assert lost.costs == {"sent on failure": sum(4 * w.numel() for w in fleet.stage(0, stage).values())}
+    for other in (1, 2):
+        with pytest.raises(
+            KeyError, match=rf"stage {stage + 1} of replica {other + 1} is none to ask: take one of \[0\]"
+        ):
+            lost.fetch_from(other)
+
+
+def test_without_a_peer_the_neighbours_are_averaged(fleet):
+    expected = {name: (w + weights(fleet, 4)[name]) / 2 for name, w in weights(fleet, 2).items()}
+    lost = lose(fleet, 3)
+    RULES["peer copy"].rule(lost)
+    for name, weight in weights(fleet, 3).items():
+        torch.testing.assert_close(weight, expected[name])
+    assert (lost.moments, lost.boosted) == ("reset", True)
+
+
 @pytest.mark.parametrize(
     ("holders", "stage", "expected"),
     [
@@ -324,3 +350,37 @@ def test_a_rule_of_ones_own_takes_one_function_and_one_name(fleet, monkeypatch):
     assert rules["farthest survivor"] == Strategy(farthest, "ends", (1,))
     farthest(lose(fleet, 2, dead=(5,)))
     assert same(weights(fleet, 2), weights(fleet, 4))
+
+
+TINY = {
+    "data": "stories_toy", "stages": 4, "width": 16, "heads": 2, "hidden": 32, "sequence": 8, "microbatches": 2,
+    "batch": 1, "steps": 12, "log_every": 1, "evaluate_every": 12, "held_out": 4, "replicas": 3, "common_start": True,
+    "lr": 3e-3,
+}  # fmt: skip
+FAILING = {"recovery": "peer copy", "failing": "all", "failure_rate": 0.12}
+
+
+def test_among_replicas_that_are_kept_alike_a_copy_of_a_peer_loses_nothing(new_pack):
+    failing = new_pack(**FAILING, sync="all-reduce", steps=12)
+    whole = new_pack(sync="all-reduce", steps=12)
+    died = failing.traces[0]
+    assert died[..., -1].any() and died[..., :-1].sum() > 8
+    assert not died.all(1).any()  # no stage dies in all replicas at once
+    for name, weight in whole.fleet.named_weights().items():
+        assert torch.equal(weight, failing.fleet.named_weights()[name])
+    bytes_of = [sum(4 * w.numel() for w in whole.fleet.stage(0, s).values()) for s in range(5)]
+    assert failing.costs[0]["sent on failure"] == sum(
+        3 * int(n) * b for n, b in zip(died.sum((0, 1)), bytes_of, strict=True)
+    )
+    assert failing.costs[0]["rebuilt"] == died.sum() and "not recoverable" not in failing.costs[0]
+
+
+def test_a_stage_that_died_in_all_replicas_has_no_peer(new_pack):
+    pack = new_pack(recovery="peer copy", lost_stages=[(3, 2)], steps=4)
+    assert pack.costs[0]["rebuilt"] == pack.costs[0]["not recoverable"] == 3
+    assert (pack.rebuilt[:, 1] == 3).all() and (pack.optimizer.steps[:, 1] == 1).all()
+
+
+def test_a_lone_replica_has_no_peers():
+    with pytest.raises(ConfigError, match="recovery 'peer copy' asks other replicas, and replicas=1 has none"):
+        run_config(**{**TINY, "replicas": 1}, recovery="peer copy")

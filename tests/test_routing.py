@@ -14,6 +14,7 @@ from swarmbook.methods.routing import (
     blind_paths,
     deal,
     in_order,
+    layer_drop,
     planned,
     random_paths,
     side_by_side,
@@ -38,7 +39,7 @@ def test_swapped_ends_is_the_papers_order():
         assert cells[:, 1, m].tolist() == [1, 0, 2, 3, 5, 4]
 
 
-@pytest.mark.parametrize("name", sorted(set(ROUTES) - {"planned"}))
+@pytest.mark.parametrize("name", sorted(set(ROUTES) - {"planned", "LayerDrop"}))
 def test_every_cell_is_visited_equally_often(name):
     cells = ROUTES[name](2, 6, 4, RNG).reshape(-1, 2)
     found, counts = np.unique(cells[cells[:, 1] >= 0], axis=0, return_counts=True)
@@ -191,6 +192,38 @@ def test_the_first_stage_is_one_like_any_other_if_it_need_not_be_kept():
     assert set(paths) == set(combinations(range(4), 2))
     swapped = paths_of(random_paths(1, 4, 60, np.random.default_rng(3), swaps=1, keep_first=False))
     assert set(swapped) == {(1, 0, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2)}
+
+
+def kept_by_layer_drop(stages, **chances):
+    """Which stages the microbatches of 500 steps visit, bool [N, S]; each path goes up and stays on its replica."""
+    rng, kept = np.random.default_rng(5), []
+    for _ in range(500):
+        cells = layer_drop(2, stages, 4, rng, **chances)
+        assert (cells[..., 0] == np.arange(2)[:, None]).all()
+        for path in np.moveaxis(cells[..., 1], 0, -1).reshape(8, -1):
+            visited = path[path >= 0]
+            assert len(visited) and (np.diff(visited) > 0).all()
+            kept.append(np.isin(np.arange(stages), visited))
+    return np.array(kept)
+
+
+@pytest.mark.parametrize(("rising", "chances"), [(False, [0.3] * 5), (True, [0.06, 0.12, 0.18, 0.24, 0.3])])
+def test_layer_drop_skips_each_stage_by_its_chance_and_apart_from_the_others(rising, chances):
+    kept = kept_by_layer_drop(5, drop=0.3, rising=rising)
+    assert abs((~kept).mean(0) - chances).max() < 4 * np.sqrt(0.3 * 0.7 / len(kept))
+    assert abs(np.corrcoef(kept.T) - np.eye(5)).max() < 4 / np.sqrt(len(kept))
+
+
+def test_layer_drop_leaves_every_microbatch_a_stage():
+    kept = kept_by_layer_drop(2, drop=0.9)
+    alone = 0.81  # of the microbatches skip both, and visit one of them
+    expected = len(kept) * np.array([0.01, 0.09 + alone / 2, 0.09 + alone / 2])
+    found = [kept.all(1).sum(), (kept == [True, False]).all(1).sum(), (kept == [False, True]).all(1).sum()]
+    assert sum(found) == len(kept) and chisquare(found, expected).pvalue > 0.001
+    assert kept_by_layer_drop(3, drop=0.0).all()
+    for drop in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"drop={drop} must be at least 0 and below 1"):
+            layer_drop(1, 4, 2, RNG, drop=drop)
 
 
 def test_planned_paths_are_followed_in_turn_on_every_replica():

@@ -692,7 +692,7 @@ def test_without_mixing_the_new_weights_stand_for_infinite_ones(new_pack):
 @pytest.mark.parametrize("name", [name for name in OURS if name != "none"])
 def test_an_exchange_from_which_all_are_absent_does_not_take_place(new_pack, monkeypatch, name):
     monkeypatch.setattr("swarmbook.config.RunConfig.present_at", lambda run, step: np.zeros(N, bool))
-    delay = {} if name == "all-reduce" else {"delay": 2}
+    delay = {} if OURS[name].gradients else {"delay": 2}
     pack, plain = new_pack(sync=name, **delay, steps=12), new_pack(steps=12)
     assert same(pack, plain)
     assert "sent in training" not in pack.costs[0] and "serial hops" not in pack.costs[0]
@@ -795,9 +795,10 @@ def everything():
     base = {**TINY, "data": "stories_toy+fiction_austen"}
     runs = []
     for i, name in enumerate(SYNCS):
-        fields = {**base, **changes[i % 6], "sync": name}
-        left_out = consistency.unread(run_config(**{**base, "sync": name})) & changes[i % 6].keys()
-        runs.append(run_config(**{field: value for field, value in fields.items() if field not in left_out}))
+        left_out = consistency.unread(run_config(**{**base, "sync": name}))
+        left_out |= {"common_start"} if SYNCS[name] and SYNCS[name].alike else set()
+        changed = {field: value for field, value in changes[i % 6].items() if field not in left_out}
+        runs.append(run_config(**{**base, **changed, "sync": name}))
     base |= {"absent": 0.4, "shards": "domains"}
     runs += grid(base, sync=["all-reduce", "DiLoCo", "NoLoCo", "gossip"])
     runs += grid(base, sync=["SparseLoCo"], density=[0.2])

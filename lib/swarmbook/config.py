@@ -120,7 +120,11 @@ class RunConfig(BaseModel):
     lr_floor: Share = 0.1
     """Learning rate at which the cosine ends, in multiples of `lr`."""
     clip: Positive = 1.0
-    """Largest L2 norm of a gradient; each stage of each replica, and its ends, are clipped on their own."""
+    """Largest L2 norm of a gradient, of what `clipping` says."""
+    clipping: Literal["cells", "workers"] = "cells"
+    """Whose gradient has one norm: "cells" for each stage of each replica, and its ends, on their own; "workers" for
+    each stage with what its pipeline worker also holds: the embedding with the first stage, the last norm and head with
+    the last (NoLoCo's released code)."""
 
     # Numbers
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -281,6 +285,7 @@ class RunConfig(BaseModel):
         if strategy != recovery.OURS.get(self.recovery):
             own["recovery"] = fingerprint_of(strategy.rule, f"recovery {self.recovery!r}")
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
+            own |= {"peers": "asked"} if strategy.peers else {}
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])

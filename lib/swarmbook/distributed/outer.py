@@ -23,16 +23,20 @@ from swarmbook.training.outer import OuterOptimizer
 
 @dataclass
 class RankExchange(Exchange):
-    """An exchange of replicas on several ranks. `tensors` are this rank's; `average` takes the mean with the others."""
+    """An exchange of replicas on several ranks. `tensors` are this rank's.
+
+    average, average_of_all: take the mean with the others of the group, and with all.
+    """
 
     average: Callable[["RankExchange", Tensor], Tensor] | None = None
+    average_of_all: Callable[["RankExchange", Tensor], Tensor] | None = None
 
     @property
     def size(self) -> int:
         return super().size or 1  # of what this rank has no part in; rules divide by it
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        return self.average(self, tensor)
+    def mean(self, tensor: Tensor, everyone: bool = False) -> Tensor:
+        return (self.average_of_all if everyone else self.average)(self, tensor)
 
     def send(self, copies: float, hops: int, early: float = 0) -> None:
         if super().size:
@@ -50,9 +54,9 @@ class RankOuter(OuterOptimizer):
         self.shard, self.mesh, self.comm = shard, mesh, comm
         self._column = mesh.column(comm.rank)
 
-    def _exchange_of(self, *arguments) -> RankExchange:
+    def _exchange_of(self, *arguments, names: list[str]) -> RankExchange:
         average = self._of_group if self.method.groups else self._of_all
-        return RankExchange(*arguments, held=self.shard.rows, average=average)
+        return RankExchange(*arguments, self.shard.rows, names, average, self._of_all)
 
     def _copy(self, sources: dict[int, int]) -> None:
         """As of a run in one process; between ranks weights travel as messages."""

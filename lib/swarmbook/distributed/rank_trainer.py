@@ -76,9 +76,10 @@ class RankTrainer(Bookkeeping):
         self._first = 3 * self.begin - 1  # the phase of whoever has all that belongs to it first
         costly = packing.expected_flops([run], self.shape) > packing.COMPILE_FLOPS[comm.device.type] * mesh.ranks
         self._set_up(StageShard(run, self.shape, mesh, comm, "auto" if costly else False))
-        self.cells = RemoteStages(self.fleet, self.optimizer, mesh, comm)
-        self.outers = [RankOuter(run, self.fleet, mesh, comm) if SYNCS[run.sync] else None]
         self.strategy = RULES[run.recovery]
+        asks_peers = self.strategy is not None and self.strategy.peers
+        self.cells = RemoteStages(self.fleet, self.optimizer, mesh, comm, asks_peers)
+        self.outers = [RankOuter(run, self.fleet, mesh, comm) if SYNCS[run.sync] else None]
         replaceable = self.strategy is not None and self.strategy.keeps == "ends" and comm.replaceable
         self.ends_copies = EndsCopies(self.fleet, mesh, comm) if replaceable else None
         all_cells = run.replicas, run.stages + 1
@@ -167,7 +168,7 @@ class RankTrainer(Bookkeeping):
         if self._tasks[0] != cells.tobytes():
             self._tasks = cells.tobytes(), tasks_of(cells, self.mesh)
         loss = PipelineExecutor(self.fleet, tokens, back=True).run(self._tasks[1], self.comm)
-        norms = self.fleet.clip(run.clip)
+        norms = self.fleet.clip(run.clip, run.clipping == "workers")
         for i, outer in self._outers():
             outer.average_gradients(position, self._exchanged(i))
         if self.strategy:
@@ -312,9 +313,9 @@ class RankTrainer(Bookkeeping):
             for rank in holders:
                 if rank == self.comm.rank:
                     self._rebuild(0, mine[cell], counts=rank == holders[0])
-                    self.cells.dismiss(cell[0])
+                    self.cells.dismiss(cell)
                 else:
-                    self.cells.serve(cell[0], rank)
+                    self.cells.serve(cell, rank)
         amounts = [float(spent[name]) for name in ENTRIES] + [float(any(lost.rolled_back for lost in mine.values()))]
         *amounts, back = self._summed(torch.tensor(amounts, dtype=torch.float64, device=self.comm.device)).tolist()
         for name, amount in zip(ENTRIES, amounts, strict=True):

@@ -21,8 +21,9 @@ class RemoteStages:
     the ends, and `shape` is that of the run.
     """
 
-    def __init__(self, shard: StageShard, optimizer: InnerOptimizer, mesh: Mesh, comm: Communicator):
-        self.shard, self.optimizer, self.mesh, self.comm = shard, optimizer, mesh, comm
+    def __init__(self, shard: StageShard, optimizer: InnerOptimizer, mesh: Mesh, comm: Communicator, peers: bool):
+        """peers: whether a rule may ask for the same stage of other replicas."""
+        self.shard, self.optimizer, self.mesh, self.comm, self.peers = shard, optimizer, mesh, comm, peers
         self.shape = shard.whole
 
     def holds(self, replica: int, stage: int) -> bool:
@@ -35,7 +36,7 @@ class RemoteStages:
         """
         if self.holds(replica, stage):
             return self.shard.stage(*self.shard.place(replica, stage))
-        return dict(zip(self._names(replica, stage), self._asked(WEIGHTS, replica, stage), strict=True))
+        return dict(zip(self._names(stage), self._asked(WEIGHTS, replica, stage), strict=True))
 
     def moments(self, replica: int, stage: int) -> tuple[dict[str, tuple[Tensor, ...]], int]:
         """The inner optimizer's buffers of a cell by parameter, here or sent here, and its count of steps."""
@@ -43,26 +44,26 @@ class RemoteStages:
             place = self.shard.place(replica, stage)
             return self.optimizer.moments(*place), int(self.optimizer.steps[place])
         *buffers, steps = self._asked(MOMENTS, replica, stage)
-        each, names = len(self.optimizer.optimizer.buffers), self._names(replica, stage)
+        each, names = len(self.optimizer.optimizer.buffers), self._names(stage)
         return {name: tuple(buffers[k * each : (k + 1) * each]) for k, name in enumerate(names)}, int(steps)
 
     def initialise(self, replica: int, stage: int, seed: int) -> None:
         """Draw fresh weights of the part of a cell that is here."""
         self.shard.initialise(*self.shard.place(replica, stage), seed)
 
-    def dismiss(self, replica: int) -> None:
-        """Tell the ranks that `serve` a rule of this rank that it needs nothing more of this replica."""
-        for rank in self._others(replica):
-            self.comm.send(torch.tensor([DONE, 0], device=self.comm.device), rank)
+    def dismiss(self, cell: tuple[int, int]) -> None:
+        """Tell the ranks that `serve` this rank's rule for a lost cell that it needs nothing more."""
+        for rank in self._servers(cell) - {self.comm.rank}:
+            self.comm.send(torch.tensor([DONE, 0, 0], device=self.comm.device), rank)
         self.comm.flush()
 
-    def serve(self, replica: int, rank: int) -> None:
-        """Send a rank what its rule asks for until it is done. All ranks that hold stages of the replica call this."""
-        if rank == self.comm.rank or self.comm.rank not in self.mesh.row(replica):
+    def serve(self, cell: tuple[int, int], rank: int) -> None:
+        """Send a rank what its rule for a lost cell asks for, until it is done. All ranks but this one call it."""
+        if self.comm.rank not in self._servers(cell):
             return
-        like = torch.zeros(2, dtype=torch.int64, device=self.comm.device)
+        like = torch.zeros(3, dtype=torch.int64, device=self.comm.device)
         while True:
-            what, stage = self.comm.receive(like, rank).read().tolist()
+            what, replica, stage = self.comm.receive(like, rank).read().tolist()
             if what == DONE:
                 return
             if what == WEIGHTS:
@@ -76,22 +77,34 @@ class RemoteStages:
             self.comm.flush()
 
     def _asked(self, what: int, replica: int, stage: int) -> list[Tensor]:
-        likes = [torch.empty(size, device=self.comm.device) for size in self._names(replica, stage).values()]
+        likes = [torch.empty(size, device=self.comm.device) for size in self._names(stage).values()]
         if what == MOMENTS:
             likes = [like for like in likes for _ in self.optimizer.optimizer.buffers]
             likes.append(torch.zeros((), device=self.comm.device))
-        (rank,) = self.mesh.holders(replica, stage)
-        self.comm.send(torch.tensor([what, stage], device=self.comm.device), rank)
+        across = (
+            stage if stage < self.shape.stages else self.shard.columns.start
+        )  # a part of the ends lies where ours does
+        rank = self.mesh.rank(replica, across)
+        self.comm.send(torch.tensor([what, replica, stage], device=self.comm.device), rank)
         messages = [self.comm.receive(like, rank) for like in likes]
         answer = [message.read() for message in messages]
         self.comm.flush()
         return answer
 
-    def _names(self, replica: int, stage: int) -> dict[str, tuple[int, ...]]:
-        """The parameters of a stage and their shapes. KeyError for the ends, from which no rule rebuilds a stage."""
-        if stage == self.shape.stages:
-            raise KeyError(f"the ends of replica {replica + 1} lie on other processes: a stage cannot be made of them")
-        return {name: (self.shape.layers_per_stage, *size) for name, size in self.shape.layer_shapes.items()}
+    def _names(self, stage: int) -> dict[str, tuple[int, ...]]:
+        """The parameters of a stage and their shapes; of the ends, of the part that lies here and with each peer.
 
-    def _others(self, replica: int) -> list[int]:
-        return [rank for rank in self.mesh.row(replica) if rank != self.comm.rank]
+        KeyError where no part does: no rule rebuilds a stage from the ends.
+        """
+        if stage < self.shape.stages:
+            return {name: (self.shape.layers_per_stage, *size) for name, size in self.shape.layer_shapes.items()}
+        held = self.mesh.ends(self.comm.rank)
+        if not held:
+            raise KeyError("the ends lie on other processes: a stage cannot be made of them")
+        return {name: self.shape.ends_shapes[name] for name in held}
+
+    def _servers(self, cell: tuple[int, int]) -> set[int]:
+        """The ranks that a rule may ask when it rebuilds a cell: of its replica, and of the same stage of others."""
+        replica, stage = cell
+        others = range(self.mesh.replicas if self.peers else 0)
+        return {*self.mesh.row(replica), *(rank for peer in others for rank in self.mesh.holders(peer, stage))}

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # to be raised whenever the same ensemble would get other numbers; a golden test guards it
 DECAY = 0.3  # decay of the priors (HDEE's released code, Branch-Train-Merge)
+RELEASED_BATCH = 10  # sequences of a batch in HDEE's released code
 AT_ONCE = 24  # experts that are scored side by side, at most
 
 Mixed = tuple[np.ndarray, np.ndarray | None]  # log p of each target [N, T]; weights [k, N, T] if any are defined
@@ -76,11 +77,7 @@ class Ensemble(BaseModel):
         """Everything that its numbers depend on, in the form that `swarmbook.records.computed.computed` takes."""
         tokenizer = self.experts[0].tokenizer
         rules = {**PRIORS, **AVERAGES}
-        own = {
-            name: fingerprint_of(rule, name)
-            for name, rule in rules.items()
-            if not rule.__module__.startswith("swarmbook.")
-        }
+        own = {name: fingerprint_of(rule, name) for name, rule in rules.items() if OURS.get(name) != rule}
         return {
             "ensemble": self.model_dump(mode="json", exclude={"experts"}),
             "experts": [expert.key for expert in self.experts],
@@ -135,16 +132,27 @@ def uniform_prior(log_p: np.ndarray) -> np.ndarray:
     return np.full(len(log_p), 1 / len(log_p))
 
 
-def cached_prior(log_p: np.ndarray) -> np.ndarray:
-    """The prior [k] that HDEE's released code estimates from sequences [k, N, T].
+def cached_prior(log_p: np.ndarray, first: int = 0) -> np.ndarray:
+    """The prior [k] that the recursion of HDEE's released code gives over all sequences [k, N, T].
 
-    What it has learnt is multiplied by 0.3^i at the i-th sequence, and the prior locks on to one expert.
+    What it has learnt is multiplied by 0.3^i at the i-th sequence, and the prior locks on to one expert. first: the
+    number of sequences that came before these, which counts in i.
     """
     kept = np.zeros(len(log_p))  # logarithms, not normalised
-    for i, total in enumerate(log_p.sum(-1).T):  # [k] of each sequence
+    for i, total in enumerate(log_p.sum(-1).T, first):  # [k] of each sequence
         with np.errstate(divide="ignore"):  # a weight of 0 stays 0
             kept = np.logaddexp((i + 1) * np.log(DECAY) + kept, np.log(softmax(total + kept)))
     return softmax(kept)
+
+
+def cached_prior_as_released(log_p: np.ndarray) -> np.ndarray:
+    """The prior [k] that HDEE's released code comes to over sequences [k, N, T]: that of the last ten.
+
+    It begins the recursion of `cached_prior` anew in every batch of ten sequences, and goes on counting them. Its 100
+    sequences are whole batches. Of another number, the last ten count here.
+    """
+    first = max(0, log_p.shape[1] - RELEASED_BATCH)
+    return cached_prior(log_p[:, first:], first)
 
 
 def moving_average_prior(log_p: np.ndarray) -> np.ndarray:
@@ -173,6 +181,7 @@ AVERAGES: dict[str, Callable[[np.ndarray], Mixed]] = {
     "mean of probabilities": averaged,
     "geometric mean": geometric,
 }
+OURS = {**PRIORS, **AVERAGES}  # `VERSION` stands for the numbers of these
 WEIGHTINGS = (*PRIORS, *AVERAGES, "top 1", "top 2", "best expert")  # those that come with the library
 
 

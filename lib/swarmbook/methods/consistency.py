@@ -30,7 +30,7 @@ EXCHANGE_FIELDS = {  # what of an exchange a run may choose, and which kinds of 
     "sync_every": lambda method: not method.gradients,
     "outer_lr": lambda method: method.keeps,
     "outer_momentum": lambda method: method.keeps,
-    "consensus": lambda method: method.keeps and method.groups,
+    "consensus": lambda method: any(method == OURS[name] for name in OURS if name.startswith("NoLoCo")),
     "group": lambda method: method.groups,
     "matching": lambda method: method.groups,
     "absent": lambda method: True,
@@ -104,6 +104,8 @@ def _check_failures(run: Any) -> None:
         if run.recovery == "none" and _is_set(run, name):
             value = getattr(run, name)
             raise ValueError(f"{name}={value!r} does nothing for recovery 'none': leave it out, or take another")
+    if run.recovery != "none" and RULES[run.recovery].peers and run.replicas == 1:
+        raise ValueError(f"recovery {run.recovery!r} asks other replicas, and replicas=1 has none: give more")
     if run.failing == "interior" and run.stages < 3:
         raise ValueError(f"failing='interior' leaves none of stages={run.stages} that could fail: take 'stages'")
     for step, stage in run.lost_stages:

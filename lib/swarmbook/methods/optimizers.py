@@ -72,4 +72,37 @@ def adam(x: Update, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e
     x.fused_adam((beta1, beta2), eps)
 
 
+@optimizer("signSGD", elementwise=True)
+def sign_sgd(x: Update) -> None:
+    """Steps of one size against the sign of the gradient (arXiv 1802.04434), which DeMo makes of what it hears."""
+    for weight, gradient in x:
+        weight.sub_(gradient.sign(), alpha=x.lr)
+
+
+@optimizer("Muon", buffers=("momentum", "second"))
+def muon(x: Update, *, momentum: float = 0.95, iterations: int = 5, beta1: float = 0.9, beta2: float = 0.95) -> None:
+    """Muon (Jordan et al. 2024) on the matrices of the layers, and Adam on gains, embedding and head."""
+    for name, count, (weight, gradient, first, second) in zip(x.names, x.steps, x, strict=True):
+        if name.startswith("layers.") and weight.dim() == 2:
+            first.lerp_(gradient, 1 - momentum)
+            rows, columns = weight.shape  # inputs, outputs
+            step = orthogonal(gradient.lerp(first, momentum), iterations)
+            weight.add_(step, alpha=-x.lr * max(1, columns / rows) ** 0.5)
+        else:
+            first.lerp_(gradient, 1 - beta1)
+            second.lerp_(gradient.square(), 1 - beta2)
+            size = (second / (1 - beta2**count)).sqrt_().add_(1e-8)
+            weight.addcdiv_(first / (1 - beta1**count), size, value=-x.lr)
+
+
+def orthogonal(matrix: "Tensor", iterations: int) -> "Tensor":
+    """About U V^T of the matrix U S V^T, by Newton and Schulz's iteration with Jordan's coefficients."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(iterations):
+        square = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
 OURS = dict(OPTIMIZERS)  # `NUMERICS` stands for the numbers of these; the key of a run holds the code of any other rule

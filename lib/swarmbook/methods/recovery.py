@@ -8,7 +8,7 @@ is charged for them. Afterwards the trainer sets the stage's Adam moments and ra
 Serves: CheckFree figures 2 to 4 and table 1, and what it says of single losses, pairs and moments.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -45,10 +45,12 @@ class Lost:
     fleet: where stages are read and written. dead: all stages of the replica that died in the same step, this one
     included. norms: gradient norms [R, S + 1] of the last step, before they were clipped to `clip`. rng: the generator
     of this rule in this step. kept: the copy that the strategy has of this stage on other nodes, None if none survived.
-    costs: where what is sent is counted.
+    peers: the replicas of the run in which this very stage is alive, the next one first. costs: where what is sent is
+    counted.
 
-    A rule can change what the trainer does next. moments: what becomes of Adam's moments, as in `RunConfig`. boosted:
-    whether the learning rate of the stage is raised. rolled_back: whether the whole run goes back to its last copy.
+    A rule can change what the trainer does next. moments: what becomes of Adam's moments, as in `RunConfig`; "peer" for
+    those of the first of the peers, which are sent as well. boosted: whether the learning rate of the stage is raised.
+    rolled_back: whether the whole run goes back to its last copy.
     """
 
     fleet: Cells
@@ -59,7 +61,8 @@ class Lost:
     rng: np.random.Generator
     clip: float = 1.0
     kept: Weights | None = None
-    moments: Literal["reset", "keep", "average"] = "reset"
+    peers: Sequence[int] = ()
+    moments: Literal["reset", "keep", "average", "peer"] = "reset"
     boosted: bool = True
     rolled_back: bool = False
     costs: Costs = field(default_factory=Costs)
@@ -85,7 +88,16 @@ class Lost:
     def fetch(self, stage: int) -> Weights:
         """Weights of a surviving stage of the same replica, sent over the network; KeyError for a dead stage."""
         self._alive(stage)
-        weights = self.fleet.stage(self.replica, stage)
+        return self._sent(self.replica, stage)
+
+    def fetch_from(self, peer: int) -> Weights:
+        """Weights of this very stage in another replica, one of `peers`, sent over the network; KeyError for others."""
+        if peer not in self.peers:
+            raise KeyError(f"stage {self.stage + 1} of replica {peer + 1} is none to ask: take one of {self.peers}")
+        return self._sent(peer, self.stage)
+
+    def _sent(self, replica: int, stage: int) -> Weights:
+        weights = self.fleet.stage(replica, stage)
         self.costs.add("sent on failure", bytes_of(weights))
         return weights
 
@@ -143,7 +155,8 @@ class Strategy:
     distances from it; -1 is the stage before it, on a ring that closes through the ends. Without holders, the copy lies
     in storage that does not fail. always: whether copies are taken after every step, and not every `keep_every` steps.
     forwards: whether every stage also runs the stages whose copies it holds forward, in every step. decides: the fields
-    of a run that say what becomes of a rebuilt stage, of which the rule reads none because it decides itself.
+    of a run that say what becomes of a rebuilt stage, of which the rule reads none because it decides itself. peers:
+    whether the rule asks other replicas, by `lost.fetch_from`; then a run needs several.
     """
 
     rule: Rule
@@ -152,6 +165,7 @@ class Strategy:
     always: bool = False
     forwards: bool = False
     decides: tuple[str, ...] = ()
+    peers: bool = False
 
     def covers(self, stage: int, stages: int) -> bool:
         """Whether a copy of this stage, of S `stages`, is kept; stage S is the ends."""
@@ -285,6 +299,20 @@ def redundant_computation(lost: Lost) -> None:
     """
     if _exact(lost):
         lost.moments = "keep"
+    else:
+        lost.mix({s: 1.0 for s in lost.neighbours})
+
+
+@recovery("peer copy", peers=True)
+def peer_copy(lost: Lost) -> None:
+    """A copy of the same stage of another replica, with its moments (as torchft heals, and Oobleck, arXiv 2309.08125).
+
+    Where replicas are kept alike in every step, nothing is lost. Else the stage is that of a replica that has learnt
+    from other data. If it died in all replicas, the uniform average of the neighbours.
+    """
+    if lost.peers:
+        lost.write(lost.fetch_from(lost.peers[0]))
+        lost.moments, lost.boosted = "peer", False
     else:
         lost.mix({s: 1.0 for s in lost.neighbours})
 

@@ -4,7 +4,8 @@
   (replica, stage). Stage -1 passes the microbatch on unchanged. Stage S at the last position names the replica whose
   head takes the loss; without it, the head of replica r takes it. Gradients go back the same way
 - a path is the stages of one microbatch in the order of its visits, counted from 0; it skips the stages not in it
-- within a step, random paths visit every stage that they may skip equally often, or once more (SkipPipe, rule TC1)
+- within a step, random paths visit every stage that they may skip equally often, or once more (SkipPipe, rule TC1);
+  LayerDrop knows no such rule
 
 Serves: CheckFree+ in CheckFree figures 3 and 4; NoLoCo figures 1 and 4; SkipPipe's convergence and its constraints.
 """
@@ -177,6 +178,32 @@ def blind_paths(
     sizes = _sizes(visits, stages, microbatches)
     hands = [deal(range(stages), sizes, rng) for _ in range(replicas)]
     return _cells([[rng.permutation(sorted(hand)).tolist() for hand in own] for own in hands])
+
+
+@route("LayerDrop")
+def layer_drop(
+    replicas: int,
+    stages: int,
+    microbatches: int,
+    rng: np.random.Generator,
+    *,
+    drop: float = 0.2,
+    rising: bool = False,
+) -> np.ndarray:
+    """Every microbatch skips each stage with probability `drop`, whatever the others skip (arXiv 1909.11556).
+
+    rising: stage s of S, from 1, with drop * s / S instead, as in stochastic depth (arXiv 1603.09382). A microbatch
+    that would skip all visits one stage at random. Evaluation visits all stages, and nothing is rescaled, neither then
+    nor in training, as in LayerDrop; stochastic depth scales what a layer adds by its share of visits in evaluations.
+    ValueError unless 0 <= drop < 1.
+    """
+    if not 0 <= drop < 1:
+        raise ValueError(f"drop={drop} must be at least 0 and below 1: it is the probability that a stage is skipped")
+    skipped = drop * (np.arange(1, stages + 1) / stages if rising else np.ones(stages))
+    kept = rng.random((replicas, microbatches, stages)) >= skipped
+    alone = np.eye(stages, dtype=bool)[rng.integers(stages, size=(replicas, microbatches))]
+    kept = np.where(kept.any(-1, keepdims=True), kept, alone)
+    return _cells([[np.flatnonzero(path).tolist() for path in own] for own in kept])
 
 
 def deal(members: Sequence[int], sizes: Sequence[int], rng: np.random.Generator) -> list[set[int]]:

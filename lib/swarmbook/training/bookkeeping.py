@@ -185,6 +185,7 @@ class Bookkeeping:
         rng = run.rng("recovery", self.step, replica, stage)
         lost = Lost(self.cells, row, stage, dead or frozenset({stage}), self.norms, rng, run.clip)
         lost.moments, lost.costs = run.moments, self.costs[i]
+        lost.peers = [row - replica + (replica + k) % run.replicas for k in range(1, run.replicas)]
         return lost
 
     def _lost_cells(self, i: int, cells: Iterable[tuple[int, int]], dying: np.ndarray) -> list[Lost]:
@@ -192,6 +193,7 @@ class Bookkeeping:
         strategy, first, lost = RULES[self.runs[i].recovery], self.replicas(i)[0], []
         for replica, stage in cells:
             cell = self.lost(i, first + replica, stage, frozenset(np.flatnonzero(dying[replica]).tolist()))
+            cell.peers = [peer for peer in cell.peers if not dying[peer - first, stage]]
             row, column = self._place(cell.replica, stage)
             kept = self.copies.get(i, {}).get("fleet", {})
             cell.kept = rebuilding.surviving_copy(strategy, cell, kept, (row - first, column))
@@ -213,14 +215,17 @@ class Bookkeeping:
             return
         if counts:
             cell.costs.add("rebuilt", 1)
-            if strategy.covers(cell.stage, self.runs[i].stages) and cell.kept is None:
+            covered = strategy.peers or strategy.covers(cell.stage, self.runs[i].stages)
+            if covered and cell.kept is None and not (strategy.peers and cell.peers):
                 cell.costs.add("not recoverable", 1)
         if cell.boosted:
             self.rebuilt[place] = self.step
         if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
             self.optimizer.reset(*place)
-        elif cell.moments == "average":
-            sources = [self._moments(cell.replica, stage) for stage in cell.neighbours]
+        elif cell.moments in ("average", "peer"):
+            alone = [(peer, cell.stage) for peer in cell.peers[:1]]
+            asked = alone if cell.moments == "peer" else [(cell.replica, stage) for stage in cell.neighbours]
+            sources = [self._moments(*each) for each in asked]
             self.optimizer.average(*place, sources)
             sent = sum(bytes_of(dict(enumerate(pair))) for moments, _ in sources for pair in moments.values())
             cell.costs.add("sent on failure", sent)

@@ -184,7 +184,8 @@ class OuterOptimizer:
         present = run.present_at(step)
         if present is not None and not present.any():
             return
-        x = self._exchange_of(tensors, run.groups_at(step), *numbers, late, costs, present, step)
+        given = run.groups_at(step), *numbers, late, costs, present, step
+        x = self._exchange_of(tensors, *given, names=list(theta))
         absent = x.absent
         kept = [(tensor, tensor[absent]) for own in tensors for tensor in own if absent and tensor is not None]
         self.method.rule(x, **run.arguments("sync"))
@@ -195,9 +196,9 @@ class OuterOptimizer:
             for tensor in (weight for each in (theta, *slow) for weight in each.values()):
                 tensor.copy_(tensor.bfloat16())
 
-    def _exchange_of(self, *arguments) -> Exchange:
+    def _exchange_of(self, *arguments, names: list[str]) -> Exchange:
         """The exchange that a rule works on; arguments as of `Exchange`."""
-        return Exchange(*arguments)
+        return Exchange(*arguments, names=names)
 
     def _fragment(self, weights: Weights, f: int) -> Weights:
         """Views of the part of these weights that belongs to fragment f."""

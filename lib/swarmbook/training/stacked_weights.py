@@ -93,18 +93,33 @@ class StackedWeights:
         ends = torch.linalg.vector_norm(torch.stack(ends), dim=0)  # [R]
         return torch.cat([stages.T, ends[:, None]], 1)
 
-    def clip(self, limit: float) -> Tensor:
-        """Scale each cell's gradient to a norm of at most `limit`; returns the norms before, [R, S + 1].
+    def clip(self, limit: float, workers: bool = False) -> Tensor:
+        """Scale each cell's gradient to a norm of at most `limit`; returns the norms of cells before, [R, S + 1].
 
-        As torch's clip_grad_norm_ on each cell.
+        As torch's clip_grad_norm_ on each cell. workers: on each stage with the ends that lie beside it instead, the
+        embedding with the first one, norm and head with the last.
         """
         norms = self.norms()
+        if workers:
+            self._clip_workers(limit, norms[:, :-1])
+            return norms
         factor = (limit / (norms + 1e-6)).clamp(max=1.0)
         for gradient in self.layer_gradients.values():
             gradient.mul_(factor[:, :-1].T.view(1, *gradient.shape[1:3], *[1] * (gradient.dim() - 3)))
         for gradient in self.outer_gradients.values():
             gradient.mul_(factor[:, -1].view(-1, *[1] * (gradient.dim() - 1)))
         return norms
+
+    def _clip_workers(self, limit: float, stages: Tensor) -> None:
+        """Scale each stage's gradient and that of the ends beside it as one; stages: norms of stages alone, [R, S]."""
+        squares, beside = stages.square(), {name: 0 if name == "embedding" else -1 for name in self.outer_gradients}
+        for name, gradient in self.outer_gradients.items():
+            squares[:, beside[name]] += gradient.flatten(1).square().sum(1)
+        factor = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # [R, S]
+        for gradient in self.layer_gradients.values():
+            gradient.mul_(factor.T.view(1, *gradient.shape[1:3], *[1] * (gradient.dim() - 3)))
+        for name, gradient in self.outer_gradients.items():
+            gradient.mul_(factor[:, beside[name]].view(-1, *[1] * (gradient.dim() - 1)))
 
     def state_dict(self, replicas: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Copies of all weights, or of the given replicas' alone, named as `swarmbook.training.state_layout` says."""

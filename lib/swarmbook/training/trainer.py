@@ -117,7 +117,8 @@ class Pack(Bookkeeping):
                 self._fail(i)
         tokens = [batches[position] for batches, position in zip(self.batches, self.position, strict=True)]
         self.losses.append(self.fleet.gradients(np.concatenate(tokens), self._route(), self.at_once))
-        self.norms = self.fleet.clip(self.runs[0].clip)
+        first = self.runs[0]
+        self.norms = self.fleet.clip(first.clip, first.clipping == "workers")
         for i, outer in self._outers():
             outer.average_gradients(int(self.position[i]), self.costs[i])
         self._update()
