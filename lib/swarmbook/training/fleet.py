@@ -100,7 +100,7 @@ class Fleet(StackedStages):
             for part in tokens[group.replicas].split(block, dim=2):
                 x = self._forward(group, part[..., :-1])
                 norm, head = self.norm_and_head(group.replicas)
-                nats = llama.cross_entropy(x, norm, head, _labels(group, part))
+                nats = self._eager.cross_entropy(x, norm, head, _labels(group, part))
                 parts.append(nats.view(*part.shape[:3], T))  # [r, M, block, T]
             losses.append(torch.cat(parts, 2).flatten(1, 2))  # [r, N, T]
         return torch.cat(losses)

@@ -52,7 +52,12 @@ class StackedStages(StackedWeights):
         self._working = self.layers | self._rounded  # what the matmuls take
         self._views: dict[tuple, dict[str, Tensor]] = {}
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
-        steps = (llama.layer, llama.layer_backward, llama.cross_entropy_backward)
+        self._eager = llama
+        if place.type == "cpu" and self.precision == "fp32":
+            from swarmbook.training import cpu_layers  # numba, wanted only here
+
+            self._eager = cpu_layers
+        steps = (self._eager.layer, self._eager.layer_backward, self._eager.cross_entropy_backward)
         self._layer, self._layer_backward, self._cross_entropy_backward = (
             map(Compiled, steps) if self.compiled else steps
         )
@@ -75,7 +80,7 @@ class StackedStages(StackedWeights):
         compiled: use compiled kernels, if the fleet has any. `round_matrices` must have been called since the weights
         were last written.
         """
-        layer = self._layer if compiled else llama.layer
+        layer = self._layer if compiled else self._eager.layer
         for j in range(self.shape.layers_per_stage):
             before = x
             x, *activations = layer(x, *self._weights(j, cells), *self._rotary(length))
@@ -91,7 +96,7 @@ class StackedStages(StackedWeights):
         The gradients of their weights are written if `first`, else added to those that are stored. kept: as
         `stage_forward` left it; what belongs to these cells is taken off its end. Other arguments as there.
         """
-        layer, backward = (self._layer, self._layer_backward) if compiled else (llama.layer, llama.layer_backward)
+        layer, backward = (self._layer, self._layer_backward) if compiled else (self._eager.layer, self._eager.layer_backward)
         for j in reversed(range(self.shape.layers_per_stage)):
             weights, activations, angles = self._weights(j, cells), kept.pop(), self._rotary(length)
             if self.checkpointing:
@@ -108,7 +113,7 @@ class StackedStages(StackedWeights):
         norm, head = self.norm_and_head(replicas)
         block = self.at_a_time(len(x) * unit * self.shape.vocabulary) * unit
         parts = zip(x.split(block, 1), targets.split(block, 1), strict=True)
-        return torch.cat([llama.cross_entropy(part, norm, head, wanted) for part, wanted in parts], 1)
+        return torch.cat([self._eager.cross_entropy(part, norm, head, wanted) for part, wanted in parts], 1)
 
     def head_backward(self, replicas: slice, x: Tensor, targets: Tensor, count: int, first: bool):
         """Loss [r] of r replicas, nats summed over targets [r, n] / count, and its gradient by x [r, n, D].
