@@ -9,26 +9,29 @@ Serves: every run trained on a CPU, by way of `swarmbook.training.cpu_layers`.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 from numba import njit
 
+from swarmbook.records.machine_code import compiled
 from swarmbook.training.llama import NORM_EPS
 
 f32 = np.float32
 EPS = f32(NORM_EPS)
 ONE, HALF, ZERO = f32(1.0), f32(0.5), f32(0.0)
-LOG2E, LN2_HIGH, LN2_LOW, LEAST = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4), f32(-87.0)
+LOG2E, LN2_HIGH, LN2_LOW, LEAST = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4), f32(-64.0)
 P2, P3, P4, P5, P6 = f32(0.5), f32(1.6666665459e-1), f32(4.1665795894e-2), f32(8.3334519073e-3), f32(1.3981999507e-3)
 P7 = f32(1.9875691500e-4)
+LOWEST = f32(-1e30)  # of a score that does not count
 
 fast = {"reassoc", "contract", "arcp", "nsz"}
-kernel = njit(cache=True, nogil=True, fastmath=fast, error_model="numpy")
+kernel = partial(compiled, nogil=True, fastmath=fast, error_model="numpy")
 
 
 @njit(inline="always")
 def _exp(x):
-    """e to the x <= 0, to 2e-7 of it; e to the -87 below that. Numba's own is a call for each number."""
+    """e to the x <= 0, to 2e-7 of it, and e to the -64 below that, far from subnormal numbers, which are slow."""
     x = LEAST if x < LEAST else x
     n = np.int32(x * LOG2E - HALF)
     r = (x - f32(n) * LN2_HIGH) - f32(n) * LN2_LOW
@@ -109,8 +112,8 @@ def swiglu(both, h):
 
 
 @kernel
-def swiglu_backward(dh, both, dboth):
-    """dboth [n, 2H] of both, given dh [n, H]; dh becomes h, the forward value."""
+def swiglu_backward(dh, both):
+    """both [n, 2H] becomes its gradient, given dh [n, H]; dh becomes h, the forward value."""
     n, H = dh.shape
     for i in range(n):
         for j in range(H):
@@ -118,54 +121,98 @@ def swiglu_backward(dh, both, dboth):
             s = _sigmoid(gate)
             silu = gate * s
             dh[i, j] = silu * up
-            dboth[i, H + j] = dy * silu
-            dboth[i, j] = dy * up * (s + silu * (ONE - s))
-
-
+            both[i, H + j] = dy * silu
+            both[i, j] = dy * up * (s + silu * (ONE - s))
 
 
 @kernel
-def rotate(qkv, cos, sin):
-    """Rotary positions on queries and keys of qkv [N, T, 3, heads, d] in place; cos, sin [T, d / 2]."""
+def split_heads(qkv, cos, sin, parts):
+    """parts [3, N * heads, T, d] of qkv [N, T, 3, heads, d]: queries and keys at their rotary positions, and values.
+
+    cos, sin: [T, d / 2]. Queries are divided by sqrt(d).
+    """
     N, T, _, heads, d = qkv.shape
-    half = d // 2
-    for m in range(N):
-        for t in range(T):
-            for part in range(2):
-                for h in range(heads):
-                    for e in range(half):
-                        a, b = qkv[m, t, part, h, e], qkv[m, t, part, h, half + e]
-                        qkv[m, t, part, h, e] = a * cos[t, e] - b * sin[t, e]
-                        qkv[m, t, part, h, half + e] = b * cos[t, e] + a * sin[t, e]
-
-
-@kernel
-def rotate_back(dq, dk, dv, cos, sin, dqkv):
-    """dqkv [N, T, 3, heads, d] = dq and dk [N, T, heads, d] turned back from their rotary positions, and dv."""
-    N, T, heads, d = dq.shape
-    half = d // 2
+    half, factor = d // 2, ONE / f32(math.sqrt(d))
     for m in range(N):
         for t in range(T):
             for h in range(heads):
                 for e in range(half):
-                    a, b, c, s = dq[m, t, h, e], dq[m, t, h, half + e], cos[t, e], sin[t, e]
-                    dqkv[m, t, 0, h, e] = a * c + b * s
-                    dqkv[m, t, 0, h, half + e] = b * c - a * s
+                    a, b, c, s = qkv[m, t, 0, h, e], qkv[m, t, 0, h, half + e], cos[t, e] * factor, sin[t, e] * factor
+                    parts[0, m * heads + h, t, e] = a * c - b * s
+                    parts[0, m * heads + h, t, half + e] = b * c + a * s
                 for e in range(half):
-                    a, b, c, s = dk[m, t, h, e], dk[m, t, h, half + e], cos[t, e], sin[t, e]
-                    dqkv[m, t, 1, h, e] = a * c + b * s
-                    dqkv[m, t, 1, h, half + e] = b * c - a * s
+                    a, b, c, s = qkv[m, t, 1, h, e], qkv[m, t, 1, h, half + e], cos[t, e], sin[t, e]
+                    parts[1, m * heads + h, t, e] = a * c - b * s
+                    parts[1, m * heads + h, t, half + e] = b * c + a * s
                 for e in range(d):
-                    dqkv[m, t, 2, h, e] = dv[m, t, h, e]
+                    parts[2, m * heads + h, t, e] = qkv[m, t, 2, h, e]
 
 
-@njit(inline="never", fastmath={"nnan", "nsz"})
+@kernel
+def merge_heads(parts, cos, sin, qkv):
+    """The gradient qkv of what `split_heads` was given, from the gradient parts of what it gave."""
+    N, T, _, heads, d = qkv.shape
+    half, factor = d // 2, ONE / f32(math.sqrt(d))
+    for m in range(N):
+        for t in range(T):
+            for h in range(heads):
+                for e in range(half):
+                    a, b = parts[0, m * heads + h, t, e], parts[0, m * heads + h, t, half + e]
+                    c, s = cos[t, e] * factor, sin[t, e] * factor
+                    qkv[m, t, 0, h, e] = a * c + b * s
+                    qkv[m, t, 0, h, half + e] = b * c - a * s
+                for e in range(half):
+                    a, b = parts[1, m * heads + h, t, e], parts[1, m * heads + h, t, half + e]
+                    c, s = cos[t, e], sin[t, e]
+                    qkv[m, t, 1, h, e] = a * c + b * s
+                    qkv[m, t, 1, h, half + e] = b * c - a * s
+                for e in range(d):
+                    qkv[m, t, 2, h, e] = parts[2, m * heads + h, t, e]
+
+
+@njit(fastmath={"nnan", "nsz"})
 def _largest(row):
     """The largest number of a row, where NaN may be overlooked."""
     most = row[0]
     for v in range(len(row)):
         most = row[v] if row[v] > most else most
     return most
+
+
+@kernel
+def causal_softmax(scores):
+    """Scores [B, T, T] of queries and keys become the weights of keys up to the query; those of later ones are 0."""
+    B, T, _ = scores.shape
+    for b in range(B):
+        for i in range(T):
+            row = scores[b, i]
+            stop = min(T, i // 16 * 16 + 16)  # whole vectors
+            row[i + 1 : stop] = LOWEST
+            most, total = _largest(row[:stop]), ZERO
+            for j in range(stop):
+                e = _exp(row[j] - most)
+                row[j] = e
+                total += e
+            part = ONE / total
+            for j in range(stop):
+                row[j] *= part
+            row[i + 1 :] = ZERO
+
+
+@kernel
+def causal_softmax_backward(weights, dweights):
+    """Gradients of what `causal_softmax` gave become those of what it was given, both [B, T, T]."""
+    B, T, _ = weights.shape
+    for b in range(B):
+        for i in range(T):
+            row, drow = weights[b, i], dweights[b, i]
+            stop = min(T, i // 16 * 16 + 16)  # whole vectors
+            along = ZERO
+            for j in range(stop):
+                along += row[j] * drow[j]
+            for j in range(stop):
+                drow[j] = row[j] * (drow[j] - along)
+            drow[stop:] = ZERO
 
 
 @kernel

@@ -1,61 +1,74 @@
-"""The layers and the loss of `swarmbook.training.llama` on a CPU in fp32: the same numbers to rounding, less memory traffic.
+"""Layers and loss of `swarmbook.training.llama` on a CPU in fp32: the same to rounding, with less memory traffic.
 
-Matrix products and attention are torch's, all else is in `swarmbook.training.cpu_kernels`. The functions take the
-arguments of their namesakes there, and mean the same; what a layer keeps for the way back is its own affair.
+Matrix products are torch's, those of attention included. All else is in `swarmbook.training.cpu_kernels`. The functions
+take the arguments of their namesakes and mean the same, but a layer keeps other tensors for the way back.
 
 Serves: every run trained on a CPU, by way of `swarmbook.training.stacked_stages`.
 """
 
+import numba
 import torch
 from torch import Tensor
 
-from swarmbook.training import cpu_kernels, torch_private
+from swarmbook.training import cpu_kernels
+
+COMPILER = f"numba {numba.__version__}"  # it decides how numbers are rounded
 
 
 def layer(x, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin) -> tuple[Tensor, ...]:
     """One transformer layer, as `llama.layer`: x after it, and what `layer_backward` needs of the way there."""
-    C, n, D = x.shape
+    x = x.contiguous()
     y = _norm(x, attention_norm)
-    turned = torch.bmm(y, qkv)  # [C, n, 3D]
-    _run(cpu_kernels.rotate, _heads(turned, cos), cos[:, 0], sin[:, 0])
-    o, logsumexp = torch_private.cpu_attention(*_queries_keys_values(turned, cos))
-    middle = torch.bmm(o.transpose(1, 2).view(C, n, D), output)
-    _run(cpu_kernels.add_norm, x, middle, mlp_norm, y)
+    joined = _by_head(torch.bmm(y, qkv), cos)
+    N, T, _, count, d = joined.shape
+    heads = y.new_empty(3, N * count, T, d)
+    _run(cpu_kernels.split_heads, joined, cos[:, 0], sin[:, 0], heads)
+    q, k, v = heads
+    weights = torch.bmm(q, k.mT)  # [N * heads, T, T]
+    _run(cpu_kernels.causal_softmax, weights)
+    o = _tokens_first(torch.bmm(weights, v), x)
+    middle = torch.bmm(o, output)
+    _run(cpu_kernels.add_norm, x, middle, mlp_norm.contiguous(), y)
     both = torch.bmm(y, gate_up)  # [C, n, 2H]
-    h = both.new_empty(C, n, both.shape[-1] // 2)
+    h = both.new_empty(*both.shape[:2], both.shape[2] // 2)
     _run(cpu_kernels.swiglu, both.flatten(0, 1), h.flatten(0, 1))
-    return torch.baddbmm(middle, h, down), x, turned, o, logsumexp, middle, both
+    return torch.baddbmm(middle, h, down), x, heads, weights, o, middle, both
 
 
 def layer_backward(
-    dx, x, turned, o, logsumexp, middle, both, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin
+    dx, x, heads, weights, o, middle, both, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin
 ) -> tuple[Tensor, ...]:
-    """As `llama.layer_backward`: the gradient before the layer, those of the norms, and factors of the others."""
-    C, n, D = x.shape
+    """As `llama.layer_backward`: the gradient before the layer, those of the norms, and factors of the others.
+
+    What the layer kept is overwritten, but for x.
+    """
+    dx = dx.contiguous()
     h = torch.bmm(dx, down.mT)
-    dboth = torch.empty_like(both)
-    _run(cpu_kernels.swiglu_backward, h.flatten(0, 1), both.flatten(0, 1), dboth.flatten(0, 1))
-    dmiddle = torch.bmm(dboth, gate_up.mT)
+    _run(cpu_kernels.swiglu_backward, h.flatten(0, 1), both.flatten(0, 1))
+    dmiddle = torch.bmm(both, gate_up.mT)
     normed, dmlp_norm = _norm_backward(dmiddle, middle, mlp_norm, dx)
-    flat = o.transpose(1, 2)  # [C * n / T, T, heads, head_width]
-    do = torch.bmm(dmiddle, output.mT).view(flat.shape).transpose(1, 2)
-    found = torch_private.cpu_attention_backward(do, *_queries_keys_values(turned, cos), o, logsumexp)
-    dturned = torch.empty_like(turned)
-    found = (d.transpose(1, 2).contiguous() for d in found)
-    _run(cpu_kernels.rotate_back, *found, cos[:, 0], sin[:, 0], _heads(dturned, cos))
-    before = torch.bmm(dturned, qkv.mT)
+    (q, k, v), dheads = heads, torch.empty_like(heads)
+    do = _heads_first(torch.bmm(dmiddle, output.mT), v)
+    scores = torch.bmm(do, v.mT)
+    _run(cpu_kernels.causal_softmax_backward, weights, scores)
+    torch.bmm(scores, k, out=dheads[0])
+    torch.bmm(scores.mT, q, out=dheads[1])
+    torch.bmm(weights.mT, do, out=dheads[2])
+    dqkv = dx.new_empty(*dx.shape[:2], 3 * dx.shape[2])
+    _run(cpu_kernels.merge_heads, dheads, cos[:, 0], sin[:, 0], _by_head(dqkv, cos))
+    before = torch.bmm(dqkv, qkv.mT)
     first, dattention_norm = _norm_backward(before, x, attention_norm, dmiddle)
-    factors = h, dx, normed, dboth, flat.view(C, n, D), dmiddle, first, dturned
-    return before, dattention_norm, dmlp_norm, *factors
+    return before, dattention_norm, dmlp_norm, h, dx, normed, both, o, dmiddle, first, dqkv
 
 
 def cross_entropy(x: Tensor, final_norm: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """As `llama.cross_entropy`: nats of each token [R, n]."""
-    return _cross_entropy(torch.bmm(_norm(x, final_norm), head), targets, 0.0)
+    return _cross_entropy(torch.bmm(_norm(x.contiguous(), final_norm), head), targets, 0.0)
 
 
 def cross_entropy_backward(x, final_norm, head, targets, scale: float) -> tuple[Tensor, ...]:
     """As `llama.cross_entropy_backward`: nats [R], dx, dnorm, and the factors of dhead."""
+    x = x.contiguous()
     z = torch.bmm(_norm(x, final_norm), head)
     nats = _cross_entropy(z, targets, scale)
     dx = torch.bmm(z, head.mT)
@@ -87,11 +100,20 @@ def _cross_entropy(z, targets, scale):
     return nats
 
 
-def _heads(turned, cos):
-    """qkv [C, n, 3D] of whole sequences as [C * n / T, T, 3, heads, head_width]."""
-    T, half = len(cos), cos.shape[-1]
-    return turned.view(-1, T, 3, turned.shape[-1] // (6 * half), 2 * half)
+def _by_head(qkv, cos):
+    """qkv [C, n, 3D] of N whole sequences as [N, T, 3, heads, d]; cos [T, 1, d / 2]."""
+    T, _, half = cos.shape
+    return qkv.view(-1, T, 3, qkv.shape[-1] // (6 * half), 2 * half)
 
 
-def _queries_keys_values(turned, cos):
-    return (t.transpose(1, 2) for t in _heads(turned, cos).unbind(2))
+def _tokens_first(o, like):
+    """[N * heads, T, d] as [C, n, D], laid out like the tokens of x."""
+    C, n, D = like.shape
+    T, d = o.shape[1:]
+    return o.view(-1, D // d, T, d).transpose(1, 2).reshape(C, n, D)
+
+
+def _heads_first(do, like):
+    """[C, n, D] as [N * heads, T, d], laid out like `like`."""
+    T, d = like.shape[1:]
+    return do.view(-1, T, do.shape[-1] // d, d).transpose(1, 2).reshape(like.shape)
