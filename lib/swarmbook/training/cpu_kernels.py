@@ -15,10 +15,8 @@ import numpy as np
 from numba import njit
 
 from swarmbook.records.machine_code import compiled
-from swarmbook.training.llama import NORM_EPS
 
 f32 = np.float32
-EPS = f32(NORM_EPS)
 ONE, HALF, ZERO = f32(1.0), f32(0.5), f32(0.0)
 LOG2E, LN2_HIGH, LN2_LOW, LEAST = f32(1.44269504), f32(0.693359375), f32(-2.12194440e-4), f32(-64.0)
 P2, P3, P4, P5, P6 = f32(0.5), f32(1.6666665459e-1), f32(4.1665795894e-2), f32(8.3334519073e-3), f32(1.3981999507e-3)
@@ -46,7 +44,7 @@ def _sigmoid(x):
 
 
 @kernel
-def norm(x, weight, out):
+def norm(x, weight, eps, out):
     """out [C, n, D] = RMSNorm of x [C, n, D] with weight [C, D]."""
     C, n, D = x.shape
     for c in range(C):
@@ -54,13 +52,13 @@ def norm(x, weight, out):
             total = ZERO
             for d in range(D):
                 total += x[c, i, d] * x[c, i, d]
-            scale = ONE / math.sqrt(total / f32(D) + EPS)
+            scale = ONE / math.sqrt(total / f32(D) + eps)
             for d in range(D):
                 out[c, i, d] = x[c, i, d] * scale * weight[c, d]
 
 
 @kernel
-def add_norm(x, y, weight, out):
+def add_norm(x, y, weight, eps, out):
     """y [C, n, D] += x, and out = RMSNorm of that with weight [C, D]."""
     C, n, D = x.shape
     for c in range(C):
@@ -70,13 +68,13 @@ def add_norm(x, y, weight, out):
                 both = x[c, i, d] + y[c, i, d]
                 y[c, i, d] = both
                 total += both * both
-            scale = ONE / math.sqrt(total / f32(D) + EPS)
+            scale = ONE / math.sqrt(total / f32(D) + eps)
             for d in range(D):
                 out[c, i, d] = y[c, i, d] * scale * weight[c, d]
 
 
 @kernel
-def norm_backward(dy, x, weight, past, normed, dweight):
+def norm_backward(dy, x, weight, eps, past, normed, dweight):
     """dy [C, n, D] of the RMSNorm of x becomes the gradient of x, to which `past` is added: what goes past the norm.
 
     normed [C, n, D] = that norm; dweight [C, D] = the gradient of its weight. past: like x, or None.
@@ -91,7 +89,7 @@ def norm_backward(dy, x, weight, past, normed, dweight):
             for d in range(D):
                 total += x[c, i, d] * x[c, i, d]
                 along += dy[c, i, d] * weight[c, d] * x[c, i, d]
-            scale = ONE / math.sqrt(total / f32(D) + EPS)
+            scale = ONE / math.sqrt(total / f32(D) + eps)
             along = along * scale * scale / f32(D)
             for d in range(D):
                 unit = x[c, i, d] * scale

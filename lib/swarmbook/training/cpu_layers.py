@@ -10,9 +10,10 @@ import numba
 import torch
 from torch import Tensor
 
-from swarmbook.training import cpu_kernels
+from swarmbook.training import cpu_kernels, llama
 
 COMPILER = f"numba {numba.__version__}"  # it decides how numbers are rounded
+EPS = cpu_kernels.f32(llama.NORM_EPS)
 
 
 def layer(x, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin) -> tuple[Tensor, ...]:
@@ -28,7 +29,7 @@ def layer(x, attention_norm, qkv, output, mlp_norm, gate_up, down, cos, sin) -> 
     _run(cpu_kernels.causal_softmax, weights)
     o = _tokens_first(torch.bmm(weights, v), x)
     middle = torch.bmm(o, output)
-    _run(cpu_kernels.add_norm, x, middle, mlp_norm.contiguous(), y)
+    _run(cpu_kernels.add_norm, x, middle, mlp_norm.contiguous(), EPS, y)
     both = torch.bmm(y, gate_up)  # [C, n, 2H]
     h = both.new_empty(*both.shape[:2], both.shape[2] // 2)
     _run(cpu_kernels.swiglu, both.flatten(0, 1), h.flatten(0, 1))
@@ -83,14 +84,14 @@ def _run(kernel, *arguments) -> None:
 
 def _norm(x, weight):
     y = torch.empty_like(x)
-    _run(cpu_kernels.norm, x, weight.contiguous(), y)
+    _run(cpu_kernels.norm, x, weight.contiguous(), EPS, y)
     return y
 
 
 def _norm_backward(dy, x, weight, past):
     """Turn dy into the gradient of x, in place; the norm once more, and the gradient of its weight."""
     normed, dweight = torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
-    _run(cpu_kernels.norm_backward, dy, x, weight.contiguous(), past, normed, dweight)
+    _run(cpu_kernels.norm_backward, dy, x, weight.contiguous(), EPS, past, normed, dweight)
     return normed, dweight
 
 
