@@ -1,7 +1,6 @@
 """A Fleet is many separate models; a route is a plain walk of each microbatch through the cells it names."""
 
-import os
-import shutil
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from swarmbook.methods import routing
 from swarmbook.methods.model_size import Shape
-from swarmbook.training import llama
+from swarmbook.training import cpu_layers, llama
 from swarmbook.training.fleet import Fleet
 from swarmbook.training.inner_optimizer import InnerOptimizer
 
@@ -507,17 +506,54 @@ def test_state_of_some_replicas():
         fleet.load_state_dict(pair.state_dict())
 
 
-def test_compiled_is_eager():
-    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        pytest.skip("torch.compile needs a C++ compiler and this machine has none")
-    eager, compiled = disturbed(fleet_of()), disturbed(fleet_of(compile=True))
-    for cells in (None, swapped()):
-        losses = eager.gradients(batch(), cells)
-        torch.testing.assert_close(compiled.gradients(batch(), cells), losses, rtol=1e-5, atol=1e-5)
-        for r in range(R):
-            for s in range(S):
-                for name, gradient in eager.stage_gradient(r, s).items():
-                    torch.testing.assert_close(compiled.stage_gradient(r, s)[name], gradient, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(("length", "width", "heads"), [(T, 16, 2), (33, 20, 5), (64, 32, 2)])
+def test_kernels_of_a_cpu_are_the_plain_functions(length, width, heads):
+    """Forward and backward, with weights of cells that do not lie side by side, and numbers far from 0."""
+    C, hidden, vocabulary = 3, 24, 41
+    draw = torch.Generator().manual_seed(length)
+
+    def some(*size):
+        return torch.randn(size, generator=draw)
+
+    sizes = [(width,), (width, 3 * width), (width, width), (width,), (width, 2 * hidden), (hidden, width)]
+    weights = [some(2 * C, *size)[::2] * 0.5 for size in sizes]
+    x, dx = 3 * some(C, 2 * length, width), some(C, 2 * length, width)
+    angles = llama.rotary(length, width // heads, torch.device("cpu"))
+    out, *kept = llama.layer(x, *weights, *angles)
+    ours, *ours_kept = cpu_layers.layer(x, *weights, *angles)
+    close(ours, out, "forward")
+    expected = llama.layer_backward(dx, *kept, *weights, *angles)
+    got = cpu_layers.layer_backward(dx, *ours_kept, *weights, *angles)
+    for i in range(3):
+        close(got[i], expected[i], ("dx", "attention norm", "mlp norm")[i])
+    for i in range(3, 11, 2):
+        close(got[i].mT @ got[i + 1], expected[i].mT @ expected[i + 1], f"matrix {i // 2}")
+    head, targets = some(C, width, vocabulary), torch.randint(vocabulary, (C, 2 * length), generator=draw)
+    arguments = x, weights[0], head, targets
+    close(cpu_layers.cross_entropy(*arguments), llama.cross_entropy(*arguments), "nats")
+    got, expected = (of.cross_entropy_backward(*arguments, 0.25) for of in (cpu_layers, llama))
+    for i in range(3):
+        close(got[i], expected[i], ("nats", "dx", "norm")[i])
+    close(got[3].mT @ got[4], expected[3].mT @ expected[4], "head")
+
+
+def test_long_sequences_go_through_flash_attention(monkeypatch):
+    """And get the same losses, whichever way their attention goes."""
+    fleet, tokens = disturbed(fleet_of()), batch()
+    explicit = fleet.gradients(tokens)
+    gradient = fleet.stage_gradient(1, 0)["qkv"].clone()
+    monkeypatch.setitem(llama.ATTENTION_KEPT, "cpu", T - 1)
+    torch.testing.assert_close(fleet.gradients(tokens), explicit, rtol=1e-5, atol=1e-5)
+    close(fleet.stage_gradient(1, 0)["qkv"], gradient, "qkv")
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_diverges_on_a_cpu_is_seen(wrong):
+    fleet = fleet_of()
+    fleet.stage(1, 2)["down"][0, 3, 3] = wrong
+    losses = fleet.gradients(batch())
+    assert not losses[1].isfinite() and losses[[0, 2]].isfinite().all()
+    assert not fleet.loss(batch()[:, 0])[1].isfinite()
 
 
 @pytest.mark.parametrize(
@@ -535,10 +571,10 @@ def test_bad_options_are_refused(options, error, message):
         Fleet(SHAPE, **{"seeds": [1], "device": "cpu", "compile": False, **options})
 
 
-def test_no_compiler_is_no_obstacle(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not Fleet(SHAPE, [1], device="cpu").compiled
-    with pytest.raises(RuntimeError, match="install g"):
+def test_a_cpu_has_its_own_kernels():
+    assert Fleet(SHAPE, [1], device="cpu").compiled.startswith("numba")
+    assert Fleet(SHAPE, [1], device="cpu", precision="bf16").compiled is False
+    with pytest.raises(RuntimeError, match="compile=True needs CUDA"):
         Fleet(SHAPE, [1], device="cpu", compile=True)
 
 

@@ -74,7 +74,7 @@ class RankTrainer(Bookkeeping):
         self.run, self.mesh, self.comm = run, mesh, comm
         self.phase: int | None = None
         self._first = 3 * self.begin - 1  # the phase of whoever has all that belongs to it first
-        costly = packing.expected_flops([run], self.shape) > packing.COMPILE_FLOPS[comm.device.type] * mesh.ranks
+        costly = packing.expected_flops([run], self.shape) > packing.COMPILE_FLOPS * mesh.ranks
         self._set_up(StageShard(run, self.shape, mesh, comm, "auto" if costly else False))
         self.strategy = RULES[run.recovery]
         asks_peers = self.strategy is not None and self.strategy.peers

@@ -24,7 +24,7 @@ from functools import partial
 
 import numpy as np
 
-from swarmbook.planning.compilation import compiled
+from swarmbook.records.machine_code import compiled
 
 compiled = partial(compiled, nogil=True)
 

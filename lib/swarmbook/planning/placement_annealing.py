@@ -11,7 +11,7 @@ Serves: `swarmbook.planning.placement`.
 
 import numpy as np
 
-from swarmbook.planning.compilation import compiled
+from swarmbook.records.machine_code import compiled
 
 
 @compiled

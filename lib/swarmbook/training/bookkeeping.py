@@ -341,7 +341,7 @@ class Bookkeeping:
 
     def _surroundings(self) -> dict:
         """What decides how numbers are rounded."""
-        here = {"compiled": bool(self.fleet.compiled), "packed": len(self.runs)}
+        here = {"compiled": self.fleet.compiled, "packed": len(self.runs)}
         return {"numerics": NUMERICS, **environment(self.fleet.device), **here}
 
     def _made_on(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether and how the layers of a fleet are compiled.
+"""Whether and how the layers of a fleet on CUDA are compiled. On a CPU, `swarmbook.training.cpu_layers` does without.
 
 Serves: long runs, which repay a compilation (`swarmbook.training.packing.COMPILE_FLOPS`).
 """
@@ -18,25 +18,22 @@ from swarmbook.training.torch_private import compiled, has_triton
 
 
 def compilable(wanted: bool | str, device: torch.device) -> bool:
-    """Whether to compile: as wanted, or with "auto" where a compiler is found."""
+    """Whether to compile: as wanted, or with "auto" on CUDA where there is a Triton."""
     if wanted not in (True, False, "auto"):
         raise ValueError(f"compile={wanted!r} is unknown: give True, False or 'auto'")
-    if device.type == "cuda":
-        found = has_triton()
-    else:
-        found = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+    found = device.type == "cuda" and has_triton()
     if wanted is True and not found:
         raise RuntimeError(
-            "compile=True needs a C++ compiler (on CUDA: Triton) and none was found: "
-            "install g++, name one in CXX, or give compile=False"
+            f"compile=True needs CUDA and Triton, which are not there for device={str(device)!r}: "
+            "give compile='auto' or False; layers on a CPU are compiled without it"
         )
     compiles = found if wanted == "auto" else wanted
     if compiles:
-        _find_room()
+        find_room()
     return compiles
 
 
-def _find_room() -> None:
+def find_room() -> None:
     """Where the compiler cannot write to its folder, give it one that goes away with this process, and say so."""
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if not folder:

@@ -100,7 +100,7 @@ class Fleet(StackedStages):
             for part in tokens[group.replicas].split(block, dim=2):
                 x = self._forward(group, part[..., :-1])
                 norm, head = self.norm_and_head(group.replicas)
-                nats = llama.cross_entropy(x, norm, head, _labels(group, part))
+                nats = self._kernels.cross_entropy(x, norm, head, _labels(group, part))
                 parts.append(nats.view(*part.shape[:3], T))  # [r, M, block, T]
             losses.append(torch.cat(parts, 2).flatten(1, 2))  # [r, N, T]
         return torch.cat(losses)
@@ -251,7 +251,7 @@ class Fleet(StackedStages):
         return self._plans[key]
 
 
-_GROUP = {"cpu": 1 << 17, "cuda": 1 << 28}  # widest activations of a group; on the CPU 1 MiB, half its cache
+_GROUP = {"cpu": 1 << 19, "cuda": 1 << 28}  # widest activations of a group; on the CPU 2 MiB
 _GRAPH = {"cpu": 0, "cuda": 2e13}  # FLOPs of a step, some 50 ms, up to which launching its kernels may take longer
 _PLANS = 64  # analysed routes kept
 

@@ -14,6 +14,8 @@ from swarmbook.training import torch_private
 
 NORM_EPS = 1e-6
 ROPE_THETA = 1e4
+# The longest sequences of which a layer keeps the attention that each token pays to each, by device
+ATTENTION_KEPT = {"cpu": 512, "cuda": 0}
 
 
 def draw(weights: dict[str, Tensor], generator: torch.Generator, std: float) -> None:

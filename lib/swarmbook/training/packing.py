@@ -15,6 +15,7 @@ from swarmbook.methods.model_size import Shape
 from swarmbook.methods.optimizers import OPTIMIZERS
 from swarmbook.methods.sync import SYNCS
 from swarmbook.training.device import device_of
+from swarmbook.training.llama import ATTENTION_KEPT
 
 # What may differ within a pack:
 PACKED = {
@@ -32,7 +33,7 @@ PACKED |= {"keep_every", "evaluate_on", "measurements", "start", "common_start",
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
 PACKED |= {"absent", "rejoin", "shards", "storage", "paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
 PACKED |= {"data", "branch"}
-COMPILE_FLOPS = {"cpu": 1e13, "cuda": 1e16}  # about two minutes of eager training, which a compilation repays
+COMPILE_FLOPS = 1e16  # about two minutes of eager training on CUDA, which a compilation repays
 
 
 def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[RunConfig]]:
@@ -47,7 +48,7 @@ def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[R
         begins = config.start.steps if config.start else 0
         alike.setdefault(f"{begins} {config.model_dump_json(exclude=free)}", []).append(config)
     for group in alike.values():
-        size = max(1, int(_memory(device) // max(sum(_bytes(config)) for config in group)))
+        size = max(1, int(_memory(device) // max(sum(_bytes(config, device)) for config in group)))
         parts = -(-len(group) // size)
         yield from (group[i::parts] for i in range(parts))
 
@@ -57,13 +58,15 @@ def expected_flops(pack: Sequence[RunConfig], shape: Shape) -> float:
     return 6.0 * shape.parameters * pack[0].tokens_per_step * pack[0].steps * len(pack)
 
 
-def _bytes(config: RunConfig) -> tuple[float, float]:
+def _bytes(config: RunConfig, device: str) -> tuple[float, float]:
     """Bytes that one run takes for weights, gradients and buffers, and for what the forward pass keeps of all
     microbatches.
     """
     vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
     shape = config.shape(vocabulary)
-    per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
+    kept = config.sequence <= ATTENTION_KEPT[device_of(device).type]
+    attention = config.heads * config.sequence if kept else 0
+    per_token = shape.layers * (7 * config.width + 2 * config.hidden + attention) + 4 * config.width
     method, buffers = SYNCS[config.sync], OPTIMIZERS[config.optimizer].buffers
     outer = 8.0 + 4.0 * len(method.buffers) if method else 0.0  # slow weights, what is on its way, and buffers
     weights = (16.0 + 4.0 * len(buffers) + outer) * config.replicas * shape.parameters
@@ -72,7 +75,7 @@ def _bytes(config: RunConfig) -> tuple[float, float]:
 
 def fitting(pack: Sequence[RunConfig], device: str) -> tuple[int, bool]:
     """How many microbatches fit beside the pack's weights with their activations, and whether not even one does."""
-    weights, activations = np.sum([_bytes(config) for config in pack], axis=0)
+    weights, activations = np.sum([_bytes(config, device) for config in pack], axis=0)
     fitting = int((_memory(device) - weights) / activations * pack[0].microbatches)
     return min(max(fitting, 1), pack[0].microbatches), fitting < 1
 

@@ -25,7 +25,7 @@ class StackedStages(StackedWeights):
     seeds: one per replica; the initial weights of replica r depend on seeds[r] and `shape` only.
     device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1". precision: "fp32", "bf16" (matmuls
     and attention in bf16 over fp32 weights, norms and residuals), or "auto" (bf16 on CUDA, fp32 on CPU).
-    compile: True, False, or "auto" (where a compiler is found): the first step then takes seconds longer.
+    compile: True, False, or "auto" (on CUDA, with Triton): the first step then takes seconds longer.
     checkpointing: keep only the input of each layer for the backward pass and compute the rest again.
     Raises ValueError for an argument outside of these, RuntimeError for a device that is not there.
     """
@@ -42,7 +42,7 @@ class StackedStages(StackedWeights):
         place = device_of(device)
         self.precision = precision_of(precision, place)
         self.checkpointing = checkpointing
-        self.compiled = compilable(compile, place)
+        self.compiled: bool | str = compilable(compile, place)  # or what compiled the kernels of a CPU
         if place.type == "cpu":
             keep_freed_memory()
         super().__init__(shape, seeds, place)
@@ -52,9 +52,14 @@ class StackedStages(StackedWeights):
         self._working = self.layers | self._rounded  # what the matmuls take
         self._views: dict[tuple, dict[str, Tensor]] = {}
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
-        steps = (llama.layer, llama.layer_backward, llama.cross_entropy_backward)
+        self._kernels = llama
+        if place.type == "cpu" and self.precision == "fp32":
+            from swarmbook.training import cpu_layers  # numba, wanted only here
+
+            self._kernels, self.compiled = cpu_layers, cpu_layers.COMPILER
+        steps = (llama.layer, llama.layer_backward, self._kernels.cross_entropy_backward)
         self._layer, self._layer_backward, self._cross_entropy_backward = (
-            map(Compiled, steps) if self.compiled else steps
+            map(Compiled, steps) if self.compiled is True else steps
         )
 
     def round_matrices(self) -> None:
@@ -75,7 +80,7 @@ class StackedStages(StackedWeights):
         compiled: use compiled kernels, if the fleet has any. `round_matrices` must have been called since the weights
         were last written.
         """
-        layer = self._layer if compiled else llama.layer
+        layer, _ = self._layer_and_backward(length, compiled)
         for j in range(self.shape.layers_per_stage):
             before = x
             x, *activations = layer(x, *self._weights(j, cells), *self._rotary(length))
@@ -91,7 +96,7 @@ class StackedStages(StackedWeights):
         The gradients of their weights are written if `first`, else added to those that are stored. kept: as
         `stage_forward` left it; what belongs to these cells is taken off its end. Other arguments as there.
         """
-        layer, backward = (self._layer, self._layer_backward) if compiled else (llama.layer, llama.layer_backward)
+        layer, backward = self._layer_and_backward(length, compiled)
         for j in reversed(range(self.shape.layers_per_stage)):
             weights, activations, angles = self._weights(j, cells), kept.pop(), self._rotary(length)
             if self.checkpointing:
@@ -108,7 +113,7 @@ class StackedStages(StackedWeights):
         norm, head = self.norm_and_head(replicas)
         block = self.at_a_time(len(x) * unit * self.shape.vocabulary) * unit
         parts = zip(x.split(block, 1), targets.split(block, 1), strict=True)
-        return torch.cat([llama.cross_entropy(part, norm, head, wanted) for part, wanted in parts], 1)
+        return torch.cat([self._kernels.cross_entropy(part, norm, head, wanted) for part, wanted in parts], 1)
 
     def head_backward(self, replicas: slice, x: Tensor, targets: Tensor, count: int, first: bool):
         """Loss [r] of r replicas, nats summed over targets [r, n] / count, and its gradient by x [r, n, D].
@@ -146,6 +151,12 @@ class StackedStages(StackedWeights):
         """Rows of the replicas' tables, laid end to end, that tokens [r, ...] name."""
         first = self.shape.vocabulary * torch.arange(len(tokens), device=self.device)
         return (tokens.flatten(1) + first[:, None]).flatten()
+
+    def _layer_and_backward(self, length, compiled):
+        """What computes a layer of sequences of this length, forward and backward."""
+        if self._kernels is not llama and length <= llama.ATTENTION_KEPT[self.device.type]:
+            return self._kernels.layer, self._kernels.layer_backward
+        return (self._layer, self._layer_backward) if compiled else (llama.layer, llama.layer_backward)
 
     def _store(self, j, cells, found, first):
         """Write or add the gradients that `layer_backward` found for layer j of these cells."""

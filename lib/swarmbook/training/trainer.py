@@ -25,7 +25,6 @@ from swarmbook.methods.sync import SYNCS
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.progress_bars import bar
 from swarmbook.training.bookkeeping import Bookkeeping, erase
-from swarmbook.training.device import device_of
 from swarmbook.training.fleet import Fleet
 from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.packing import COMPILE_FLOPS, expected_flops, fitting
@@ -89,7 +88,7 @@ class Pack(Bookkeeping):
         super().__init__(pack, progress)
         first, seeds = pack[0], [seed for run in pack for seed in weight_seeds(run)]
         self.at_once, checkpointing = fitting(pack, device)  # asked before the weights take their memory
-        compile = "auto" if expected_flops(pack, self.shape) > COMPILE_FLOPS[device_of(device).type] else False
+        compile = "auto" if expected_flops(pack, self.shape) > COMPILE_FLOPS else False
         self._set_up(Fleet(self.shape, seeds, device, first.precision, compile, checkpointing))
         self.norms = torch.ones(self.rebuilt.shape)
         self.outers = [

@@ -1,6 +1,6 @@
 """Compiling functions with numba, and keeping what was compiled if that can be kept.
 
-Serves: the compiled parts of planners and placements.
+Serves: the compiled parts of planners, placements and training on a CPU.
 """
 
 import warnings
