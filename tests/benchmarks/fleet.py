@@ -1,17 +1,20 @@
 """How much faster a Fleet trains than a loop over transformers' LLaMA, and what limits it.
 
-    python tests/benchmarks/fleet.py             # all cases, about five minutes on one idle core
-    python tests/benchmarks/fleet.py a --eager   # one case, without compilation
+    python tests/benchmarks/fleet.py                    # all cases, about two minutes on one idle core
+    python tests/benchmarks/fleet.py a --against LIB    # one case, beside another build, whose `lib` is LIB
 
 The peer trains R separate `LlamaForCausalLM`, one after the other, each with torch's fused Adam and
 `clip_grad_norm_`. Both take the same tokens in fp32 on one thread, in turn; a time is the median CPU time of
 a step over `ROUNDS` rounds, so that a busy machine disturbs both alike. "matmul" and "attention" are those
 operations of one step on their own; "rate" is the FLOPs of a step over its time, as a share of the fastest
 matmul measured on this machine; "bytes/parameter" is what training adds to the size of an eager process.
-Needs the test extras; it is a benchmark, not a test: it asserts nothing.
+"gain" is the time of the other build over ours: it trains in a process of its own, in turn with ours, and compiles
+where it can. Needs the test extras; it is a benchmark, not a test: it asserts nothing.
 """
 
 import argparse
+import math
+import os
 import statistics
 import subprocess
 import sys
@@ -28,9 +31,9 @@ from swarmbook.training.inner_optimizer import InnerOptimizer
 
 ROUNDS = 9
 CASES = {  # R, shape, M, B, T, goal
-    "a": (8, Shape(6, 1, 64, 4, 256, 512), 1, 4, 64, 2.0),
-    "b": (16, Shape(4, 1, 64, 4, 256, 512), 1, 2, 64, 2.5),
-    "c": (1, Shape(8, 1, 128, 4, 512, 2048), 1, 16, 128, 1.2),
+    "a": (8, Shape(6, 1, 64, 4, 256, 512), 1, 4, 64, 2.1),
+    "b": (16, Shape(4, 1, 64, 4, 256, 512), 1, 2, 64, 2.8),
+    "c": (1, Shape(8, 1, 128, 4, 512, 2048), 1, 16, 128, 1.3),
 }
 
 
@@ -50,8 +53,8 @@ def peer(replicas, shape, length):
     return step
 
 
-def ours(replicas, shape, compile):
-    fleet = Fleet(shape, range(replicas), device="cpu", compile=compile)
+def ours(replicas, shape):
+    fleet = Fleet(shape, range(replicas), device="cpu")
     adam = InnerOptimizer(fleet, 1e-3)
 
     def step(tokens, cells=None):
@@ -119,10 +122,10 @@ def added_memory(name):
 def print_memory(name):
     replicas, shape, M, B, T, _ = CASES[name]
     tokens = torch.randint(shape.vocabulary, (replicas, M, B, T + 1))
-    tiny = ours(1, Shape(1, 1, 8, 2, 8, 16), False)
+    tiny = ours(1, Shape(1, 1, 8, 2, 8, 16))
     tiny(torch.zeros(1, 1, 1, 5, dtype=torch.long))  # loads what a first step loads
     before = resident("VmRSS")
-    step = ours(replicas, shape, False)
+    step = ours(replicas, shape)
     for _ in range(3):
         step(tokens)
     print(resident("VmHWM") - before)
@@ -134,20 +137,47 @@ def resident(field):
     return 1024 * int(lines[field].split()[0])
 
 
-def compare(name, compile):
+def serve(name):
+    """Train three steps of a case, then one for each line that is read, and print its CPU time."""
+    replicas, shape, M, B, T, _ = CASES[name]
+    tokens, step = torch.randint(shape.vocabulary, (replicas, M, B, T + 1)), ours(replicas, shape)
+    for _ in range(3):
+        step(tokens)
+    for _ in sys.stdin:
+        print(cpu_time(step, tokens), flush=True)
+
+
+def other(name, library):
+    """A function that gives the CPU time of a step of another build."""
+    command, environment = [sys.executable, __file__, name, "--serve"], {**os.environ, "PYTHONPATH": library}
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def once():
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    once()
+    return once, process
+
+
+def compare(name, library):
     """One line of the table."""
     replicas, shape, M, B, T, goal = CASES[name]
     tokens = torch.randint(shape.vocabulary, (replicas, M, B, T + 1))
     start = time.perf_counter()
-    fast = ours(replicas, shape, compile)
+    fast = ours(replicas, shape)
     fast(tokens)
     first = time.perf_counter() - start
     slow = peer(replicas, shape, T)
     for _ in range(3):
         slow(tokens)
         fast(tokens)
-    times = [(cpu_time(slow, tokens), cpu_time(fast, tokens)) for _ in range(ROUNDS)]
-    slow, fast = map(statistics.median, zip(*times, strict=True))
+    before, process = other(name, library) if library else (lambda: math.nan, None)
+    times = [(cpu_time(slow, tokens), cpu_time(fast, tokens), before()) for _ in range(ROUNDS)]
+    if process:
+        process.communicate()
+    slow, fast, _ = map(statistics.median, zip(*times, strict=True))
     multiply, flops = matmuls(replicas, shape, M * B * T)
     attend, more = attention(replicas, shape, M * B, T)
     count = replicas * M * B * T
@@ -155,7 +185,8 @@ def compare(name, compile):
         "case": name,
         "peer us/token": f"{1e6 * slow / count:.1f}",
         "ours us/token": f"{1e6 * fast / count:.1f}",
-        "ratio": f"{statistics.median(s / f for s, f in times):.2f}",
+        "ratio": f"{statistics.median(s / f for s, f, _ in times):.2f}",
+        "gain": f"{statistics.median(b / f for _, f, b in times):.2f}",
         "goal": goal,
         "step ms": f"{1e3 * fast:.1f}",
         "matmul ms": f"{1e3 * multiply:.1f}",
@@ -170,16 +201,17 @@ def compare(name, compile):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("cases", nargs="*", default=list(CASES), help="of a, b, c; all by default")
-    parser.add_argument("--eager", action="store_true", help="without compilation")
+    parser.add_argument("--against", metavar="LIB", help="the folder `lib` of another build, to compare with")
+    parser.add_argument("--serve", action="store_true", help="train one case, step by step, as lines are read")
     parser.add_argument("--memory", action="store_true", help="only the bytes that training one case adds")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    compile = False if options.eager else "auto"
     if options.memory:
-        print_memory(options.cases[0])
-        return
+        return print_memory(options.cases[0])
+    if options.serve:
+        return serve(options.cases[0])
     for i, name in enumerate(options.cases):
-        row = compare(name, compile)
+        row = compare(name, options.against)
         if i == 0:
             print("  ".join(row))
         print("  ".join(str(value).rjust(len(title)) for title, value in row.items()), flush=True)
