@@ -289,6 +289,23 @@ print(*sorted(loaded() & {"torch", "datasets", "transformers"}))
     assert (done.stdout, done.stderr) == ("\n", "")
 
 
+def test_nbformat_is_loaded_without_a_grammar_that_it_asks_nothing():
+    """It takes a second to compile. What asks it gets its answer, and what it has beside that."""
+    pytest.importorskip("rfc3987_syntax", reason="JupyterLab brings it")
+    code = """
+import swarmbook.reproduction, nbformat
+assert "rfc3987_syntax" in sys.modules and "rfc3987_syntax.syntax_helpers" not in sys.modules
+from jsonschema import FormatChecker
+print(*(FormatChecker().conforms(text, "iri") for text in ("http://a.b/\u00e4", "no address", "http://a.b")))
+import rfc3987_syntax
+assert "rfc3987_syntax.syntax_helpers" in sys.modules and rfc3987_syntax.__file__ and rfc3987_syntax.syntax_helpers
+"""
+    done = loading(code)
+    assert (done.stdout, done.stderr) == ("True False True\n", "")
+    early = "import rfc3987_syntax, swarmbook.reproduction; print(rfc3987_syntax.is_valid_syntax('iri', 'http://a.b'))"
+    assert loading(early).stdout == "True\n"
+
+
 def command(name: str) -> str:
     found = re.findall(rf"^<!-- command: {name} -->\n```(?:sh|bash)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert len(found) == 1
