@@ -278,7 +278,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
         settings = {"distributed.scheduler.worker-ttl": None, "distributed.scheduler.allowed-failures": 10}
         settings |= {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}  # nothing to be read
         with (
-            tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch,
+            tempfile.TemporaryDirectory(prefix="swarmbook-", ignore_cleanup_errors=True) as scratch,
             dask.config.set(settings),
             _deaf() as listening,
             ExitStack() as started,
@@ -297,6 +297,8 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
                 )
                 client = started.enter_context(Client(started.enter_context(here)))
                 _close_pages(client)
+                # a worker that is killed leaves the sockets of its kernel, which go away with this folder
+                client.run(lambda: setattr(tempfile, "tempdir", scratch))
             except (RuntimeError, OSError) as error:
                 why = "was one killed, perhaps for want of memory? Use fewer --workers"
                 raise ConnectionError(f"the workers of the sweep did not start ({error}): {why}") from error
