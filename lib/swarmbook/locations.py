@@ -9,12 +9,14 @@ Serves: every command and notebook.
 
 import errno
 import os
+from functools import cache
 from pathlib import Path
 
 CLONE = Path(__file__).parents[2]  # the repository, if this is one
 SHARE = Path(__file__).parent / "share"  # what a wheel carries of `papers/` and `data/`
 
 
+@cache
 def home() -> Path:
     """The folder that holds `papers/` and `data/`: the clone if there is one, else the package's own."""
     is_clone = (CLONE / "papers").is_dir() and (CLONE / "data" / "card.json").is_file()

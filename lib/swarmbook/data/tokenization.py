@@ -29,7 +29,7 @@ import numpy as np
 
 from swarmbook.data import hub, hub_dataset, local_text
 from swarmbook.data.batches import Tokens
-from swarmbook.data.corpora import Domain, check_known
+from swarmbook.data.corpora import Domain, check_known, version
 from swarmbook.data.document_files import first_line
 from swarmbook.data.source import Source
 from swarmbook.errors import DataError
@@ -68,6 +68,16 @@ def tokenizer(name: str = "swarmbook") -> "Tokenizer":
 def vocabulary_of(coder: "Tokenizer") -> int:
     """One more than the largest id, which in a vocabulary with holes is more than the number of its tokens."""
     return max(coder.get_vocab().values(), default=-1) + 1
+
+
+def vocabulary(name: str = "swarmbook") -> int:
+    """`vocabulary_of` the tokenizer of this name, whose file is parsed once."""
+    return _vocabulary(_tokenizer_bytes(name))
+
+
+@functools.lru_cache(maxsize=8)
+def _vocabulary(content: bytes) -> int:
+    return vocabulary_of(_tokenizer(content))
 
 
 def end_of_text(coder: "Tokenizer") -> int:
@@ -132,7 +142,7 @@ def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = N
         raise DataError(f"limit={limit} leaves no token for some source of {source!r}; pass a larger one")
     digest = hashlib.blake2b(repr((FORMAT, limit)).encode(), digest_size=16)
     content = _tokenizer_bytes(tokenizer)
-    digest.update(hashlib.sha256(content).digest())
+    digest.update(_sha256(content))
     if _cuts_or_pads(content):  # an earlier version cut and padded texts as the file says, and may have cached that
         digest.update(b"whole texts")
     for part in sources_of(source):
@@ -141,12 +151,8 @@ def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = N
 
 
 def _tokenizer_bytes(name: str) -> bytes:
-    if name == "bytes":  # the embedded one without its merges
-        content = json.loads(_tokenizer_bytes("swarmbook"))
-        vocabulary = content["model"]["vocab"].items()
-        single = {token: i for token, i in vocabulary if i < len(vocabulary) - len(content["model"]["merges"])}
-        content["model"] |= {"vocab": single, "merges": []}
-        return json.dumps(content).encode()
+    if name == "bytes":
+        return _without_merges(_tokenizer_bytes("swarmbook"))
     if name == "swarmbook":
         path = data_folder() / "tokenizer.json"
     elif name.endswith(".json"):
@@ -158,7 +164,27 @@ def _tokenizer_bytes(name: str) -> bytes:
         raise DataError(f"unknown tokenizer {name!r}: known: {known}, a path to a .json file, <owner>/<name>@<hash>")
     if not path.is_file():
         raise DataError(f"tokenizer {name!r}: there is no file {path}")
+    return _read(path, *version(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, *of: int) -> bytes:
     return path.read_bytes()
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+@functools.lru_cache(maxsize=8)
+def _without_merges(tokenizer: bytes) -> bytes:
+    """The file of the embedded tokenizer for single bytes."""
+    content = json.loads(tokenizer)
+    vocabulary = content["model"]["vocab"].items()
+    single = {token: i for token, i in vocabulary if i < len(vocabulary) - len(content["model"]["merges"])}
+    content["model"] |= {"vocab": single, "merges": []}
+    return json.dumps(content).encode()
 
 
 def _tokenizer(content: bytes) -> "Tokenizer":

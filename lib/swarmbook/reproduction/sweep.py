@@ -157,12 +157,8 @@ def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome
         shared = "a sweep needs the clone and its runs in a file system that all workers share"
         return Outcome(point, FAILED, error=f"the worker on {socket.gethostname()} has no {point.notebook}: {shared}")
     if (ours := version()) != point.code:
-        return Outcome(
-            point,
-            FAILED,
-            error=f"the worker on {socket.gethostname()} has other code of swarmbook ({ours}, not {point.code}): "
-            "install the same version there, and restart it",
-        )
+        other = f"the worker on {socket.gethostname()} has other code of swarmbook ({ours}, not {point.code})"
+        return Outcome(point, FAILED, error=f"{other}: install the same version there, and restart it")
     with _alone:
         try:
             return _executed(point, environment, wait)
@@ -297,8 +293,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
                 )
                 client = started.enter_context(Client(started.enter_context(here)))
                 _close_pages(client)
-                # a worker that is killed leaves the sockets of its kernel, which go away with this folder
-                client.run(lambda: setattr(tempfile, "tempdir", scratch))
+                client.run(lambda: setattr(tempfile, "tempdir", scratch))  # for what a worker leaves that is killed
             except (RuntimeError, OSError) as error:
                 why = "was one killed, perhaps for want of memory? Use fewer --workers"
                 raise ConnectionError(f"the workers of the sweep did not start ({error}): {why}") from error

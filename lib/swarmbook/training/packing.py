@@ -61,7 +61,7 @@ def _bytes(config: RunConfig) -> tuple[float, float]:
     """Bytes that one run takes for weights, gradients and buffers, and for what the forward pass keeps of all
     microbatches.
     """
-    vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
+    vocabulary = tokenization.vocabulary(config.tokenizer)
     shape = config.shape(vocabulary)
     per_token = shape.layers * (7 * config.width + 2 * config.hidden) + 4 * config.width
     method, buffers = SYNCS[config.sync], OPTIMIZERS[config.optimizer].buffers
