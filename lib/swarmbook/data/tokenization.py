@@ -102,14 +102,13 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
         if not _checked(part, split).whole and limit is None:
             raise DataError(f"{part!r} is too large to tokenize whole: pass limit=<number of tokens>")
     key = fingerprint(source, tokenizer, limit)
-    coder = _tokenizer(_tokenizer_bytes(tokenizer))
-    vocabulary = vocabulary_of(coder)
-    dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+    known = vocabulary(tokenizer)
+    dtype = np.dtype("<u2" if known <= 1 << 16 else "<u4")
     path = cache_folder() / "tokens" / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '-', source)[:80]}-{split}-{key}.tokens"
 
     def chunks() -> Iterator[np.ndarray]:
         if len(parts) == 1:
-            return _encoded(source, split, coder, dtype, limit)
+            return _encoded(source, split, _tokenizer(_tokenizer_bytes(tokenizer)), dtype, limit)
         shares = [None if limit is None else limit // len(parts) + (i < limit % len(parts)) for i in range(len(parts))]
         return (tokens(part, split, tokenizer, share).ids for part, share in zip(parts, shares, strict=True))
 
@@ -122,7 +121,7 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
         ids = _unkept[path] = np.concatenate([np.zeros(0, dtype), *chunks()])
     if not len(ids):
         raise DataError(f"{source} has no text in its {split} split; choose another source or split")
-    return Tokens(ids, vocabulary, key, source, split)
+    return Tokens(ids, known, key, source, split)
 
 
 def sizes(source: str, tokenizer: str = "swarmbook") -> dict[str, dict[str, int]]:
