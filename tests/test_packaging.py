@@ -318,6 +318,12 @@ def test_the_readme_has_one_line_for_each_command(name):
     assert subprocess.run(["bash", "-n", "-c", command(name)]).returncode == 0
 
 
+def test_the_files_that_are_to_begin_first_are_there():
+    named = set(re.findall(r'"([\w.]+\.(?:py|ipynb))"', (ROOT / "conftest.py").read_text()))
+    files = [*ROOT.glob("tests/test_*.py"), *ROOT.glob("papers/*/*.ipynb")]
+    assert named and named <= {path.name for path in files}
+
+
 def test_ci_can_be_run():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
