@@ -1,8 +1,33 @@
-"""nbval, which executes the committed notebooks, works from any folder and compares as `swarmbook verify` does."""
+"""nbval, which executes the committed notebooks, works from any folder and compares as `swarmbook verify` does.
+
+Tests run in one process more than there are cores, and what takes longest begins first.
+"""
+
+import os
 
 import pytest
 
 from swarmbook.reproduction.publishing import stable
+
+# Files that take more than some 25 s, the longest first. All others follow as they are found. The order decides nothing
+# but how long one process works at the end while others have nothing to do.
+LONGEST = [
+    "test_notebooks.py", "test_sweep.py", "test_distributed.py", "test_verify.py", "test_cli.py", "syncpcn.ipynb",
+    "test_reproduction.py", "test_endings.py", "test_fuzz.py", "test_packaging.py", "checkfree.ipynb", "noloco.ipynb",
+    "skippipe.ipynb", "hdee.ipynb", "test_execution.py", "test_sync.py", "test_runs.py", "test_fleet.py",
+]  # fmt: skip
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """While one process waits for what it has started, another computes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files stay together, in an order that pytest-xdist keeps (--no-loadscope-reorder)."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -323,14 +323,15 @@ time.sleep(120)
     ],
     ids=lambda value: value if isinstance(value, str) else value[0] if isinstance(value, list) else None,
 )
-def test_who_is_asked_to_end_says_so_and_leaves_no_process_and_nothing_half_done(toy, tmp_path, command, sent, status):
+def test_who_is_asked_to_end_says_so_and_leaves_no_process_and_nothing_half_done(
+    toy, tmp_path, short, command, sent, status
+):
     """The process that traces a notebook, the kernel, or the workers of a sweep and theirs."""
-    path, sign, scratch = toy("toy", (WAITING, "table 1")), tmp_path / "sign", tmp_path / "scratch"
-    scratch.mkdir()
+    path, sign = toy("toy", (WAITING, "table 1")), tmp_path / "sign"
     store = Store(tmp_path / "store")
     store.put(key_of({"computed": {"a": 1}}), {"a": 1}, pd.DataFrame({"b": [1]}), {"swarmbook": "0"})
     store.publish([key_of({"computed": {"a": 1}})], path.parent / "runs")
-    named = surroundings(tmp_path, SIGN=str(sign), TMPDIR=str(scratch))
+    named = surroundings(tmp_path, SIGN=str(sign), TMPDIR=str(short))
     whole = [sys.executable, "-m", "swarmbook", *command]
     with subprocess.Popen(whole, env=named, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         until(lambda: (sign.exists() and sign.read_text()) or process.poll() is not None, "a notebook at work")
@@ -338,7 +339,7 @@ def test_who_is_asked_to_end_says_so_and_leaves_no_process_and_nothing_half_done
         text = said(process, status)
     assert text.splitlines()[-1].startswith(f"ended by {sent}") and "Traceback" not in text
     until(lambda: not processes(tmp_path), "all processes gone")
-    assert not list(scratch.glob("swarmbook-*"))
+    assert not list(short.glob("swarmbook-*"))
     left = [path for path in (tmp_path / "runs").rglob(".partial-*") if path.is_dir()]
     assert not left or command[0] == "sweep"  # its workers are killed; the next sweep takes away what they left
     assert not list(tmp_path.rglob("*.tmp")) and not list((tmp_path / "runs").rglob("*.html"))

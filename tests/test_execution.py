@@ -1,13 +1,11 @@
 """Executing notebooks: what stays of one that is ended from outside, and what is cleaned up after the dead."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -36,16 +34,6 @@ def running(toy, tmp_path):
     )
     wait_until(lambda: sign.exists() and sign.read_text())
     return process, Path(f"/proc/{sign.read_text()}")
-
-
-@pytest.fixture
-def short(monkeypatch) -> Iterator[Path]:
-    """A folder for temporary files with a short name, of processes that are started as well."""
-    folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def listening() -> set[tuple[str, int]]:

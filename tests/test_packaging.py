@@ -289,6 +289,15 @@ print(*sorted(loaded() & {"torch", "datasets", "transformers"}))
     assert (done.stdout, done.stderr) == ("\n", "")
 
 
+def test_nbformat_is_loaded_without_a_grammar_that_it_asks_nothing():
+    """It takes a second to compile."""
+    pytest.importorskip("rfc3987_syntax", reason="JupyterLab brings it")
+    done = loading("import swarmbook.reproduction, nbformat; print('lark' in sys.modules)")
+    assert (done.stdout, done.stderr) == ("False\n", "")
+    early = "import rfc3987_syntax, swarmbook.reproduction; print(rfc3987_syntax.is_valid_syntax('iri', 'http://a.b'))"
+    assert loading(early).stdout == "True\n"
+
+
 def command(name: str) -> str:
     found = re.findall(rf"^<!-- command: {name} -->\n```(?:sh|bash)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert len(found) == 1
@@ -299,6 +308,12 @@ def command(name: str) -> str:
 def test_the_readme_has_one_line_for_each_command(name):
     assert re.fullmatch(r"[^\n]+\n", command(name))
     assert subprocess.run(["bash", "-n", "-c", command(name)]).returncode == 0
+
+
+def test_the_files_that_are_to_begin_first_are_there():
+    named = set(re.findall(r'"([\w.]+\.(?:py|ipynb))"', (ROOT / "conftest.py").read_text()))
+    files = [*ROOT.glob("tests/test_*.py"), *ROOT.glob("papers/*/*.ipynb")]
+    assert named and named <= {path.name for path in files}
 
 
 def test_ci_can_be_run():
@@ -359,7 +374,9 @@ def test_every_page_with_blocks_of_python_is_run():
 @pytest.mark.parametrize("page", SHOWN)
 def test_the_blocks_of_a_page_run_as_they_stand(page, tmp_path):
     code = "\n".join(BLOCKS[Path(page)])
-    for long, short in {'"steps": 100': '"steps": 10', "steps=100": "steps=10", "200_000": "2_000"}.items():
+    shorter = {'"steps": 100': '"steps": 10', "steps=100": "steps=10", "200_000": "2_000"}
+    shorter |= {'"sequence": 64': '"sequence": 16', '"evaluate_every": 50': '"evaluate_every": 50, "held_out": 8'}
+    for long, short in shorter.items():
         code = code.replace(long, short)
     environment = os.environ | {"SWARMBOOK_STORE": str(tmp_path / "store"), "HF_HOME": str(tmp_path / "hub")}
     place = ROOT if page == "data/README.md" else tmp_path  # that page names files of the clone

@@ -9,7 +9,7 @@ Serves: every run that trains, and the domains of HDEE.
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +68,7 @@ def domains(kind: str | None = None, difficulty: str | None = None) -> list[str]
     check_known("difficulty", difficulty, (None, *DIFFICULTIES))
     return [
         entry["name"]
-        for entry in _cards()
+        for entry in _cards().values()
         if kind in (None, entry["kind"]) and difficulty in (None, entry["difficulty"])
     ]
 
@@ -78,37 +78,38 @@ def card(name: str) -> dict:
 
     Raises DataError for an unknown name, and where there is no card.
     """
-    cards = {entry["name"]: entry for entry in _cards()}
-    check_known("domain", name, list(cards))
+    cards = _cards()
+    check_known("domain", name, cards)
     return {**cards[name]}
 
 
-def check_known(what: str, name, valid: Sequence) -> None:
+def check_known(what: str, name, valid: Collection) -> None:
     """Raise DataError, which names the nearest valid name, for a name that is not among the valid ones."""
     if name in valid:
         return
     raise DataError(unknown(what, name, [str(known) for known in valid if known is not None]))
 
 
-def _cards() -> list[dict]:
+def _cards() -> dict[str, dict]:
+    """The entries of the card by name, in its order."""
     path = data_folder() / "card.json"
     try:
-        return _parsed(path, *_version(path))
+        return _parsed(path, *version(path))
     except FileNotFoundError:
         raise DataError(f"no corpora in {data_folder()}: card.json is missing; set SWARMBOOK_DATA") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is damaged ({error}); restore it with git") from error
 
 
-def _version(path: Path) -> tuple[int, int, int]:
+def version(path: Path) -> tuple[int, int, int]:
     """What changes with a file: its size, the time of its last change, and its inode."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @functools.lru_cache(maxsize=8)
-def _parsed(path: Path, *version: int) -> list[dict]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _parsed(path: Path, *version: int) -> dict[str, dict]:
+    return {entry["name"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))}
 
 
 def checked_file(name: str) -> tuple[Path, str]:
@@ -118,7 +119,7 @@ def checked_file(name: str) -> tuple[Path, str]:
     if not path.is_file():
         cure = "restore it with git, or set SWARMBOOK_DATA to the folder data of a clone"
         raise DataError(f"{path} is missing although card.json lists {name!r}; {cure}")
-    found = _sha256(path, *_version(path))
+    found = _sha256(path, *version(path))
     if found != expected:
         raise DataError(
             f"{path} has sha256 {found}, its card says {expected}; restore it with git or correct card.json"

@@ -29,7 +29,7 @@ import numpy as np
 
 from swarmbook.data import hub, hub_dataset, local_text
 from swarmbook.data.batches import Tokens
-from swarmbook.data.corpora import Domain, check_known
+from swarmbook.data.corpora import Domain, check_known, version
 from swarmbook.data.document_files import first_line
 from swarmbook.data.source import Source
 from swarmbook.errors import DataError
@@ -70,6 +70,16 @@ def vocabulary_of(coder: "Tokenizer") -> int:
     return max(coder.get_vocab().values(), default=-1) + 1
 
 
+def vocabulary(name: str = "swarmbook") -> int:
+    """`vocabulary_of` the tokenizer of this name, whose file is parsed once."""
+    return _vocabulary(_tokenizer_bytes(name))
+
+
+@functools.lru_cache(maxsize=8)
+def _vocabulary(content: bytes) -> int:
+    return vocabulary_of(_tokenizer(content))
+
+
 def end_of_text(coder: "Tokenizer") -> int:
     """The id of the token that closes each document; raises DataError if the tokenizer has none that we know."""
     end = next((coder.token_to_id(token) for token in _END_OF_TEXT if coder.token_to_id(token) is not None), None)
@@ -92,14 +102,13 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
         if not _checked(part, split).whole and limit is None:
             raise DataError(f"{part!r} is too large to tokenize whole: pass limit=<number of tokens>")
     key = fingerprint(source, tokenizer, limit)
-    coder = _tokenizer(_tokenizer_bytes(tokenizer))
-    vocabulary = vocabulary_of(coder)
-    dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+    known = vocabulary(tokenizer)
+    dtype = np.dtype("<u2" if known <= 1 << 16 else "<u4")
     path = cache_folder() / "tokens" / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '-', source)[:80]}-{split}-{key}.tokens"
 
     def chunks() -> Iterator[np.ndarray]:
         if len(parts) == 1:
-            return _encoded(source, split, coder, dtype, limit)
+            return _encoded(source, split, _tokenizer(_tokenizer_bytes(tokenizer)), dtype, limit)
         shares = [None if limit is None else limit // len(parts) + (i < limit % len(parts)) for i in range(len(parts))]
         return (tokens(part, split, tokenizer, share).ids for part, share in zip(parts, shares, strict=True))
 
@@ -112,7 +121,7 @@ def tokens(source: str, split: str, tokenizer: str = "swarmbook", limit: int | N
         ids = _unkept[path] = np.concatenate([np.zeros(0, dtype), *chunks()])
     if not len(ids):
         raise DataError(f"{source} has no text in its {split} split; choose another source or split")
-    return Tokens(ids, vocabulary, key, source, split)
+    return Tokens(ids, known, key, source, split)
 
 
 def sizes(source: str, tokenizer: str = "swarmbook") -> dict[str, dict[str, int]]:
@@ -132,7 +141,7 @@ def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = N
         raise DataError(f"limit={limit} leaves no token for some source of {source!r}; pass a larger one")
     digest = hashlib.blake2b(repr((FORMAT, limit)).encode(), digest_size=16)
     content = _tokenizer_bytes(tokenizer)
-    digest.update(hashlib.sha256(content).digest())
+    digest.update(_sha256(content))
     if _cuts_or_pads(content):  # an earlier version cut and padded texts as the file says, and may have cached that
         digest.update(b"whole texts")
     for part in sources_of(source):
@@ -141,7 +150,7 @@ def fingerprint(source: str, tokenizer: str = "swarmbook", limit: int | None = N
 
 
 def _tokenizer_bytes(name: str) -> bytes:
-    if name == "bytes":  # the embedded one without its merges
+    if name == "bytes":
         return _without_merges(_tokenizer_bytes("swarmbook"))
     if name == "swarmbook":
         path = data_folder() / "tokenizer.json"
@@ -154,11 +163,22 @@ def _tokenizer_bytes(name: str) -> bytes:
         raise DataError(f"unknown tokenizer {name!r}: known: {known}, a path to a .json file, <owner>/<name>@<hash>")
     if not path.is_file():
         raise DataError(f"tokenizer {name!r}: there is no file {path}")
+    return _read(path, *version(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, *of: int) -> bytes:
     return path.read_bytes()
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+@functools.lru_cache(maxsize=8)
 def _without_merges(tokenizer: bytes) -> bytes:
+    """The file of the embedded tokenizer for single bytes."""
     content = json.loads(tokenizer)
     vocabulary = content["model"]["vocab"].items()
     single = {token: i for token, i in vocabulary if i < len(vocabulary) - len(content["model"]["merges"])}

@@ -288,7 +288,7 @@ def _side_by_side(models: dict[str, tuple[RunConfig, list[dict]]], device: str) 
 
     sizes: dict[object, list[str]] = {}
     for name, (config, _) in models.items():
-        vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
+        vocabulary = tokenization.vocabulary(config.tokenizer)
         sizes.setdefault((config.shape(vocabulary), config.precision), []).append(name)
     fleets = []
     for (shape, precision), names in sizes.items():

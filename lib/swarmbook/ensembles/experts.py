@@ -77,7 +77,7 @@ def training_flops(expert: RunConfig, vocabulary: int | None = None) -> int:
 
     vocabulary: the number of tokens that the tokenizer knows; None to look it up.
     """
-    vocabulary = vocabulary or tokenization.vocabulary_of(tokenization.tokenizer(expert.tokenizer))
+    vocabulary = vocabulary or tokenization.vocabulary(expert.tokenizer)
     total = 0
     while expert.parents:
         (parent,) = expert.parents

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Iterator, Mapping, Sequence, Set
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,15 +88,21 @@ def traced(chosen: Sequence[Paper]) -> dict[str, dict[str, Keys]]:
     if recorded := [paper for paper in chosen if paper.runs]:
         workers = min(len(recorded), os.cpu_count() or 1)
         before = active_children()
-        with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
+        with ThreadPoolExecutor(workers) as threads:
             try:
-                found |= zip((paper.name for paper in recorded), pool.map(trace, recorded), strict=True)
+                found |= zip((paper.name for paper in recorded), threads.map(_traced_apart, recorded), strict=True)
             except BaseException:  # one has failed, or this process is asked to end
                 for child in active_children():
                     if child not in before:
                         child.terminate()
                 raise
     return found
+
+
+def _traced_apart(paper: Paper) -> dict[str, Keys]:
+    """`trace` in a new process. A pool that gives each task a new one can wait for the last for ever (Python 3.11)."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(trace, paper).result()
 
 
 def parents(record: "Recorded") -> dict[str, Keys]:

@@ -157,12 +157,8 @@ def execute(point: Point, environment: Mapping[str, str], wait: bool) -> Outcome
         shared = "a sweep needs the clone and its runs in a file system that all workers share"
         return Outcome(point, FAILED, error=f"the worker on {socket.gethostname()} has no {point.notebook}: {shared}")
     if (ours := version()) != point.code:
-        return Outcome(
-            point,
-            FAILED,
-            error=f"the worker on {socket.gethostname()} has other code of swarmbook ({ours}, not {point.code}): "
-            "install the same version there, and restart it",
-        )
+        other = f"the worker on {socket.gethostname()} has other code of swarmbook ({ours}, not {point.code})"
+        return Outcome(point, FAILED, error=f"{other}: install the same version there, and restart it")
     with _alone:
         try:
             return _executed(point, environment, wait)
@@ -278,7 +274,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
         settings = {"distributed.scheduler.worker-ttl": None, "distributed.scheduler.allowed-failures": 10}
         settings |= {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}  # nothing to be read
         with (
-            tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch,
+            tempfile.TemporaryDirectory(prefix="swarmbook-", ignore_cleanup_errors=True) as scratch,
             dask.config.set(settings),
             _deaf() as listening,
             ExitStack() as started,
@@ -297,6 +293,7 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
                 )
                 client = started.enter_context(Client(started.enter_context(here)))
                 _close_pages(client)
+                client.run(lambda: setattr(tempfile, "tempdir", scratch))  # for what a worker leaves that is killed
             except (RuntimeError, OSError) as error:
                 why = "was one killed, perhaps for want of memory? Use fewer --workers"
                 raise ConnectionError(f"the workers of the sweep did not start ({error}): {why}") from error

@@ -62,7 +62,7 @@ def _bytes(config: RunConfig, device: str) -> tuple[float, float]:
     """Bytes that one run takes for weights, gradients and buffers, and for what the forward pass keeps of all
     microbatches.
     """
-    vocabulary = tokenization.vocabulary_of(tokenization.tokenizer(config.tokenizer))
+    vocabulary = tokenization.vocabulary(config.tokenizer)
     shape = config.shape(vocabulary)
     kept = config.sequence <= ATTENTION_KEPT[device_of(device).type]
     attention = config.heads * config.sequence if kept else 0
