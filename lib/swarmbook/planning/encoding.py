@@ -180,3 +180,37 @@ def plan_of(pipeline: Pipeline, state: jobshop.State) -> Plan:
         if line:
             order[node] = tuple(line)
     return Plan(tuple(paths_of(pipeline, state)), order)
+
+
+def part_of(shop, state, microbatches, nodes):
+    W = len(state.node) // len(shop.start)
+    ops = (microbatches[:, None] * W + np.arange(W)).ravel()
+
+    def numbers(chosen, size):
+        table = np.full(size + 1, -1, np.int64)  # the last is that of -1
+        table[chosen] = np.arange(len(chosen))
+        return table
+
+    op, node, job = numbers(ops, len(state.node)), numbers(nodes, len(shop.stage)), numbers(microbatches, len(shop.start))
+    _, slot = np.unique(shop.slot[microbatches], return_inverse=True)
+    part = jobshop.Shop(
+        np.ascontiguousarray(shop.travel[np.ix_(nodes, nodes)]), np.ascontiguousarray(shop.work[:, nodes]), shop.stage[nodes], node[shop.start[microbatches]],
+        slot.astype(np.int64), job[shop.before[microbatches]], job[shop.after[microbatches]], shop.limits,
+    )
+    return part, jobshop.State(
+        node[state.node[ops]], state.visit[microbatches], op[state.earlier[ops]], op[state.later[ops]],
+        op[state.first[nodes]], op[state.last[nodes]], state.held[ops], state.chosen[nodes], state.begin[ops],
+        op[state.before[ops]], op[state.after[ops]], state.duration[ops], state.busy[ops], state.lag[ops],
+    )
+
+
+def put_back(part, state, microbatches, nodes):
+    W = len(part.node) // len(microbatches)
+    ops = (microbatches[:, None] * W + np.arange(W)).ravel()
+    op, node = np.append(ops, -1), np.append(nodes, -1)
+    state.node[ops], state.visit[microbatches] = node[part.node], part.visit
+    state.earlier[ops], state.later[ops] = op[part.earlier], op[part.later]
+    state.first[nodes], state.last[nodes] = op[part.first], op[part.last]
+    state.held[ops], state.chosen[nodes], state.begin[ops] = part.held, part.chosen, part.begin
+    state.before[ops], state.after[ops] = op[part.before], op[part.after]
+    state.duration[ops], state.busy[ops], state.lag[ops] = part.duration, part.busy, part.lag
