@@ -19,6 +19,9 @@ from swarmbook.planning.encoding import no_room_message, paths_of, relays_if_roo
 from swarmbook.planning.pipeline import Path, Pipeline
 
 
+LEAST = 5000  # moves of a round of `data_node_paths`
+
+
 def random_paths(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
     """Random paths, one a slot, that keep the rules and the capacity and do not look at the network (DT-FM-skip).
 
@@ -124,22 +127,21 @@ def data_node_paths(pipeline: Pipeline, rng: np.random.Generator, rounds: int = 
         wave = replace(pipeline, microbatches=1, relay_limit=room)
     except ConfigError:
         return None
-    places = np.ones(wave.count, np.int64)
-    if (paths := _spread(wave, places, rng)) is None:
-        return None
-    shop, least, best = shop_of(wave), (np.inf, np.inf), np.array(paths)
+    places, shop, least, best = np.ones(wave.count, np.int64), shop_of(wave), (np.inf, np.inf), None
     for number in range(rounds):
-        state = state_of_paths(wave, best.tolist())
-        moves, hot = (500, 1.0) if number == 0 else (200, 0.1)
-        jobshop.anneal_paths(
-            shop, state, places, relays_if_room(wave, state), moves * wave.count, hot, 0.001, rng
-        )
+        anew = number % 3 == 0
+        if (paths := _spread(wave, places, rng) if anew else best.tolist()) is None:
+            return None
+        state = state_of_paths(wave, paths)
+        moves, hot = (500, 1.0) if anew else (200, 0.1)
+        moves = max(moves * wave.count, LEAST)
+        jobshop.anneal_paths(shop, state, places, relays_if_room(wave, state), moves, hot, 0.001, rng)
         now = np.array(paths_of(wave, state))
         for power in (4, 8, 8, 16, 16, 32):
             now = _assigned(wave, now, power)
-        seconds = _round_trips(wave, now)
-        if (seconds.max(), seconds.mean()) < least:
-            least, best = (seconds.max(), seconds.mean()), now
+        ticks = _round_trips(wave, now)
+        if (ticks.max(), ticks.mean()) < least:
+            least, best = (ticks.max(), ticks.mean()), now
     return [path for path in map(tuple, best.tolist()) for _ in range(pipeline.slots)]
 
 
