@@ -149,7 +149,11 @@ def _round_trips(wave: Pipeline, paths: np.ndarray) -> np.ndarray:
     """Ticks [K] of the round trips of paths [K, P - 1], one for each data node."""
     way = np.c_[wave.groups[0], paths, wave.groups[0]]
     both = wave.travel + wave.travel.T
-    return both[way[:, :-1], way[:, 1:]].sum(1) + (wave.work[0] + wave.work[2])[way[:, :-1]].sum(1) + wave.work[1, way[:, 0]]
+    return (
+        both[way[:, :-1], way[:, 1:]].sum(1)
+        + (wave.work[0] + wave.work[2])[way[:, :-1]].sum(1)
+        + wave.work[1, way[:, 0]]
+    )
 
 
 def _assigned(wave: Pipeline, paths: np.ndarray, power: int) -> np.ndarray:
