@@ -35,11 +35,12 @@ from swarmbook.planning.path_rules import PathRules
 from swarmbook.planning.pipeline import TICK, Pipeline, Plan
 from swarmbook.planning.slot_paths import data_node_paths, short_paths
 
-HOT, COLD = (0.003, 0.03), 0.0005  # least and most first temperature of a round, and its last, in parts of the makespan
+HOT, LEAST, MOST = 0.7, 0.01, 0.3  # most first temperature of a round: in parts of the makespan, over the microbatches
+COLD = 0.0005  # last temperature of a round, in parts of the makespan
 WEIGHT = 0.3  # of the slots' mean end in the cost, beside the makespan: to help slots that are not the last helps too
 PATH_MOVES = 0.5  # share of the moves that change paths
-ROUND, MORE, MOST = 10_000, 2_500, 100_000  # moves of a round: first, more after each that failed, and at most
-PATIENCE = 20  # rounds without success after which the search starts anew
+ROUND, EACH = 10_000, 500  # moves of a round at most, and for each microbatch; after failures up to ten times as many
+PATIENCE = 12  # rounds without success, beside one for each part, after which the search starts anew
 TOGETHER = 24  # microbatches that are annealed together, if parts are no larger
 
 
@@ -52,16 +53,18 @@ def annealing_search(
 ) -> SearchResult:
     """Anneal paths and orders, for so many moves, or so many seconds of processor time after compiling.
 
-    A round of `ROUND` moves cools down from a random temperature in `HOT` to `COLD`. It goes on from the best plan, and
-    is longer after rounds that found nothing better; after `PATIENCE` of these it starts anew. Give `moves` where a result must be repeatable. start: a plan with
-    orders to begin with, such as one for links as they were before; the result is never worse than that plan. Raises
-    `PlanError` unless one of moves and seconds is given, and if `start` breaks a constraint of this pipeline.
+    Each round cools down from a random temperature to `COLD`. It goes on from the best plan, and
+    is longer after rounds that found nothing better; after `PATIENCE` of these the search starts anew,
+    in turns from one path a slot and one a data node. Give `moves`
+    where a result must be repeatable. start: a plan with orders to begin with, such as one for links as they were
+    before; the result is never worse than that plan. Raises `PlanError` unless one of moves and seconds is given, and
+    if `start` breaks a constraint of this pipeline.
     """
     if (moves is None) == (seconds is None) or not (moves if seconds is None else seconds) > 0:
         raise PlanError(f"give one of moves, at least 1, and seconds, above 0; not {moves} and {seconds}")
     shop = shop_of(pipeline)
     _compiled()
-    begun, done, failed = time.thread_time(), 0, 0
+    begun, done, failed, anew = time.thread_time(), 0, 0, 0
     state = _begin(pipeline, shop, rng) if start is None else state_of_plan(pipeline, start)
     least, label = makespan_of(state), parts_of(shop, state)
     kept = jobshop.clone(state)
@@ -74,8 +77,8 @@ def annealing_search(
         before, ends = makespan_of(now), ends_of(now).sum()
         best, relays = jobshop.clone(now), np.flatnonzero(piece.stage > 0)
         spare = relays if (now.chosen[relays] < pipeline.capacity).any() else relays[:0]
-        size = min(ROUND + MORE * failed, MOST)
-        hot = HOT[0] * (HOT[1] / HOT[0]) ** rng.random()
+        size = min(ROUND, EACH * len(chosen)) * (4 + min(failed, 36)) // 4
+        hot = np.clip(HOT / len(chosen), LEAST, MOST) * 0.1 ** rng.random()
         for first in range(0, size, ROUND):
             section = min(ROUND, size - first, size if moves is None else moves - done)
             if section <= 0 or (seconds is not None and first and time.thread_time() - begun >= seconds):
@@ -92,8 +95,8 @@ def annealing_search(
                 least = takes
                 jobshop.copy(state, kept)
                 history.append((done, time.thread_time() - begun, TICK * least))
-        if failed == PATIENCE:
-            state, failed = _begin(pipeline, shop, rng), 0
+        if failed >= PATIENCE + len(np.unique(label)):
+            state, failed, anew = _begin(pipeline, shop, rng, together=anew % 2 > 0), 0, anew + 1
             makespan_of(state)  # sets the start times
             label = parts_of(shop, state)
     return SearchResult(plan_of(pipeline, kept), TICK * least, tuple(history), done, time.thread_time() - begun)
@@ -124,9 +127,9 @@ def _compiled() -> None:
     jobshop.anneal(shop, state, jobshop.clone(state), relays_if_room(toy, state), 1, 1.0, 0.5, WEIGHT, PATH_MOVES, rng)
 
 
-def _begin(pipeline: Pipeline, shop: jobshop.Shop, rng: np.random.Generator) -> jobshop.State:
-    """A state of one short path a data node, or a slot if that does not fit, with the better of two dispatching rules."""
-    paths = data_node_paths(pipeline, rng) or short_paths(pipeline, rng)
+def _begin(pipeline: Pipeline, shop: jobshop.Shop, rng: np.random.Generator, together: bool = True) -> jobshop.State:
+    """A state of one short path a data node, or a slot if those do not fit, with the better of two rules' orders."""
+    paths = (together and data_node_paths(pipeline, rng)) or short_paths(pipeline, rng)
     state = state_of_paths(pipeline, Plan.of_slots(pipeline, paths).paths)
     other = jobshop.clone(state)
     jobshop.dispatch(shop, state, longest_rest_priorities(pipeline, state))

@@ -1,7 +1,7 @@
 """How short an iteration of a partial pipeline can be: what no plan can beat, whoever finds it.
 
-- `round_trips` and `closed_form` take a moment for any instance. `own_machine` adds that the microbatches of a data node
-  wait for each other there, and `assignment_bound` that they share relays, by a linear program over all paths
+- `round_trips` and `closed_form` take a moment for any instance. `own_machine` adds that the microbatches of a data
+  node wait for each other there, and `assignment_bound` that they share relays, by a linear program over all paths
 - `lower_bound` is the largest of these and of what can be proven of single data nodes that have all relays to
   themselves, and `proven` records it
 - `optimum` gives the whole problem, paths and orders, to OR-Tools CP-SAT. It ends on small instances; its lower bound
@@ -165,7 +165,7 @@ def assignment_bound(pipeline: Pipeline, effort: float = 5.0, most: int = 3_000_
         return known[key]
 
     def possible(until: int) -> bool:
-        columns, data, rows, room = [], [], [], []
+        columns, rows, room = [], [], []
         limits = {
             h: [away(types[h], k, until) for k in range(1, lengths.count(longest) + 1)]
             for h in (homes if shared else [])

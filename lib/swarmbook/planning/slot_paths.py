@@ -1,6 +1,7 @@
 """One path for every slot that keeps the rules and the capacity of relays, before there are orders of operations.
 
-- `random_paths` do not look at the network; `short_paths` are annealed to short round trips
+- `random_paths` do not look at the network; `short_paths` are annealed to short round trips, and so are
+  `data_node_paths`, which are the same for all slots of a data node
 - a *wave* is the pipeline with one microbatch a slot, which takes as many places on a relay as its slot has
   microbatches
 
@@ -17,7 +18,6 @@ from swarmbook.errors import ConfigError, PlanError
 from swarmbook.planning import jobshop
 from swarmbook.planning.encoding import no_room_message, paths_of, relays_if_room, shop_of, state_of_paths
 from swarmbook.planning.pipeline import Path, Pipeline
-
 
 LEAST = 5000  # moves of a round of `data_node_paths`
 
@@ -115,7 +115,7 @@ def _repaired(
 
 
 def data_node_paths(pipeline: Pipeline, rng: np.random.Generator, rounds: int = 8) -> list[Path] | None:
-    """Paths, one a slot, the same for all slots of a data node, whose longest round trip is short.
+    """Paths, one a slot and the same for all slots of a data node, whose longest round trip is short.
 
     None if relays have no room for that. Each round anneals a little, and then exchanges at once all relays of a stage,
     and all data nodes, for the best assignment of them; the best of so many rounds is taken.
@@ -157,7 +157,7 @@ def _round_trips(wave: Pipeline, paths: np.ndarray) -> np.ndarray:
 
 
 def _assigned(wave: Pipeline, paths: np.ndarray, power: int) -> np.ndarray:
-    """The paths after the best assignment of each stage's relays, then of data nodes, by the sum of round trips ** power."""
+    """The paths after the best assignment of each stage's relays, then of data nodes, by the sum of trips ** power."""
     paths, home = paths.copy(), np.array(wave.groups[0])
     both, work = wave.travel + wave.travel.T, wave.work[0] + wave.work[2]
     stage = np.zeros(len(wave.hops), np.int64)
