@@ -315,6 +315,10 @@ def other_relay(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(node=table["node"].where(table["node"] != node, 99))
 
 
+def without_a_launch(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(index=table["position"].eq(0).idxmax()).reset_index(drop=True)
+
+
 def crossed(table: pd.DataFrame) -> pd.DataFrame:
     """The same paths, the first node's first two operations in the other order."""
     return table.iloc[[1, 0, *range(2, len(table))]].reset_index(drop=True)

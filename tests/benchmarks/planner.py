@@ -9,10 +9,7 @@ number (`swarm`). "bound" is `lower_bound` with nodes=0: no plan of any paths an
 makespan over the bound. Seconds are of the processor, one core each, after compiling.
 
 Peers:
-- "CP-SAT, orders": OR-Tools on one thread, with our first paths, for what each node does in what order
-- "CP-SAT, joint": the model of `swarmbook.planning.bounds.optimum` without our plan, on up to 20 nodes
-- "PyJobShop" the same orders by its CP-SAT model, and "job-shop-lib" its dispatching rules, if they are installed
-  (pyjobshop, job-shop-lib: not needed otherwise); neither knows activations or the gap after an operation of a node
+- "CP-SAT, orders": OR-Tools on one thread, with short paths (`short_paths`), for what each node does in what order
 - "rules": the best of our dispatching rules on short paths; "conflict-based": the released search as rebuilt; "blind"
 
 It is a benchmark, not a test: it asserts nothing.
@@ -115,45 +112,6 @@ def _timed(model, seconds: float, cp_model) -> list[tuple[float, float]]:
     return found
 
 
-def pyjobshop_orders(pipeline: Pipeline, paths: list, seconds: float) -> float:
-    """Seconds of the orders that PyJobShop finds, replayed by what each node does first; inf if it finds none.
-
-    Its model has no activations and no gaps, so that its orders are those of an easier problem. An order that breaks
-    the memory of a node is given to the nodes as a priority instead (`dispatched` by the longest rest).
-    """
-    import pyjobshop
-
-    model, P = pyjobshop.Model(), pipeline.visits
-    machine = {node: model.add_machine() for node in pipeline.stage_of}
-    tasks = {}
-    for chain in pipeline.chains:
-        before = None
-        for j in chain:
-            way = pipeline.itinerary(j, paths[j])
-            for position, node in enumerate(way):
-                task = tasks[j, position] = model.add_task()
-                busy = pipeline.duration(position, node) // 1000 + round(
-                    1000 * (pipeline.gap, pipeline.launch_gap)[position == 0]
-                )
-                model.add_mode(task, machine[node], duration=busy)
-                if before is not None:
-                    last, there = before
-                    hop = int(pipeline.travel[there, node]) // 1000 - round(1000 * pipeline.gap)
-                    model.add_end_before_start(last, task, delay=hop if last is not None else 0)
-                before = task, node
-    del P
-    found = model.solve(time_limit=seconds, num_workers=1, display=False)
-    if not found.best.tasks:
-        return float("inf")
-    starts = {key: found.best.tasks[number].start for number, key in enumerate(tasks)}
-    order: dict[int, list] = {}
-    for (j, position), _ in sorted(starts.items(), key=lambda item: item[1]):
-        order.setdefault(pipeline.itinerary(j, paths[j])[position], []).append((j, position))
-    plan = Plan(tuple(paths), {node: tuple(line) for node, line in order.items()})
-    plan.check(pipeline)
-    return replay(pipeline, plan).makespan
-
-
 def best_by(history, limit: float) -> float:
     """The least makespan found by then; inf if there was none."""
     return min((row[-1] for row in history if row[-2] <= limit), default=float("inf"))
@@ -180,10 +138,6 @@ def compare(name: str, limits: list[float]) -> None:
     row("rules", [rules] * len(limits))
     both = [(spent + at, span) for at, span in cp_sat_orders(pipeline, paths, limits[-1] - spent)]
     row("CP-SAT, orders", [best_by(both, limit) for limit in limits])
-    try:
-        row("PyJobShop", [pyjobshop_orders(pipeline, paths, limit) for limit in limits])
-    except ImportError:
-        print(f"{name:5} PyJobShop             not installed")
     blind = PLANNERS["blind"](pipeline, np.random.default_rng(0))
     row("blind", [replay(pipeline, blind).makespan] * len(limits))
     if len(pipeline.hops) <= 20:
