@@ -9,6 +9,8 @@
 - everything is in whole ticks, as in the replay. CP-SAT runs on one thread and counts its own work instead of seconds,
   so that results are repeatable. The functions that need it import it themselves, since it is slow to load
 
+The file is long because the exact model and its relaxations are one concept, and share round trips and solver.
+
 Serves: the bounds and gaps of SkipPipe's iteration times, and its figure of larger swarms.
 """
 
