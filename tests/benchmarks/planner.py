@@ -1,114 +1,160 @@
-"""How good a plan is after how long, beside bounds, and how that scales.
+"""How good plans are beside bounds and beside other planners, after equal processor time.
 
-    python tests/benchmarks/planner.py           # everything, 40 minutes on one idle core
-    python tests/benchmarks/planner.py --quick   # two cases and 20 nodes, a minute
+    python tests/benchmarks/planner.py                          # the table of tests/README.md
+    python tests/benchmarks/planner.py --quick                  # two cases, a minute
+    python tests/benchmarks/planner.py --instances 300 --seconds 1 10 60
 
-Cases are the reference cases of tests/skippipe.py; bounds get deterministic effort, so that they are the same each
-time. A bound is `lower_bound`'s: no plan of those paths and orders can be below it; "gap" is what a plan is above its
-bound. At scale, nodes are dealt over the twelve places and put into 6 stages for paths of 4, with one process a size so
-that its peak of memory is its own. Seconds are of the wall clock, after compiling. It is a benchmark, not a test: it
-asserts nothing.
+Instances are the reference cases of tests/skippipe.py by letter, and swarms of N nodes dealt over twelve places, by
+number (`swarm`). "bound" is `lower_bound` with nodes=0: no plan of any paths and orders is below it. "ratio" is the
+makespan over the bound. Seconds are of the processor, one core each, after compiling.
+
+Peers:
+- "CP-SAT, orders": OR-Tools on one thread, with short paths (`short_paths`), for what each node does in what order
+- "rules": the best of our dispatching rules on short paths; "conflict-based": the released search as rebuilt; "blind"
+
+It is a benchmark, not a test: it asserts nothing.
 """
 
 import argparse
-import multiprocessing
-import resource
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from skippipe import CASES, instance, released  # noqa: E402
+from skippipe import CASES, instance  # noqa: E402
 
 from swarmbook.planning import placement  # noqa: E402
-from swarmbook.planning.annealing import annealing_search
-from swarmbook.planning.bounds import closed_form, lower_bound  # noqa: E402
+from swarmbook.planning.annealing import annealing_search  # noqa: E402
+from swarmbook.planning.bounds import lower_bound  # noqa: E402
 from swarmbook.planning.conflict_based_search import conflict_search  # noqa: E402
-from swarmbook.planning.path_rules import PathRules
-from swarmbook.planning.pipeline import DISPATCH_RULES, Pipeline, Plan
-from swarmbook.planning.planners import PLANNERS, full_pipelines  # noqa: E402
+from swarmbook.planning.encoding import dispatched  # noqa: E402
+from swarmbook.planning.path_rules import PathRules  # noqa: E402
+from swarmbook.planning.pipeline import DISPATCH_RULES, TICK, Pipeline, Plan  # noqa: E402
+from swarmbook.planning.planners import PLANNERS  # noqa: E402
 from swarmbook.planning.replay import replay  # noqa: E402
+from swarmbook.planning.slot_paths import short_paths  # noqa: E402
 from swarmbook.simulation.network import SKIPPIPE, Network  # noqa: E402
 
 STAGES, VISITS, SAMPLES, BYTES, FORWARD = 6, 4, 8, 4_194_304, 1.76  # of case A
-# Microbatches of each data node by number of nodes: 100 nodes have 100 in all, 1,000 have 1,000. Groups of 6 stages for
-# paths of 4 need a multiple of 20 nodes.
-SIZES = {20: 6, 60: 6, 100: 4, 500: 6, 1000: 4}
 
 
-def cases(names: str, limits: tuple[float, ...], effort: float) -> None:
-    print(f"{'case':4} {'planner':24} {'seconds':>8} {'makespan':>9} {'bound':>8} {'gap':>7}")
-    for name in names:
-        pipeline = instance(name)
-        started = time.perf_counter()
-        bound = lower_bound(pipeline, effort=effort, nodes=1)
-        print(f"{name:4} {'(the bound)':24} {time.perf_counter() - started:8.2f} {'':9} {bound:8.3f}", flush=True)
+def swarm(nodes: int) -> Pipeline:
+    """Nodes dealt over twelve places and put into 6 stages for paths of 4, with 6 microbatches a data node."""
+    network, rng = Network.over("twelve", nodes, **SKIPPIPE), np.random.default_rng(0)
+    hops = network.matrix(SAMPLES * BYTES)
+    trials = 40_000  # the same for all sizes, so that 1,000 nodes take seconds
+    placed = placement.place(hops, placement.group_sizes(nodes, STAGES, VISITS), rng, FORWARD, trials=trials)
+    return Pipeline(placed.groups, hops, FORWARD, PathRules(VISITS))
 
-        def row(planner: str, seconds: float | None, makespan: float, name=name, bound=bound) -> None:
-            took, gap = "" if seconds is None else f"{seconds:.2f}", f"{100 * (makespan / bound - 1):6.1f}%"
-            print(f"{name:4} {planner:24} {took:>8} {makespan:9.3f} {bound:8.3f} {gap}", flush=True)
 
-        row("full pipelines", None, replay(*full_pipelines(pipeline)).makespan)
-        for method in ("dtfm_skip", "skippipe_no_tc2", "skippipe"):
-            if "paths" in CASES[name]["results"].get(method, {}):
-                loose = instance(name, relay_limit=pipeline.count)  # case A's paths overload a relay
-                plans = [Plan.of_slots(loose, released(name, method), rule) for rule in DISPATCH_RULES]
-                row(f"released {method}", None, min(replay(loose, plan).makespan for plan in plans))
-        for planner in ("blind", "shortest"):
-            started = time.perf_counter()
-            plan = PLANNERS[planner](pipeline, np.random.default_rng(0))
-            row(planner, time.perf_counter() - started, replay(pipeline, plan).makespan)
-        calm = conflict_search(pipeline, collisions=False, expand=None, seconds=limits[-1])
-        row("conflict-based, no TC2", calm.seconds, calm.makespan)
+def cp_sat_orders(pipeline: Pipeline, paths: list, seconds: float) -> list[tuple[float, float]]:
+    """(processor seconds, makespan) of each plan that CP-SAT finds with these paths, on one thread."""
+    from ortools.sat.python import cp_model
+
+    model, P = cp_model.CpModel(), pipeline.visits
+    gap, launch = round(pipeline.gap / TICK), round(pipeline.launch_gap / TICK)
+    _, first = min((dispatched(pipeline, paths, rule) for rule in DISPATCH_RULES), key=lambda found: found[1])
+    horizon = 2 * round(first / TICK)  # twice what a dispatching rule takes
+    begin, busy, held, ends = {}, {}, {}, []
+    for chain in pipeline.chains:
+        before = None
+        for j in chain:
+            way = pipeline.itinerary(j, paths[j])
+            for position, node in enumerate(way):
+                start = begin[j, position] = model.new_int_var(0, horizon, "")
+                ticks = pipeline.duration(position, node) + (gap if position else launch)
+                busy.setdefault(node, []).append(model.new_fixed_size_interval_var(start, ticks, ""))
+                if before is not None:
+                    model.add(start >= before)
+                before = start + pipeline.duration(position, node)
+                if position < 2 * P:
+                    before += int(pipeline.travel[node, way[position + 1]])
+            for position in range(1, P):
+                until = begin[j, 2 * P - position] + pipeline.duration(2 * P - position, way[position])
+                size = model.new_int_var(0, horizon, "")
+                holds = model.new_interval_var(begin[j, position], size, until, "")
+                held.setdefault(way[position], []).append(holds)
+        ends.append(before)
+    for intervals in busy.values():
+        model.add_no_overlap(intervals)
+    for intervals in held.values():
+        model.add_cumulative(intervals, [1] * len(intervals), pipeline.memory)
+    makespan = model.new_int_var(0, horizon, "")
+    model.add_max_equality(makespan, ends)
+    model.minimize(makespan)
+    return _timed(model, seconds, cp_model)
+
+
+def _timed(model, seconds: float, cp_model) -> list[tuple[float, float]]:
+    """Solve on one thread until the process has used so many processor seconds; what was found when."""
+    begun, found, over = time.process_time(), [], threading.Event()
+
+    class Log(cp_model.CpSolverSolutionCallback):
+        def on_solution_callback(self) -> None:
+            found.append((time.process_time() - begun, TICK * self.objective_value))
+
+    solver, log = cp_model.CpSolver(), Log()
+    solver.parameters.num_workers, solver.parameters.random_seed = 1, 0
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            if time.process_time() - begun >= seconds:
+                solver.stop_search()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    solver.solve(model, log)
+    over.set()
+    watcher.join()
+    return found
+
+
+def best_by(history, limit: float) -> float:
+    """The least makespan found by then; inf if there was none."""
+    return min((row[-1] for row in history if row[-2] <= limit), default=float("inf"))
+
+
+def compare(name: str, limits: list[float]) -> None:
+    pipeline = instance(name) if name in CASES else swarm(int(name))
+    begun = time.process_time()
+    bound = lower_bound(pipeline, nodes=0)
+    print(f"{name:5} {'bound':20} {time.process_time() - begun:5.1f} s {bound:9.3f}", flush=True)
+
+    def row(planner: str, spans: list[float]) -> None:
+        cells = "".join(f" {span:9.2f} {span / bound:6.3f}" for span in spans)
+        print(f"{name:5} {planner:20} {cells}", flush=True)
+
+    annealing_search(pipeline, np.random.default_rng(0), moves=1)  # compiles
+    found = annealing_search(pipeline, np.random.default_rng(0), seconds=limits[-1])
+    row("annealing", [best_by(found.history, limit) for limit in limits])
+    begun = time.process_time()
+    slots = short_paths(pipeline, np.random.default_rng(0))
+    paths = Plan.of_slots(pipeline, slots).paths
+    spent = time.process_time() - begun
+    rules = min(dispatched(pipeline, paths, rule)[1] for rule in DISPATCH_RULES)
+    row("rules", [rules] * len(limits))
+    both = [(spent + at, span) for at, span in cp_sat_orders(pipeline, paths, limits[-1] - spent)]
+    row("CP-SAT, orders", [best_by(both, limit) for limit in limits])
+    blind = PLANNERS["blind"](pipeline, np.random.default_rng(0))
+    row("blind", [replay(pipeline, blind).makespan] * len(limits))
+    if len(pipeline.hops) <= 20:
         found = conflict_search(pipeline, expand=None, seconds=limits[-1])
-        anytime("conflict-based", found.history, limits, row)
-        found = annealing_search(pipeline, np.random.default_rng(0), seconds=limits[-1])
-        anytime("annealing", found.history, limits, row)
-
-
-def anytime(planner: str, history: tuple, limits: tuple[float, ...], row) -> None:
-    """A row for the best plan after each time: the last improvement before it, or the first plan if that is later."""
-    for limit in limits:
-        spans = [span for at, (_, seconds, span) in enumerate(history) if at == 0 or seconds <= limit]
-        row(planner, max(limit, history[0][1]), min(spans))
-
-
-def scale(nodes: int, limits: tuple[float, ...]) -> None:
-    network = Network.over("twelve", nodes, **SKIPPIPE)
-    hops, rng = network.matrix(SAMPLES * BYTES), np.random.default_rng(0)
-    placed = placement.place(hops, placement.group_sizes(nodes, STAGES, VISITS), rng, FORWARD)
-    pipeline = Pipeline(placed.groups, hops, FORWARD, PathRules(VISITS), microbatches=SIZES[nodes])
-    started = time.perf_counter()
-    bound = float(closed_form(pipeline).max())
-    bounding = time.perf_counter() - started
-    found = annealing_search(pipeline, rng, seconds=limits[-1])
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-    def row(_: str, seconds: float, makespan: float) -> None:
-        print(
-            f"{nodes:5} {pipeline.count:13,} {seconds:8.0f} {makespan:9.3f} {bound:8.3f} "
-            f"{100 * (makespan / bound - 1):6.1f}% {bounding:9.3f} {found.history[0][1]:8.2f} {memory:5.2f} GiB",
-            flush=True,
-        )
-
-    anytime("", found.history, limits, row)
+        row("conflict-based", [best_by(found.history, limit) for limit in limits])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two cases and 20 nodes, few seconds of search")
-    quick = parser.parse_args().quick
-    limits = (1.0, 5.0) if quick else (1.0, 5.0, 10.0, 60.0)
-    cases("CS" if quick else "CBAS", limits, 0.5 if quick else 20.0)
-    print(f"\n{'nodes':5} {'microbatches':>13} {'seconds':>8} {'makespan':>9} {'bound':>8} {'gap':>7} ", end="")
-    print(f"{'s a bound':>9} {'s first':>8} {'memory':>9}")
-    context = multiprocessing.get_context("spawn")
-    for nodes in (20,) if quick else SIZES:
-        process = context.Process(target=scale, args=(nodes, limits))
-        process.start()
-        process.join()
+    parser.add_argument("--quick", action="store_true", help="two cases, few seconds of search")
+    parser.add_argument("--instances", nargs="+", default=["C", "A", "B", "S", "20", "100", "300", "1000"])
+    parser.add_argument("--seconds", nargs="+", type=float, default=[1.0, 10.0, 60.0])
+    given = parser.parse_args()
+    names, limits = (["C", "S"], [1.0, 5.0]) if given.quick else (given.instances, sorted(given.seconds))
+    print(f"{'':26} " + "".join(f" {f'{limit:g} s':>9} {'ratio':>6}" for limit in limits))
+    for name in names:
+        compare(name, limits)
 
 
 if __name__ == "__main__":

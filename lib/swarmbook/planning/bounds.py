@@ -1,16 +1,21 @@
 """How short an iteration of a partial pipeline can be: what no plan can beat, whoever finds it.
 
-- `round_trips` and `closed_form` take a moment for any instance. `lower_bound` adds what can be proven of single data
-  nodes that have all relays to themselves, and `proven` records it
+- `round_trips` and `closed_form` take a moment for any instance. `own_machine` adds that the microbatches of a data
+  node wait for each other there, and `assignment_bound` that they share relays, by a linear program over all paths
+- `lower_bound` is the largest of these and of what can be proven of single data nodes that have all relays to
+  themselves, and `proven` records it
 - `optimum` gives the whole problem, paths and orders, to OR-Tools CP-SAT. It ends on small instances; its lower bound
   holds whenever it stops
 - everything is in whole ticks, as in the replay. CP-SAT runs on one thread and counts its own work instead of seconds,
   so that results are repeatable. The functions that need it import it themselves, since it is slow to load
 
+The file is long because the exact model and its relaxations are one concept, and share round trips and solver.
+
 Serves: the bounds and gaps of SkipPipe's iteration times, and its figure of larger swarms.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,13 +23,15 @@ from pathlib import Path as File
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import linprog
+from scipy.sparse import csr_array, vstack
 
 from swarmbook.errors import ConfigError
 from swarmbook.planning.annealing import annealing_search
-from swarmbook.planning.pipeline import TICK, Path, Pipeline, Plan
+from swarmbook.planning.pipeline import TICK, Pipeline, Plan
 from swarmbook.records.computed import computed
 
-VERSION = 1  # of what `lower_bound` proves: to be raised when the same effort would prove something else
+VERSION = 2  # of what `lower_bound` proves: to be raised when the same effort would prove something else
 
 
 @dataclass(frozen=True)
@@ -77,42 +84,191 @@ def closed_form(pipeline: Pipeline) -> np.ndarray:
     return (ties - 1) * launch + uses * round_trips(pipeline) + (uses - 1) * pipeline.gap
 
 
-def longest_round_trip(pipeline: Pipeline, effort: float = 20.0) -> float:
-    """Seconds that the longest round trip of all slots takes at least, if each slot keeps to one path (by CP-SAT)."""
+def own_machine(pipeline: Pipeline, data_node: int, effort: float = 5.0) -> float:
+    """Seconds that one data node, by its position in group 0, needs for its own operations, wherever relays are free.
+
+    Its slots' microbatches are away for the shortest round trip each, and the node does one thing at a time.
+    effort: CP-SAT's deterministic time.
+    """
+    away = round(round_trips(pipeline)[data_node] / TICK)
+    lengths = [len(chain) for chain in pipeline.chains_of[data_node]]
+    return TICK * _one_machine(pipeline, pipeline.groups[0][data_node], lengths, effort, away=away)
+
+
+def _one_machine(pipeline: Pipeline, home: int, lengths: list[int], effort: float, away: int) -> int:
+    """Ticks that slots of so many microbatches take on their data node at least, if each is away for `away` ticks."""
     from ortools.sat.python import cp_model
 
-    model, used, worst = cp_model.CpModel(), {}, _horizon(pipeline)
-    longest = model.new_int_var(0, worst, "")
-    for start, slots in zip(pipeline.groups[0], pipeline.chains_of, strict=True):
-        counts = []
-        for order in pipeline.orders:
-            for path in _paths_of(pipeline, order):
-                seconds = round(pipeline.round_trip(slots[0][0], path) / TICK)
-                count = model.new_int_var(0, len(slots), f"{start} {path}")
-                chosen = model.new_bool_var("")
-                model.add(count == 0).only_enforce_if(~chosen)
-                model.add(longest >= seconds).only_enforce_if(chosen)
-                counts.append(count)
-                for node in path:
-                    used.setdefault(node, []).append(count)
-        model.add(sum(counts) == len(slots))
-    least = min(len(chain) for chain in pipeline.chains)
-    for node, counts in used.items():
-        model.add(sum(counts) <= int(pipeline.places[node]) // least)
-    model.minimize(longest)
+    model, work = cp_model.CpModel(), [int(each) for each in pipeline.work[:, home]]
+    gap, launch_gap = round(pipeline.gap / TICK), round(pipeline.launch_gap / TICK)
+    worst = sum(lengths) * (away + sum(work) + 3 * (gap + launch_gap))
+    end, busy, firsts = model.new_int_var(0, worst, ""), [], {}
+    for length in lengths:
+        before = None
+        for number in range(length):
+            starts = [model.new_int_var(0, worst, "") for _ in work]
+            for start, ticks, idle in zip(starts, work, (launch_gap, gap, gap), strict=True):
+                busy.append(model.new_fixed_size_interval_var(start, ticks + idle, ""))
+            model.add(starts[1] >= starts[0] + work[0])
+            model.add(starts[2] >= starts[1] + work[1])
+            model.add(starts[2] + work[2] >= starts[0] + away)
+            if before is not None:
+                model.add(starts[0] >= before)
+            elif number == 0:
+                firsts.setdefault(length, []).append(starts[0])
+            before = starts[2] + work[2]
+        model.add(end >= before)
+    for alike in firsts.values():  # slots of one length are alike
+        for a, b in itertools.pairwise(alike):
+            model.add(a <= b)
+    model.add_no_overlap(busy)
+    model.minimize(end)
     solver = _solver(effort)
     solver.solve(model)
-    return TICK * solver.best_objective_bound
+    return math.ceil(solver.best_objective_bound - 1e-6)
+
+
+def _longest_away(pipeline: Pipeline, home: int, lengths: list[int], until: int, effort: float) -> int:
+    """Ticks; slots of one length that are all away for longer would end after `until` on their data node's machine."""
+    away = until // lengths[0] + 1
+    while (less := away - (_one_machine(pipeline, home, lengths, effort, away) - until - 1) // lengths[0]) < away:
+        if _one_machine(pipeline, home, lengths, effort, less) <= until:
+            break
+        away = less
+    return away - 1
+
+
+def assignment_bound(pipeline: Pipeline, effort: float = 5.0, most: int = 3_000_000) -> float:
+    """Seconds that no plan can beat, since good relays are few: a linear program over the paths of all slots.
+
+    Nodes of a stage with equal links and times are one type, with the room of all. A makespan T is possible only if a
+    fraction of a path for each slot fits into the room of the relays, where at most k - 1 slots of a data node have
+    round trips with which k of them would not end on their data node's own machine by T. Bisection finds the largest T
+    for which that fails to a thousandth. What the program denies is checked by weak duality, so that the bound does not
+    rest on the tolerance of HiGHS. 0 if there are more than `most` pairs of a data node's type and a path, or if data
+    nodes send unequal numbers of microbatches or relays have unequal room (`Pipeline.even`).
+    """
+    if not pipeline.even:
+        return 0.0
+    types, count, homes, paths, trips = _typed_paths(pipeline, most)
+    if paths is None:
+        return 0.0
+    lengths = [len(chain) for chain in pipeline.chains_of[0]]
+    stage = np.array([pipeline.stage_of[node] for node in types])
+    gap, shared = round(pipeline.gap / TICK), pipeline.rules.shared
+    classes = sorted(set(lengths)) if shared else [1]
+    longest = max(lengths)
+    demand = {u: lengths.count(u) if shared else pipeline.sent[0] for u in classes}
+
+    known: dict[tuple, int] = {}  # by the work of a data node, since most are alike
+
+    def away(home: int, k: int, until: int) -> int:
+        key = (*pipeline.work[:, home].tolist(), k, until)
+        if key not in known:
+            known[key] = _longest_away(pipeline, home, [longest] * k, until, effort)
+        return known[key]
+
+    def possible(until: int) -> bool:
+        columns, rows, room = [], [], []
+        limits = {
+            h: [away(types[h], k, until) for k in range(1, lengths.count(longest) + 1)]
+            for h in (homes if shared else [])
+        }
+        for at, h in enumerate(homes):
+            for u in classes:
+                limit = limits[h][0] if shared and u == longest else (until - (u - 1) * gap) // u
+                fit = np.flatnonzero(trips[at] <= limit)
+                columns.append(np.stack([np.full(len(fit), at), np.full(len(fit), u), fit]))
+        at, use, path = np.concatenate(columns, axis=1)
+        size = len(at)
+        every = np.arange(size)
+        visits = (np.repeat(use[None], len(paths), 0).ravel(), (paths[:, path].ravel(), np.tile(every, len(paths))))
+        rows.append(csr_array(visits, shape=(len(types), size))[stage > 0])
+        room.append(pipeline.capacity * count[stage > 0])
+        need = 0
+        for u in classes:
+            mine = use == u
+            rows.append(csr_array((np.ones(mine.sum()), (at[mine], every[mine])), shape=(len(homes), size)))
+            room.append(demand[u] * count[homes])
+            need += int(room[-1].sum())
+        if shared:
+            for k in range(1, lengths.count(longest)):
+                beyond = (use == longest) & (trips[at, path] > np.array([limits[h][k] for h in homes])[at])
+                rows.append(csr_array((np.ones(beyond.sum()), (at[beyond], every[beyond])), shape=(len(homes), size)))
+                room.append(k * count[homes])
+        else:
+            rows.append(csr_array((trips[at, path] / until, (at, every)), shape=(len(homes), size)))
+            room.append(count[homes] * sum(1 - (u - 1) * gap / until for u in lengths))
+        matrix, limit = vstack(rows).tocsr(), np.concatenate(room).astype(float)
+        if not size:
+            return False
+        found = linprog(-np.ones(size), A_ub=matrix, b_ub=limit, method="highs")
+        if found.status != 0:
+            return True
+        price = np.maximum(-found.ineqlin.marginals, 0)  # any prices give a bound on how many slots have a path
+        most_of = (np.array([demand[u] for u in classes])[np.searchsorted(classes, use)] * count[homes][at]).astype(
+            float
+        )
+        routed = limit @ price + most_of @ np.maximum(1 - matrix.T @ price, 0)
+        return bool(routed >= need - 1e-4)
+
+    low = round(float(closed_form(pipeline).max()) / TICK)
+    if possible(low):
+        return TICK * low
+    high = 2 * low
+    while not possible(high):
+        low, high = high, 2 * high
+    while high - low > low / 1000:
+        middle = (low + high) // 2
+        low, high = (low, middle) if possible(middle) else (middle, high)
+    return TICK * low
+
+
+def _typed_paths(
+    pipeline: Pipeline, most: int
+) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    """One node of each type, how many it has, the types of data nodes, all paths [P - 1, n] and trips [homes, n]."""
+    travel, work = pipeline.travel, pipeline.work
+    types: list[int] = []
+    count: list[int] = []
+    for node, stage in pipeline.stage_of.items():
+        for k, other in enumerate(types):
+            if pipeline.stage_of[other] != stage or (work[:, node] != work[:, other]).any():
+                continue
+            rest = np.arange(len(travel))
+            rest = rest[(rest != node) & (rest != other)]
+            if (travel[node, rest] == travel[other, rest]).all() and (travel[rest, node] == travel[rest, other]).all():
+                count[k] += 1
+                break
+        else:
+            types.append(node)
+            count.append(1)
+    stage = np.array([pipeline.stage_of[node] for node in types])
+    at = [np.flatnonzero(stage == s) for s in range(pipeline.stages)]
+    homes = at[0]
+    if len(homes) * sum(math.prod(len(at[s]) for s in order) for order in pipeline.orders) > most:
+        return types, np.array(count), homes, None, np.empty((0, 0))
+    both = (travel + travel.T)[np.ix_(types, types)]
+    relay, home = (work[0] + work[2])[types], work.sum(0)[types]
+    paths = [
+        np.stack(np.meshgrid(*(at[s] for s in order), indexing="ij")).reshape(len(order), -1)
+        for order in pipeline.orders
+    ]
+    ways = np.concatenate(paths, axis=1)
+    inside = both[ways[:-1], ways[1:]].sum(0) + relay[ways].sum(0)
+    trips = inside + both[homes[:, None], ways[0]] + both[homes[:, None], ways[-1]] + home[homes][:, None]
+    return types, np.array(count), homes, ways, trips
 
 
 def lower_bound(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2) -> float:
-    """Seconds that no plan can beat: the largest bound proven of any single data node that has the relays to itself.
+    """Seconds that no plan can beat: the largest of `assignment_bound` and what is proven of single data nodes.
 
-    effort: CP-SAT's deterministic time for each of the `nodes` data nodes whose closed form is largest.
+    effort: CP-SAT's deterministic time for each of the `nodes` data nodes whose closed form is largest. Each is given
+    all relays to itself (`optimum`); with nodes=0 this is left out, which takes seconds instead of a minute.
     """
     each = closed_form(pipeline)
-    bound = float(each.max())
-    for d in np.argsort(-each)[:nodes]:
+    bound = max(float(each.max()), own_machine(pipeline, int(np.argmax(each))), assignment_bound(pipeline))
+    for d in np.argsort(-each, kind="stable")[:nodes]:
         bound = max(bound, optimum(alone(pipeline, int(d)), effort).lower)
     return bound
 
@@ -146,7 +302,8 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
     model, P = cp_model.CpModel(), pipeline.visits
     relays = [node for group in pipeline.groups[1:] for node in group]
     horizon = round(found.makespan / TICK) - 1
-    least = int(np.ceil(closed_form(pipeline).max() / TICK - 0.5))
+    each = closed_form(pipeline)
+    least = round(max(float(each.max()), own_machine(pipeline, int(np.argmax(each)))) / TICK)
     if least > horizon:
         return Optimum(found.makespan, found.makespan, found.plan)
     busy: dict[int, list] = {node: [] for node in pipeline.stage_of}
@@ -234,12 +391,6 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
     return Optimum(lower, TICK * round(solver.objective_value), _solution(pipeline, solver, arcs_of, begins))
 
 
-def _horizon(pipeline: Pipeline) -> int:
-    """Ticks that are enough to do everything one after another."""
-    hop, work = int(pipeline.travel.max()), int(pipeline.work.sum(0).max())
-    return pipeline.count * (2 * pipeline.visits * (hop + work + round(pipeline.gap / TICK)) + work)
-
-
 def _solver(effort: float):
     """CP-SAT on one thread, for so much deterministic time; ConfigError unless it is above 0."""
     from ortools.sat.python import cp_model
@@ -263,11 +414,6 @@ def _steps(order: tuple[int, ...]) -> set[tuple[int, int]]:
     """The pairs of successive stages on a path out and back to stage 0."""
     stages = (0, *order, 0)
     return set(itertools.pairwise(stages))
-
-
-def _paths_of(pipeline: Pipeline, order: tuple[int, ...]) -> list[Path]:
-    """All paths whose relays are of these stages, in this order."""
-    return list(itertools.product(*(pipeline.groups[stage] for stage in order)))
 
 
 def _solution(pipeline: Pipeline, solver, arcs_of: dict, begins: dict) -> Plan:

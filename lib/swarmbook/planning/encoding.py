@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from swarmbook import tables
 from swarmbook.errors import PlanError, unknown
@@ -183,3 +185,60 @@ def plan_of(pipeline: Pipeline, state: jobshop.State) -> Plan:
         if line:
             order[node] = tuple(line)
     return Plan(tuple(paths_of(pipeline, state)), order)
+
+
+def ends_of(state: jobshop.State) -> np.ndarray:
+    """Ticks [J] at which each microbatch ends, of a state whose start times are set."""
+    return (state.begin + state.duration).reshape(len(state.visit), -1)[:, -1]
+
+
+def parts_of(shop: jobshop.Shop, state: jobshop.State) -> np.ndarray:
+    """Numbers [J] of the parts that microbatches belong to; those of different parts visit different nodes."""
+    J, N = state.visit.shape[0], len(shop.stage)
+    visits = (np.repeat(np.arange(J), len(state.node) // J), J + state.node)
+    graph = coo_array((np.ones(len(state.node), np.int8), visits), shape=(J + N, J + N))
+    return connected_components(graph, directed=False)[1][:J]
+
+
+def part_of(
+    shop: jobshop.Shop, state: jobshop.State, microbatches: np.ndarray, nodes: np.ndarray
+) -> tuple[jobshop.Shop, jobshop.State]:
+    """Whole parts as a shop and state of their own, of these microbatches and nodes, whose numbers ascend."""
+    ops = _operations_of(state, microbatches)
+
+    def numbers(chosen: np.ndarray, size: int) -> np.ndarray:
+        table = np.full(size + 1, -1)  # its last entry is that of -1, which stands for none
+        table[chosen] = np.arange(len(chosen))
+        return table
+
+    op, node = numbers(ops, len(state.node)), numbers(nodes, len(shop.stage))
+    job = numbers(microbatches, len(shop.start))
+    piece = jobshop.Shop(
+        np.ascontiguousarray(shop.travel[np.ix_(nodes, nodes)]), np.ascontiguousarray(shop.work[:, nodes]),
+        shop.stage[nodes], node[shop.start[microbatches]], shop.slot[microbatches],
+        job[shop.before[microbatches]], job[shop.after[microbatches]], shop.limits,
+        shop.memory[nodes], shop.capacity[nodes],
+    )  # fmt: skip
+    return piece, jobshop.State(
+        node[state.node[ops]], state.visit[microbatches], op[state.earlier[ops]], op[state.later[ops]],
+        op[state.first[nodes]], op[state.last[nodes]], state.held[ops], state.chosen[nodes], state.begin[ops],
+        op[state.before[ops]], op[state.after[ops]], state.duration[ops], state.busy[ops], state.lag[ops],
+    )  # fmt: skip
+
+
+def put_back(piece: jobshop.State, state: jobshop.State, microbatches: np.ndarray, nodes: np.ndarray) -> None:
+    """Write a state that `part_of` gave back into the whole one."""
+    ops = _operations_of(state, microbatches)
+    op, node = np.append(ops, -1), np.append(nodes, -1)
+    state.node[ops], state.visit[microbatches] = node[piece.node], piece.visit
+    state.first[nodes], state.last[nodes], state.chosen[nodes] = op[piece.first], op[piece.last], piece.chosen
+    for name in ("earlier", "later", "before", "after"):
+        getattr(state, name)[ops] = op[getattr(piece, name)]
+    for name in ("held", "begin", "duration", "busy", "lag"):
+        getattr(state, name)[ops] = getattr(piece, name)
+
+
+def _operations_of(state: jobshop.State, microbatches: np.ndarray) -> np.ndarray:
+    """The numbers of all operations of some microbatches."""
+    each = len(state.node) // len(state.visit)
+    return (microbatches[:, None] * each + np.arange(each)).ravel()

@@ -32,7 +32,8 @@ from swarmbook.records.computed import computed
 from swarmbook.records.keys import key_of
 
 OPERATION = ("node", "microbatch", "position")  # columns of a recorded plan
-VERSION = 1  # of what searches find: to be raised when the same search would give another plan, or count otherwise
+# of what each search finds: to be raised when the same search would give another plan, or count otherwise
+VERSION = {"annealing": 2, "conflict-based": 1}
 
 Planner = Callable[[Pipeline, np.random.Generator], Plan]
 PLANNERS: dict[str, Planner] = {}
@@ -95,7 +96,7 @@ def planned(
     pipeline and replayed; its seconds of search are those of when it was found. Raises `PlanError` if a recorded plan
     does not take what its record says.
     """
-    given = {"planner": how, "pipeline": pipeline.digest, "limits": limits, "version": VERSION}
+    given = {"planner": how, "pipeline": pipeline.digest, "limits": limits, "version": VERSION[how]}
     if how == "annealing":
         given |= {"seed": seed, "start": start and key_of(_table(start).to_dict("list"))}
 

@@ -1,6 +1,7 @@
 """One path for every slot that keeps the rules and the capacity of relays, before there are orders of operations.
 
-- `random_paths` do not look at the network; `short_paths` are annealed to short round trips
+- `random_paths` do not look at the network; `short_paths` are annealed to short round trips, and so are
+  `data_node_paths`, which are the same for all slots of a data node
 - a *wave* is the pipeline with one microbatch a slot, which takes as many places on a relay as its slot has
   microbatches
 
@@ -11,11 +12,14 @@ Serves: the planners "blind" and "shortest" of `swarmbook.planning.planners`, an
 from dataclasses import replace
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
-from swarmbook.errors import PlanError
+from swarmbook.errors import ConfigError, PlanError
 from swarmbook.planning import jobshop
 from swarmbook.planning.encoding import no_room_message, paths_of, relays_if_room, shop_of, state_of_paths
 from swarmbook.planning.pipeline import Path, Pipeline
+
+LEAST = 5000  # moves of a round of `data_node_paths`
 
 
 def random_paths(pipeline: Pipeline, rng: np.random.Generator) -> list[Path]:
@@ -114,3 +118,68 @@ def _repaired(
         for node in paths[j]:
             room[node] -= places[j]
     return None
+
+
+def data_node_paths(pipeline: Pipeline, rng: np.random.Generator, rounds: int = 8) -> list[Path] | None:
+    """Paths, one a slot and the same for all slots of a data node, whose longest round trip is short.
+
+    None if relays have no room for that. Each round anneals a little, and then exchanges at once all relays of a stage,
+    and all data nodes, for the best assignment of them; the best of so many rounds is taken.
+    """
+    room = pipeline.capacity // pipeline.sent[0]
+    if room < 1 or not pipeline.even:
+        return None
+    try:
+        wave = replace(pipeline, microbatches=1, relay_limit=room)
+    except ConfigError:
+        return None
+    places, shop, least, best = np.ones(wave.count, np.int64), shop_of(wave), (np.inf, np.inf), None
+    for number in range(rounds):
+        anew = number % 3 == 0
+        if (paths := _spread(wave, places, rng) if anew else best.tolist()) is None:
+            return None
+        state = state_of_paths(wave, paths)
+        moves, hot = (500, 1.0) if anew else (200, 0.1)
+        moves = max(moves * wave.count, LEAST)
+        jobshop.anneal_paths(shop, state, places, relays_if_room(wave, state), moves, hot, 0.001, rng)
+        now = np.array(paths_of(wave, state))
+        for power in (4, 8, 8, 16, 16, 32):
+            now = _assigned(wave, now, power)
+        ticks = _round_trips(wave, now)
+        if (ticks.max(), ticks.mean()) < least:
+            least, best = (ticks.max(), ticks.mean()), now
+    return [path for path in map(tuple, best.tolist()) for _ in range(pipeline.slots)]
+
+
+def _round_trips(wave: Pipeline, paths: np.ndarray) -> np.ndarray:
+    """Ticks [K] of the round trips of paths [K, P - 1], one for each data node."""
+    way = np.c_[wave.groups[0], paths, wave.groups[0]]
+    both = wave.travel + wave.travel.T
+    return (
+        both[way[:, :-1], way[:, 1:]].sum(1)
+        + (wave.work[0] + wave.work[2])[way[:, :-1]].sum(1)
+        + wave.work[1, way[:, 0]]
+    )
+
+
+def _assigned(wave: Pipeline, paths: np.ndarray, power: int) -> np.ndarray:
+    """The paths after the best assignment of each stage's relays, then of data nodes, by the sum of trips ** power."""
+    paths, home = paths.copy(), np.array(wave.groups[0])
+    both, work = wave.travel + wave.travel.T, wave.work[0] + wave.work[2]
+    stage = np.zeros(len(wave.hops), np.int64)
+    stage[list(wave.stage_of)] = list(wave.stage_of.values())
+    scale = _round_trips(wave, paths).mean()
+    for s, group in enumerate(wave.groups[1:], 1):
+        j, position = np.nonzero(stage[paths] == s)
+        way = np.c_[home, paths, home][j]
+        before, here, behind = (way[np.arange(len(j)), position + k] for k in range(3))
+        rest = _round_trips(wave, paths)[j] - both[before, here] - both[here, behind] - work[here]
+        relays = np.repeat(group, wave.capacity)
+        costs = rest[:, None] + both[np.ix_(before, relays)] + both[np.ix_(behind, relays)] + work[relays]
+        row, column = linear_sum_assignment((costs / scale) ** power)
+        paths[j[row], position[row]] = relays[column]
+    first, last = paths[:, 0], paths[:, -1]
+    own = work[home] + wave.work[1, home]
+    rest = _round_trips(wave, paths) - both[home, first] - both[last, home] - own
+    costs = rest + both[np.ix_(home, first)] + both[np.ix_(home, last)] + own[:, None]
+    return paths[linear_sum_assignment((costs / scale) ** power)[1]]
