@@ -21,11 +21,15 @@ def outer_adam(x, *, beta1=0.9, beta2=0.99, eps=1e-3):
 
 
 @sync("outer Lion", buffers=("momentum",))
-def outer_lion(x, *, beta1=0.9, beta2=0.99):
-    """Lion (arXiv 2302.06675) on the mean of the outer gradients of a group, which pulls together as gossip does."""
+def outer_lion(x, *, beta1=0.9, beta2=0.99, eps=1e-3):
+    """Lion (arXiv 2302.06675) on the mean of the outer gradients of a group, which pulls together as gossip does.
+
+    Its sign is a soft one: a hard one makes a whole step of rounding, in which one process and many differ.
+    """
     for theta, phi, momentum in x:
         gradient = x.mean(theta - phi)
-        phi.copy_(x.mean(phi)).add_(torch.sign(beta1 * momentum + (1 - beta1) * gradient), alpha=x.lr)
+        mixed = beta1 * momentum + (1 - beta1) * gradient
+        phi.copy_(x.mean(phi)).add_(mixed / (mixed.abs() + eps), alpha=x.lr)
         momentum.lerp_(gradient, 1 - beta2)
         theta.copy_(phi)
     x.send_to_group(copies=2)
