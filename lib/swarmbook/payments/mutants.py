@@ -598,7 +598,7 @@ MUTANTS: dict[str, Mutant] = {
         "Who has decided tells those that ask (A1).", returns(PSyncPCNMember, "tell", None)
     ),
 }
-VERSION = 3  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
+VERSION = 4  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 
 
 @contextmanager
