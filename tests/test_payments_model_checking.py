@@ -285,6 +285,14 @@ def test_a_hop_ends_as_its_very_lock_does():
     assert world.hop(cid, lock._replace(amount=1)) == Outcome.NEVER_LOCKED
 
 
+def test_a_smaller_lock_of_a_payments_name_is_no_debt():
+    """A faulty payer offers 1 coin under the name of a payment of 10 and concedes it: the receiver gains 1 coin."""
+    small = (Forge("Propose", "u0", ("u1",), 0.001, 1913790), Withhold("Setup", "u0", "", EVERY))
+    gift = Forge("Concede", "u0", ("C1.1", "C1.2", "C1.4"), 3.151, 1015454)
+    played = play(Setting("SyncPCN", 1, ONE, ("u0", "C1.4")), (Pace(0.05), *small, gift))
+    assert played.world.total("u1") == 101 and played.violations == ()
+
+
 def test_with_numbers_of_payers_every_party_is_honest():
     """Any party can give an order by which it pays, and who pays has to be honest then."""
     worlds = [setting for setting in everything() if ("ordering", "payer") in setting.rules]
