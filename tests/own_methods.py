@@ -1,7 +1,5 @@
 """Methods as a user writes them, with parameters and buffers of their own: outer and inner optimizers, a recovery."""
 
-import torch
-
 from swarmbook.methods.optimizers import optimizer
 from swarmbook.methods.recovery import recovery
 from swarmbook.methods.sync import sync
