@@ -6,6 +6,7 @@ Long searches run where SWARMBOOK_SWEEPS is "all", as in the weekly job.
 import os
 import random
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,7 @@ from swarmbook.payments.payment_network import line
 from swarmbook.payments.psyncpcn import PSyncPCN
 from swarmbook.payments.simulation import Simulation
 from swarmbook.payments.syncpcn import Claim, SyncPCN, Vote
+from swarmbook.records.store import Store
 
 LONG = os.environ.get("SWARMBOOK_SWEEPS") == "all"
 SMALLEST = [  # one of each protocol and ordering, without faulty parties and with
@@ -127,8 +129,36 @@ QUICK = [
     "a new leader is free to choose",
     "a new view needs no requests",
 ]
+# Not noticed within the notebook's budget so far: what the search overlooks (claim S11).
+OPEN = {
+    "members accept late claims",
+    "members do not ask for the newest state",
+    "what the other party removed is not noticed",
+    "deadlines of two hops are not compared",
+    "a claim is sent at T_i",
+    "the step between two locks is not checked",
+    "a receiver takes less than its invoice says",
+    "a key that comes too late is passed on",
+    "a party forgets what was decided for it",
+    "a grant of any state counts",
+    "whoever asks at any state gets the turn",
+    "the other party's signature is not verified",
+    "committees heed any other",
+    "members locked without do not join",
+    "coins set aside count as available",
+    "members do not wait for the coins that a payer counts on",
+    "a party counts anybody's shares",
+    "balances follow what is told at once",
+    "commits are not verified",
+    "who decides alone helps nobody",
+    "a member that is behind does not notice",
+    "what is locked may be refused",
+    # where the rule that covers them is left out as well
+    "members let anybody concede",
+    "a key is taken at any time",
+}
 BUDGET = 6_000  # schedules, as in the notebook
-ALONE = [name for name, mutant in MUTANTS.items() if not mutant.cover and (LONG or name in QUICK)]
+ALONE = [name for name, mutant in MUTANTS.items() if not mutant.cover and name not in OPEN and (LONG or name in QUICK)]
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -140,13 +170,23 @@ def test_a_mutant_is_caught(name):
 
 
 @pytest.mark.skipif(not LONG, reason='takes long: run it with SWARMBOOK_SWEEPS="all" pytest')
-@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.cover])
+@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.cover and name not in OPEN])
 def test_a_covered_mutant_is_caught_where_its_cover_is_left_out_as_well(name):
     """And the rule that covers it really is that one: with it the schedule breaks nothing."""
     report = both(name, BUDGET)
     assert report.found, name
     with mutated(name):
         assert replayed(report.found[0].setting, report.found[0].schedule) == ()
+
+
+def test_what_the_search_overlooks_is_what_the_record_says(tmp_path):
+    folder = Path(__file__).parents[1] / "papers" / "syncpcn" / "runs"
+    store = Store(tmp_path, [folder])
+    records = [store.get(path.stem) for path in folder.glob("*.parquet")]
+    rows = [record.metrics.iloc[0] for record in records if record.config.get("search") == "mutants"]
+    assert len(rows) == len(MUTANTS) + len(PORTFOLIO)
+    assert {row["mutant"] for row in rows if row["rule"] and not row["both" if row["cover"] else "found"]} == OPEN
+    assert not OPEN & set(QUICK)
 
 
 def test_mutants_leave_no_trace():
