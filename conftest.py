@@ -1,9 +1,7 @@
 """nbval, which executes the committed notebooks, works from any folder and compares as `swarmbook verify` does.
 
-Tests run in one process more than there are cores, and what takes longest begins first.
+Of the tests, what takes longest begins first.
 """
-
-import os
 
 import pytest
 
@@ -16,12 +14,6 @@ LONGEST = [
     "test_reproduction.py", "test_endings.py", "test_fuzz.py", "test_packaging.py", "checkfree.ipynb", "noloco.ipynb",
     "skippipe.ipynb", "hdee.ipynb", "test_execution.py", "test_sync.py", "test_runs.py", "test_fleet.py",
 ]  # fmt: skip
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """While one process waits for what it has started, another computes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

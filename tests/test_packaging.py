@@ -245,7 +245,7 @@ WAITS = {"torch", "transformers", "datasets", "tokenizers", "ortools", "papermil
 def loading(code: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run code in a new interpreter with `loaded()`, the top-level packages that it has loaded since it began."""
     start = "import importlib, sys\nbefore = set(sys.modules)\n"
-    start += "def loaded(): return {name.split('.')[0] for name in set(sys.modules) - before}\n"
+    start += "def loaded(): return {name.split('.')[0] for name in set(sys.modules) - before if sys.modules[name]}\n"
     return subprocess.run([sys.executable, "-c", start + code, *map(str, arguments)], capture_output=True, text=True)
 
 

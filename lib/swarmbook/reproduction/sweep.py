@@ -290,10 +290,10 @@ def cluster(address: str | None, workers: int) -> Iterator["Client"]:
                     scheduler_kwargs={"dashboard": False},
                     silence_logs=50,
                     local_directory=scratch,
+                    env={"TMPDIR": scratch},  # for what a worker leaves that is killed
                 )
                 client = started.enter_context(Client(started.enter_context(here)))
                 _close_pages(client)
-                client.run(lambda: setattr(tempfile, "tempdir", scratch))  # for what a worker leaves that is killed
             except (RuntimeError, OSError) as error:
                 why = "was one killed, perhaps for want of memory? Use fewer --workers"
                 raise ConnectionError(f"the workers of the sweep did not start ({error}): {why}") from error

@@ -17,6 +17,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -213,23 +214,26 @@ def _plain(metrics: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def again(chosen: Mapping[str, tuple[Record, RunConfig]], device: str = "auto", show: bool = True) -> list[Comparison]:
-    """Train runs again from nothing, in packs, with as many threads as when they were recorded, and compare them."""
+    """Train runs again from nothing, in packs, with the threads and kernels of their records, and compare them."""
     import torch
 
     from swarmbook.runs import run
+    from swarmbook.training.stacked_stages import plain_layers
 
-    by_threads: dict[int, list[RunConfig]] = {}
+    alike: dict[tuple[int, bool], list[RunConfig]] = {}
     for record, config in chosen.values():
-        by_threads.setdefault(record.provenance["threads"], []).append(config)
+        plain = record.provenance["compiled"] is False
+        alike.setdefault((record.provenance["threads"], plain), []).append(config)
     found = []
     before = torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="swarmbook-") as scratch:
         store = Store(Path(scratch))
         try:
-            for threads, configs in by_threads.items():
+            for (threads, plain), configs in alike.items():
                 torch.set_num_threads(threads)
                 try:
-                    run(configs, device=device, show=show, store=store)
+                    with plain_layers() if plain else nullcontext():
+                        run(configs, device=device, show=show, store=store)
                 except TrainingError as error:
                     diverged = str(error)
                 for config in configs:

@@ -236,7 +236,8 @@ class Fleet(StackedStages):
 
     def _plan(self, cells, microbatches, tokens):
         """Analyse a route, or find it among those seen; `tokens`: of each replica, taken at once."""
-        at_once = max(1, _GROUP[self.device.type] // (tokens * 2 * self.shape.hidden))
+        widest = _GROUP[self.device.type] * (1 if self._kernels is llama else 4)  # kernels need less memory for each
+        at_once = max(1, widest // (tokens * 2 * self.shape.hidden))
         if cells is None:
             place = np.indices((self.shape.stages, self.replicas, microbatches))
             cells = np.stack([place[1], place[0]], -1)
@@ -251,7 +252,7 @@ class Fleet(StackedStages):
         return self._plans[key]
 
 
-_GROUP = {"cpu": 1 << 19, "cuda": 1 << 28}  # widest activations of a group; on the CPU 2 MiB
+_GROUP = {"cpu": 1 << 17, "cuda": 1 << 28}  # widest activations of a group; on the CPU 1 MiB, half its cache
 _GRAPH = {"cpu": 0, "cuda": 2e13}  # FLOPs of a step, some 50 ms, up to which launching its kernels may take longer
 _PLANS = 64  # analysed routes kept
 

@@ -7,7 +7,8 @@
 Serves: every trained run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,6 +18,22 @@ from swarmbook.training import llama, torch_private
 from swarmbook.training.compilation import Compiled, compilable
 from swarmbook.training.device import device_of, keep_freed_memory, precision_of
 from swarmbook.training.stacked_weights import StackedWeights
+
+_plain = False  # whether layers on a CPU do without the kernels of `cpu_layers`
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Fleets that are made in here take torch's own operations on a CPU, as all did before there were kernels.
+
+    It is for `swarmbook.reproduction.verify`: a run is made again with the rounding of its record.
+    """
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 class StackedStages(StackedWeights):
@@ -53,7 +70,7 @@ class StackedStages(StackedWeights):
         self._views: dict[tuple, dict[str, Tensor]] = {}
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
         self._kernels = llama
-        if place.type == "cpu" and self.precision == "fp32":
+        if place.type == "cpu" and self.precision == "fp32" and not _plain:
             from swarmbook.training import cpu_layers  # numba, wanted only here
 
             self._kernels, self.compiled = cpu_layers, cpu_layers.COMPILER
