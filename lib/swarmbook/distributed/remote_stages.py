@@ -81,10 +81,8 @@ class RemoteStages:
         if what == MOMENTS:
             likes = [like for like in likes for _ in self.optimizer.optimizer.buffers]
             likes.append(torch.zeros((), device=self.comm.device))
-        across = (
-            stage if stage < self.shape.stages else self.shard.columns.start
-        )  # a part of the ends lies where ours does
-        rank = self.mesh.rank(replica, across)
+        # a part of the ends lies where ours does
+        rank = self.mesh.rank(replica, stage if stage < self.shape.stages else self.shard.columns.start)
         self.comm.send(torch.tensor([what, replica, stage], device=self.comm.device), rank)
         messages = [self.comm.receive(like, rank) for like in likes]
         answer = [message.read() for message in messages]

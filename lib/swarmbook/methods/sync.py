@@ -130,6 +130,11 @@ class Exchange:
         copies = 2 * (N - 1) / N * share
         self.send(copies, hops=2 * math.ceil(math.log2(N)), early=copies * early)
 
+    def send_to_each(self, share: float) -> None:
+        """Count an all-gather, for what differs in form from replica to replica: `share` of a copy to each other."""
+        others = max(0, self.replicas - 1)
+        self.send(others * share, hops=math.ceil(math.log2(others + 1)))
+
 
 Rule = Callable[..., None]
 NOT_BUFFERS = ("theta", "phi", "sync", "fragments", "arriving")  # what a state has besides
@@ -364,8 +369,7 @@ def sparse_loco(x: Exchange) -> None:
         phi.add_(x.mean(sparse), alpha=x.lr)
         theta.copy_(phi)
         sent += places[0].numel() * (theta.element_size() + 4)
-    others = max(0, x.replicas - 1)
-    x.send(others * sent / x.size, hops=math.ceil(math.log2(others + 1)))
+    x.send_to_each(sent / x.size)
 
 
 @sync("DeMo", groups=False, keeps=False, gradients=True, alike=True, buffers=("momentum",))
@@ -391,8 +395,7 @@ def demo(x: Exchange, *, decay: float = 0.999, chunk: int = 64, kept: int = 32) 
         gradient.copy_(chunked_dct.from_frequencies(heard, gradient, matrices, chunk))
         chunks = found[0].numel() // found.shape[-1] if found.numel() else 0
         sent += chunks * min(max(1, kept), found.shape[-1]) * (gradient.element_size() + 4)
-    others = max(0, x.replicas - 1)
-    x.send(others * sent / x.size, hops=math.ceil(math.log2(others + 1)))
+    x.send_to_each(sent / x.size)
 
 
 OURS = dict(SYNCS)  # `NUMERICS` stands for the numbers of these; the key of a run holds the code of any other rule

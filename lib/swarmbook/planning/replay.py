@@ -62,6 +62,11 @@ class _Node:
     done: int = 0
 
 
+def way_between(node: int, to: int, half_duplex: bool) -> tuple[int, int]:
+    """What a message occupies between two nodes: its direction, or on a link of half duplex both."""
+    return (min(node, to), max(node, to)) if half_duplex else (node, to)
+
+
 def replay(
     pipeline: Pipeline,
     plan: Plan,
@@ -133,7 +138,7 @@ def replay(
         if position < 2 * visits:
             to, leaves = ways[microbatch][position + 1], now
             if lasting is not None:
-                way = (min(node, to), max(node, to)) if half_duplex else (node, to)
+                way = way_between(node, to, half_duplex)
                 leaves = max(now, clear.get(way, 0))
                 clear[way] = leaves + int(lasting[node, to])
             at(leaves + int(travel[node, to]), arrive, (microbatch, position + 1))

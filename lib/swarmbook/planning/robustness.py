@@ -24,7 +24,7 @@ import pandas as pd
 from swarmbook.errors import ConfigError, PlanError, finite, whole
 from swarmbook.planning.encoding import dispatched
 from swarmbook.planning.pipeline import TICK, Path, Pipeline, Plan
-from swarmbook.planning.replay import replay
+from swarmbook.planning.replay import replay, way_between
 from swarmbook.records.computed import computed
 from swarmbook.records.keys import key_of
 from swarmbook.simulation.sync_latency import Delay
@@ -112,7 +112,7 @@ def makespans(
             to, leaves = ways[j][position + 1], end
             slower = slowness(min(node, to), max(node, to)) * messages[j, position]
             if occupied is not None:
-                way = (min(node, to), max(node, to)) if half_duplex else (node, to)
+                way = way_between(node, to, half_duplex)
                 leaves = np.maximum(end, clear.get(way, zero))
                 clear[way] = leaves + occupied[node, to] * slower
             ready[j, position + 1] = leaves + pipeline.hops[node, to] * slower

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -46,9 +47,7 @@ def plan_swarm(
     leave no placement or no paths.
     """
 
-    def given(share: float) -> dict:
-        return {"seconds": share * seconds} if moves is None else {"moves": max(1, int(share * moves))}
-
+    given = partial(_part, seconds, moves)
     streams = (np.random.default_rng([seed, number]) for number in itertools.count())
     given_all = all(node.stage is not None for node in swarm.nodes)
     placements = 1 if given_all or len(swarm.nodes) > LARGE else PLACEMENTS
@@ -85,6 +84,11 @@ def plan_swarm(
     return SwarmPlan(swarm, pipeline, Plan(plans[name].paths, done.order()), done, bound, name, table)
 
 
+def _part(seconds: float | None, moves: int | None, share: float) -> dict:
+    """What a search is given of so many seconds, or of so many moves."""
+    return {"seconds": share * seconds} if moves is None else {"moves": max(1, int(share * moves))}
+
+
 def _searched(swarm: Swarm, pipeline: Pipeline, rng: np.random.Generator, start: Plan | None, given: dict) -> Plan:
     """A plan with orders: by annealing, or without TC2 by short paths and the order of arrival."""
     if swarm.TC2:
@@ -98,7 +102,7 @@ def roomier(found: SwarmPlan, seconds: float | None = None, moves: int | None = 
     seconds or moves: of the whole search, a part of which goes into this.
     """
     pipeline = replace(found.pipeline, memory=tuple(int(room) + 1 for room in found.pipeline.room))
-    effort = {"seconds": ROOM * seconds} if moves is None else {"moves": max(1, int(ROOM * moves))}
+    effort = _part(seconds, moves, ROOM)
     try:
         plan = _searched(found.swarm, pipeline, np.random.default_rng([seed, 0, 1]), None, effort)
     except PlanError:  # the slots are dealt anew, and their paths may not fit the relays
