@@ -182,6 +182,11 @@ def shown(cell) -> list[str]:
     return [output["data"].get("text/markdown", "") for output in cell.get("outputs", []) if "data" in output]
 
 
+def test_an_id_to_which_no_link_can_lead_is_refused():
+    with pytest.raises(ValueError, match="'at 5 %' has a %"):
+        Claims().add("at 5 %", "text", 1, 1, HOLDS)
+
+
 def test_a_notebook_shows_its_verdicts_at_its_top_and_every_claim_where_it_is_added(executed):
     notebook, done = executed
     strip, added, both = (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from swarmbook.reproduction import papers
-from swarmbook.reproduction.evidence import adding, evidence
+from swarmbook.reproduction.evidence import evidence
 
 PAPERS = Path(__file__).parents[1] / "papers"
 
@@ -50,11 +50,6 @@ def test_evidence_is_where_the_names_of_a_claim_lead():
         "C8": ["figure 3"],  # the nearest under the same heading
         "C9": [],  # of code that is no Python nothing is known
     }
-
-
-def test_a_claim_is_added_by_its_id_in_a_call():
-    places = adding(NOTEBOOK, IDS)
-    assert places == {"C1": 5, "C2": 6, "C3": 6, "C4": 8, "C5": 8, "C6": 10, "C7": 11, "C8": 12}
 
 
 @pytest.mark.parametrize(

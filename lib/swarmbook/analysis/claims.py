@@ -158,7 +158,7 @@ class Strip:
         return "\n".join(self._lines(lambda claim: claim.id))
 
     def _repr_markdown_(self) -> str:
-        links = self._lines(lambda claim: f"[{_escaped(claim.id)}](#{quote(claim.anchor, safe=',.%:+')})")
+        links = self._lines(lambda claim: f"[{_escaped(claim.id)}](#{quote(claim.anchor, safe=',.:+')})")
         return "  \n".join(links)  # two spaces end a line
 
 
@@ -189,10 +189,14 @@ class Claims:
 
         power: the effect of a control as an estimate, the least size that it must have, and what it is in words.
         Without three seeds, or where the interval of the effect does not lie above that size, the verdict becomes
-        "no power". ValueError for a verdict that is not in `VERDICTS`.
+        "no power". ValueError for a verdict that is not in `VERDICTS`, and for an id to which no link can lead.
         """
         from IPython.display import display
 
+        if "%" in id:  # browsers decode it in links, and then look for another place
+            raise ValueError(
+                f"the claim's id {id!r} has a %, and links cannot lead to it: write 'percent' or leave it out"
+            )
         if verdict not in VERDICTS:
             raise ValueError(unknown("verdict", verdict, VERDICTS))
         checked = ""

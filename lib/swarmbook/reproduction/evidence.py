@@ -26,18 +26,6 @@ from swarmbook.reproduction.names import Names
 Cells = Sequence[Mapping[str, Any]]
 
 
-def adding(cells: Cells, ids: Collection[str]) -> dict[str, int]:
-    """The number of the cell that adds each claim, of those that a cell adds by its id.
-
-    The id alone does not tell: a colour can have the name of a claim.
-    """
-    found = {}
-    for number, cell in enumerate(cells):
-        for statement in _statements(cell):
-            found |= dict.fromkeys(_added(statement, ids), number)
-    return found
-
-
 def evidence(cells: Cells, ids: Collection[str]) -> dict[str, list[int]]:
     """The numbers of the cells with figures and tables that each claim stands on, in order; empty if there is none."""
     common, written = _common(cells), {}

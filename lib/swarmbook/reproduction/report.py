@@ -54,8 +54,8 @@ class Page:
 
     @cached_property
     def adding(self) -> dict[str, int]:
-        """The number of the cell that adds each claim, of those that a cell adds by its id."""
-        return evidence.adding(self.content.cells, [claim.id for claim in self.paper.claims])
+        """The number of the cell that adds each claim."""
+        return {id: n for n, cell in enumerate(self.content.cells) for id in papers.claims_shown(cell)}
 
     @cached_property
     def shows(self) -> dict[str, list[str]]:
@@ -108,15 +108,14 @@ def _write_page(page: Page, record: Any, stands_on: Mapping[str, Set[str]], outp
     atomic_files.write(output / paper.notebook.name, paper.notebook.read_bytes())
     links = {label: [path.relative_to(output).as_posix() for path in own] for label, own in files.items()}
     cells = [new_markdown_cell(_head(page), id="contents")]
-    for number, cell in enumerate(page.content.cells):
-        claims = [claim for claim in paper.claims if page.adding.get(claim.id) == number]
-        if text := _places(cell, claims, links):
+    for cell in page.content.cells:
+        if text := _places(cell, links):
             cells.append(new_markdown_cell(text, id=f"{cell['id']}-place"))
         cells.append(cell)
         for shown in cell.get("outputs", []):
             if "text/html" in shown.get("data", {}):
                 shown.data["text/html"] = publishing.without_handlers(shown.data["text/html"])
-        told = ", ".join(filter(None, (papers.label_of(cell), *(f"claim {claim.id}" for claim in claims))))
+        told = ", ".join(filter(None, (papers.label_of(cell), *(f"claim {id}" for id in papers.claims_shown(cell)))))
         if told:
             keys = stands_on.get(cell["id"], frozenset())
             text = origin(told, paper, record, keys, lineage.ancestors(keys, parents))
@@ -138,8 +137,11 @@ def _head(page: Page) -> str:
     return f"{text}<p>{shown}</p>"
 
 
-def _places(cell: Mapping[str, Any], claims: Sequence[Claim], files: Mapping[str, Sequence[str]]) -> str:
-    """The places to which links to a cell's figures and claims lead; empty if it has none. files: paths by label."""
+def _places(cell: Mapping[str, Any], files: Mapping[str, Sequence[str]]) -> str:
+    """The places to which links to a cell's figures lead; empty if it has none. files: paths by label.
+
+    A claim needs none: its id is a heading.
+    """
     text, label = "", papers.label_of(cell)
     if label:
         own = dict.fromkeys(path for name in label.split(", ") for path in files.get(name, ()))
@@ -148,9 +150,6 @@ def _places(cell: Mapping[str, Any], claims: Sequence[Claim], files: Mapping[str
         text = f"<p class='label' id='{escaped(slug(label))}'>{link}{links and f'<small>{links}</small>'}</p>"
     if "claims" in cell["metadata"].get("tags", []):
         text += "<p class='label' id='all-claims'></p>"
-    for claim in claims:
-        if claim.id not in papers.claims_shown(cell):  # what shows it has its id as a heading, which is a place
-            text += f"<p class='label' id='{escaped(claim.anchor)}'></p>"
     return text
 
 
