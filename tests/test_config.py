@@ -198,7 +198,8 @@ OTHER = {
     "hidden": 32, "init_std": 0.08, "sequence": 64,
     "replicas": 2, "microbatches": 2, "batch": 4, "steps": 30, "lr": 2e-3, "schedule": "cosine",
     "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends", "recovery": "random",
-    "failing": "interior", "moments": "keep", "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
+    "failing": "interior", "moments": "keep", "slow_weights": "reset",
+    "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
     "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",),
     "measurements": ("loss jump",), "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5,
     "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 10, "outer_lr": 0.5,
@@ -223,7 +224,11 @@ def test_every_field_changes_the_key(monkeypatch):
     for name, (fields, value) in exchanges.items():
         assert run_config(**{**fields, name: value}).key != run_config(**fields).key, name
     lossy = {**BASE, "recovery": "random", "failure_rate": 0.1}
-    read = {"sync": several, **dict.fromkeys(("failing", "moments", "lr_boost", "boost_half_life"), lossy)}
+    read = {
+        "sync": several,
+        "slow_weights": {**lossy, **several, "sync": "NoLoCo"},
+        **dict.fromkeys(("failing", "moments", "lr_boost", "boost_half_life"), lossy),
+    }
     read |= dict.fromkeys(("schedule_steps", "lr_floor"), {**BASE, "schedule": "cosine"})
     alone = {name: value for name, value in OTHER.items() if name not in exchanges}
     for name, value in alone.items():
@@ -250,7 +255,8 @@ DEFAULTS = {
     "tokenizer": "swarmbook", "data_limit": None, "stages": 6, "layers_per_stage": 1, "width": 64, "heads": 4,
     "hidden": 256, "sequence": 128, "replicas": 1, "microbatches": 4, "batch": 2, "lr": 1e-3, "schedule": "constant",
     "warmup": 0, "clip": 1.0, "precision": "fp32", "route": "in order", "recovery": "none", "failure_rate": 0.0,
-    "failing": "stages", "lost_stages": (), "moments": "reset", "lr_boost": 1.1, "boost_half_life": None,
+    "failing": "stages", "lost_stages": (), "moments": "reset", "slow_weights": "keep",
+    "lr_boost": 1.1, "boost_half_life": None,
     "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "measurements": (),
     "start": None, "branch": None, "schedule_steps": None, "lr_floor": 0.1,
     "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,

@@ -133,11 +133,25 @@ LOSING = {
     "neighbour snapshot": {**BLOCKS, "keep_every": 4, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 3), (25, 1))},
     "redundant computation": {**BLOCKS, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 1))},
     "peer copy": {**BLOCKS, "failing": "all", "failure_rate": 0.06, "sync": "NoLoCo", "lost_stages": ((9, 2),)},
+    "mean of peers": {"replicas": 4, "stages": 2, "failure_rate": 0.04, "sync": "NoLoCo", "slow_weights": "likewise"},
+    "peer's slow weights": {
+        **BLOCKS,
+        "failing": "all",
+        "sync": "DiLoCo",
+        "fragments": 2,
+        "delay": 1,
+        "slow_weights": "peer",
+    },
     "share of each": {**BLOCKS, "optimizer": "Muon", "moments": "average", "method": {"previous": 0.3}},
     "learning rate alone": {**ROW, "failure_rate": 0.03, "boost_half_life": 5.0},
 }
 # Adam makes much of rounding where moments are new: the higher the rate, the sooner the numbers part.
 CASES |= {name: {"recovery": name, "lr": 1e-3, **fields} for name, fields in LOSING.items()}
+GOSSIP = {**BLOCKS, "sync": "NoLoCo", "route": "random replicas", "failing": "all", "lr": 1e-3}
+CASES |= {
+    f"slow weights {wish}": {**GOSSIP, "recovery": rule, "slow_weights": wish}
+    for rule, wish in {"CheckFree": "likewise", "copy previous": "peer", "random": "reset"}.items()
+}
 for case in CASES.values():
     if case.get("sync", "none") != "none" and "sync_every" not in case:
         case |= {"sync_every": 5, "common_start": True}

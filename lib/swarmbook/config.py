@@ -200,6 +200,14 @@ class RunConfig(BaseModel):
     moments: Literal["reset", "keep", "average"] = "reset"
     """Moments of a rebuilt stage, which are all buffers of its optimiser: set to 0, kept as they were, or the mean of
     the neighbours' moments."""
+    slow_weights: Literal["keep", "reset", "likewise", "peer"] = "keep"
+    """Slow weights of a rebuilt stage, with the buffers of its exchange (outer momentum, what was not sent yet).
+
+    "keep" for those that it had, as if they lay elsewhere; "reset" for the weights that it was rebuilt with, and
+    buffers of 0; "likewise" for what the recovery makes of the slow weights and buffers of the others, or as "reset"
+    where the stage comes from a copy, which has none; "peer" for those of the next replica that has the stage, as
+    "reset" if none does. In torchft a healed replica takes a peer's; the others are ours. A result that is on its way
+    arrives all the same."""
     lr_boost: Positive = 1.1
     """Learning rate of a rebuilt stage, in multiples of that of the others (CheckFree, Algorithm 1)."""
     boost_half_life: Positive | None = None
@@ -285,7 +293,7 @@ class RunConfig(BaseModel):
         if strategy != recovery.OURS.get(self.recovery):
             own["recovery"] = fingerprint_of(strategy.rule, f"recovery {self.recovery!r}")
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
-            own |= {"peers": "asked"} if strategy.peers else {}
+            own |= {"peers": "for slow weights" if strategy.slow else "asked"} if strategy.peers else {}
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])

@@ -33,7 +33,7 @@ from swarmbook.distributed.ends_copies import EndsCopies
 from swarmbook.distributed.mesh import Mesh
 from swarmbook.distributed.outer import RankOuter
 from swarmbook.distributed.pipeline_executor import PipelineExecutor
-from swarmbook.distributed.remote_stages import RemoteStages
+from swarmbook.distributed.remote_stages import RemoteSlow, RemoteStages
 from swarmbook.distributed.schedule_1f1b import PipelineTask, tasks_of
 from swarmbook.distributed.stage_shard import StageShard
 from swarmbook.errors import TrainingError
@@ -44,7 +44,7 @@ from swarmbook.methods.sync import SYNCS
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import key_of
 from swarmbook.training import packing, rebuilding, trainer
-from swarmbook.training.bookkeeping import Bookkeeping, erase
+from swarmbook.training.bookkeeping import Bookkeeping
 from swarmbook.training.device import moved
 
 LOST_PROCESS = "lost process"  # the label of a failure that is not the configuration's
@@ -77,9 +77,10 @@ class RankTrainer(Bookkeeping):
         costly = packing.expected_flops([run], self.shape) > packing.COMPILE_FLOPS * mesh.ranks
         self._set_up(StageShard(run, self.shape, mesh, comm, "auto" if costly else False))
         self.strategy = RULES[run.recovery]
-        asks_peers = self.strategy is not None and self.strategy.peers
-        self.cells = RemoteStages(self.fleet, self.optimizer, mesh, comm, asks_peers)
+        asks_peers = self.strategy is not None and (self.strategy.peers or run.slow_weights == "peer")
         self.outers = [RankOuter(run, self.fleet, mesh, comm) if SYNCS[run.sync] else None]
+        kept = self.outers[0].cells(self.fleet) if self.outers[0] else {}
+        self.cells = RemoteStages(self.fleet, self.optimizer, kept, mesh, comm, asks_peers)
         replaceable = self.strategy is not None and self.strategy.keeps == "ends" and comm.replaceable
         self.ends_copies = EndsCopies(self.fleet, mesh, comm) if replaceable else None
         all_cells = run.replicas, run.stages + 1
@@ -307,7 +308,7 @@ class RankTrainer(Bookkeeping):
             cell.costs = spent
         if self.ends_copies and new:
             self.ends_copies.give_back(new, mine)
-        erase(mine.values())
+        self._erase(0, list(mine.values()))
         for cell in cells:
             holders = self.mesh.holders(*cell)
             for rank in holders:
@@ -395,6 +396,9 @@ class RankTrainer(Bookkeeping):
 
     def _moments(self, replica: int, stage: int) -> tuple[Mapping, int]:
         return self.cells.moments(replica, stage)
+
+    def _slow_cells(self, i: int) -> Mapping[str, RemoteSlow]:
+        return {kind: RemoteSlow(self.cells, kind) for kind in self.cells.kept}
 
     def _norm_rows(self, i: int) -> Sequence[int]:
         return range(len(self.norms))

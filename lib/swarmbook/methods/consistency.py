@@ -100,12 +100,25 @@ def _check_failures(run: Any) -> None:
     if run.recovery == "none" and (run.failure_rate or run.lost_stages):
         named = f"failure_rate={run.failure_rate}" if run.failure_rate else f"lost_stages={run.lost_stages}"
         raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
-    for name in ("failing", "moments", "boost_half_life"):
+    for name in ("failing", "moments", "boost_half_life", "slow_weights"):
         if run.recovery == "none" and _is_set(run, name):
             value = getattr(run, name)
             raise ValueError(f"{name}={value!r} does nothing for recovery 'none': leave it out, or take another")
     if run.recovery != "none" and RULES[run.recovery].peers and run.replicas == 1:
         raise ValueError(f"recovery {run.recovery!r} asks other replicas, and replicas=1 has none: give more")
+    method = SYNCS[run.sync]
+    if run.recovery != "none" and RULES[run.recovery].slow and not (method and method.keeps):
+        fine = ", ".join(name for name, each in SYNCS.items() if each and each.keeps)
+        raise ValueError(
+            f"recovery {run.recovery!r} asks for slow weights, and sync {run.sync!r} has none: take one of {fine}"
+        )
+    if _is_set(run, "slow_weights") and not (method and (method.keeps or method.buffers)):
+        raise ValueError(
+            f"slow_weights={run.slow_weights!r} does nothing for sync {run.sync!r}, which has neither slow weights nor "
+            "buffers: leave it out"
+        )
+    if run.slow_weights == "peer" and run.replicas == 1:
+        raise ValueError("slow_weights='peer' asks other replicas, and replicas=1 has none: take another")
     if run.failing == "interior" and run.stages < 3:
         raise ValueError(f"failing='interior' leaves none of stages={run.stages} that could fail: take 'stages'")
     for step, stage in run.lost_stages:

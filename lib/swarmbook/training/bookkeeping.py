@@ -11,6 +11,7 @@ Serves: every trained run.
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -99,6 +100,10 @@ class Bookkeeping:
         """The inner optimizer's buffers of a cell of `cells`, and its count of steps."""
         return self.optimizer.moments(replica, stage), self.optimizer.steps[replica, stage]
 
+    def _slow_cells(self, i: int) -> Mapping[str, Cells]:
+        """The slow weights and buffers of run i's exchange as recovery rules see them, by kind."""
+        return self.outers[i].cells(self.fleet, self.replicas(i)[0]) if self.outers[i] else {}
+
     def _norm_rows(self, i: int) -> Sequence[int]:
         """Rows of run i in `norms`."""
         return self.replicas(i)
@@ -184,7 +189,7 @@ class Bookkeeping:
         run, replica = self.runs[i], row - self.replicas(i)[0]
         rng = run.rng("recovery", self.step, replica, stage)
         lost = Lost(self.cells, row, stage, dead or frozenset({stage}), self.norms, rng, run.clip)
-        lost.moments, lost.costs = run.moments, self.costs[i]
+        lost.moments, lost.costs, lost.slow = run.moments, self.costs[i], self._slow_cells(i).get("phi")
         lost.peers = [row - replica + (replica + k) % run.replicas for k in range(1, run.replicas)]
         return lost
 
@@ -213,6 +218,7 @@ class Bookkeeping:
         strategy.rule(cell, **self.runs[i].arguments("recovery"))
         if cell.rolled_back:
             return
+        self._rebuild_slow(i, cell)
         if counts:
             cell.costs.add("rebuilt", 1)
             covered = strategy.peers or strategy.covers(cell.stage, self.runs[i].stages)
@@ -222,13 +228,39 @@ class Bookkeeping:
             self.rebuilt[place] = self.step
         if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
             self.optimizer.reset(*place)
-        elif cell.moments in ("average", "peer"):
-            alone = [(peer, cell.stage) for peer in cell.peers[:1]]
-            asked = alone if cell.moments == "peer" else [(cell.replica, stage) for stage in cell.neighbours]
+        elif cell.moments in ("average", "peer", "peers"):
+            others = [(peer, cell.stage) for peer in (cell.peers[:1] if cell.moments == "peer" else cell.peers)]
+            asked = [(cell.replica, stage) for stage in cell.neighbours] if cell.moments == "average" else others
             sources = [self._moments(*each) for each in asked]
             self.optimizer.average(*place, sources)
             sent = sum(bytes_of(dict(enumerate(pair))) for moments, _ in sources for pair in moments.values())
             cell.costs.add("sent on failure", sent)
+
+    def _erase(self, i: int, lost: Sequence[Lost]) -> None:
+        """Overwrite lost weights with NaN, and slow weights that are lost with them: nothing of them can be read."""
+        slow = self._slow_cells(i).values() if self.runs[i].slow_weights != "keep" else ()
+        for cell in lost:
+            for weights in (cell.weights, *(cells.stage(cell.replica, cell.stage) for cells in slow)):
+                for weight in weights.values():
+                    weight.fill_(float("nan"))
+
+    def _rebuild_slow(self, i: int, cell: Lost) -> None:
+        """Fill the slow weights and the outer buffers of a rebuilt cell as the run's `slow_weights` says."""
+        run, wish = self.runs[i], self.runs[i].slow_weights
+        if wish == "keep":
+            return
+        for kind, cells in self._slow_cells(i).items():
+            rng = run.rng("recovery", self.step, cell.replica - self.replicas(i)[0], cell.stage)
+            same = replace(cell, fleet=cells, slow=cells, rng=rng, kept=None)
+            if wish == "peer" and cell.peers:
+                same.write(same.fetch_from(cell.peers[0]))
+            elif wish == "likewise" and cell.kept is None:
+                RULES[run.recovery].rule(same, **run.arguments("recovery"))
+            else:
+                same.write({n: w if kind == "phi" else torch.zeros_like(w) for n, w in cell.weights.items()})
+            if run.storage != "fp32":
+                for weight in same.weights.values():
+                    weight.copy_(weight.bfloat16())
 
     def _keep_copies(self, i: int) -> None:
         """Copy what the run's strategy keeps every so many steps of progress, the initial state included."""
@@ -373,10 +405,3 @@ class Bookkeeping:
         """One measurement of run i now; stage 0 for none."""
         row = {"run": i, "step": self.step, "metric": metric, "stage": stage, "label": label, "value": value}
         self._put_row(row)
-
-
-def erase(lost: Iterable[Lost]) -> None:
-    """Overwrite lost weights with NaN: from here on nothing of a dead stage can be read."""
-    for cell in lost:
-        for weight in cell.weights.values():
-            weight.fill_(float("nan"))

@@ -19,6 +19,28 @@ from swarmbook.training.state_layout import REPLICA_FIRST, of_layers, weights_in
 Weights = dict[str, Tensor]  # laid out as REPLICA_FIRST
 
 
+class OuterCells:
+    """What the exchange of a run keeps of one kind, slow weights or a buffer, as recovery rules see stages.
+
+    weights: as of `OuterOptimizer`. fleet: the weights in training, whose rows `first` and so on are the run's.
+    """
+
+    def __init__(self, weights: Weights, fleet: StackedWeights, first: int = 0, buffer: bool = False):
+        self.kept, self.fleet, self.first, self.buffer, self.shape = weights, fleet, first, buffer, fleet.shape
+
+    def stage(self, replica: int, stage: int) -> Weights:
+        """Views of a stage by parameter, laid out like `Fleet.stage`."""
+        ends = stage == self.shape.stages
+        cell = REPLICA_FIRST.cell(self.kept, replica - self.first, None if ends else stage)
+        return {name: tensor[0, 0] if ends else tensor for name, tensor in cell.items()}
+
+    def initialise(self, replica: int, stage: int, seed: int) -> None:
+        """Slow weights of a stage that is drawn anew are its weights; a buffer begins at 0."""
+        fresh = self.fleet.stage(replica, stage)
+        for name, tensor in self.stage(replica, stage).items():
+            tensor.zero_() if self.buffer else tensor.copy_(fresh[name])
+
+
 class OuterOptimizer:
     """The outer optimizer of one run: its slow weights and buffers, and what is on its way between its replicas.
 
@@ -59,6 +81,11 @@ class OuterOptimizer:
         }
         # Fragment -> when, and its new fast weights; where replicas can be absent, who is, and the slow weights before.
         self.arriving: dict[int, dict] = {}
+
+    def cells(self, fleet: StackedWeights, first: int = 0) -> dict[str, OuterCells]:
+        """Stages as recovery rules see them, of slow weights and of buffers, by kind. Arguments as of `OuterCells`."""
+        kinds = {kind: weights for kind, weights in self._kept().items() if weights}
+        return {kind: OuterCells(weights, fleet, first, kind != "phi") for kind, weights in kinds.items()}
 
     def average_gradients(self, step: int, costs: Costs) -> None:
         """Exchange the gradients of step `step`, counted from 0, if the method works on gradients."""

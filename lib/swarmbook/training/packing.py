@@ -28,6 +28,7 @@ PACKED = {
     "moments",
     "lr_boost",
     "boost_half_life",
+    "slow_weights",
 }
 PACKED |= {"keep_every", "evaluate_on", "measurements", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}

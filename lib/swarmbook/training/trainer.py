@@ -24,7 +24,7 @@ from swarmbook.methods.routing import side_by_side, stage_visits
 from swarmbook.methods.sync import SYNCS
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.progress_bars import bar
-from swarmbook.training.bookkeeping import Bookkeeping, erase
+from swarmbook.training.bookkeeping import Bookkeeping
 from swarmbook.training.fleet import Fleet
 from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.packing import COMPILE_FLOPS, expected_flops, fitting
@@ -189,7 +189,7 @@ class Pack(Bookkeeping):
         lost = self._lost_cells(i, np.argwhere(dying).tolist(), dying)
         for cell in lost:
             self._failure(i, cell.stage)
-        erase(lost)
+        self._erase(i, lost)
         for cell in lost:
             self._rebuild(i, cell)
             if cell.rolled_back:
