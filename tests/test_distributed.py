@@ -152,6 +152,22 @@ CASES |= {
     f"slow weights {wish}": {**GOSSIP, "recovery": rule, "slow_weights": wish}
     for rule, wish in {"CheckFree": "likewise", "copy previous": "peer", "random": "reset"}.items()
 }
+NEWCOMERS = {"recovery": "peer copy", "slow_weights": "peer", "sync": "NoLoCo", "lr": 1e-3}
+CASES |= {
+    "away for good": {**SQUARE, "sync": "DiLoCo", "away": (("2", 7, None),), "evaluate_on": ("stories_toy",)},
+    "a stage away": {**COLUMN, "stages": 2, "sync": "all-reduce", "away": (("3.2", 4, None),), "detour": "peer"},
+    "newcomers": {
+        **HALVES,
+        **NEWCOMERS,
+        "away": (("2", 3, 12), ("1.2", 14, 21), ("2.3", 13, None)),
+        "detour": "peer",
+        "route": "random replicas",
+        "fragments": 2,
+        "delay": 2,
+    },
+    "downtime": {**HALVES, **NEWCOMERS, "recovery": "CheckFree", "failure_rate": 0.03, "downtime": 3},
+    "whole replicas": {**HALVES, **NEWCOMERS, "failing": "replicas", "failure_rate": 0.05, "sync": "DiLoCo"},
+}
 for case in CASES.values():
     if case.get("sync", "none") != "none" and "sync_every" not in case:
         case |= {"sync_every": 5, "common_start": True}
@@ -248,7 +264,8 @@ def assert_equals_stacked(config, record, folder):
 @pytest.mark.parametrize("case", CONFIGS)
 def test_four_processes_give_the_numbers_of_one_fleet(four, tmp_path, case):
     record = four[1].get(CONFIGS[case].key)
-    assert (CONFIGS[case].recovery != "none") == (record.metrics["metric"] == "failure").any()
+    config = CONFIGS[case]
+    assert (config.recovery != "none" or bool(config.away)) == (record.metrics["metric"] == "failure").any()
     assert_equals_stacked(CONFIGS[case], record, tmp_path)
     assert record.provenance["processes"] == 4 and record.provenance["backend"] == "gloo"
     assert record.config == CONFIGS[case].model_dump(mode="json")

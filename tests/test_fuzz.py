@@ -55,7 +55,9 @@ SMALL = {
     "outer_lr": [0.7, 1.0], "outer_momentum": [0.0, 0.5], "consensus": [None, 0.0, 0.7], "group": [1, 2, 3],
     "matching": list(MATCHINGS), "absent": [0.0, 0.5, 1.0], "density": [0.1, 1.0],
     "rejoin": ["slow", "fast", "own"], "fragments": [1, 2, 3], "delay": [0, 1, 2], "mixing": [0.0, 0.5, 1.0],
-    "recovery": list(RULES), "failure_rate": [0.0, 0.3, 1.0], "failing": ["interior", "stages", "all"],
+    "recovery": list(RULES), "failure_rate": [0.0, 0.3, 1.0], "failing": ["interior", "stages", "all", "replicas"],
+    "away": [(), (("1.1", 1, None),), (("2", 0, 3), ("1.2", 1, 2))], "detour": ["skip", "peer"],
+    "downtime": [0, 2, None],
     "lost_stages": [(), ((0, 0),), ((1, 1), (1, 2)), ((4, 2),)],
     "moments": ["reset", "keep", "average"], "slow_weights": ["keep", "reset", "likewise", "peer"],
     "lr_boost": [1.1, 0.5], "boost_half_life": [None, 1.0],
@@ -156,6 +158,9 @@ def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
         "ends and lone stages have no neighbours": name == "moments"
         and (a.stages == 1 or not a.failures()[..., :-1].any()),
         "a stage of zeros learns nothing at any rate": name in AFTER[1:3] and a.recovery == "all zeros",
+        "the same are away": name in ("downtime", "away")
+        and all(map(np.array_equal, a.absences() or [a.failures()], b.absences() or [b.failures()])),
+        "nobody is passed, or no peer is there": name == "detour",
         "slow weights act in an exchange, and of replicas alike they are the same": name == "slow_weights",
         "there is one peer to ask, or all are alike": name == "recovery"
         and all(RULES[run.recovery] and RULES[run.recovery].peers for run in (a, b)),

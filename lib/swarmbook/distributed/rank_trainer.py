@@ -39,13 +39,14 @@ from swarmbook.distributed.stage_shard import StageShard
 from swarmbook.errors import TrainingError
 from swarmbook.methods.costs import ENTRIES, Costs
 from swarmbook.methods.recovery import RULES
-from swarmbook.methods.routing import in_order, stage_visits
+from swarmbook.methods.routing import stage_visits
 from swarmbook.methods.sync import SYNCS
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import key_of
 from swarmbook.training import packing, rebuilding, trainer
 from swarmbook.training.bookkeeping import Bookkeeping
 from swarmbook.training.device import moved
+from swarmbook.training.state_layout import LAYERS
 
 LOST_PROCESS = "lost process"  # the label of a failure that is not the configuration's
 
@@ -157,8 +158,9 @@ class RankTrainer(Bookkeeping):
 
     def lose(self) -> None:
         """The stages that the trace kills at the start of the step."""
-        if self.traces[0][self.step].any():
-            self._rebuild_all(self.traces[0][self.step])
+        lost, back = self.traces[0][self.step], self.back[0][self.step]
+        if lost.any() or back.any():
+            self._rebuild_all(lost, back)
 
     def advance(self) -> None:
         """One step of training; no weight is written before all ranks have their gradients."""
@@ -166,12 +168,14 @@ class RankTrainer(Bookkeeping):
         tokens = moved(self.batches[0][position], self.fleet.device)
         cells = run.route_at(self.step)
         self.visits = [stage_visits(cells, run.stages)]
-        if self._tasks[0] != cells.tobytes():
-            self._tasks = cells.tobytes(), tasks_of(cells, self.mesh)
+        gone = run.gone_at(self.step)
+        key = cells.tobytes() + (b"" if gone is None else gone.tobytes())
+        if self._tasks[0] != key:
+            self._tasks = key, tasks_of(cells, self.mesh, absent=_absent(gone))
         loss = PipelineExecutor(self.fleet, tokens, back=True).run(self._tasks[1], self.comm)
         norms = self.fleet.clip(run.clip, run.clipping == "workers")
         for i, outer in self._outers():
-            outer.average_gradients(position, self._exchanged(i))
+            outer.average_gradients(position, self._exchanged(i), gone)
         if self.strategy:
             loss, norms = self._agree(loss, norms)
         self.losses.append(loss)
@@ -246,17 +250,26 @@ class RankTrainer(Bookkeeping):
         M = math.gcd(run.microbatches, held_out.shape[1])
         held_out = torch.as_tensor(held_out, device=self.fleet.device).unflatten(1, (M, -1))
         held_out = held_out.expand(run.replicas, *held_out.shape[1:])  # [R, M, B, T + 1]
-        tasks = tasks_of(in_order(run.replicas, run.stages, M, run.rng("route")), self.mesh, back=False)
+        away = self._away(0)
+        tasks = tasks_of(run.in_order(away, M), self.mesh, back=False, absent=_absent(away))
         executor = PipelineExecutor(self.fleet, held_out, back=False)
         nats = self.comm.all_reduce(executor.run(tasks, self.comm).double())
-        return [float(nats) / (run.replicas * executor.count)]
+        return [float(nats) / ((run.replicas - len(_absent(away))) * executor.count)]
 
     def spread(self, i: int) -> float:
         """As `Pack.spread`."""
         total = torch.zeros(1, dtype=torch.float64, device=self.fleet.device)
-        for w in self.fleet.replica_views(range(self.fleet.replicas)).values():
-            mean = self.comm.all_reduce(w.sum(0), self.mesh.column(self.comm.rank)) / self.run.replicas
-            total += (w - mean).square().sum(dtype=torch.float64) / self.run.replicas
+        for name, w in self.fleet.replica_views(range(self.fleet.replicas)).items():
+            there = self._cells_there(0, name)
+            if there is None:
+                mean = self.comm.all_reduce(w.sum(0), self.mesh.column(self.comm.rank)) / self.run.replicas
+                total += (w - mean).square().sum(dtype=torch.float64) / self.run.replicas
+                continue
+            here = slice(self.fleet.columns.start, self.fleet.columns.stop) if there.shape[1] > 1 else slice(None)
+            shares = torch.from_numpy((there / there.sum(0).clip(min=1))[:, here]).to(w)  # of cells in the mean
+            shares = shares[list(self.fleet.rows)].view(len(w), 1, w.shape[2], *[1] * (w.dim() - 3))
+            mean = self.comm.all_reduce((w * shares).sum(0), self.mesh.column(self.comm.rank))
+            total += ((w - mean).square() * shares).sum(dtype=torch.float64)
         return math.sqrt(float(self.comm.all_reduce(total)) / self.shape.parameters)
 
     def table(self) -> pd.DataFrame:
@@ -293,14 +306,14 @@ class RankTrainer(Bookkeeping):
             scale[:, -1] = scale[:, -2]
         return scale
 
-    def _rebuild_all(self, dying: np.ndarray, new: Sequence[int] = ()) -> None:
-        """Lose the cells of `dying` [R, S + 1], and let the run's rule rebuild them, each where it lies.
+    def _rebuild_all(self, lost: np.ndarray, dying: np.ndarray, new: Sequence[int] = ()) -> None:
+        """Note the cells of `lost` [R, S + 1], and let the run's rule rebuild those of `dying`, each where it lies.
 
         new: ranks that have lost all of theirs with their process.
         """
         cells, spent = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)], Costs()
         self._unconfirmed = []
-        for replica, stage in cells:
+        for replica, stage in np.argwhere(lost).tolist():
             self._failure(0, stage, LOST_PROCESS if self.mesh.holders_among(replica, stage, new) else "")
         here = [cell for cell in cells if self.cells.holds(*cell)]
         mine = dict(zip(here, self._lost_cells(0, here, dying), strict=True))
@@ -352,7 +365,7 @@ class RankTrainer(Bookkeeping):
             before = ("rebuilding", "training", "measuring")[ahead % 3]
             self.events.append({"step": self.step, "before": before, "ranks": new, "mesh": self.mesh.shape})
             self.comm.print_once(f"step {self.step}: rank {', '.join(map(str, new))} was lost and is replaced")
-            trace = self.traces[0]
+            trace, back = self.traces[0], self.back[0]
             dying = np.zeros(trace.shape[1:], dtype=bool)
             for rank in new:
                 rows, columns = self.mesh.cells(rank)
@@ -360,7 +373,10 @@ class RankTrainer(Bookkeeping):
                 if {0, self.run.stages - 1} & set(columns):
                     dying[rows.start : rows.stop, -1] = True  # embedding, norm and head are one cell
             losing = ahead % 3 == self.LOSE and self.step < self.run.steps
-            self._rebuild_all(dying | trace[self.step] if losing else dying, new)
+            if (away := self.gone[0]) is not None:
+                dying &= ~away[self.step if losing else max(self.step - 1, self.begin)]
+            lost = dying | trace[self.step] if losing else dying
+            self._rebuild_all(lost, dying | back[self.step] if losing else dying, new)
             ahead += losing
         self.phase = ahead
 
@@ -391,6 +407,13 @@ class RankTrainer(Bookkeeping):
     def _exchanged(self, i: int) -> Costs:
         return self.pending
 
+    def _frozen(self, scale: np.ndarray) -> None:
+        if (gone := self.gone[0]) is not None:
+            there = torch.from_numpy(~gone[self.step])
+            scale *= resharding.table(there, self.mesh, self.comm.rank).numpy()
+            if not self.fleet.outer:
+                scale[:, -1] = scale[:, -2]
+
     def _place(self, replica: int, stage: int) -> tuple[int, int]:
         return self.fleet.place(replica, stage)
 
@@ -413,7 +436,11 @@ class RankTrainer(Bookkeeping):
 
     def _losses_by_run(self) -> Tensor:
         losses = torch.stack(self.losses).double()  # [steps], summed over replicas
-        return ((losses if self.strategy else self._summed(losses)) / self.run.replicas)[:, None].cpu()
+        losses = (losses if self.strategy else self._summed(losses)).cpu()
+        gone, last = self.gone[0], max(self.step, self.begin + 1)
+        if gone is None:
+            return (losses / self.run.replicas)[:, None]
+        return (losses / torch.from_numpy((~gone[last - len(losses) : last, :, -1]).sum(1)))[:, None]
 
     def _norms_by_stage(self) -> list[list[float]]:
         norms = torch.zeros(self.run.stages, dtype=torch.float64, device=self.fleet.device)
@@ -422,7 +449,9 @@ class RankTrainer(Bookkeeping):
         else:
             norms[list(self.fleet.columns)] = self.norms[:, :-1].double().sum(0)
             self._summed(norms)
-        return (norms / self.run.replicas)[:, None].tolist()
+        there = self._cells_there(0, LAYERS)
+        count = self.run.replicas if there is None else torch.from_numpy(there.sum(0).clip(min=1)).to(norms)
+        return (norms / count)[:, None].tolist()
 
     def _put_row(self, row: dict) -> None:
         self._unconfirmed.append(row)
@@ -435,3 +464,8 @@ class RankTrainer(Bookkeeping):
     def _stream(self) -> list[dict]:
         """On rank 0 the rows that are in `progress`."""
         return self.progress.metrics().to_dict("records") if self.progress else []
+
+
+def _absent(gone: np.ndarray | None) -> list[int]:
+    """The replicas that are away, of cells that are, bool [R, S + 1]."""
+    return [] if gone is None else np.flatnonzero(gone[:, -1]).tolist()

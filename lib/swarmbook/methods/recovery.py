@@ -3,8 +3,8 @@
 A rule gets a `Lost` stage and writes its weights in place. What it needs from other nodes it asks for, by `fetch`,
 `norm` or `copy`. Each counts the bytes that would cross the network, and none answers for a dead stage, whose weights
 are NaN by then. A rule that relies on copies on other nodes says so when it is registered, as a `Strategy`, and the run
-is charged for them. Afterwards the trainer sets the stage's Adam moments and raises its learning rate. It is one
-concept: rules are read side by side.
+is charged for them. Afterwards the trainer sets the stage's Adam moments and raises its learning rate.
+The file is long since rules are read side by side.
 
 Serves: CheckFree figures 2 to 4 and table 1, and what it says of single losses, pairs and moments.
 """
@@ -164,7 +164,8 @@ class Strategy:
     forwards: whether every stage also runs the stages whose copies it holds forward, in every step. decides: the fields
     of a run that say what becomes of a rebuilt stage, of which the rule reads none because it decides itself. peers:
     whether the rule asks other replicas, by `lost.fetch_from`; then a run needs several. slow: whether it asks them for
-    slow weights; then the run's exchange needs some.
+    slow weights; then the run's exchange needs some. neighbours: whether the rule makes a stage of others of its own
+    replica, or of copies on them, so that nothing is left for it where the whole replica is lost.
     """
 
     rule: Rule
@@ -175,6 +176,7 @@ class Strategy:
     decides: tuple[str, ...] = ()
     peers: bool = False
     slow: bool = False
+    neighbours: bool = False
 
     def covers(self, stage: int, stages: int) -> bool:
         """Whether a copy of this stage, of S `stages`, is kept; stage S is the ends."""
@@ -234,7 +236,7 @@ def all_zeros(lost: Lost) -> None:
         weight.zero_()
 
 
-@recovery("copy previous")
+@recovery("copy previous", neighbours=True)
 def copy_previous(lost: Lost) -> None:
     """A copy of the nearest surviving stage before it, or after it for the first stage (CheckFree, figure 2)."""
     lost.mix({s: 1.0 for s in lost.neighbours[:1]})
@@ -258,15 +260,15 @@ def norm_average(power: float, clipped: bool = False, floor: float = 0.0) -> Rul
     return rule
 
 
-recovery("uniform average")(norm_average(power=0))
+recovery("uniform average", neighbours=True)(norm_average(power=0))
 checkfree = norm_average(power=2)  # Algorithm 1, with the weights of line 3 corrected
-recovery("CheckFree")(checkfree)
-recovery("CheckFree, power 1")(norm_average(power=1))
+recovery("CheckFree", neighbours=True)(checkfree)
+recovery("CheckFree, power 1", neighbours=True)(norm_average(power=1))
 released = norm_average(power=1, clipped=True, floor=1e-4)
-recovery("CheckFree, as released")(released)
+recovery("CheckFree, as released", neighbours=True)(released)
 
 
-@recovery("CheckFree+", keeps="ends", holders=(-1,), always=True)
+@recovery("CheckFree+", keeps="ends", holders=(-1,), always=True, neighbours=True)
 def checkfree_plus(lost: Lost) -> None:
     """CheckFree for stages; the ends come back exactly, from copies on the first and last stage (section 4.3).
 
@@ -277,7 +279,7 @@ def checkfree_plus(lost: Lost) -> None:
         checkfree(lost)
 
 
-@recovery("CheckFree+, as released", keeps="ends", holders=(-1,), always=True)
+@recovery("CheckFree+, as released", keeps="ends", holders=(-1,), always=True, neighbours=True)
 def checkfree_plus_released(lost: Lost) -> None:
     """As the released code has it: a lost second stage becomes a copy of the first, the last but one of the last."""
     last = lost.fleet.shape.stages - 1
@@ -290,7 +292,7 @@ def checkfree_plus_released(lost: Lost) -> None:
         released(lost)
 
 
-@recovery("neighbour snapshot", keeps="stages", holders=(-1, 1))
+@recovery("neighbour snapshot", keeps="stages", holders=(-1, 1), neighbours=True)
 def neighbour_snapshot(lost: Lost) -> None:
     """The stage as it was up to `keep_every` steps ago, from a neighbour's memory; if lost too, the uniform average."""
     copy = lost.copy()
@@ -300,7 +302,7 @@ def neighbour_snapshot(lost: Lost) -> None:
         lost.mix({s: 1.0 for s in lost.neighbours})
 
 
-@recovery("redundant computation", keeps="stages", holders=(-1,), always=True, forwards=True)
+@recovery("redundant computation", keeps="stages", holders=(-1,), always=True, forwards=True, neighbours=True)
 def redundant_computation(lost: Lost) -> None:
     """The stage as it was, moments included, from the stage before it (CheckFree, section 5).
 

@@ -30,6 +30,7 @@ from swarmbook.training.inner_optimizer import InnerOptimizer
 from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.setup import batches_of, held_out_of, rate_of
 from swarmbook.training.stacked_stages import StackedStages
+from swarmbook.training.state_layout import of_layers
 
 
 class Bookkeeping:
@@ -61,6 +62,9 @@ class Bookkeeping:
         self.further = {domain: held_out_of(first, domain) for domain in further}  # now: it may be too short
         self.batches = [batches_of(run, tokens[run.data]) for run in runs]
         self.traces = [run.failures() for run in runs]  # each bool [steps, R, S + 1], the last column the ends
+        found = [run.absences() for run in runs]
+        self.back = [trace if each is None else each.back for each, trace in zip(found, self.traces, strict=True)]
+        self.gone = [None if each is None else each.gone for each in found]  # who is away, as `traces`
         self.shape = first.shape(tokens[first.data].vocabulary)
         self.rate = rate_of(first)
         self.visits = [run.replicas * run.microbatches * run.stages for run in runs]  # of stages, in a step
@@ -150,16 +154,39 @@ class Bookkeeping:
         """Write the weights after an inner step, then what replicas exchange, and take the copies that are due."""
         rate = self.rate(self.step)
         self.optimizer.lr_scale[:] = self._lr_scale(rate)
+        self._frozen(self.optimizer.lr_scale)
         self.optimizer.step(rate)
         self._round()
         self.step += 1
         self.position += 1
         self.trained += self.tokens_per_step
         for i, outer in self._outers():
-            outer.step(int(self.position[i]), self._exchanged(i))
+            outer.step(int(self.position[i]), self._exchanged(i), self._away(i))
         for i in range(len(self.runs)):
-            rebuilding.count_step(self.runs[i], self.shape, self.visits[i], self.costs[i])
+            there = None if self._there(i) is None else int(self._there(i).sum())
+            rebuilding.count_step(self.runs[i], self.shape, self.visits[i], self.costs[i], there)
             self._keep_copies(i)
+
+    def _away(self, i: int) -> np.ndarray | None:
+        """The cells of run i that are away in the last step, before the first in that, bool [R, S + 1]; or None."""
+        gone = self.gone[i]
+        found = None if gone is None else gone[max(self.step - 1, self.begin)]
+        return found if found is not None and found.any() else None
+
+    def _there(self, i: int) -> np.ndarray | None:
+        """The replicas of run i that are there in the last step, bool [R]; None if no cell is away."""
+        return None if self._away(i) is None else ~self._away(i)[:, -1]
+
+    def _cells_there(self, i: int, name: str) -> np.ndarray | None:
+        """The cells of a parameter that are there in the last step, bool [R, stages of the parameter]; or None."""
+        away = self._away(i)
+        return None if away is None else ~(away[:, :-1] if of_layers(name) else away[:, -1:])
+
+    def _frozen(self, scale: np.ndarray) -> None:
+        """Set learning rates to 0 where cells are away; scale [r, s + 1]: of the cells here."""
+        for i, gone in enumerate(self.gone):
+            if gone is not None:
+                scale[list(self.replicas(i))] *= ~gone[self.step]
 
     def _lr_scale(self, rate: float) -> np.ndarray:
         """Learning rate of every cell in multiples of `rate`: boosted since it was rebuilt, late since a rollback."""
@@ -195,6 +222,7 @@ class Bookkeeping:
 
     def _lost_cells(self, i: int, cells: Iterable[tuple[int, int]], dying: np.ndarray) -> list[Lost]:
         """These cells (replica, stage) of run i, of those that die [R, S + 1], with what survives of their copies."""
+        dying = dying if self.gone[i] is None else dying | self.gone[i][self.step]
         strategy, first, lost = RULES[self.runs[i].recovery], self.replicas(i)[0], []
         for replica, stage in cells:
             cell = self.lost(i, first + replica, stage, frozenset(np.flatnonzero(dying[replica]).tolist()))
