@@ -92,6 +92,7 @@ class RankTrainer(Bookkeeping):
         self.final_rows: list[dict] = []  # of what is measured once, at the end
         self._unconfirmed: list[dict] = []  # rows of this phase, until its exchange is done
         self._tasks: tuple[bytes, list[PipelineTask]] = (b"", [])  # of the last route
+        self._undo: dict | None = None  # what there was before a step whose exchange has begun
         self._saved = time.monotonic()
         self._streamed = 0  # rows that are in `progress`
 
@@ -163,8 +164,16 @@ class RankTrainer(Bookkeeping):
             self._rebuild_all(lost, back)
 
     def advance(self) -> None:
-        """One step of training; no weight is written before all ranks have their gradients."""
-        run, position = self.run, int(self.position[0])
+        """One step of training; no weight is written before all ranks have their gradients.
+
+        Where processes can be replaced and the step writes what an exchange keeps, all is kept as it was until all
+        ranks have done the exchange.
+        """
+        run, position, outer = self.run, int(self.position[0]), self.outers[0]
+        exchanges = outer and (outer.due(position + 1) or (outer.method.gradients and outer.method.buffers))
+        if exchanges and self.comm.replaceable:
+            now = {"step": self.step, "losses": list(self.losses), "costs": Costs(self.costs[0])}
+            self._undo = self.state(0) | now
         tokens = moved(self.batches[0][position], self.fleet.device)
         cells = run.route_at(self.step)
         self.visits = [stage_visits(cells, run.stages)]
@@ -181,6 +190,9 @@ class RankTrainer(Bookkeeping):
         self.losses.append(loss)
         self.norms = norms
         self._update()
+        if self._undo:
+            self._charge(self._summed(self._own_costs()))
+            self._undo = None
 
     def measure(self) -> None:
         """What is due after a step, or before the first; rank 0 keeps a checkpoint now and then."""
@@ -343,7 +355,8 @@ class RankTrainer(Bookkeeping):
         """After a rendezvous: bring all ranks to the same place, and rebuild what new ones should hold.
 
         Who has had the last exchange of a phase is at most this one ahead. The others have their gradients as well
-        then: they finish the phase. Else all begin it anew. Rows and losses come from who is ahead.
+        then, and what replicas exchanged: they finish the phase. Else all begin it anew. Rows and losses come from who
+        is ahead.
         """
         places = self.comm.places
         known = [place for place in places if place is not None]
@@ -352,8 +365,14 @@ class RankTrainer(Bookkeeping):
             return
         ahead, new = max(known), [rank for rank, place in enumerate(places) if place is None]
         if self.phase is not None and self.phase < ahead and self.phase % 3 == self.LEARN:
-            self._update()
+            if self._undo is None:
+                self._update()
             self.phase += 1
+        elif self._undo:
+            self._take_over(0, self._undo)
+            self.losses = self._undo["losses"]
+            self.costs = [self._undo["costs"]]
+        self._undo = None
         news = self.rows, self.losses, self.norms, self.costs, self.position.tolist(), self.events
         news = self.comm.broadcast(news, places.index(ahead))
         self.rows, losses, norms, costs, position, self.events = news

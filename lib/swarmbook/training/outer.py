@@ -97,14 +97,15 @@ class OuterOptimizer:
 
     def step(self, position: int, costs: Costs, away: np.ndarray | None = None) -> None:
         """Exchange what is due after `position` steps of progress, and mix in what arrives then; away: as above."""
-        run = self.run
-        if self.method.gradients:
-            return
-        for f in range(run.fragments):
-            if (position - f * run.sync_every // run.fragments) % run.sync_every == 0:
-                self._begin(f, position, costs, away)
+        for f in self.due(position):
+            self._begin(f, position, costs, away)
         for f in [f for f, message in self.arriving.items() if message["at"] == position]:
             self._arrive(f, self.arriving.pop(f))
+
+    def due(self, position: int) -> list[int]:
+        """The fragments that are exchanged after `position` steps of progress; none if gradients are, in every step."""
+        K, F = self.run.sync_every, self.run.fragments
+        return [] if self.method.gradients else [f for f in range(F) if (position - f * K // F) % K == 0]
 
     def _begin(self, f: int, position: int, costs: Costs, away: np.ndarray | None) -> None:
         """Exchange fragment f; replicas that are absent lose their fast weights."""
