@@ -390,3 +390,73 @@ def test_a_whole_replica_is_lost_at_once(new_pack):
     assert pack.costs[0]["rebuilt"] == died.sum()
     rates = run_config(**{**TINY, "steps": 4000}, **GONE, recovery="random").failures()[..., 0].mean(0)
     assert rates == pytest.approx([0.1] * R, abs=0.02)
+
+
+# The factorial of exchanges, failures, recoveries and routes
+
+EXCHANGES = {
+    "all-reduce": {"sync": "all-reduce"},
+    "DiLoCo": {"sync": "DiLoCo"},
+    "NoLoCo": {"sync": "NoLoCo", "group": 3},
+    "fragments": {"sync": "DiLoCo", "fragments": 2, "delay": 1, "mixing": 0.3},
+}
+FAILURES = {
+    "none": {},
+    "stages": {"failure_rate": 0.05},
+    "stages, for a while": {"failure_rate": 0.05, "downtime": 2},
+    "replicas": {"failing": "replicas", "failure_rate": 0.1},
+    "a stage for good": {"away": (("2.2", 5, None),)},
+    "a replica for good": {"away": (("2", 5, None),)},
+    "a newcomer": {"away": (("2", 5, 8),)},
+}
+RECOVERIES = ("none", "rollback", "CheckFree", "CheckFree+", "peer copy", "mean of peers", "peer's slow weights")
+PATHS = {
+    "in order": {},
+    "swapped": {"route": "swapped ends"},
+    "skipping": {"route": "random paths", "visits": 3, "keep_first": False},
+    "around": {"detour": "peer"},
+}
+
+
+def refusal(exchange, failures, recovery, path):
+    """Why a cell of the factorial is none, in the words of its error; None for those that are."""
+    if recovery == "none" and failures in ("stages", "stages, for a while", "replicas"):
+        return "needs a recovery"
+    if recovery == "peer's slow weights" and exchange == "all-reduce":
+        return "asks for slow weights, and sync 'all-reduce' has none"
+    if recovery.startswith("CheckFree") and failures == "replicas":
+        return "makes a stage of others of its replica"
+    if path == "around" and failures in ("none", "stages", "replicas"):
+        return "does nothing where no node is away"
+    if recovery == "none" and failures == "a newcomer":
+        return "needs a recovery"
+    if recovery.startswith("CheckFree") and failures == "a newcomer":
+        return "makes a stage of others of its replica"
+    return None
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("failures", FAILURES)
+def test_every_cell_of_the_factorial_is_a_configuration_or_says_why_not(new_pack, exchange, failures):
+    """With slow weights of a peer where a rebuilt stage needs some; the last of them is trained."""
+    accepted = []
+    for recovery in RECOVERIES:
+        for path, route in PATHS.items():
+            fields = {**TINY, **EXCHANGES[exchange], **FAILURES[failures], **route, "recovery": recovery}
+            fields |= {"slow_weights": "peer"} if exchange != "all-reduce" and recovery != "none" else {}
+            why = refusal(exchange, failures, recovery, path)
+            if why:
+                with pytest.raises(ConfigError, match=why):
+                    run_config(**fields)
+            else:
+                accepted.append(run_config(**fields))
+    assert len({config.key for config in accepted}) == len(accepted)
+    pack = new_pack(accepted[-1], steps=STEPS)
+    assert np.isfinite(pack.validation_loss()).all() and pack._losses_by_run().isfinite().all()
+
+
+def test_where_nothing_can_be_rebuilt_what_is_lost_stays_away(new_pack):
+    pack = new_pack(sync="NoLoCo", group=3, failure_rate=0.05, downtime=None, steps=STEPS)
+    gone = pack.gone[0]
+    assert gone[-1].any() and not (gone[:-1] & ~gone[1:]).any() and "rebuilt" not in pack.costs[0]
+    assert np.isfinite(pack.validation_loss()).all()
