@@ -149,7 +149,8 @@ def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
         and (strategy is None or strategy.keeps is None or strategy.always),
         "recorded runs hold it with one replica": name == "common_start" and a.replicas == 1,
         "it rebuilds stages of lost processes, too": name in ("recovery", "keep_every", *AFTER)
-        and not a.failures().any(),
+        and not (a.absences().back if a.absences() else a.failures()).any(),
+        "who is away leaves nobody to meet": (exchanged or name == "route") and any(run.absences() for run in (a, b)),
         "the draws are the same": name in ("failure_rate", "failing", "lost_stages")
         and np.array_equal(a.failures(), b.failures()),
         "where two neighbours are missing many rules are one": name == "recovery"
