@@ -155,6 +155,8 @@ def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
         and np.array_equal(a.failures(), b.failures()),
         "where two neighbours are missing many rules are one": name == "recovery"
         and (a.stages < 3 or not a.failures()[..., 1 : a.stages - 1].any()),
+        "where all stages die together they are drawn": name == "recovery"
+        and np.array_equal(a.failures()[..., :-1].any(-1), a.failures()[..., :-1].all(-1)),
         "a stage that came back exactly is not treated": name in AFTER and strategy is not None and strategy.always,
         "ends and lone stages have no neighbours": name == "moments"
         and (a.stages == 1 or not a.failures()[..., :-1].any()),
