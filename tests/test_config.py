@@ -198,7 +198,8 @@ OTHER = {
     "hidden": 32, "init_std": 0.08, "sequence": 64,
     "replicas": 2, "microbatches": 2, "batch": 4, "steps": 30, "lr": 2e-3, "schedule": "cosine",
     "warmup": 5, "clip": 0.5, "precision": "bf16", "route": "swapped ends", "recovery": "random",
-    "failing": "interior", "moments": "keep", "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
+    "failing": "interior", "moments": "keep", "slow_weights": "reset", "downtime": 3,
+    "lr_boost": 1.2, "boost_half_life": 50.0, "keep_every": 50,
     "log_every": 5, "evaluate_every": 20, "held_out": 8, "evaluate_on": ("satire_devil",),
     "measurements": ("loss jump",), "start": PARENT, "branch": PARENT, "schedule_steps": 40, "lr_floor": 0.5,
     "seed": 1, "common_start": True, "sync": "DiLoCo", "sync_every": 10, "outer_lr": 0.5,
@@ -223,7 +224,12 @@ def test_every_field_changes_the_key(monkeypatch):
     for name, (fields, value) in exchanges.items():
         assert run_config(**{**fields, name: value}).key != run_config(**fields).key, name
     lossy = {**BASE, "recovery": "random", "failure_rate": 0.1}
-    read = {"sync": several, **dict.fromkeys(("failing", "moments", "lr_boost", "boost_half_life"), lossy)}
+    read = {
+        "sync": several,
+        "slow_weights": {**lossy, **several, "sync": "NoLoCo"},
+        "downtime": lossy,
+        **dict.fromkeys(("failing", "moments", "lr_boost", "boost_half_life"), lossy),
+    }
     read |= dict.fromkeys(("schedule_steps", "lr_floor"), {**BASE, "schedule": "cosine"})
     alone = {name: value for name, value in OTHER.items() if name not in exchanges}
     for name, value in alone.items():
@@ -232,7 +238,7 @@ def test_every_field_changes_the_key(monkeypatch):
     keys = {run_config(**{**read.get(name, BASE), name: value}).key for name, value in alone.items()}
     assert len(keys | {base.key}) == len(alone) + 1
     routed = {"paths", "visits", "swaps", "swap_lag", "reach", "keep_first"}
-    others = {"tokenizer", "shards", "failure_rate", "lost_stages"} | routed
+    others = {"tokenizer", "shards", "failure_rate", "lost_stages", "away", "detour"} | routed
     assert set(RunConfig.model_fields) - set(OTHER) == others
     assert run_config(**BASE).key == base.key
     lossy = {"failure_rate": 0.1}, {"failure_rate": 0.2}, {"lost_stages": [(3, 2)]}, {"lost_stages": [(2, 3)]}
@@ -242,6 +248,8 @@ def test_every_field_changes_the_key(monkeypatch):
     drawn = {run_config(**{**BASE, "visits": 4, "swaps": 1, **fields}, route="random paths").key for fields in limits}
     planned = {run_config(**BASE, route="planned", paths=paths).key for paths in PLANS}
     assert len(drawn | planned | {base.key}) == len(limits) + 3 + 1
+    there = [{"away": [("2.3", 4, end)], "detour": way} for end in (None, 8, 9) for way in ("skip", "peer")]
+    assert len({run_config(**BASE, replicas=2, recovery="random", **fields).key for fields in there}) == len(there)
     joined = {**BASE, "data": "stories_toy+fiction_austen", "replicas": 3}
     assert run_config(**joined, shards="domains").key != run_config(**joined).key
 
@@ -250,7 +258,9 @@ DEFAULTS = {
     "tokenizer": "swarmbook", "data_limit": None, "stages": 6, "layers_per_stage": 1, "width": 64, "heads": 4,
     "hidden": 256, "sequence": 128, "replicas": 1, "microbatches": 4, "batch": 2, "lr": 1e-3, "schedule": "constant",
     "warmup": 0, "clip": 1.0, "precision": "fp32", "route": "in order", "recovery": "none", "failure_rate": 0.0,
-    "failing": "stages", "lost_stages": (), "moments": "reset", "lr_boost": 1.1, "boost_half_life": None,
+    "failing": "stages", "lost_stages": (), "moments": "reset", "slow_weights": "keep", "downtime": 0,
+    "away": (), "detour": "skip",
+    "lr_boost": 1.1, "boost_half_life": None,
     "keep_every": 100, "log_every": 10, "evaluate_every": 100, "held_out": 64, "evaluate_on": (), "measurements": (),
     "start": None, "branch": None, "schedule_steps": None, "lr_floor": 0.1,
     "seed": 0, "common_start": False, "sync": "none", "sync_every": 50, "outer_lr": 0.7,

@@ -133,11 +133,41 @@ LOSING = {
     "neighbour snapshot": {**BLOCKS, "keep_every": 4, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 3), (25, 1))},
     "redundant computation": {**BLOCKS, "lost_stages": ((6, 1), (23, 4), (25, 2), (25, 1))},
     "peer copy": {**BLOCKS, "failing": "all", "failure_rate": 0.06, "sync": "NoLoCo", "lost_stages": ((9, 2),)},
+    "mean of peers": {"replicas": 4, "stages": 2, "failure_rate": 0.04, "sync": "NoLoCo", "slow_weights": "likewise"},
+    "peer's slow weights": {
+        **BLOCKS,
+        "failing": "all",
+        "sync": "DiLoCo",
+        "fragments": 2,
+        "delay": 1,
+        "slow_weights": "peer",
+    },
     "share of each": {**BLOCKS, "optimizer": "Muon", "moments": "average", "method": {"previous": 0.3}},
     "learning rate alone": {**ROW, "failure_rate": 0.03, "boost_half_life": 5.0},
 }
 # Adam makes much of rounding where moments are new: the higher the rate, the sooner the numbers part.
 CASES |= {name: {"recovery": name, "lr": 1e-3, **fields} for name, fields in LOSING.items()}
+GOSSIP = {**BLOCKS, "sync": "NoLoCo", "route": "random replicas", "failing": "all", "lr": 1e-3}
+CASES |= {
+    f"slow weights {wish}": {**GOSSIP, "recovery": rule, "slow_weights": wish}
+    for rule, wish in {"CheckFree": "likewise", "copy previous": "peer", "random": "reset"}.items()
+}
+NEWCOMERS = {"recovery": "peer copy", "slow_weights": "peer", "sync": "NoLoCo", "lr": 1e-3}
+CASES |= {
+    "away for good": {**SQUARE, "sync": "DiLoCo", "away": (("2", 7, None),), "evaluate_on": ("stories_toy",)},
+    "a stage away": {**COLUMN, "stages": 2, "sync": "all-reduce", "away": (("3.2", 4, None),), "detour": "peer"},
+    "newcomers": {
+        **HALVES,
+        **NEWCOMERS,
+        "away": (("2", 3, 12), ("1.2", 14, 21), ("2.3", 13, None)),
+        "detour": "peer",
+        "route": "random replicas",
+        "fragments": 2,
+        "delay": 2,
+    },
+    "downtime": {**HALVES, **NEWCOMERS, "recovery": "CheckFree", "failure_rate": 0.03, "downtime": 3},
+    "whole replicas": {**HALVES, **NEWCOMERS, "failing": "replicas", "failure_rate": 0.05, "sync": "DiLoCo"},
+}
 for case in CASES.values():
     if case.get("sync", "none") != "none" and "sync_every" not in case:
         case |= {"sync_every": 5, "common_start": True}
@@ -234,7 +264,8 @@ def assert_equals_stacked(config, record, folder):
 @pytest.mark.parametrize("case", CONFIGS)
 def test_four_processes_give_the_numbers_of_one_fleet(four, tmp_path, case):
     record = four[1].get(CONFIGS[case].key)
-    assert (CONFIGS[case].recovery != "none") == (record.metrics["metric"] == "failure").any()
+    config = CONFIGS[case]
+    assert (config.recovery != "none" or bool(config.away)) == (record.metrics["metric"] == "failure").any()
     assert_equals_stacked(CONFIGS[case], record, tmp_path)
     assert record.provenance["processes"] == 4 and record.provenance["backend"] == "gloo"
     assert record.config == CONFIGS[case].model_dump(mode="json")
@@ -409,6 +440,13 @@ def struck(folder, command, strikes):
             ((signal.SIGKILL, 0),),
             [0, 1, 2],
         ),
+        # Under gossip, with slow weights and outer momentum.
+        (
+            forked,
+            GOSSIP | {"sync_every": 2, "common_start": True, "failure_rate": 0.0, "slow_weights": "likewise"},
+            ((signal.SIGKILL, 0),),
+            [0, 1, 2],
+        ),
     ],
 )
 def test_a_killed_process_is_replaced_and_its_stages_rebuilt_while_training_goes_on(
@@ -433,6 +471,7 @@ def test_a_killed_process_is_replaced_and_its_stages_rebuilt_while_training_goes
 FAULTS = """\
 import json, os, signal, sys
 import swarmbook.training.trainer
+from swarmbook.distributed.outer import RankOuter
 from swarmbook.distributed.pipeline_executor import PipelineExecutor
 from swarmbook.distributed.communicator import Communicator, LostRank
 from swarmbook.records.checkpoint import WorkInProgress
@@ -493,6 +532,17 @@ for place in places:
             [("PipelineExecutor", "run", 6, 3, "die"), ("PipelineExecutor", "run", 15, 0, "die")],
             ((6, 4), (6, 0), (15, 1), (15, 0)),
         ),
+        (  # in the midst of an exchange, and when one has had it that another has not
+            60,
+            {**GOSSIP, "recovery": "peer copy", "slow_weights": "peer", "failing": "stages", "failure_rate": 0.0}
+            | {"sync_every": 5, "common_start": True},
+            [
+                ("RankOuter", "_of_group", 10, 1, "die"),
+                ("RankTrainer", "_charge", 20, 0, "cut"),
+                ("RankTrainer", "measure", 20, 3, "die"),
+            ],
+            ((9, 0, 2), (9, 0, 3), (9, 0, 4), (20, 1, 2), (20, 1, 3), (20, 1, 4)),
+        ),
         (  # while a checkpoint is gathered of a run that goes on from another; afterwards none is kept
             0,
             {"recovery": "CheckFree+", "route": "swapped ends", "start": run_config(**{**TINY, **ROW, "steps": 4})},
@@ -517,8 +567,10 @@ def test_whenever_a_process_dies_no_step_is_left_out_or_done_twice(
     arguments = [str(seconds), str(tmp_path / "was"), json.dumps(places), "--replace", "1", *written(tmp_path, config)]
     struck(tmp_path, forked(arguments, before=FAULTS), strikes=())
     assert len(list((tmp_path / "was").iterdir())) == len(places)
-    stacked = config.model_copy(update={"lost_stages": (*config.lost_stages, *lost)})
-    dying = stacked.failures()
+    dying = config.failures().copy()
+    for step, *cell in lost:
+        replica, stage = cell if len(cell) > 1 else (0, cell[0] - 1)
+        dying[step, replica, stage] = True
     monkeypatch.setattr("swarmbook.config.RunConfig.failures", lambda run: dying[: run.steps])  # also of the start
     # Beside the stages at the ends: these die with them, where a process has both.
     monkeypatch.setattr("swarmbook.methods.recovery.Strategy.holders_of", lambda *_: {1, 2})
@@ -698,7 +750,18 @@ def test_a_rank_that_vanishes_or_hangs_is_named_by_all_others_in_time(begun, tmp
         ({"recovery": "CheckFree", "moments": "keep"}, "--replace with moments='keep'"),
         (
             {"recovery": "CheckFree", "sync": "NoLoCo", "sync_every": 5, "replicas": 2},
-            "its slow weights or buffers are lost with a process; take one of none, all-r",
+            "--replace with sync='NoLoCo' and slow_weights='keep': they are lost with a process; take 'peer', ",
+        ),
+        (
+            {
+                "recovery": "peer copy",
+                "slow_weights": "peer",
+                "replicas": 2,
+                "sync": "NoLoCo",
+                "sync_every": 5,
+                "delay": 1,
+            },
+            "--replace with delay=1: what is on its way is lost with a process; take 0",
         ),
     ],
 )

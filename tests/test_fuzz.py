@@ -55,9 +55,12 @@ SMALL = {
     "outer_lr": [0.7, 1.0], "outer_momentum": [0.0, 0.5], "consensus": [None, 0.0, 0.7], "group": [1, 2, 3],
     "matching": list(MATCHINGS), "absent": [0.0, 0.5, 1.0], "density": [0.1, 1.0],
     "rejoin": ["slow", "fast", "own"], "fragments": [1, 2, 3], "delay": [0, 1, 2], "mixing": [0.0, 0.5, 1.0],
-    "recovery": list(RULES), "failure_rate": [0.0, 0.3, 1.0], "failing": ["interior", "stages", "all"],
+    "recovery": list(RULES), "failure_rate": [0.0, 0.3, 1.0], "failing": ["interior", "stages", "all", "replicas"],
+    "away": [(), (("1.1", 1, None),), (("2", 0, 3), ("1.2", 1, 2))], "detour": ["skip", "peer"],
+    "downtime": [0, 2, None],
     "lost_stages": [(), ((0, 0),), ((1, 1), (1, 2)), ((4, 2),)],
-    "moments": ["reset", "keep", "average"], "lr_boost": [1.1, 0.5], "boost_half_life": [None, 1.0],
+    "moments": ["reset", "keep", "average"], "slow_weights": ["keep", "reset", "likewise", "peer"],
+    "lr_boost": [1.1, 0.5], "boost_half_life": [None, 1.0],
     "keep_every": [1, 2], "log_every": [1, 2, 3], "evaluate_every": [1, 2], "held_out": [1, 4],
     "evaluate_on": [(), ("stories_toy",)], "measurements": [(), *((name,) for name in MEASUREMENTS)],
     "seed": [0, 1, 2**31], "init_std": [0.02, 0.5], "clipping": ["cells", "workers"],
@@ -129,7 +132,7 @@ def test_a_configuration_is_accepted_or_refused_in_a_sentence(given, odd):
         assert run_config(**{**given, **odd}).key
 
 
-AFTER = ("moments", "lr_boost", "boost_half_life")  # what becomes of a rebuilt stage
+AFTER = ("moments", "lr_boost", "boost_half_life", "slow_weights")  # what becomes of a rebuilt stage
 
 
 def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
@@ -146,15 +149,24 @@ def limits(name: str, a: RunConfig, b: RunConfig) -> list[str]:
         and (strategy is None or strategy.keeps is None or strategy.always),
         "recorded runs hold it with one replica": name == "common_start" and a.replicas == 1,
         "it rebuilds stages of lost processes, too": name in ("recovery", "keep_every", *AFTER)
-        and not a.failures().any(),
+        and not (a.absences().back if a.absences() else a.failures()).any(),
+        "who is away leaves nobody to meet": (exchanged or name == "route") and any(run.absences() for run in (a, b)),
         "the draws are the same": name in ("failure_rate", "failing", "lost_stages")
         and np.array_equal(a.failures(), b.failures()),
         "where two neighbours are missing many rules are one": name == "recovery"
         and (a.stages < 3 or not a.failures()[..., 1 : a.stages - 1].any()),
+        "where all stages die together they are drawn": name == "recovery"
+        and np.array_equal(a.failures()[..., :-1].any(-1), a.failures()[..., :-1].all(-1)),
         "a stage that came back exactly is not treated": name in AFTER and strategy is not None and strategy.always,
         "ends and lone stages have no neighbours": name == "moments"
         and (a.stages == 1 or not a.failures()[..., :-1].any()),
-        "a stage of zeros learns nothing at any rate": name in AFTER[1:] and a.recovery == "all zeros",
+        "a stage of zeros learns nothing at any rate": name in AFTER[1:3] and a.recovery == "all zeros",
+        "the same are away": name in ("downtime", "away")
+        and all(map(np.array_equal, a.absences() or [a.failures()], b.absences() or [b.failures()])),
+        "nobody is passed, or no peer is there": name == "detour",
+        "slow weights act in an exchange, and of replicas alike they are the same": name == "slow_weights",
+        "there is one peer to ask, or all are alike": name == "recovery"
+        and all(RULES[run.recovery] and RULES[run.recovery].peers for run in (a, b)),
         "a boost fades after the last failure": name == "boost_half_life" and a.failures()[-1].any(),
         "a warm-up of one step is none": name == "warmup" and values == {0, 1},
         "the cosine ends where it begins": name in ("schedule", "schedule_steps", "lr_floor")

@@ -322,6 +322,24 @@ def test_without_a_peer_the_neighbours_are_averaged(fleet):
     assert (lost.moments, lost.boosted) == ("reset", True)
 
 
+def test_the_mean_of_peers_is_that_of_all_that_have_the_stage():
+    fleet = Fleet(SHAPE, [1, 2, 3, 4], device="cpu", compile=False)
+    expected = {name: (w + fleet.stage(2, 3)[name]) / 2 for name, w in fleet.stage(0, 3).items()}
+    lost = Lost(fleet, 1, 3, frozenset({3}), torch.ones(4, STAGES + 1), None, peers=[2, 0])  # in replica 3 it died too
+    RULES["mean of peers"].rule(lost)
+    for name, weight in weights(fleet, 3).items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-8)
+    assert (lost.moments, lost.boosted) == ("peers", False)
+    assert lost.costs == {"sent on failure": 2 * sum(4 * w.numel() for w in expected.values())}
+
+
+@pytest.mark.parametrize("rule", ["mean of peers", "peer's slow weights"])
+def test_rules_that_ask_peers_average_neighbours_where_there_is_none(fleet, rule):
+    expected = {name: (w + weights(fleet, 4)[name]) / 2 for name, w in weights(fleet, 2).items()}
+    for name, weight in rebuild(fleet, rule, 3).items():
+        torch.testing.assert_close(weight, expected[name])
+
+
 @pytest.mark.parametrize(
     ("holders", "stage", "expected"),
     [
@@ -381,6 +399,121 @@ def test_a_stage_that_died_in_all_replicas_has_no_peer(new_pack):
     assert (pack.rebuilt[:, 1] == 3).all() and (pack.optimizer.steps[:, 1] == 1).all()
 
 
-def test_a_lone_replica_has_no_peers():
-    with pytest.raises(ConfigError, match="recovery 'peer copy' asks other replicas, and replicas=1 has none"):
-        run_config(**{**TINY, "replicas": 1}, recovery="peer copy")
+EXCHANGING = {**TINY, "lr": 1e-3, "sync": "NoLoCo", "sync_every": 4, "replicas": 4}
+
+
+def lose_in_training(new_pack, monkeypatch, stage=2, replica=1, step=6, **fields):
+    """A pack just before and just after a stage of a replica is rebuilt at `step`, and what that step cost."""
+    config = run_config(**{**EXCHANGING, **fields})
+    dying = np.zeros((config.steps, config.replicas, config.stages + 1), dtype=bool)
+    dying[step, replica, stage] = True
+    monkeypatch.setattr("swarmbook.config.RunConfig.failures", lambda run: dying)
+    before, after = new_pack(config, steps=step), new_pack(config, steps=step)
+    after._fail(0)
+    assert after.costs[0]["rebuilt"] == 1
+    return before, after
+
+
+def kinds_of(pack, replica, stage):
+    """Fast and slow weights and buffers of a cell, by kind and parameter, read without what recovery uses."""
+    found = {}
+    for kind, tensors in {"theta": pack.outers[0].theta, **pack.outers[0]._kept()}.items():
+        ends = stage == pack.shape.stages
+        for name, tensor in tensors.items():
+            if name.startswith("ends.") == ends:
+                found[kind, name.partition(".")[2]] = tensor[replica, 0, 0] if ends else tensor[replica, :, stage]
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("stage", [2, 4])
+@pytest.mark.parametrize("recovery", ["peer copy", "mean of peers", "peer's slow weights", "CheckFree", "random"])
+@pytest.mark.parametrize("slow", ["keep", "reset", "likewise", "peer"])
+def test_slow_weights_and_outer_momentum_of_a_rebuilt_stage(new_pack, monkeypatch, recovery, slow, stage):
+    """Against what each word says, cell by cell, and with the bytes of what was sent."""
+    before, after = lose_in_training(new_pack, monkeypatch, stage, recovery=recovery, slow_weights=slow)
+    old, new, peers = kinds_of(before, 1, stage), kinds_of(after, 1, stage), [2, 3, 0]
+    others = [kinds_of(before, r, stage) for r in peers]
+    beside = [kinds_of(before, 1, s) for s in (1, 3)] if stage < 4 else []
+    squares = [float(before.norms[1, s]) ** 2 for s in (1, 3)]
+    size = sum(4 * w.numel() for (kind, _), w in old.items() if kind == "theta")
+    averaged = recovery == "CheckFree" and stage < 4
+    for (kind, name), found in new.items():
+        fast, source = new["theta", name], "phi" if recovery == "peer's slow weights" and kind == "theta" else kind
+        if recovery == "mean of peers":
+            rebuilt = sum(other[source, name] for other in others) / 3
+        elif averaged:
+            rebuilt = sum(w * cell[kind, name] for w, cell in zip(squares, beside, strict=True)) / sum(squares)
+        elif recovery in ("random", "CheckFree"):  # of ends nothing is left
+            rebuilt = torch.zeros_like(found) if kind == "delta" else fast
+        else:
+            rebuilt = others[0][source, name]
+        wanted = {
+            "keep": old[kind, name],
+            "reset": torch.zeros_like(found) if kind == "delta" else fast,
+            "likewise": rebuilt,
+            "peer": others[0][kind, name],
+        }
+        expected = rebuilt if kind == "theta" else wanted[slow]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, msg=lambda m, k=(kind, name): f"{k}: {m}")
+    assert not all(torch.equal(old[name], new[name]) for name in old if name[0] == "theta")
+    for other in [(r, s) for r in range(4) for s in range(5) if (r, s) != (1, stage)]:
+        kept, now = kinds_of(before, *other), kinds_of(after, *other)
+        assert all(torch.equal(kept[name], now[name]) for name in kept)
+    copies = {"peer copy": 1, "peer's slow weights": 1, "mean of peers": 3, "CheckFree": 2 * averaged}.get(recovery, 0)
+    moments = 0 if recovery in ("CheckFree", "random") else 2 * copies
+    slow_copies = {"likewise": 2 * copies, "peer": 2}.get(slow, 0)
+    sent = after.costs[0]["sent on failure"] - before.costs[0]["sent on failure"]
+    assert sent == (copies + moments + slow_copies) * size + 8 * averaged  # and two norms
+
+
+def test_where_a_stage_comes_from_a_copy_its_slow_weights_are_reset(new_pack, monkeypatch):
+    fields = {"recovery": "CheckFree+", "failing": "all", "failure_rate": 0.1, "slow_weights": "likewise"}
+    before, after = lose_in_training(new_pack, monkeypatch, stage=4, **fields)
+    old, new = kinds_of(before, 1, 4), kinds_of(after, 1, 4)
+    for (kind, name), found in new.items():
+        assert torch.equal(found, torch.zeros_like(found) if kind == "delta" else old["theta", name])
+
+
+def test_nothing_of_lost_slow_weights_is_read(new_pack, monkeypatch):
+    """With NaN in their place the numbers are the same."""
+    packs = [lose_in_training(new_pack, monkeypatch, recovery="CheckFree", slow_weights=w) for w in ("reset", "peer")]
+    for before, after in packs:
+        for weights in before.outers[0]._kept().values():
+            weights["layers.qkv"][1, :, 2] = float("nan")
+        before.outers[0].theta["layers.qkv"][1, :, 2] = float("nan")
+        before._put_row = lambda row: None  # of the same loss
+        before._fail(0)
+        for name, weight in before.fleet.named_weights().items():
+            assert torch.equal(weight, after.fleet.named_weights()[name])
+
+
+@pytest.mark.parametrize("slow", ["keep", "likewise", "peer"])
+def test_just_after_an_exchange_of_all_a_peer_has_what_was_lost(new_pack, monkeypatch, slow):
+    """Fast and slow weights and the outer momentum."""
+    _, after = lose_in_training(new_pack, monkeypatch, step=4, recovery="peer copy", sync="DiLoCo", slow_weights=slow)
+    outer = after.outers[0]
+    for weight in (*outer.theta.values(), *outer.phi.values(), *outer.buffers["delta"].values()):
+        assert torch.equal(weight[1], weight[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"replicas": 1, "recovery": "peer copy"}, "recovery 'peer copy' asks other replicas, and replicas=1 has none"),
+        ({"replicas": 1, "recovery": "mean of peers"}, "recovery 'mean of peers' asks other replicas, and replicas=1"),
+        ({"recovery": "peer's slow weights"}, "asks for slow weights, and sync 'none' has none: take one of DiLoCo, "),
+        ({"recovery": "peer's slow weights", "sync": "all-reduce"}, "asks for slow weights, and sync 'all-reduce' has"),
+        ({"sync": "DiLoCo", "sync_every": 4, "slow_weights": "reset"}, "does nothing for recovery 'none'"),
+        (
+            {"replicas": 1, "sync": "DiLoCo", "sync_every": 4, "recovery": "random", "slow_weights": "peer"},
+            "slow_weights='peer' asks other replicas, and replicas=1 has none",
+        ),
+        (
+            {"recovery": "random", "sync": "gossip", "sync_every": 4, "slow_weights": "reset"},
+            "slow_weights='reset' does nothing for sync 'gossip', which has neither slow weights nor buffers",
+        ),
+    ],
+)
+def test_what_has_nobody_or_nothing_to_ask_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        run_config(**{**TINY, **fields})

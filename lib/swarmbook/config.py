@@ -13,7 +13,7 @@ Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 
 import itertools
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from swarmbook.data import tokenization
 from swarmbook.errors import ConfigError, unknown
-from swarmbook.methods import consistency, optimizers, recovery, sync
+from swarmbook.methods import availability, consistency, optimizers, recovery, sync
 from swarmbook.methods.failures import trace
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.measurements import MEASUREMENTS
@@ -29,7 +29,7 @@ from swarmbook.methods.model_size import INIT_STD, Shape
 from swarmbook.methods.optimizers import OPTIMIZERS
 from swarmbook.methods.parameters import chosen, fields_of
 from swarmbook.methods.recovery import RULES
-from swarmbook.methods.routing import ROUTES
+from swarmbook.methods.routing import ROUTES, around, in_order
 from swarmbook.methods.sync import SYNCS, Method
 from swarmbook.records.fingerprint import fingerprint_of
 from swarmbook.records.keys import key_of
@@ -193,13 +193,30 @@ class RunConfig(BaseModel):
     """Rule that rebuilds a lost stage; a name in `methods.recovery.RULES`."""
     failure_rate: Share = 0.0
     """Probability that a stage fails in a step (CheckFree, section 5, has it per hour)."""
-    failing: Literal["interior", "stages", "all"] = "stages"
-    """What can fail: stages but the first and last, all stages, or all stages and the ends."""
+    failing: Literal["interior", "stages", "all", "replicas"] = "stages"
+    """What can fail: stages but the first and last, all stages, all stages and the ends, or whole replicas at once."""
     lost_stages: tuple[tuple[Count0, Count0], ...] = Field((), serialization_alias="losses")
     """Further losses, in every replica: step from 0, and stage from 1, or 0 for the ends."""
+    downtime: Count0 | None = 0
+    """Steps for which what is lost is away before it is rebuilt; None for good, which needs no recovery."""
+    away: tuple[tuple[str, Count0, Count0 | None], ...] = ()
+    """Absences: the node, such as "2.3" for the third stage of the second replica or "2" for all of that, the first
+    step that it misses, and the step at which it comes back and is rebuilt, None for never.
+
+    `swarmbook.methods.availability` reads them from a file, or draws them."""
+    detour: Literal["skip", "peer"] = "skip"
+    """What a microbatch does about a stage that is away: "skip" it, or visit it on the next replica that has it."""
     moments: Literal["reset", "keep", "average"] = "reset"
     """Moments of a rebuilt stage, which are all buffers of its optimiser: set to 0, kept as they were, or the mean of
     the neighbours' moments."""
+    slow_weights: Literal["keep", "reset", "likewise", "peer"] = "keep"
+    """Slow weights of a rebuilt stage, with the buffers of its exchange (outer momentum, what was not sent yet).
+
+    "keep" for those that it had, as if they lay elsewhere; "reset" for the weights that it was rebuilt with, and
+    buffers of 0; "likewise" for what the recovery makes of the slow weights and buffers of the others, or as "reset"
+    where the stage comes from a copy, which has none; "peer" for those of the next replica that has the stage, as
+    "reset" if none does. In torchft a healed replica takes a peer's; the others are ours. A result that is on its way
+    arrives all the same."""
     lr_boost: Positive = 1.1
     """Learning rate of a rebuilt stage, in multiples of that of the others (CheckFree, Algorithm 1)."""
     boost_half_life: Positive | None = None
@@ -285,7 +302,7 @@ class RunConfig(BaseModel):
         if strategy != recovery.OURS.get(self.recovery):
             own["recovery"] = fingerprint_of(strategy.rule, f"recovery {self.recovery!r}")
             own["copies"] = repr([strategy.keeps, strategy.holders, strategy.always, strategy.forwards])
-            own |= {"peers": "asked"} if strategy.peers else {}
+            own |= {"peers": "for slow weights" if strategy.slow else "asked"} if strategy.peers else {}
         if method != sync.OURS.get(self.sync):
             own["sync"] = fingerprint_of(method.rule, f"sync {self.sync!r}")
             own["method"] = repr([method.groups, method.keeps, method.gradients])
@@ -332,14 +349,33 @@ class RunConfig(BaseModel):
         return Shape(self.stages, self.layers_per_stage, self.width, self.heads, self.hidden, vocabulary, self.init_std)
 
     def failures(self) -> np.ndarray:
-        """The cells that die at the start of each step, bool [steps, R, S + 1]; the last column is the ends."""
-        drawn = self.rng("failures"), self.rng("failures", 0)
-        return trace(*drawn, self.steps, self.replicas, self.stages, self.failure_rate, self.failing, self.lost_stages)
+        """The cells that are lost at the start of each step, bool [steps, R, S + 1]; the last column is the ends."""
+        found = self.absences()
+        return _dying(self) if found is None else found.lost
+
+    def absences(self) -> availability.Absences | None:
+        """What is lost, away, and rebuilt in each step; None if nothing can be away, and all that is lost is rebuilt
+        at once.
+        """
+        return _absences(self) if self.away or self.downtime != 0 else None
+
+    def gone_at(self, step: int) -> np.ndarray | None:
+        """The cells that are away in a step, bool [R, S + 1]; None if none is."""
+        found = self.absences()
+        return None if found is None or not found.gone[step].any() else found.gone[step]
 
     def route_at(self, step: int) -> np.ndarray:
         """The cells [P, R, M, 2] that the microbatches of a step visit, as `swarmbook.methods.routing` defines them."""
-        rule = ROUTES[self.route]
-        return rule(self.replicas, self.stages, self.microbatches, self.rng("route", step), **self.arguments("route"))
+        rule, gone = ROUTES[self.route], self.gone_at(step)
+        replicas = self.replicas if gone is None else int((~gone[:, -1]).sum())
+        cells = rule(replicas, self.stages, self.microbatches, self.rng("route", step), **self.arguments("route"))
+        return cells if gone is None else around(cells, gone, self.detour == "peer")
+
+    def in_order(self, gone: np.ndarray | None, microbatches: int = 1) -> np.ndarray:
+        """The route by which the run is evaluated, [S, R, M, 2]: in order, past the cells that are away."""
+        replicas = self.replicas if gone is None else int((~gone[:, -1]).sum())
+        cells = in_order(replicas, self.stages, microbatches, self.rng("route"))
+        return cells if gone is None else around(cells, gone, self.detour == "peer")
 
     def groups_at(self, step: int) -> np.ndarray:
         """The groups of replicas that meet in the (step + 1)-th exchange, int [N / n, n].
@@ -369,6 +405,17 @@ class RunConfig(BaseModel):
         """The seeds from which `rng` draws."""
         branch = ("weights", "batches", "failures", "route", "recovery", "sync").index(purpose)
         return np.random.SeedSequence(self.seed, spawn_key=(branch, *where))
+
+
+@lru_cache(maxsize=64)
+def _absences(run: RunConfig) -> availability.Absences:
+    return availability.absences(_dying(run), run.away, run.downtime)
+
+
+def _dying(run: RunConfig) -> np.ndarray:
+    """The losses that are drawn or given, whoever is away."""
+    drawn = run.rng("failures"), run.rng("failures", 0)
+    return trace(*drawn, run.steps, run.replicas, run.stages, run.failure_rate, run.failing, run.lost_stages)
 
 
 NAMES = {field.serialization_alias: name for name, field in RunConfig.model_fields.items() if field.serialization_alias}

@@ -128,12 +128,13 @@ def check_replaceable(runs: Sequence[RunConfig]) -> None:
             f"--replace with recovery={run.recovery!r}: it needs one that takes nothing from the lost process; take "
             f"one of {', '.join(fine)}"
         )
-    if sync and (sync.buffers or not sync.gradients):
-        fine = [name for name, method in SYNCS.items() if not method or (method.gradients and not method.buffers)]
+    if sync and (sync.buffers or sync.keeps) and run.slow_weights == "keep":
         raise ConfigError(
-            f"--replace with sync={run.sync!r}: its slow weights or buffers are lost with a process; take one of "
-            f"{', '.join(fine)}"
+            f"--replace with sync={run.sync!r} and slow_weights='keep': they are lost with a process; take 'peer', "
+            "or 'reset' or 'likewise' where nothing has to be alike"
         )
+    if run.delay:
+        raise ConfigError(f"--replace with delay={run.delay}: what is on its way is lost with a process; take 0")
     if run.moments == "keep":
         raise ConfigError("--replace with moments='keep': they are lost with a process; take 'reset' or 'average'")
 

@@ -33,19 +33,20 @@ from swarmbook.distributed.ends_copies import EndsCopies
 from swarmbook.distributed.mesh import Mesh
 from swarmbook.distributed.outer import RankOuter
 from swarmbook.distributed.pipeline_executor import PipelineExecutor
-from swarmbook.distributed.remote_stages import RemoteStages
+from swarmbook.distributed.remote_stages import RemoteSlow, RemoteStages
 from swarmbook.distributed.schedule_1f1b import PipelineTask, tasks_of
 from swarmbook.distributed.stage_shard import StageShard
 from swarmbook.errors import TrainingError
 from swarmbook.methods.costs import ENTRIES, Costs
 from swarmbook.methods.recovery import RULES
-from swarmbook.methods.routing import in_order, stage_visits
+from swarmbook.methods.routing import stage_visits
 from swarmbook.methods.sync import SYNCS
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.keys import key_of
 from swarmbook.training import packing, rebuilding, trainer
-from swarmbook.training.bookkeeping import Bookkeeping, erase
+from swarmbook.training.bookkeeping import Bookkeeping
 from swarmbook.training.device import moved
+from swarmbook.training.state_layout import LAYERS
 
 LOST_PROCESS = "lost process"  # the label of a failure that is not the configuration's
 
@@ -77,9 +78,10 @@ class RankTrainer(Bookkeeping):
         costly = packing.expected_flops([run], self.shape) > packing.COMPILE_FLOPS * mesh.ranks
         self._set_up(StageShard(run, self.shape, mesh, comm, "auto" if costly else False))
         self.strategy = RULES[run.recovery]
-        asks_peers = self.strategy is not None and self.strategy.peers
-        self.cells = RemoteStages(self.fleet, self.optimizer, mesh, comm, asks_peers)
+        asks_peers = self.strategy is not None and (self.strategy.peers or run.slow_weights == "peer")
         self.outers = [RankOuter(run, self.fleet, mesh, comm) if SYNCS[run.sync] else None]
+        kept = self.outers[0].cells(self.fleet) if self.outers[0] else {}
+        self.cells = RemoteStages(self.fleet, self.optimizer, kept, mesh, comm, asks_peers)
         replaceable = self.strategy is not None and self.strategy.keeps == "ends" and comm.replaceable
         self.ends_copies = EndsCopies(self.fleet, mesh, comm) if replaceable else None
         all_cells = run.replicas, run.stages + 1
@@ -90,6 +92,7 @@ class RankTrainer(Bookkeeping):
         self.final_rows: list[dict] = []  # of what is measured once, at the end
         self._unconfirmed: list[dict] = []  # rows of this phase, until its exchange is done
         self._tasks: tuple[bytes, list[PipelineTask]] = (b"", [])  # of the last route
+        self._undo: dict | None = None  # what there was before a step whose exchange has begun
         self._saved = time.monotonic()
         self._streamed = 0  # rows that are in `progress`
 
@@ -156,26 +159,40 @@ class RankTrainer(Bookkeeping):
 
     def lose(self) -> None:
         """The stages that the trace kills at the start of the step."""
-        if self.traces[0][self.step].any():
-            self._rebuild_all(self.traces[0][self.step])
+        lost, back = self.traces[0][self.step], self.back[0][self.step]
+        if lost.any() or back.any():
+            self._rebuild_all(lost, back)
 
     def advance(self) -> None:
-        """One step of training; no weight is written before all ranks have their gradients."""
-        run, position = self.run, int(self.position[0])
+        """One step of training; no weight is written before all ranks have their gradients.
+
+        Where processes can be replaced and the step writes what an exchange keeps, all is kept as it was until all
+        ranks have done the exchange.
+        """
+        run, position, outer = self.run, int(self.position[0]), self.outers[0]
+        exchanges = outer and (outer.due(position + 1) or (outer.method.gradients and outer.method.buffers))
+        if exchanges and self.comm.replaceable:
+            now = {"step": self.step, "losses": list(self.losses), "costs": Costs(self.costs[0])}
+            self._undo = self.state(0) | now
         tokens = moved(self.batches[0][position], self.fleet.device)
         cells = run.route_at(self.step)
         self.visits = [stage_visits(cells, run.stages)]
-        if self._tasks[0] != cells.tobytes():
-            self._tasks = cells.tobytes(), tasks_of(cells, self.mesh)
+        gone = run.gone_at(self.step)
+        key = cells.tobytes() + (b"" if gone is None else gone.tobytes())
+        if self._tasks[0] != key:
+            self._tasks = key, tasks_of(cells, self.mesh, absent=_absent(gone))
         loss = PipelineExecutor(self.fleet, tokens, back=True).run(self._tasks[1], self.comm)
         norms = self.fleet.clip(run.clip, run.clipping == "workers")
         for i, outer in self._outers():
-            outer.average_gradients(position, self._exchanged(i))
+            outer.average_gradients(position, self._exchanged(i), gone)
         if self.strategy:
             loss, norms = self._agree(loss, norms)
         self.losses.append(loss)
         self.norms = norms
         self._update()
+        if self._undo:
+            self._charge(self._summed(self._own_costs()))
+            self._undo = None
 
     def measure(self) -> None:
         """What is due after a step, or before the first; rank 0 keeps a checkpoint now and then."""
@@ -245,17 +262,26 @@ class RankTrainer(Bookkeeping):
         M = math.gcd(run.microbatches, held_out.shape[1])
         held_out = torch.as_tensor(held_out, device=self.fleet.device).unflatten(1, (M, -1))
         held_out = held_out.expand(run.replicas, *held_out.shape[1:])  # [R, M, B, T + 1]
-        tasks = tasks_of(in_order(run.replicas, run.stages, M, run.rng("route")), self.mesh, back=False)
+        away = self._away(0)
+        tasks = tasks_of(run.in_order(away, M), self.mesh, back=False, absent=_absent(away))
         executor = PipelineExecutor(self.fleet, held_out, back=False)
         nats = self.comm.all_reduce(executor.run(tasks, self.comm).double())
-        return [float(nats) / (run.replicas * executor.count)]
+        return [float(nats) / ((run.replicas - len(_absent(away))) * executor.count)]
 
     def spread(self, i: int) -> float:
         """As `Pack.spread`."""
         total = torch.zeros(1, dtype=torch.float64, device=self.fleet.device)
-        for w in self.fleet.replica_views(range(self.fleet.replicas)).values():
-            mean = self.comm.all_reduce(w.sum(0), self.mesh.column(self.comm.rank)) / self.run.replicas
-            total += (w - mean).square().sum(dtype=torch.float64) / self.run.replicas
+        for name, w in self.fleet.replica_views(range(self.fleet.replicas)).items():
+            there = self._cells_there(0, name)
+            if there is None:
+                mean = self.comm.all_reduce(w.sum(0), self.mesh.column(self.comm.rank)) / self.run.replicas
+                total += (w - mean).square().sum(dtype=torch.float64) / self.run.replicas
+                continue
+            here = slice(self.fleet.columns.start, self.fleet.columns.stop) if there.shape[1] > 1 else slice(None)
+            shares = torch.from_numpy((there / there.sum(0).clip(min=1))[:, here]).to(w)  # of cells in the mean
+            shares = shares[list(self.fleet.rows)].view(len(w), 1, w.shape[2], *[1] * (w.dim() - 3))
+            mean = self.comm.all_reduce((w * shares).sum(0), self.mesh.column(self.comm.rank))
+            total += ((w - mean).square() * shares).sum(dtype=torch.float64)
         return math.sqrt(float(self.comm.all_reduce(total)) / self.shape.parameters)
 
     def table(self) -> pd.DataFrame:
@@ -292,14 +318,14 @@ class RankTrainer(Bookkeeping):
             scale[:, -1] = scale[:, -2]
         return scale
 
-    def _rebuild_all(self, dying: np.ndarray, new: Sequence[int] = ()) -> None:
-        """Lose the cells of `dying` [R, S + 1], and let the run's rule rebuild them, each where it lies.
+    def _rebuild_all(self, lost: np.ndarray, dying: np.ndarray, new: Sequence[int] = ()) -> None:
+        """Note the cells of `lost` [R, S + 1], and let the run's rule rebuild those of `dying`, each where it lies.
 
         new: ranks that have lost all of theirs with their process.
         """
         cells, spent = [(int(replica), int(stage)) for replica, stage in np.argwhere(dying)], Costs()
         self._unconfirmed = []
-        for replica, stage in cells:
+        for replica, stage in np.argwhere(lost).tolist():
             self._failure(0, stage, LOST_PROCESS if self.mesh.holders_among(replica, stage, new) else "")
         here = [cell for cell in cells if self.cells.holds(*cell)]
         mine = dict(zip(here, self._lost_cells(0, here, dying), strict=True))
@@ -307,7 +333,7 @@ class RankTrainer(Bookkeeping):
             cell.costs = spent
         if self.ends_copies and new:
             self.ends_copies.give_back(new, mine)
-        erase(mine.values())
+        self._erase(0, list(mine.values()))
         for cell in cells:
             holders = self.mesh.holders(*cell)
             for rank in holders:
@@ -329,7 +355,8 @@ class RankTrainer(Bookkeeping):
         """After a rendezvous: bring all ranks to the same place, and rebuild what new ones should hold.
 
         Who has had the last exchange of a phase is at most this one ahead. The others have their gradients as well
-        then: they finish the phase. Else all begin it anew. Rows and losses come from who is ahead.
+        then, and what replicas exchanged: they finish the phase. Else all begin it anew. Rows and losses come from who
+        is ahead.
         """
         places = self.comm.places
         known = [place for place in places if place is not None]
@@ -338,8 +365,14 @@ class RankTrainer(Bookkeeping):
             return
         ahead, new = max(known), [rank for rank, place in enumerate(places) if place is None]
         if self.phase is not None and self.phase < ahead and self.phase % 3 == self.LEARN:
-            self._update()
+            if self._undo is None:
+                self._update()
             self.phase += 1
+        elif self._undo:
+            self._take_over(0, self._undo)
+            self.losses = self._undo["losses"]
+            self.costs = [self._undo["costs"]]
+        self._undo = None
         news = self.rows, self.losses, self.norms, self.costs, self.position.tolist(), self.events
         news = self.comm.broadcast(news, places.index(ahead))
         self.rows, losses, norms, costs, position, self.events = news
@@ -351,7 +384,7 @@ class RankTrainer(Bookkeeping):
             before = ("rebuilding", "training", "measuring")[ahead % 3]
             self.events.append({"step": self.step, "before": before, "ranks": new, "mesh": self.mesh.shape})
             self.comm.print_once(f"step {self.step}: rank {', '.join(map(str, new))} was lost and is replaced")
-            trace = self.traces[0]
+            trace, back = self.traces[0], self.back[0]
             dying = np.zeros(trace.shape[1:], dtype=bool)
             for rank in new:
                 rows, columns = self.mesh.cells(rank)
@@ -359,7 +392,10 @@ class RankTrainer(Bookkeeping):
                 if {0, self.run.stages - 1} & set(columns):
                     dying[rows.start : rows.stop, -1] = True  # embedding, norm and head are one cell
             losing = ahead % 3 == self.LOSE and self.step < self.run.steps
-            self._rebuild_all(dying | trace[self.step] if losing else dying, new)
+            if (away := self.gone[0]) is not None:
+                dying &= ~away[self.step if losing else max(self.step - 1, self.begin)]
+            lost = dying | trace[self.step] if losing else dying
+            self._rebuild_all(lost, dying | back[self.step] if losing else dying, new)
             ahead += losing
         self.phase = ahead
 
@@ -390,11 +426,21 @@ class RankTrainer(Bookkeeping):
     def _exchanged(self, i: int) -> Costs:
         return self.pending
 
+    def _frozen(self, scale: np.ndarray) -> None:
+        if (gone := self.gone[0]) is not None:
+            there = torch.from_numpy(~gone[self.step])
+            scale *= resharding.table(there, self.mesh, self.comm.rank).numpy()
+            if not self.fleet.outer:
+                scale[:, -1] = scale[:, -2]
+
     def _place(self, replica: int, stage: int) -> tuple[int, int]:
         return self.fleet.place(replica, stage)
 
     def _moments(self, replica: int, stage: int) -> tuple[Mapping, int]:
         return self.cells.moments(replica, stage)
+
+    def _slow_cells(self, i: int) -> Mapping[str, RemoteSlow]:
+        return {kind: RemoteSlow(self.cells, kind) for kind in self.cells.kept}
 
     def _norm_rows(self, i: int) -> Sequence[int]:
         return range(len(self.norms))
@@ -409,7 +455,11 @@ class RankTrainer(Bookkeeping):
 
     def _losses_by_run(self) -> Tensor:
         losses = torch.stack(self.losses).double()  # [steps], summed over replicas
-        return ((losses if self.strategy else self._summed(losses)) / self.run.replicas)[:, None].cpu()
+        losses = (losses if self.strategy else self._summed(losses)).cpu()
+        gone, last = self.gone[0], max(self.step, self.begin + 1)
+        if gone is None:
+            return (losses / self.run.replicas)[:, None]
+        return (losses / torch.from_numpy((~gone[last - len(losses) : last, :, -1]).sum(1)))[:, None]
 
     def _norms_by_stage(self) -> list[list[float]]:
         norms = torch.zeros(self.run.stages, dtype=torch.float64, device=self.fleet.device)
@@ -418,7 +468,9 @@ class RankTrainer(Bookkeeping):
         else:
             norms[list(self.fleet.columns)] = self.norms[:, :-1].double().sum(0)
             self._summed(norms)
-        return (norms / self.run.replicas)[:, None].tolist()
+        there = self._cells_there(0, LAYERS)
+        count = self.run.replicas if there is None else torch.from_numpy(there.sum(0).clip(min=1)).to(norms)
+        return (norms / count)[:, None].tolist()
 
     def _put_row(self, row: dict) -> None:
         self._unconfirmed.append(row)
@@ -431,3 +483,8 @@ class RankTrainer(Bookkeeping):
     def _stream(self) -> list[dict]:
         """On rank 0 the rows that are in `progress`."""
         return self.progress.metrics().to_dict("records") if self.progress else []
+
+
+def _absent(gone: np.ndarray | None) -> list[int]:
+    """The replicas that are away, of cells that are, bool [R, S + 1]."""
+    return [] if gone is None else np.flatnonzero(gone[:, -1]).tolist()

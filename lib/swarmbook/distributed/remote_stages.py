@@ -3,6 +3,8 @@
 Serves: `python -m swarmbook.distributed` for runs with a recovery.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,9 @@ from swarmbook.distributed.communicator import Communicator
 from swarmbook.distributed.mesh import Mesh
 from swarmbook.distributed.stage_shard import StageShard
 from swarmbook.training.inner_optimizer import InnerOptimizer
+from swarmbook.training.outer import OuterCells
 
-DONE, WEIGHTS, MOMENTS = range(3)  # what a request asks for
+DONE, MOMENTS, WEIGHTS = range(3)  # what a request asks for; from WEIGHTS + 1 on, what the exchange keeps, by kind
 
 
 class RemoteStages:
@@ -21,22 +24,31 @@ class RemoteStages:
     the ends, and `shape` is that of the run.
     """
 
-    def __init__(self, shard: StageShard, optimizer: InnerOptimizer, mesh: Mesh, comm: Communicator, peers: bool):
-        """peers: whether a rule may ask for the same stage of other replicas."""
-        self.shard, self.optimizer, self.mesh, self.comm, self.peers = shard, optimizer, mesh, comm, peers
+    def __init__(
+        self,
+        shard: StageShard,
+        optimizer: InnerOptimizer,
+        kept: Mapping[str, OuterCells],
+        mesh: Mesh,
+        comm: Communicator,
+        peers: bool,
+    ):
+        """kept: slow weights and buffers here. peers: whether a rule may ask for the same stage of other replicas."""
+        self.shard, self.optimizer, self.kept = shard, optimizer, dict(kept)
+        self.mesh, self.comm, self.peers = mesh, comm, peers
         self.shape = shard.whole
 
     def holds(self, replica: int, stage: int) -> bool:
         """Whether this rank has the cell; of the ends, whether it has a part of them."""
         return self.comm.rank in self.mesh.holders(replica, stage)
 
-    def stage(self, replica: int, stage: int) -> dict[str, Tensor]:
+    def stage(self, replica: int, stage: int, kind: int = 0) -> dict[str, Tensor]:
         """Weights of a cell by parameter: views if they are here (of the ends, of the part here), else copies sent
-        here.
+        here. kind: 0 for weights in training, from 1 on the kinds of `kept`.
         """
         if self.holds(replica, stage):
-            return self.shard.stage(*self.shard.place(replica, stage))
-        return dict(zip(self._names(stage), self._asked(WEIGHTS, replica, stage), strict=True))
+            return (self.shard, *self.kept.values())[kind].stage(*self.shard.place(replica, stage))
+        return dict(zip(self._names(stage), self._asked(WEIGHTS + kind, replica, stage), strict=True))
 
     def moments(self, replica: int, stage: int) -> tuple[dict[str, tuple[Tensor, ...]], int]:
         """The inner optimizer's buffers of a cell by parameter, here or sent here, and its count of steps."""
@@ -66,8 +78,8 @@ class RemoteStages:
             what, replica, stage = self.comm.receive(like, rank).read().tolist()
             if what == DONE:
                 return
-            if what == WEIGHTS:
-                answer = list(self.stage(replica, stage).values())
+            if what >= WEIGHTS:
+                answer = list(self.stage(replica, stage, what - WEIGHTS).values())
             else:
                 moments, steps = self.moments(replica, stage)
                 steps = torch.tensor(float(steps), device=self.comm.device)
@@ -106,3 +118,19 @@ class RemoteStages:
         replica, stage = cell
         others = range(self.mesh.replicas if self.peers else 0)
         return {*self.mesh.row(replica), *(rank for peer in others for rank in self.mesh.holders(peer, stage))}
+
+
+class RemoteSlow:
+    """What the exchange of a run keeps of one kind, slow weights or a buffer, of all cells as one rank sees them."""
+
+    def __init__(self, stages: RemoteStages, kind: str):
+        self.stages, self.shape, self.own = stages, stages.shape, stages.kept[kind]
+        self.kind = 1 + list(stages.kept).index(kind)
+
+    def stage(self, replica: int, stage: int) -> dict[str, Tensor]:
+        """As of `RemoteStages`."""
+        return self.stages.stage(replica, stage, self.kind)
+
+    def initialise(self, replica: int, stage: int, seed: int) -> None:
+        """As of `OuterCells`."""
+        self.own.initialise(*self.stages.shard.place(replica, stage), seed)

@@ -38,15 +38,16 @@ class PipelineTask:
     to: int | None
 
 
-def tasks_of(cells: np.ndarray, mesh: Mesh, back: bool = True) -> list[PipelineTask]:
+def tasks_of(cells: np.ndarray, mesh: Mesh, back: bool = True, absent: Sequence[int] = ()) -> list[PipelineTask]:
     """All tasks of a route [P, R, M, 2], each after those that it needs.
 
     If every rank does its own tasks in this order, no ranks wait for each other in a circle. A rank alternates between
     forward and backward passes, so that it holds activations of a few microbatches only. Without `back` each path ends
-    with its loss.
+    with its loss. absent: replicas whose microbatches do not set out.
     """
     _, R, M, _ = cells.shape
-    tasks = [task for r in range(R) for m in range(M) for task in _chain(cells[:, r, m], (r, m), mesh, back)]
+    there = [r for r in range(R) if r not in absent]
+    tasks = [task for r in there for m in range(M) for task in _chain(cells[:, r, m], (r, m), mesh, back)]
     return sorted(tasks, key=lambda task: (task.slot, -task.place, task.path))
 
 

@@ -26,6 +26,7 @@ OWN = {
     "evaluate_on",
     "measurements",
     "lost_stages",
+    "away",
 }  # not taken over from the parent
 
 

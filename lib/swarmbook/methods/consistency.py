@@ -1,7 +1,8 @@
 """What the fields of one configuration demand of one another; each message says how to mend the breach.
 
-Every function takes a `swarmbook.config.RunConfig`, which asks for the check and so cannot be imported here. What a
-single field may be is said there.
+It is one concept, longer than most: how fields bear on one another. Every function takes a
+`swarmbook.config.RunConfig`, which asks for the check and so cannot be imported here. What a single field may be is
+said there.
 
 A field that no rule of the run reads is refused, because it would have a key of its own and the numbers of another run.
 Three kinds stay allowed, since the arms of a grid share them:
@@ -17,7 +18,10 @@ Serves: every run of CheckFree, NoLoCo, SkipPipe and HDEE.
 import math
 from typing import Any
 
+import numpy as np
+
 from swarmbook.errors import unknown
+from swarmbook.methods import availability
 from swarmbook.methods.gossip_groups import MATCHINGS
 from swarmbook.methods.optimizers import OPTIMIZERS
 from swarmbook.methods.parameters import chosen, fields_of
@@ -56,6 +60,7 @@ def check(run: Any) -> None:
     chosen(dict(run.method), run.rules, type(run).model_fields)  # which raises what is wrong
     _check_schedule(run)
     _check_failures(run)
+    _check_absences(run)
     if run.start is not None:
         _check_start(run)
     if run.branch is not None:
@@ -97,15 +102,41 @@ def _check_schedule(run: Any) -> None:
 
 def _check_failures(run: Any) -> None:
     """Failures need a recovery, and are within the run; what is said of them, or of rebuilt stages, is read."""
-    if run.recovery == "none" and (run.failure_rate or run.lost_stages):
+    fails = run.failure_rate or run.lost_stages
+    if run.recovery == "none" and fails and run.downtime is not None:
         named = f"failure_rate={run.failure_rate}" if run.failure_rate else f"lost_stages={run.lost_stages}"
-        raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}")
-    for name in ("failing", "moments", "boost_half_life"):
+        raise ValueError(f"{named} needs a recovery: {', '.join(RULES)}; or downtime=None, by which it stays away")
+    if _is_set(run, "downtime") and not fails:
+        raise ValueError(
+            f"downtime={run.downtime} does nothing where nothing is lost: give failure_rate or lost_stages"
+        )
+    for name in ("failing", "moments", "boost_half_life", "slow_weights"):
         if run.recovery == "none" and _is_set(run, name):
             value = getattr(run, name)
             raise ValueError(f"{name}={value!r} does nothing for recovery 'none': leave it out, or take another")
     if run.recovery != "none" and RULES[run.recovery].peers and run.replicas == 1:
         raise ValueError(f"recovery {run.recovery!r} asks other replicas, and replicas=1 has none: give more")
+    method = SYNCS[run.sync]
+    if run.recovery != "none" and RULES[run.recovery].slow and not (method and method.keeps):
+        fine = ", ".join(name for name, each in SYNCS.items() if each and each.keeps)
+        raise ValueError(
+            f"recovery {run.recovery!r} asks for slow weights, and sync {run.sync!r} has none: take one of {fine}"
+        )
+    if _is_set(run, "slow_weights") and not (method and (method.keeps or method.buffers)):
+        raise ValueError(
+            f"slow_weights={run.slow_weights!r} does nothing for sync {run.sync!r}, which has neither slow weights nor "
+            "buffers: leave it out"
+        )
+    apart = run.slow_weights == "reset" or (run.slow_weights == "likewise" and not RULES[run.recovery].peers)
+    if apart and method.alike and method.keeps and run.replicas > 1:
+        raise ValueError(
+            f"slow_weights={run.slow_weights!r} would leave the stage apart for good: replicas of sync {run.sync!r} "
+            "make the same steps, and nothing pulls them together; take 'keep' or 'peer'"
+        )
+    if run.slow_weights == "peer" and run.replicas == 1:
+        raise ValueError("slow_weights='peer' asks other replicas, and replicas=1 has none: take another")
+    if run.failing == "replicas" and run.failure_rate and run.downtime is not None:
+        _check_whole(run, "failing='replicas'")
     if run.failing == "interior" and run.stages < 3:
         raise ValueError(f"failing='interior' leaves none of stages={run.stages} that could fail: take 'stages'")
     for step, stage in run.lost_stages:
@@ -114,6 +145,51 @@ def _check_failures(run: Any) -> None:
                 f"lost_stages={run.lost_stages}: a loss is (step, stage) with step < steps={run.steps} and stage from "
                 f"1 to {run.stages}, or 0 for embedding and head"
             )
+
+
+def _check_whole(run: Any, named: str) -> None:
+    """A replica that is lost as a whole can be rebuilt: something is left of it, or like it."""
+    if RULES[run.recovery].neighbours:
+        fine = [name for name, rule in RULES.items() if rule and not rule.neighbours]
+        raise ValueError(
+            f"{named}: recovery {run.recovery!r} makes a stage of others of its replica, and all of them are lost at "
+            f"once; take one of {', '.join(fine)}"
+        )
+
+
+def _check_absences(run: Any) -> None:
+    """Who is away is a node of the run, leaves somebody who trains, and can be rebuilt when it comes back."""
+    availability.check(run.away, run.steps, run.replicas, run.stages)
+    found = run.absences()
+    if found is None or not found.gone.any():
+        if _is_set(run, "detour"):
+            raise ValueError(f"detour={run.detour!r} does nothing where no node is away: give away or downtime")
+        return
+    if run.detour == "peer" and run.replicas == 1:
+        raise ValueError("detour='peer' leads to other replicas, and replicas=1 has none: leave it out")
+    if run.absent:
+        raise ValueError(f"absent={run.absent} draws who misses an exchange, and away or downtime say it: give one")
+    if (nobody := found.gone[..., -1].all(1)).any():
+        raise ValueError(
+            f"all of replicas={run.replicas} are away at step {np.argmax(nobody)}, and nobody could train: leave one"
+        )
+    if run.measurements and found.gone[-1].any():
+        raise ValueError(f"measurements={run.measurements} are of all nodes, of which some are away at the end")
+    returning = np.concatenate([found.gone[:1], found.gone[:-1]]) & found.back
+    if not returning.any():
+        return
+    step, replica, stage = np.argwhere(returning)[0]
+    named = f"node {replica + 1}.{stage + 1} comes back at step {step}"
+    if run.recovery == "none":
+        raise ValueError(f"{named} and needs a recovery: {', '.join(RULES)}")
+    if returning[..., -1].any():
+        _check_whole(
+            run, f"a replica that comes back at step {np.argmax(returning[..., -1].any(1))} is lost as a whole"
+        )
+    for name in ("moments", "slow_weights"):
+        kept = name == "moments" or (method := SYNCS[run.sync]) and (method.keeps or method.buffers)
+        if kept and getattr(run, name) == "keep" and name not in RULES[run.recovery].decides:
+            raise ValueError(f"{named} without anything that it had: {name}='keep' must be another")
 
 
 def _check_route(run: Any) -> None:
@@ -148,6 +224,13 @@ def _check_paths(run: Any) -> None:
         raise ValueError(
             f"paths={run.paths} leave stages {', '.join(map(str, sorted(untrained)))} untrained, through which "
             f"evaluations go: each of 0..{run.stages - 1} must be on a path"
+        )
+    gone = run.gone_at(0)
+    if gone is not None and run.detour == "skip" and (gone[:, :-1] & ~gone[:, -1:]).any():
+        replica, stage = np.argwhere(gone[:, :-1] & ~gone[:, -1:])[0]
+        raise ValueError(
+            f"a planned path goes through node {replica + 1}.{stage + 1}, which is away before the first step: let it "
+            "leave later, or take detour='peer'"
         )
 
 

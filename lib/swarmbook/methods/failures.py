@@ -36,16 +36,20 @@ def trace(
     replicas: int,
     stages: int,
     rate: float,
-    failing: Literal["interior", "stages", "all"],
+    failing: Literal["interior", "stages", "all", "replicas"],
     lost_stages: Sequence[tuple[int, int]],
 ) -> np.ndarray:
     """The trace of a run, bool [steps, R, S + 1]; its last column is the ends.
 
-    rate: the probability that a stage is lost in a step. failing, lost_stages: as in `swarmbook.config.RunConfig`. The
-    stages draw from `rng` and the ends from `rng_of_ends`, so that the same stages die whether or not the ends can.
+    rate: the probability that a stage is lost in a step, or with "replicas" that a replica is. failing, lost_stages: as
+    in `swarmbook.config.RunConfig`. The stages draw from `rng` and the ends from `rng_of_ends`, so that the same stages
+    die whether or not the ends can.
     """
     dying = np.zeros((steps, replicas, stages + 1), dtype=bool)
-    dying[..., :-1] = failures(rng, steps, replicas, stages, rate)
+    if failing == "replicas":
+        dying[:] = failures(rng, steps, replicas, 1, rate)
+    else:
+        dying[..., :-1] = failures(rng, steps, replicas, stages, rate)
     if failing == "interior":
         dying[..., [0, -2]] = False
     if failing == "all":

@@ -4,6 +4,7 @@ A rule gets a `Lost` stage and writes its weights in place. What it needs from o
 `norm` or `copy`. Each counts the bytes that would cross the network, and none answers for a dead stage, whose weights
 are NaN by then. A rule that relies on copies on other nodes says so when it is registered, as a `Strategy`, and the run
 is charged for them. Afterwards the trainer sets the stage's Adam moments and raises its learning rate.
+The file is long since rules are read side by side.
 
 Serves: CheckFree figures 2 to 4 and table 1, and what it says of single losses, pairs and moments.
 """
@@ -45,12 +46,13 @@ class Lost:
     fleet: where stages are read and written. dead: all stages of the replica that died in the same step, this one
     included. norms: gradient norms [R, S + 1] of the last step, before they were clipped to `clip`. rng: the generator
     of this rule in this step. kept: the copy that the strategy has of this stage on other nodes, None if none survived.
-    peers: the replicas of the run in which this very stage is alive, the next one first. costs: where what is sent is
-    counted.
+    peers: the replicas of the run in which this very stage is alive, the next one first. slow: where the slow weights
+    of stages are read, None if the run's exchange has none. costs: where what is sent is counted. told: the stages
+    whose norms were sent.
 
     A rule can change what the trainer does next. moments: what becomes of Adam's moments, as in `RunConfig`; "peer" for
-    those of the first of the peers, which are sent as well. boosted: whether the learning rate of the stage is raised.
-    rolled_back: whether the whole run goes back to its last copy.
+    those of the first of the peers and "peers" for the mean of those of all, which are sent as well. boosted: whether
+    the learning rate of the stage is raised. rolled_back: whether the whole run goes back to its last copy.
     """
 
     fleet: Cells
@@ -62,10 +64,12 @@ class Lost:
     clip: float = 1.0
     kept: Weights | None = None
     peers: Sequence[int] = ()
-    moments: Literal["reset", "keep", "average", "peer"] = "reset"
+    slow: Cells | None = None
+    moments: Literal["reset", "keep", "average", "peer", "peers"] = "reset"
     boosted: bool = True
     rolled_back: bool = False
     costs: Costs = field(default_factory=Costs)
+    told: set[int] = field(default_factory=set)
 
     @property
     def weights(self) -> Weights:
@@ -88,23 +92,26 @@ class Lost:
     def fetch(self, stage: int) -> Weights:
         """Weights of a surviving stage of the same replica, sent over the network; KeyError for a dead stage."""
         self._alive(stage)
-        return self._sent(self.replica, stage)
+        return self._sent(self.fleet.stage(self.replica, stage))
 
-    def fetch_from(self, peer: int) -> Weights:
-        """Weights of this very stage in another replica, one of `peers`, sent over the network; KeyError for others."""
+    def fetch_from(self, peer: int, slow: bool = False) -> Weights:
+        """Weights of this very stage in another replica, one of `peers`, sent over the network; KeyError for others.
+
+        slow: its slow weights instead.
+        """
         if peer not in self.peers:
             raise KeyError(f"stage {self.stage + 1} of replica {peer + 1} is none to ask: take one of {self.peers}")
-        return self._sent(peer, self.stage)
+        return self._sent((self.slow if slow else self.fleet).stage(peer, self.stage))
 
-    def _sent(self, replica: int, stage: int) -> Weights:
-        weights = self.fleet.stage(replica, stage)
+    def _sent(self, weights: Weights) -> Weights:
         self.costs.add("sent on failure", bytes_of(weights))
         return weights
 
     def norm(self, stage: int) -> float:
         """Gradient norm of a surviving stage in the last step, before clipping; KeyError for a dead stage."""
         self._alive(stage)
-        self.costs.add("sent on failure", 4)
+        self.costs.add("sent on failure", 4 * (stage not in self.told))
+        self.told.add(stage)
         return float(self.norms[self.replica, stage])
 
     def copy(self) -> Weights | None:
@@ -156,7 +163,9 @@ class Strategy:
     in storage that does not fail. always: whether copies are taken after every step, and not every `keep_every` steps.
     forwards: whether every stage also runs the stages whose copies it holds forward, in every step. decides: the fields
     of a run that say what becomes of a rebuilt stage, of which the rule reads none because it decides itself. peers:
-    whether the rule asks other replicas, by `lost.fetch_from`; then a run needs several.
+    whether the rule asks other replicas, by `lost.fetch_from`; then a run needs several. slow: whether it asks them for
+    slow weights; then the run's exchange needs some. neighbours: whether the rule makes a stage of others of its own
+    replica, or of copies on them, so that nothing is left for it where the whole replica is lost.
     """
 
     rule: Rule
@@ -166,6 +175,8 @@ class Strategy:
     forwards: bool = False
     decides: tuple[str, ...] = ()
     peers: bool = False
+    slow: bool = False
+    neighbours: bool = False
 
     def covers(self, stage: int, stages: int) -> bool:
         """Whether a copy of this stage, of S `stages`, is kept; stage S is the ends."""
@@ -225,7 +236,7 @@ def all_zeros(lost: Lost) -> None:
         weight.zero_()
 
 
-@recovery("copy previous")
+@recovery("copy previous", neighbours=True)
 def copy_previous(lost: Lost) -> None:
     """A copy of the nearest surviving stage before it, or after it for the first stage (CheckFree, figure 2)."""
     lost.mix({s: 1.0 for s in lost.neighbours[:1]})
@@ -249,15 +260,15 @@ def norm_average(power: float, clipped: bool = False, floor: float = 0.0) -> Rul
     return rule
 
 
-recovery("uniform average")(norm_average(power=0))
+recovery("uniform average", neighbours=True)(norm_average(power=0))
 checkfree = norm_average(power=2)  # Algorithm 1, with the weights of line 3 corrected
-recovery("CheckFree")(checkfree)
-recovery("CheckFree, power 1")(norm_average(power=1))
+recovery("CheckFree", neighbours=True)(checkfree)
+recovery("CheckFree, power 1", neighbours=True)(norm_average(power=1))
 released = norm_average(power=1, clipped=True, floor=1e-4)
-recovery("CheckFree, as released")(released)
+recovery("CheckFree, as released", neighbours=True)(released)
 
 
-@recovery("CheckFree+", keeps="ends", holders=(-1,), always=True)
+@recovery("CheckFree+", keeps="ends", holders=(-1,), always=True, neighbours=True)
 def checkfree_plus(lost: Lost) -> None:
     """CheckFree for stages; the ends come back exactly, from copies on the first and last stage (section 4.3).
 
@@ -268,7 +279,7 @@ def checkfree_plus(lost: Lost) -> None:
         checkfree(lost)
 
 
-@recovery("CheckFree+, as released", keeps="ends", holders=(-1,), always=True)
+@recovery("CheckFree+, as released", keeps="ends", holders=(-1,), always=True, neighbours=True)
 def checkfree_plus_released(lost: Lost) -> None:
     """As the released code has it: a lost second stage becomes a copy of the first, the last but one of the last."""
     last = lost.fleet.shape.stages - 1
@@ -281,7 +292,7 @@ def checkfree_plus_released(lost: Lost) -> None:
         released(lost)
 
 
-@recovery("neighbour snapshot", keeps="stages", holders=(-1, 1))
+@recovery("neighbour snapshot", keeps="stages", holders=(-1, 1), neighbours=True)
 def neighbour_snapshot(lost: Lost) -> None:
     """The stage as it was up to `keep_every` steps ago, from a neighbour's memory; if lost too, the uniform average."""
     copy = lost.copy()
@@ -291,7 +302,7 @@ def neighbour_snapshot(lost: Lost) -> None:
         lost.mix({s: 1.0 for s in lost.neighbours})
 
 
-@recovery("redundant computation", keeps="stages", holders=(-1,), always=True, forwards=True)
+@recovery("redundant computation", keeps="stages", holders=(-1,), always=True, forwards=True, neighbours=True)
 def redundant_computation(lost: Lost) -> None:
     """The stage as it was, moments included, from the stage before it (CheckFree, section 5).
 
@@ -310,14 +321,32 @@ def peer_copy(lost: Lost) -> None:
     Where replicas are kept alike in every step, nothing is lost. Else the stage is that of a replica that has learnt
     from other data. If it died in all replicas, the uniform average of the neighbours.
     """
-    if lost.peers:
-        lost.write(lost.fetch_from(lost.peers[0]))
-        lost.moments, lost.boosted = "peer", False
-    else:
-        lost.mix({s: 1.0 for s in lost.neighbours})
+    _from_peers(lost, lost.peers[:1], "peer")
 
 
-@recovery("rollback", keeps="run", decides=("moments", "lr_boost", "boost_half_life"))
+@recovery("mean of peers", peers=True)
+def mean_of_peers(lost: Lost) -> None:
+    """The mean of the same stage over all replicas that still have it, with the mean of their moments.
+
+    It is ours: what a step of plain averaging over the survivors would give them all (as in FedAvg, arXiv 1602.05629).
+    Where all replicas have the same weights it is a copy. If it died in all replicas, the uniform average of the
+    neighbours.
+    """
+    _from_peers(lost, lost.peers, "peers")
+
+
+@recovery("peer's slow weights", peers=True, slow=True)
+def peers_slow_weights(lost: Lost) -> None:
+    """The slow weights of the same stage of another replica, with the moments of that replica.
+
+    It is ours. Slow weights lie in the middle of the replicas more than fast ones do, but are behind by the inner steps
+    since the last exchange; with `rejoin="slow"` a replica goes back so by itself. If the stage died in all replicas,
+    the uniform average of the neighbours.
+    """
+    _from_peers(lost, lost.peers[:1], "peer", slow=True)
+
+
+@recovery("rollback", keeps="run", decides=("moments", "lr_boost", "boost_half_life", "slow_weights"))
 def rollback(lost: Lost) -> None:
     """All stages go back to the last checkpoint, with their moments and place in the data (CheckFree, section 5)."""
     lost.roll_back()
@@ -331,6 +360,17 @@ def learning_rate_alone(lost: Lost) -> None:
 
 
 OURS = dict(RULES)  # `NUMERICS` stands for the numbers of these; the key of a run holds the code of any other rule
+
+
+def _from_peers(lost: Lost, peers: Sequence[int], moments: Literal["peer", "peers"], slow: bool = False) -> None:
+    """Write the mean of the stage in these replicas, and go on as they do; without any, the average of neighbours."""
+    if not peers:
+        lost.mix({s: 1.0 for s in lost.neighbours})
+        return
+    sources = [lost.fetch_from(peer, slow) for peer in peers]
+    mean = {name: sum(source[name] for source in sources) / len(sources) for name in lost.weights}
+    lost.write(mean if len(sources) > 1 else sources[0])
+    lost.moments, lost.boosted = moments, False
 
 
 def _exact(lost: Lost) -> bool:

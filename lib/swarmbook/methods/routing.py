@@ -4,6 +4,7 @@
   (replica, stage). Stage -1 passes the microbatch on unchanged. Stage S at the last position names the replica whose
   head takes the loss; without it, the head of replica r takes it. Gradients go back the same way
 - a path is the stages of one microbatch in the order of its visits, counted from 0; it skips the stages not in it
+- it is one concept, longer than most, since rules are read side by side
 - within a step, random paths visit every stage that they may skip equally often, or once more (SkipPipe, rule TC1);
   LayerDrop knows no such rule
 
@@ -322,6 +323,31 @@ def _visits(layout: Sequence, routes: Sequence) -> int:
 
 
 _ATTEMPTS = 400  # attempts per path; a few are enough where it can be done at all
+
+
+def around(cells: np.ndarray, gone: np.ndarray, peers: bool) -> np.ndarray:
+    """A route of all R replicas past the cells that are away, from one of those r replicas that are there.
+
+    cells: [P, r, M, 2], with replicas counted among the r. gone: bool [R, S + 1]; a replica is there if its ends are.
+    peers: whether a microbatch visits a stage that is away on the next replica that has it; else, and where none has
+    it, the microbatch skips the stage. Microbatches of a replica that is away visit nothing.
+    """
+    (P, _, M, _), (R, S) = cells.shape, (len(gone), gone.shape[1] - 1)
+    there = np.flatnonzero(~gone[:, S])
+    whole = np.full((P, R, M, 2), -1)
+    whole[..., 0] = np.arange(R)[:, None]
+    if (cells[-1, ..., 1] == S).all():
+        whole[-1, ..., 1] = S
+    replica, stage = there[cells[..., 0]], cells[..., 1]
+    for s in np.flatnonzero(gone[:, :S].any(0)):
+        away = (stage == s) & gone[replica, s]
+        holders = there[~gone[there, s]]
+        if peers and len(holders):
+            replica[away] = np.append(holders, holders[0])[np.searchsorted(holders, replica[away])]
+        else:
+            stage = np.where(away, -1, stage)
+    whole[:, there] = np.stack([replica, stage], -1)
+    return whole
 
 
 def stage_visits(cells: np.ndarray, stages: int) -> int:

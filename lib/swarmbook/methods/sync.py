@@ -15,7 +15,8 @@ so that bytes and serial hops are counted.
   `fragment_update_alpha` our `mixing`, and its model fragments are our `fragments`
 - the inner optimizer is another choice: MuLoCo (arXiv 2505.23725) is "DiLoCo, Nesterov", or one of the exchanges in few
   bits, with `optimizer="Muon"`; DeMo as published is "DeMo" with `optimizer="signSGD"`
-- a stage that is lost and rebuilt keeps its phi and buffers: the next exchange pulls it back to where it was
+- a stage that is lost and rebuilt keeps its phi and buffers, so that the next exchange pulls it back to where it was,
+  unless a run's `slow_weights` says what else becomes of them
 
 Serves: NoLoCo figures 2 and 3, tables 2 and 3, and its comparison with other methods; CheckFree under exchanges.
 """

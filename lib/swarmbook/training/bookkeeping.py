@@ -11,6 +11,7 @@ Serves: every trained run.
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from swarmbook.training.inner_optimizer import InnerOptimizer
 from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.setup import batches_of, held_out_of, rate_of
 from swarmbook.training.stacked_stages import StackedStages
+from swarmbook.training.state_layout import of_layers
 
 
 class Bookkeeping:
@@ -60,6 +62,9 @@ class Bookkeeping:
         self.further = {domain: held_out_of(first, domain) for domain in further}  # now: it may be too short
         self.batches = [batches_of(run, tokens[run.data]) for run in runs]
         self.traces = [run.failures() for run in runs]  # each bool [steps, R, S + 1], the last column the ends
+        found = [run.absences() for run in runs]
+        self.back = [trace if each is None else each.back for each, trace in zip(found, self.traces, strict=True)]
+        self.gone = [None if each is None else each.gone for each in found]  # who is away, as `traces`
         self.shape = first.shape(tokens[first.data].vocabulary)
         self.rate = rate_of(first)
         self.visits = [run.replicas * run.microbatches * run.stages for run in runs]  # of stages, in a step
@@ -98,6 +103,10 @@ class Bookkeeping:
     def _moments(self, replica: int, stage: int) -> tuple[Mapping, int]:
         """The inner optimizer's buffers of a cell of `cells`, and its count of steps."""
         return self.optimizer.moments(replica, stage), self.optimizer.steps[replica, stage]
+
+    def _slow_cells(self, i: int) -> Mapping[str, Cells]:
+        """The slow weights and buffers of run i's exchange as recovery rules see them, by kind."""
+        return self.outers[i].cells(self.fleet, self.replicas(i)[0]) if self.outers[i] else {}
 
     def _norm_rows(self, i: int) -> Sequence[int]:
         """Rows of run i in `norms`."""
@@ -145,16 +154,39 @@ class Bookkeeping:
         """Write the weights after an inner step, then what replicas exchange, and take the copies that are due."""
         rate = self.rate(self.step)
         self.optimizer.lr_scale[:] = self._lr_scale(rate)
+        self._frozen(self.optimizer.lr_scale)
         self.optimizer.step(rate)
         self._round()
         self.step += 1
         self.position += 1
         self.trained += self.tokens_per_step
         for i, outer in self._outers():
-            outer.step(int(self.position[i]), self._exchanged(i))
+            outer.step(int(self.position[i]), self._exchanged(i), self._away(i))
         for i in range(len(self.runs)):
-            rebuilding.count_step(self.runs[i], self.shape, self.visits[i], self.costs[i])
+            there = None if self._there(i) is None else int(self._there(i).sum())
+            rebuilding.count_step(self.runs[i], self.shape, self.visits[i], self.costs[i], there)
             self._keep_copies(i)
+
+    def _away(self, i: int) -> np.ndarray | None:
+        """The cells of run i that are away in the last step, before the first in that, bool [R, S + 1]; or None."""
+        gone = self.gone[i]
+        found = None if gone is None else gone[max(self.step - 1, self.begin)]
+        return found if found is not None and found.any() else None
+
+    def _there(self, i: int) -> np.ndarray | None:
+        """The replicas of run i that are there in the last step, bool [R]; None if no cell is away."""
+        return None if self._away(i) is None else ~self._away(i)[:, -1]
+
+    def _cells_there(self, i: int, name: str) -> np.ndarray | None:
+        """The cells of a parameter that are there in the last step, bool [R, stages of the parameter]; or None."""
+        away = self._away(i)
+        return None if away is None else ~(away[:, :-1] if of_layers(name) else away[:, -1:])
+
+    def _frozen(self, scale: np.ndarray) -> None:
+        """Set learning rates to 0 where cells are away; scale [r, s + 1]: of the cells here."""
+        for i, gone in enumerate(self.gone):
+            if gone is not None:
+                scale[list(self.replicas(i))] *= ~gone[self.step]
 
     def _lr_scale(self, rate: float) -> np.ndarray:
         """Learning rate of every cell in multiples of `rate`: boosted since it was rebuilt, late since a rollback."""
@@ -184,12 +216,13 @@ class Bookkeeping:
         run, replica = self.runs[i], row - self.replicas(i)[0]
         rng = run.rng("recovery", self.step, replica, stage)
         lost = Lost(self.cells, row, stage, dead or frozenset({stage}), self.norms, rng, run.clip)
-        lost.moments, lost.costs = run.moments, self.costs[i]
+        lost.moments, lost.costs, lost.slow = run.moments, self.costs[i], self._slow_cells(i).get("phi")
         lost.peers = [row - replica + (replica + k) % run.replicas for k in range(1, run.replicas)]
         return lost
 
     def _lost_cells(self, i: int, cells: Iterable[tuple[int, int]], dying: np.ndarray) -> list[Lost]:
         """These cells (replica, stage) of run i, of those that die [R, S + 1], with what survives of their copies."""
+        dying = dying if self.gone[i] is None else dying | self.gone[i][self.step]
         strategy, first, lost = RULES[self.runs[i].recovery], self.replicas(i)[0], []
         for replica, stage in cells:
             cell = self.lost(i, first + replica, stage, frozenset(np.flatnonzero(dying[replica]).tolist()))
@@ -213,6 +246,7 @@ class Bookkeeping:
         strategy.rule(cell, **self.runs[i].arguments("recovery"))
         if cell.rolled_back:
             return
+        self._rebuild_slow(i, cell)
         if counts:
             cell.costs.add("rebuilt", 1)
             covered = strategy.peers or strategy.covers(cell.stage, self.runs[i].stages)
@@ -222,13 +256,39 @@ class Bookkeeping:
             self.rebuilt[place] = self.step
         if cell.moments == "reset" or (cell.moments == "average" and not cell.neighbours):
             self.optimizer.reset(*place)
-        elif cell.moments in ("average", "peer"):
-            alone = [(peer, cell.stage) for peer in cell.peers[:1]]
-            asked = alone if cell.moments == "peer" else [(cell.replica, stage) for stage in cell.neighbours]
+        elif cell.moments in ("average", "peer", "peers"):
+            others = [(peer, cell.stage) for peer in (cell.peers[:1] if cell.moments == "peer" else cell.peers)]
+            asked = [(cell.replica, stage) for stage in cell.neighbours] if cell.moments == "average" else others
             sources = [self._moments(*each) for each in asked]
             self.optimizer.average(*place, sources)
             sent = sum(bytes_of(dict(enumerate(pair))) for moments, _ in sources for pair in moments.values())
             cell.costs.add("sent on failure", sent)
+
+    def _erase(self, i: int, lost: Sequence[Lost]) -> None:
+        """Overwrite lost weights with NaN, and slow weights that are lost with them: nothing of them can be read."""
+        slow = self._slow_cells(i).values() if self.runs[i].slow_weights != "keep" else ()
+        for cell in lost:
+            for weights in (cell.weights, *(cells.stage(cell.replica, cell.stage) for cells in slow)):
+                for weight in weights.values():
+                    weight.fill_(float("nan"))
+
+    def _rebuild_slow(self, i: int, cell: Lost) -> None:
+        """Fill the slow weights and the outer buffers of a rebuilt cell as the run's `slow_weights` says."""
+        run, wish = self.runs[i], self.runs[i].slow_weights
+        if wish == "keep":
+            return
+        for kind, cells in self._slow_cells(i).items():
+            rng = run.rng("recovery", self.step, cell.replica - self.replicas(i)[0], cell.stage)
+            same = replace(cell, fleet=cells, slow=cells, rng=rng, kept=None)
+            if wish == "peer" and cell.peers:
+                same.write(same.fetch_from(cell.peers[0]))
+            elif wish == "likewise" and cell.kept is None:
+                RULES[run.recovery].rule(same, **run.arguments("recovery"))
+            else:
+                same.write({n: w if kind == "phi" else torch.zeros_like(w) for n, w in cell.weights.items()})
+            if run.storage != "fp32":
+                for weight in same.weights.values():
+                    weight.copy_(weight.bfloat16())
 
     def _keep_copies(self, i: int) -> None:
         """Copy what the run's strategy keeps every so many steps of progress, the initial state included."""
@@ -373,10 +433,3 @@ class Bookkeeping:
         """One measurement of run i now; stage 0 for none."""
         row = {"run": i, "step": self.step, "metric": metric, "stage": stage, "label": label, "value": value}
         self._put_row(row)
-
-
-def erase(lost: Iterable[Lost]) -> None:
-    """Overwrite lost weights with NaN: from here on nothing of a dead stage can be read."""
-    for cell in lost:
-        for weight in cell.weights.values():
-            weight.fill_(float("nan"))

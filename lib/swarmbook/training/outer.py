@@ -6,7 +6,7 @@ What an exchange does to the tensors is a rule of `swarmbook.methods.sync`. Slow
 Serves: the runs of the NoLoCo notebook.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,28 @@ from swarmbook.training.stacked_weights import StackedWeights
 from swarmbook.training.state_layout import REPLICA_FIRST, of_layers, weights_in
 
 Weights = dict[str, Tensor]  # laid out as REPLICA_FIRST
+
+
+class OuterCells:
+    """What the exchange of a run keeps of one kind, slow weights or a buffer, as recovery rules see stages.
+
+    weights: as of `OuterOptimizer`. fleet: the weights in training, whose rows `first` and so on are the run's.
+    """
+
+    def __init__(self, weights: Weights, fleet: StackedWeights, first: int = 0, buffer: bool = False):
+        self.kept, self.fleet, self.first, self.buffer, self.shape = weights, fleet, first, buffer, fleet.shape
+
+    def stage(self, replica: int, stage: int) -> Weights:
+        """Views of a stage by parameter, laid out like `Fleet.stage`."""
+        ends = stage == self.shape.stages
+        cell = REPLICA_FIRST.cell(self.kept, replica - self.first, None if ends else stage)
+        return {name: tensor[0, 0] if ends else tensor for name, tensor in cell.items()}
+
+    def initialise(self, replica: int, stage: int, seed: int) -> None:
+        """Slow weights of a stage that is drawn anew are its weights; a buffer begins at 0."""
+        fresh = self.fleet.stage(replica, stage)
+        for name, tensor in self.stage(replica, stage).items():
+            tensor.zero_() if self.buffer else tensor.copy_(fresh[name])
 
 
 class OuterOptimizer:
@@ -60,23 +82,32 @@ class OuterOptimizer:
         # Fragment -> when, and its new fast weights; where replicas can be absent, who is, and the slow weights before.
         self.arriving: dict[int, dict] = {}
 
-    def average_gradients(self, step: int, costs: Costs) -> None:
-        """Exchange the gradients of step `step`, counted from 0, if the method works on gradients."""
-        if self.method.gradients:
-            self._exchange(self.gradients, [{}, *self.buffers.values()], step, costs)
+    def cells(self, fleet: StackedWeights, first: int = 0) -> dict[str, OuterCells]:
+        """Stages as recovery rules see them, of slow weights and of buffers, by kind. Arguments as of `OuterCells`."""
+        kinds = {kind: weights for kind, weights in self._kept().items() if weights}
+        return {kind: OuterCells(weights, fleet, first, kind != "phi") for kind, weights in kinds.items()}
 
-    def step(self, position: int, costs: Costs) -> None:
-        """Exchange what is due after `position` steps of progress, and mix in what arrives then."""
-        run = self.run
+    def average_gradients(self, step: int, costs: Costs, away: np.ndarray | None = None) -> None:
+        """Exchange the gradients of step `step`, counted from 0, if the method works on gradients.
+
+        away: the cells that are away, bool [R, S + 1]; None if none is.
+        """
         if self.method.gradients:
-            return
-        for f in range(run.fragments):
-            if (position - f * run.sync_every // run.fragments) % run.sync_every == 0:
-                self._begin(f, position, costs)
+            self._exchange(self.gradients, [{}, *self.buffers.values()], step, costs, away)
+
+    def step(self, position: int, costs: Costs, away: np.ndarray | None = None) -> None:
+        """Exchange what is due after `position` steps of progress, and mix in what arrives then; away: as above."""
+        for f in self.due(position):
+            self._begin(f, position, costs, away)
         for f in [f for f, message in self.arriving.items() if message["at"] == position]:
             self._arrive(f, self.arriving.pop(f))
 
-    def _begin(self, f: int, position: int, costs: Costs) -> None:
+    def due(self, position: int) -> list[int]:
+        """The fragments that are exchanged after `position` steps of progress; none if gradients are, in every step."""
+        K, F = self.run.sync_every, self.run.fragments
+        return [] if self.method.gradients else [f for f in range(F) if (position - f * K // F) % K == 0]
+
+    def _begin(self, f: int, position: int, costs: Costs, away: np.ndarray | None) -> None:
         """Exchange fragment f; replicas that are absent lose their fast weights."""
         run, number = self.run, (position - 1) // self.run.sync_every
         present = run.present_at(number)
@@ -94,7 +125,9 @@ class OuterOptimizer:
         if present is not None and run.rejoin == "slow" and run.delay:
             message["slow"] = {name: w.clone() for name, w in slow[0].items()}
         message["theta"] = {name: w.clone() for name, w in self._fragment(self.theta, f).items()}
-        self._exchange(message["theta"], slow, number, costs)
+        self._exchange(message["theta"], slow, number, costs, away, f)
+        if away is not None:
+            message["away"] = away.tolist()
         self.arriving[f] = message
 
     def _crash(self, replicas: Sequence[int]) -> None:
@@ -122,7 +155,9 @@ class OuterOptimizer:
     def _arrive(self, f: int, message: dict) -> None:
         """Mix the new weights of fragment f into the fast ones."""
         run, absent = self.run, self._rows(message.get("absent", ()))
-        for name, weight in self._fragment(self.theta, f).items():
+        theta, away = self._fragment(self.theta, f), message.get("away")
+        before = {name: weight.clone() for name, weight in theta.items()} if away else {}
+        for name, weight in theta.items():
             new, own = message["theta"][name], weight[absent]
             if run.mixing == 0:  # not `lerp_`, which makes NaN of fast weights that are infinite
                 weight.copy_(new)
@@ -134,6 +169,8 @@ class OuterOptimizer:
                 weight[absent] = new[absent]
             if run.storage != "fp32":
                 weight.copy_(weight.bfloat16())
+        for stages, ends, present in self._alike(np.array(away), f) if away else ():
+            self._write(theta, self._part(before, stages, ends), stages, ~present)
 
     def _rows(self, replicas: Sequence[int]) -> list[int]:
         """Where those of these replicas that are here have their weights."""
@@ -171,17 +208,42 @@ class OuterOptimizer:
         """The slow weights and the buffers, by kind."""
         return {"phi": self.phi, **self.buffers}
 
-    def _exchange(self, theta: Weights, slow: Sequence[Weights], step: int, costs: Costs) -> None:
+    def _exchange(
+        self,
+        theta: Weights,
+        slow: Sequence[Weights],
+        step: int,
+        costs: Costs,
+        away: np.ndarray | None = None,
+        f: int | None = None,
+    ) -> None:
         """Exchange these tensors by the groups and numbers of the run.
 
-        theta: weights or gradients. slow: the slow weights, of methods without them none, and the buffers.
+        theta: weights or gradients. slow: the slow weights, of methods without them none, and the buffers. away: the
+        cells that are away, bool [R, S + 1], which take no part. f: whose fragment these are; None for all stages.
         """
+        if away is not None:
+            hops = 0
+            for stages, ends, present in self._alike(away, f):
+                parts, spent = [self._part(each, stages, ends) for each in (theta, *slow)], Costs()
+                self._exchange_present(parts[0], parts[1:], step, spent, present)
+                hops = max(hops, spent.pop("serial hops", 0))  # all parts travel at once
+                costs.update(spent)
+                for each, part in zip((theta, *slow), parts, strict=True):
+                    self._write(each, part, stages, present)
+            costs.add("serial hops", hops)
+            return
+        self._exchange_present(theta, slow, step, costs, self.run.present_at(step))
+
+    def _exchange_present(
+        self, theta: Weights, slow: Sequence[Weights], step: int, costs: Costs, present: np.ndarray | None
+    ) -> None:
+        """The exchange of those replicas that are there, bool [N]; None for all."""
         run = self.run
         consensus = run.outer_lr if run.consensus is None else run.consensus
         tensors = [(w, *(each.get(name) for each in slow)) for name, w in theta.items()]
         late = run.delay > 0 and not self.method.gradients
         numbers = run.outer_momentum, run.outer_lr, consensus, run.density
-        present = run.present_at(step)
         if present is not None and not present.any():
             return
         given = run.groups_at(step), *numbers, late, costs, present, step
@@ -199,6 +261,35 @@ class OuterOptimizer:
     def _exchange_of(self, *arguments, names: list[str]) -> Exchange:
         """The exchange that a rule works on; arguments as of `Exchange`."""
         return Exchange(*arguments, names=names)
+
+    def _alike(self, away: np.ndarray, f: int | None) -> Iterator[tuple[list[int], bool, np.ndarray]]:
+        """The stages of a fragment, of all if it is None, by who has them: where they are in its tensors here, whether
+        the ends are among them, and the replicas that have them, bool [R].
+        """
+        S, F = away.shape[1] - 1, self.run.fragments
+        stages, ends = range(S) if f is None else range(f, S, F), f is None or f == F - 1
+        count = next(w.shape[2] for name, w in self.theta.items() if of_layers(name))
+        here = [s for s in stages if s in range(self.first, self.first + count)]
+        found: dict[bytes, list[int]] = {}
+        for s in [*stages, *[S] * ends]:
+            found.setdefault(away[:, s].tobytes(), []).append(s)
+        for group in found.values():
+            yield [here.index(s) for s in group if s in here], S in group, ~away[:, group[0]]
+
+    def _part(self, weights: Weights, stages: list[int], ends: bool) -> Weights:
+        """Copies of these stages, and of the ends if asked."""
+        return {
+            name: w[:, :, stages].clone() if of_layers(name) else w.clone()
+            for name, w in weights.items()
+            if of_layers(name) or ends
+        }
+
+    def _write(self, weights: Weights, part: Weights, stages: list[int], replicas: np.ndarray) -> None:
+        """Write what `_part` gave of these replicas, bool [R]."""
+        rows = self._rows(np.flatnonzero(replicas).tolist())
+        for name, new in part.items():
+            for k, s in enumerate(stages) if of_layers(name) else [(0, 0)]:
+                weights[name][rows, :, s] = new[rows, :, k]
 
     def _fragment(self, weights: Weights, f: int) -> Weights:
         """Views of the part of these weights that belongs to fragment f."""

@@ -28,6 +28,10 @@ PACKED = {
     "moments",
     "lr_boost",
     "boost_half_life",
+    "slow_weights",
+    "downtime",
+    "away",
+    "detour",
 }
 PACKED |= {"keep_every", "evaluate_on", "measurements", "start", "common_start", "sync", "sync_every", "outer_lr"}
 PACKED |= {"outer_momentum", "consensus", "group", "matching", "density", "fragments", "delay", "mixing"}
@@ -43,7 +47,7 @@ def packs(configs: Sequence[RunConfig], device: str = "auto") -> Iterator[list[R
     position has work of several sizes, which no compiled kernel fits.
     """
     alike: dict[str, list[RunConfig]] = {}
-    free = PACKED - {"route"} if device_of(device).type == "cuda" else PACKED
+    free = PACKED - {"route", "away", "downtime", "detour"} if device_of(device).type == "cuda" else PACKED
     for config in configs:
         begins = config.start.steps if config.start else 0
         alike.setdefault(f"{begins} {config.model_dump_json(exclude=free)}", []).append(config)

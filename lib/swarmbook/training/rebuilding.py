@@ -58,20 +58,22 @@ def surviving_copy(strategy: Strategy, cell: Lost, kept: Mapping, place: tuple[i
     return WEIGHTS.cell(kept, replica, None if cell.stage == cell.fleet.shape.stages else stage)
 
 
-def count_step(run, shape: Shape, visits: int, costs: Costs) -> None:
+def count_step(run, shape: Shape, visits: int, costs: Costs, replicas: int | None = None) -> None:
     """Add the FLOPs of a step to the costs, and what a strategy that copies after every step stores and sends.
 
-    visits: of stages by all microbatches of the step together.
+    visits: of stages by all microbatches of the step together. replicas: those that are there; None for all.
     """
-    strategy, share = RULES[run.recovery], visits / (run.replicas * run.microbatches * run.stages)
-    costs.add("training FLOPs", 3 * flops(shape, run.tokens_per_step, run.sequence, share))
+    replicas = run.replicas if replicas is None else replicas
+    strategy, share = RULES[run.recovery], visits / (replicas * run.microbatches * run.stages)
+    tokens = run.tokens_per_step // run.replicas * replicas
+    costs.add("training FLOPs", 3 * flops(shape, tokens, run.sequence, share))
     if strategy is None or not strategy.always or not strategy.holders:
         return
     held = shape.parameters if strategy.keeps == "stages" else shape.ends_parameters
     costs["stored"] = 4 * run.replicas * len(strategy.holders) * held
     costs.add("sent in training", costs["stored"])
     if strategy.forwards:
-        costs.add("redundant FLOPs", flops(shape, run.tokens_per_step, run.sequence, share, ends=False))
+        costs.add("redundant FLOPs", flops(shape, tokens, run.sequence, share, ends=False))
 
 
 def copied_bytes(copy: Mapping, strategy: Strategy) -> int:

@@ -24,7 +24,7 @@ from swarmbook.methods.routing import side_by_side, stage_visits
 from swarmbook.methods.sync import SYNCS
 from swarmbook.records.checkpoint import WorkInProgress
 from swarmbook.records.progress_bars import bar
-from swarmbook.training.bookkeeping import Bookkeeping, erase
+from swarmbook.training.bookkeeping import Bookkeeping
 from swarmbook.training.fleet import Fleet
 from swarmbook.training.outer import OuterOptimizer
 from swarmbook.training.packing import COMPILE_FLOPS, expected_flops, fitting
@@ -112,14 +112,14 @@ class Pack(Bookkeeping):
     def advance(self) -> None:
         """One training step of every run."""
         for i in range(len(self.runs)):
-            if self.traces[i][self.step].any():
+            if self.traces[i][self.step].any() or self.back[i][self.step].any():
                 self._fail(i)
         tokens = [batches[position] for batches, position in zip(self.batches, self.position, strict=True)]
         self.losses.append(self.fleet.gradients(np.concatenate(tokens), self._route(), self.at_once))
         first = self.runs[0]
         self.norms = self.fleet.clip(first.clip, first.clipping == "workers")
         for i, outer in self._outers():
-            outer.average_gradients(int(self.position[i]), self.costs[i])
+            outer.average_gradients(int(self.position[i]), self.costs[i], self.runs[i].gone_at(self.step))
         self._update()
 
     def take_measurements(self) -> None:
@@ -141,14 +141,36 @@ class Pack(Bookkeeping):
                     self._row(i, metric, value, stage, label)
 
     def validation_loss(self, cells: np.ndarray | None = None, *, tokens: np.ndarray | None = None) -> list[float]:
-        """Mean loss of each run over its replicas; on other tokens [1, N, T + 1] or another route if given."""
+        """Mean loss of each run over its replicas; on other tokens [1, N, T + 1] or another route if given.
+
+        Where nodes are away, it is over the replicas that are there, past what is away as in training.
+        """
+        if cells is None and any(self._away(i) is not None for i in range(len(self.runs))):
+            cells = side_by_side([run.in_order(self._away(i)) for i, run in enumerate(self.runs)], self.shape.stages)
         losses = self.fleet.loss(self.held_out if tokens is None else tokens, cells)  # [R]
-        return losses.unflatten(0, (len(self.runs), -1)).mean(1).tolist()
+        return self._means(losses[None])[0].tolist()
+
+    def _means(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the replicas of each run that are there, [steps, runs], of values [steps, R], the last last."""
+        values, last = values.unflatten(1, (len(self.runs), -1)), max(self.step, self.begin + 1)
+        means = values.mean(2)
+        for i, gone in enumerate(self.gone):
+            if gone is not None:
+                there = torch.from_numpy(~gone[last - len(values) : last, :, -1]).to(values.device)
+                means[:, i] = values[:, i].where(there, 0.0).sum(1) / there.sum(1)
+        return means
 
     def spread(self, i: int) -> float:
         """Root mean square of the deviation of weights of run i from their mean over its replicas (released code)."""
-        weights = self.fleet.replica_views(self.replicas(i)).values()
-        total = sum(float(w.var(0, correction=0).sum(dtype=torch.float64)) for w in weights)
+        total = 0.0
+        for name, w in self.fleet.replica_views(self.replicas(i)).items():
+            there = self._cells_there(i, name)
+            if there is None:
+                total += float(w.var(0, correction=0).sum(dtype=torch.float64))
+                continue
+            for s in range(w.shape[2]):
+                rows = np.flatnonzero(there[:, s])
+                total += float(w[rows, :, s].var(0, correction=0).sum(dtype=torch.float64)) if len(rows) else 0.0
         return math.sqrt(total / self.shape.parameters)
 
     def rebuild(self, i: int, row: int, stage: int, dead: frozenset[int], rule: str) -> None:
@@ -185,11 +207,11 @@ class Pack(Bookkeeping):
 
     def _fail(self, i: int) -> None:
         """Lose the cells of run i whose time has come, and rebuild them."""
-        dying = self.traces[i][self.step]
-        lost = self._lost_cells(i, np.argwhere(dying).tolist(), dying)
-        for cell in lost:
-            self._failure(i, cell.stage)
-        erase(lost)
+        for _, stage in np.argwhere(self.traces[i][self.step]).tolist():
+            self._failure(i, stage)
+        back = self.back[i][self.step]
+        lost = self._lost_cells(i, np.argwhere(back).tolist(), back)
+        self._erase(i, lost)
         for cell in lost:
             self._rebuild(i, cell)
             if cell.rolled_back:
@@ -198,7 +220,7 @@ class Pack(Bookkeeping):
 
     def _route(self) -> np.ndarray | None:
         """The pack's routes in one array [P, R, M, 2]; None when all are in order."""
-        if all(run.route == "in order" for run in self.runs):
+        if all(run.route == "in order" and gone is None for run, gone in zip(self.runs, self.gone, strict=True)):
             return None
         stages = self.runs[0].stages
         routes = [run.route_at(self.step) for run in self.runs]
@@ -206,12 +228,17 @@ class Pack(Bookkeeping):
         return side_by_side(routes, stages)
 
     def _losses_by_run(self) -> torch.Tensor:
-        losses = torch.stack(self.losses).float().cpu()  # [steps, R]
-        return losses.unflatten(1, (len(self.runs), -1)).mean(2)
+        return self._means(torch.stack(self.losses).float().cpu())
 
     def _norms_by_stage(self) -> list[list[float]]:
-        stages = range(self.runs[0].stages)
-        return [self.norms[:, s].unflatten(0, (len(self.runs), -1)).mean(1).tolist() for s in stages]
+        norms = self.norms[:, :-1].unflatten(0, (len(self.runs), -1))  # [runs, R, S]
+        means = [norms[..., s].mean(1) for s in range(self.runs[0].stages)]
+        for i in range(len(self.runs)):
+            if (away := self._away(i)) is not None:
+                for s, mean in enumerate(means):
+                    there = ~away[:, s]
+                    mean[i] = norms[i, there, s].mean() if there.any() else 0.0
+        return [mean.tolist() for mean in means]
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
