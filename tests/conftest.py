@@ -10,6 +10,7 @@ from pathlib import Path
 import forks
 import nbformat
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -114,11 +115,16 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of all papers, as a folder."""
+    """The report of all papers, as a folder; built by the first process of pytest that asks for it."""
     from swarmbook.reproduction import papers, report
 
-    known = papers.records(Path(__file__).parents[1] / "papers")
-    return report.build(list(known.values()), tmp_path_factory.mktemp("site")).parent
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "index.html").exists():
+            known = papers.records(Path(__file__).parents[1] / "papers")
+            report.build(list(known.values()), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

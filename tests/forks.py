@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 from unittest import mock
 
+from jupyter_client import launcher
+
 
 class Fork:
     """`python -c CODE ...` or `python -m MODULE ...` in a fork, with a part of what `subprocess.Popen` does.
@@ -88,9 +90,11 @@ class Fork:
         self.wait()
 
 
-def kernel(command: Sequence[str], *, stdout: IO, stderr: IO, env: Mapping[str, str], **more: Any) -> Fork:
-    """What jupyter_client calls to start a kernel."""
-    return Fork(command, env, more.get("cwd"), (stdout, stderr))
+def kernel(command: Sequence[str], *, env: Mapping[str, str], **more: Any) -> Fork | subprocess.Popen:
+    """What jupyter_client calls to start a kernel; one that shares the streams of pytest is started as always."""
+    if more.get("stdout") is None:
+        return launcher.launch_kernel(list(command), env=dict(env), **more)
+    return Fork(command, env, more.get("cwd"), (more["stdout"], more["stderr"]))
 
 
 def _work(
