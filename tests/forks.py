@@ -31,7 +31,7 @@ class Fork:
     stdin = stderr = None
 
     def __init__(
-        self, command: Sequence[str], env: Mapping[str, str], cwd: str | None = None, streams: Sequence[IO] = ()
+        self, command: Sequence[str], env: Mapping[str, str], cwd: os.PathLike | None = None, streams: Sequence[IO] = ()
     ) -> None:
         assert command[0] == sys.executable and command[1] in ("-c", "-m"), command
         here = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
