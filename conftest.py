@@ -20,6 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files stay together, in an order that pytest-xdist keeps (--no-loadscope-reorder)."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    for item in items:
+        if hasattr(item, "output_timeout"):  # nbval's 5 s are over sooner than a busy machine has sent a large figure
+            item.output_timeout = 600
 
 
 def pytest_configure(config: pytest.Config) -> None:

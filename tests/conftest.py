@@ -1,13 +1,16 @@
 """Toy papers, so that the outer parts can be tested without training anything; one thread to train; a browser."""
 
+import multiprocessing.util
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forks
 import nbformat
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -18,6 +21,8 @@ settings.load_profile("busy")
 # Processes of tests, and what they start, share the cores. To be said before torch is loaded.
 THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+
+multiprocessing.util.get_temp_dir()  # of sockets, before a test changes where temporary files go
 
 PARAMETERS = """\
 profile = "cpu"  # smoke | cpu | gpu | paper
@@ -72,7 +77,11 @@ def new_pack(tmp_path: Path, request: pytest.FixtureRequest) -> Callable:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Makes `papers/<name>/<name>.ipynb` below tmp_path: a parameters cell, then (source, tag) pairs."""
+    """Makes `papers/<name>/<name>.ipynb` below tmp_path: a parameters cell, then (source, tag) pairs.
+
+    Kernels that the process of the test starts are forks; those of commands start as everybody's do.
+    """
+    monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", forks.kernel)
     folder = tmp_path / "papers"
     folder.mkdir()
     monkeypatch.setenv("SWARMBOOK_PAPERS", str(folder))
@@ -106,11 +115,16 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of all papers, as a folder."""
+    """The report of all papers, as a folder; built by the first process of pytest that asks for it."""
     from swarmbook.reproduction import papers, report
 
-    known = papers.records(Path(__file__).parents[1] / "papers")
-    return report.build(list(known.values()), tmp_path_factory.mktemp("site")).parent
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "index.html").exists():
+            known = papers.records(Path(__file__).parents[1] / "papers")
+            report.build(list(known.values()), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

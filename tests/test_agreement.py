@@ -3,13 +3,13 @@
 import json
 import pickle
 import socket
-import subprocess
 import sys
 import time
 
 import psutil
 import pytest
 import torch
+from forks import Fork
 from test_distributed import environment, free_port, written
 
 from swarmbook.config import RunConfig, run_config
@@ -59,7 +59,7 @@ def started(folder, cases):
         given.append([str(place), free_port(), *ranks])
     named = environment(folder / "store", MASTER_ADDR="127.0.0.1")
     command = [sys.executable, "-c", TWO, json.dumps(given)]
-    return subprocess.Popen(command, env=named, stdout=subprocess.PIPE, text=True)
+    return Fork(command, named)
 
 
 LOSING = run_config(**TINY, recovery="random")

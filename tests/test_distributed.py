@@ -20,6 +20,7 @@ import numpy as np
 import own_methods
 import pytest
 import torch
+from forks import Fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resharding import assert_alike
@@ -203,13 +204,7 @@ def environment(store, **more):
 
 def launch(processes, arguments, program=("-m", "swarmbook.distributed")):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    return [
-        *command,
-        "--master-addr=127.0.0.1",
-        f"--master-port={free_port()}",
-        *program,
-        *arguments,
-    ]
+    return [*command, "--master-addr=127.0.0.1", f"--master-port={free_port()}", *program, *arguments]
 
 
 def torchrun(processes, arguments, store, **program):
@@ -221,10 +216,11 @@ def torchrun(processes, arguments, store, **program):
 def four(tmp_path_factory):
     """All cases on four processes, one after another: what was printed, and the store."""
     folder = tmp_path_factory.mktemp("four")
-    script = own_methods.__file__  # which registers a user's own methods, and then is `swarmbook.distributed`
-    done = torchrun(4, written(folder, *CONFIGS.values()), folder / "store", program=[script])
-    assert done.returncode == 0, done.stderr
-    return done.stdout, Store(folder / "store")
+    command = forked(written(folder, *CONFIGS.values()), before="import own_methods\n")
+    with started(folder, command) as ranks:
+        said, _ = ranks.communicate()
+    assert ranks.returncode == 0, said
+    return said, Store(folder / "store")
 
 
 def values(table):
@@ -289,8 +285,9 @@ def test_the_plan_is_printed(four):
 def test_groups_of_cells_share_a_process(tmp_path):
     """Two processes with a stage of both replicas each, far apart; a run that diverges leaves nothing in the store."""
     config, wild = CONFIGS["shuffled"], run_config(**{**TINY, **SQUARE, "lr": 1e30})
-    places = ["--places", "seven", "--pace", "0.02", "--weight", "1e4"]
-    done = torchrun(2, ["--mesh", "1x2", *places, *written(tmp_path, config, wild)], tmp_path / "store")
+    arguments = ["--mesh", "1x2", "--places", "seven", "--pace", "0.02", "--weight", "1e4"]
+    script = own_methods.__file__  # which registers a user's own methods, and then is `swarmbook.distributed`
+    done = torchrun(2, [*arguments, *written(tmp_path, config, wild)], tmp_path / "store", program=[script])
     store = Store(tmp_path / "store")
     assert done.returncode == 1 and "the loss is not finite from step 1 on" in done.stderr
     assert store.get(wild.key) is None
@@ -404,12 +401,20 @@ def forked(arguments, before=""):
     return [sys.executable, "-c", before + LAUNCHER, *arguments]
 
 
+def started(folder, command, **named):
+    """A command on ranks that keep their store in a folder."""
+    named |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    if command[1] == "-c":
+        return Fork(command, environment(folder / "store", **named))
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment(folder / "store", **named), **streams)
+
+
 def struck(folder, command, strikes):
     """Train on four processes; each of `strikes` (after step, signal, rank) hits the rank's process. What was said."""
     strikes, ids, said = list(strikes), {}, []
-    named = environment(folder / "store", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
-    with subprocess.Popen(command, env=named, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
-        for line in started.stdout:
+    with started(folder, command) as ranks:
+        for line in ranks.stdout:
             said.append(line)
             for found in re.finditer(r"rank (\d) is process (\d+)", line):  # a line of another process may hold it
                 ids[int(found[1])] = int(found[2])
@@ -417,7 +422,7 @@ def struck(folder, command, strikes):
                 _, strike, rank = strikes.pop(0)
                 time.sleep(random.uniform(0, 0.05))  # anywhere in the steps that follow
                 os.kill(ids[rank], strike)
-    assert started.returncode == 0, "".join(said)
+    assert ranks.returncode == 0, "".join(said)
     return "".join(said)
 
 
@@ -614,8 +619,9 @@ RankTrainer.advance = cut
 def trained(folder, config, ranks, first, last):
     """Train on some processes, which must begin at a step and are killed at another; their exit status."""
     command = forked([str(first), str(last), *written(folder, config)], before=CUT)
-    named = environment(folder / "store", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), RANKS=str(ranks))
-    return subprocess.run(command, env=named, timeout=200, capture_output=True).returncode
+    with started(folder, command, RANKS=str(ranks)) as processes:
+        processes.communicate()
+    return processes.returncode
 
 
 class Killed(Exception):
@@ -667,14 +673,13 @@ def test_a_run_whose_beginning_does_not_fit_says_how_to_make_it(alone, tmp_path,
     child = run_config(
         **{**TINY, **COLUMN, "sync": "NoLoCo", "sync_every": 2, "steps": 4, "evaluate_every": 4, "branch": parent}
     )
-    named = environment(tmp_path / "store", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
-    command = forked(written(tmp_path, child, parent)[:1])
-    done = subprocess.run(command, env=named, timeout=200, capture_output=True, text=True)
-    assert done.returncode == 1
+    with started(tmp_path, forked(written(tmp_path, child, parent)[:1])) as ranks:
+        told, _ = ranks.communicate()
+    assert ranks.returncode == 1
     said = (
         f"run {child.key} begins with the final state of run {parent.key}, which is not in the store, and 4 processes"
     )
-    assert said in done.stderr and "start one of 1 (1x1) (replicas x stages), with --keep" in done.stderr
+    assert said in told and "start one of 1 (1x1) (replicas x stages), with --keep" in told
     assert __main__.main(["--keep", str(tmp_path / "1.json")]) == 0
     store = Store(tmp_path / "store")
     assert store.keeping().get(parent.key) and not store.get(child.key)
@@ -701,31 +706,25 @@ for rank in {0, 1, 2, 3} - {int(lost)}:
 
 @pytest.fixture
 def begun(tmp_path):
-    """Starts four ranks in training, without a launcher that would end them when one is lost: it, and their ids.
-
-    They are forks of one process, which loads the library once.
-    """
-    started, ids = [], []
+    """Starts four ranks in training, without a launcher that would end them when one is lost: it, and their ids."""
+    launchers, ids = [], []
 
     def start(lost, timeout):
         command = [sys.executable, "-c", FORKS, str(lost), str(tmp_path), "--timeout", timeout]
-        named = {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         command += written(tmp_path, ENDLESS)
-        started.append(
-            subprocess.Popen(command, env=environment(tmp_path / "store", **named), stdout=subprocess.PIPE, text=True)
-        )
-        ids.extend(map(int, started[0].stdout.readline().split()))
+        launchers.append(started(tmp_path, command, WORLD_SIZE="4"))
+        ids.extend(map(int, launchers[0].stdout.readline().split()))
         said, limit = tmp_path / "said 0", time.monotonic() + 200
         while not (said.exists() and "\nstep 3:" in said.read_text()):
-            assert time.monotonic() < limit and started[0].poll() is None, said.read_text()
+            assert time.monotonic() < limit and launchers[0].poll() is None, said.read_text()
             time.sleep(0.1)
-        return started[0], ids
+        return launchers[0], ids
 
     yield start
     for process in ids:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    for launcher in started:
+    for launcher in launchers:
         launcher.communicate()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import zmq
+from papermill import engines
 
 from swarmbook import endings
 from swarmbook.records.atomic_files import scratch_folder, write_folder
@@ -79,6 +80,19 @@ def test_where_sockets_have_no_place_the_kernel_has_ports(toy, tmp_path, monkeyp
     if place == "no sockets":
         execution.execute(papers.read_paper(toy("toy", ("1 + 1", ""))), page=False)
         assert (tmp_path / "runs/toy/toy.ipynb").exists()
+
+
+def test_a_busy_machine_has_time_to_send_what_a_cell_shows(toy, monkeypatch):
+    """nbclient gives up 4 s after a cell has ended."""
+    waits, made = [], engines.PapermillNotebookClient
+
+    def client(*arguments, **named):
+        waits.append(made(*arguments, **named))
+        return waits[-1]
+
+    monkeypatch.setattr(engines, "PapermillNotebookClient", client)
+    execution.execute(papers.read_paper(toy("toy", ("1 + 1", ""))), page=False)
+    assert waits[0].iopub_timeout == waits[0].startup_timeout == execution.BUSY
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])

@@ -84,7 +84,6 @@ def test_a_recovery_is_added_to_checkfrees_figure_2_by_its_name(monkeypatch, tmp
     monkeypatch.setitem(RULES, "first neighbour alone", None)  # to be removed again
     own = MINE + 'strategies = ["first neighbour alone", "random",'
     cells = replaced(code_of("checkfree"), 'strategies = ["random",', own)
-    cells = replaced(cells, "steps=40, evaluate_every=20", "steps=20, evaluate_every=10")
     calm = "in_order = train(grid(medium, seed=seeds))"
     wanted = ("sizes = choose(", "medium = {", calm, "strategies = [", 'title="Figure 2: 16 % an hour"')
     scope = executed("checkfree", cells, wanted, monkeypatch, tmp_path)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forks import Fork
 
 from swarmbook.config import NUMERICS, grid, run_config
 from swarmbook.errors import ConfigError, StoreError, TrainingError
@@ -225,9 +225,9 @@ print(runs.provenance()["seconds"].iloc[0])
 """
 
 
-def child(folder, **kwargs):
+def child(folder):
     environment = {**os.environ, "SWARMBOOK_STORE": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, cwd=folder.parent, **kwargs)
+    return Fork([sys.executable, "-c", SCRIPT], environment, cwd=folder.parent)
 
 
 def test_killed_in_mid_training_the_same_command_finishes_and_leaves_no_rubbish(tmp_path):
@@ -247,8 +247,8 @@ def test_killed_in_mid_training_the_same_command_finishes_and_leaves_no_rubbish(
 
 def test_two_processes_train_a_run_once(tmp_path):
     folder = tmp_path / "store"
-    both = [child(folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=180)[0] for process in both]
+    both = [child(folder) for _ in range(2)]
+    outputs = [process.communicate(timeout=180)[0].splitlines()[-1] for process in both]  # beside who waits for whom
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0] == outputs[1]  # the same wall time: one of them trained, both read its record
     assert len(list(folder.glob("*.parquet"))) == 2

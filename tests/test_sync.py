@@ -806,9 +806,19 @@ def everything():
     return runs
 
 
-def test_packed_runs_exchange_as_they_would_alone(tmp_path):
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """All in one pack; by one thread, as in each test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(everything(), show=False, store=Store(tmp_path_factory.mktemp("packed")))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_packed_runs_exchange_as_they_would_alone(packed, tmp_path):
     configs = everything()
-    packed = run(configs, show=False, store=Store(tmp_path / "packed"))
     assert {record.provenance["packed"] for record in packed.records} == {len(configs)}
     for config, record in zip(configs, packed.records, strict=True):
         alone, together = metrics(config, tmp_path), record.metrics
@@ -820,9 +830,8 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_goes_on_with_its_slow_weights(tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_with_its_slow_weights(packed, tmp_path, monkeypatch):
     configs = everything()
-    whole = run(configs, show=False, store=Store(tmp_path / "whole"))
     other, advance = Store(tmp_path / "other"), trainer.Pack.advance
 
     def killed(self):
@@ -839,7 +848,7 @@ def test_a_killed_run_goes_on_with_its_slow_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.Pack, "advance", lambda self: (steps.append(self.step), advance(self))[1])
     resumed = run(configs, show=False, store=other)
     assert steps == list(range(10, STEPS))
-    for a, b in zip(whole.records, resumed.records, strict=True):
+    for a, b in zip(packed.records, resumed.records, strict=True):
         pd.testing.assert_frame_equal(a.metrics, b.metrics, check_exact=True)
 
 

@@ -1,6 +1,7 @@
 """How many events and payments a second, beside a bare loop over a heap, and beside simpy.
 
     python tests/benchmarks/payments.py           # rates, a minute or two on one core
+    python tests/benchmarks/payments.py against FOLDER   # rates beside those of another build, a checkout of it
     python tests/benchmarks/payments.py signed    # payments with real signatures and point locks, and their floor
     python tests/benchmarks/payments.py scale     # 100,000 payments over 10,000 channels: success, time, memory
     python tests/benchmarks/payments.py scale 20000
@@ -23,11 +24,14 @@ everything lives to the end.
 
 import gc
 import multiprocessing
+import re
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from heapq import heappop, heappush
+from pathlib import Path
 
 import numpy as np
 import simpy
@@ -147,7 +151,27 @@ def scale(name: str, kind, settings: dict, count: int) -> None:
     print(f"{name:22}", *(f"{text:>10}" for text in [*columns, f"{used:.0f}", f"{memory:.2f}"]), flush=True)
 
 
+def against(folder: str) -> None:
+    """Rates of both builds, each by its own script, in turn; and this build's over the other's, pair by pair."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for _ in range(ROUNDS):
+        for root in (folder, Path(__file__).parents[2]):
+            command = [sys.executable, Path(root, "tests/benchmarks/payments.py")]
+            said = subprocess.run(command, env={"PYTHONPATH": str(Path(root, "lib"))}, capture_output=True, text=True)
+            for name, rate in re.findall(r"^(.+?) +([\d,]+)   \(", said.stdout, re.MULTILINE):
+                found.setdefault(name, {}).setdefault(str(root), []).append(float(rate.replace(",", "")))
+    for name, rates in found.items():
+        columns = [f"{statistics.median(values):12,.0f}" for values in rates.values()]
+        if len(rates) == 2:
+            ratios = [after / before for before, after in zip(*rates.values(), strict=True)]
+            columns.append(f"{statistics.median(ratios):6.2f} x")
+        print(f"{name:28}", *columns)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["against"]:
+        against(sys.argv[2])
+        return
     if sys.argv[1:2] == ["scale"]:
         count = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
         heads = ["payments", "succeed", *CAUSES, "events", "median", "95 %", "CPU s", "GiB"]

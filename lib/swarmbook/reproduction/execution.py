@@ -30,6 +30,10 @@ from swarmbook.reproduction.kernel import channels, socket_folder
 from swarmbook.reproduction.papers import Paper, at, checked, claims_of, label_of
 from swarmbook.reproduction.publishing import KERNELSPEC, html
 
+# Seconds for a kernel to start, and for the output of a cell to arrive when the cell has ended: nbclient's 4 s are over
+# sooner than a busy machine, or a cluster that reads all from one disk, has sent a large figure.
+BUSY = 600
+
 # is called with the number of code cells that are done and of all, the figure or table, the last line that was printed
 OnProgress = Callable[[int, int, str, str], None]
 
@@ -157,7 +161,8 @@ def _run(
             kernel_name=KERNELSPEC["name"],
             language="python",
             progress_bar=False,
-            start_timeout=600,  # seconds; a machine that is busy, or a cluster that reads all from one disk, is slow
+            start_timeout=BUSY,
+            iopub_timeout=BUSY,
             kernel_manager_class=kernel_of_this_python(environment, log, sockets),
             coalesce_streams=True,
             record_timing=False,
