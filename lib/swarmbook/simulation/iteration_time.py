@@ -11,14 +11,13 @@ Serves: CheckFree's throughput figure (the timeline of one iteration).
 """
 
 import functools
-import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 import numpy as np
 import pandas as pd
+import simpy
 
 from swarmbook.errors import ConfigError
 from swarmbook.simulation.network import Network
@@ -89,47 +88,6 @@ def simulate(
     return _IterationSimulation(workload, network, scheme, ready, frozenset(lost), saves).run()
 
 
-class _Turns:
-    """A place for so many processes at once; the others wait in the order in which they came."""
-
-    def __init__(self, free: int) -> None:
-        self.free, self.waiting = free, deque()
-
-
-# What a process waits for: until a time, and which goes first of those that go on at one time; or for a place.
-_Wait = Iterator[tuple[float, float] | _Turns]
-
-
-class _Clock:
-    """Processes take turns by the time at which each goes on, those of one time in the order in which they asked."""
-
-    def __init__(self, now: float) -> None:
-        self.now, self.asked, self.queue = now, 0, []
-
-    def run(self) -> None:
-        """Let all go on until they end. A new process goes before all others of its time."""
-        while self.queue:
-            self.now, _, _, process = heappop(self.queue)
-            wait = next(process, None)
-            if type(wait) is tuple:
-                self.at(process, *wait)
-            elif wait and wait.free:
-                wait.free -= 1
-                self.at(process, self.now)
-            elif wait:
-                wait.waiting.append(process)
-
-    def at(self, process: _Wait, time: float, rank: float = 0) -> None:
-        self.asked += 1
-        heappush(self.queue, (time, rank, self.asked, process))
-
-    def leave(self, place: _Turns) -> None:
-        if place.waiting:
-            self.at(place.waiting.popleft(), self.now)
-        else:
-            place.free += 1
-
-
 class _IterationSimulation:
     """The state of one iteration: the clock, the queue of each node, and what has been done so far."""
 
@@ -143,7 +101,7 @@ class _IterationSimulation:
         saves: bool,
     ) -> None:
         self.workload, self.network, self.scheme = workload, network, scheme
-        self.clock = _Clock(float(ready.min()))
+        self.env = simpy.Environment(initial_time=float(ready.min()))
         self.tasks: list[tuple] = []
         self.sent: Counter[str] = Counter()
         self.unrecovered = 0
@@ -155,98 +113,94 @@ class _IterationSimulation:
         self.copied = self._ship(ready) if scheme.ships else ready
         ready = self._save(ready) if saves else ready
         ready = self._recover(ready, lost) if lost else ready
-        self.begin, self.copied = ready.tolist(), self.copied.tolist()
-        self.busy = [_Turns(1) for _ in range(workload.nodes)]
+        self.begin = ready
+        self.busy = [simpy.Resource(self.env) for _ in range(workload.nodes)]
         wait = np.where(np.arange(workload.nodes) < workload.replicas, workload.idle, 0.0)
-        self.open = [self._until(time) for time in (ready + wait).tolist()]
-        self.free = ready.tolist()  # when each node ends its last task
-        self.slots = [_Turns(workload.in_flight) for _ in range(workload.replicas)]
+        self.open = [self._at(time) for time in ready + wait]
+        self.free = ready.copy()  # when each node ends its last task
+        self.slots = [simpy.Resource(self.env, workload.in_flight) for _ in range(workload.replicas)]
         self.cells = route_cells(workload, scheme)
-        self.done = ready.tolist()  # when each node's gradient is complete
+        self.done = ready.copy()  # when each node's gradient is complete
 
     def run(self) -> Iteration:
-        w, clock = self.workload, self.clock
+        w, env = self.workload, self.env
         for r in range(w.replicas):
             self.tasks.append((r, 0, r, "idle", -1, -1, self.begin[r], self.begin[r] + w.idle))
             for m in range(w.microbatches * self.scheme.split):
-                clock.at(self._microbatch(r, m), clock.now)
-        clock.run()
-        done, nodes = np.array(self.done), np.arange(w.nodes)
+                env.process(self._microbatch(r, m))
+        env.run()
+        nodes = np.arange(w.nodes)
         peers = nodes[:, None] // w.replicas == nodes // w.replicas
         delay = np.where(nodes[:, None] < w.replicas, self.ends_delay, self.stage_delay) + w.polling
         np.fill_diagonal(delay, 0.0)
-        arrival = np.where(peers, done[:, None] + delay, -np.inf)  # [from, to]
+        arrival = np.where(peers, self.done[:, None] + delay, -np.inf)  # [from, to]
         ready = arrival.max(axis=0)
         self.sent["exchange"] += w.replicas * (w.replicas - 1) * (w.ends_bytes + w.stages * w.stage_bytes)
         for node in nodes:
-            self._note(node, "exchange", done[node], ready[node])
+            self._note(node, "exchange", self.done[node], ready[node])
         seconds = float(ready[: w.replicas].max())
         # Equal iterations may still differ by rounding errors.
         after = tuple(np.round(np.maximum(ready, self.free) - seconds, DIGITS).tolist())
         return Iteration(seconds, after, self.tasks, dict(self.sent), self.unrecovered)
 
-    def _microbatch(self, r: int, m: int) -> _Wait:
+    def _microbatch(self, r: int, m: int) -> Iterator[simpy.Event]:
         """Take microbatch m of pipeline r out along its route, through the loss, and home."""
         w, part = self.workload, self.scheme.part
         route = route_nodes(self.cells, r, m)
-        yield self.slots[r]
-        at = r
-        yield from self._forward(r, r, m, 0.0)
-        for node in route:
-            yield self._message(at, node, "activations")
-            yield from self._forward(node, r, m, w.forward * part)
-            at = node
-        yield self._message(at, r, "activations")
-        yield from self._task(r, r, m, {"loss": w.head * part})
-        at = r
-        for node in reversed(route):
-            yield self._message(at, node, "activation gradients")
-            yield from self._task(node, r, m, {"backward": w.backward * part})
-            self.done[node] = max(self.done[node], self.free[node])
-            at = node
-        yield self._message(at, r, "activation gradients")
-        yield self._after(w.polling)
-        self.done[r] = max(self.done[r], self.clock.now)
-        self.clock.leave(self.slots[r])
+        with self.slots[r].request() as slot:
+            yield slot
+            at = r
+            yield from self._forward(r, r, m, 0.0)
+            for node in route:
+                yield self._message(at, node, "activations")
+                yield from self._forward(node, r, m, w.forward * part)
+                at = node
+            yield self._message(at, r, "activations")
+            yield from self._task(r, r, m, {"loss": w.head * part})
+            at = r
+            for node in reversed(route):
+                yield self._message(at, node, "activation gradients")
+                yield from self._task(node, r, m, {"backward": w.backward * part})
+                self.done[node] = max(self.done[node], self.free[node])
+                at = node
+            yield self._message(at, r, "activation gradients")
+            yield self.env.timeout(w.polling)
+            self.done[r] = max(self.done[r], self.env.now)
 
-    def _forward(self, node: int, r: int, m: int, seconds: float) -> _Wait:
+    def _forward(self, node: int, r: int, m: int, seconds: float) -> Iterator[simpy.Event]:
         """Run a stage's forward pass and, with redundant computation, that of the stage after it; stage 0 has none."""
         w, scheme = self.workload, self.scheme
         if not scheme.redundant or node >= w.nodes - w.replicas:
             yield from self._task(node, r, m, {"forward": seconds})
         elif scheme.hides:
             yield from self._task(node, r, m, {"forward": seconds})
-            self.clock.at(self._redundant(node, r, m), self.clock.now, -math.inf)
+            self.env.process(self._redundant(node, r, m))
         else:
-            yield self._until(self.copied[node]), 0
+            yield self._at(self.copied[node])
             yield from self._task(node, r, m, {"forward": seconds, "redundant forward": w.forward * scheme.part})
 
-    def _redundant(self, node: int, r: int, m: int) -> _Wait:
-        yield self._until(self.copied[node]), 0
+    def _redundant(self, node: int, r: int, m: int) -> Iterator[simpy.Event]:
+        yield self._at(self.copied[node])
         yield from self._task(node, r, m, {"redundant forward": self.workload.forward * self.scheme.part})
 
-    def _task(self, node: int, r: int, m: int, parts: dict[str, float]) -> _Wait:
+    def _task(self, node: int, r: int, m: int, parts: dict[str, float]) -> Iterator[simpy.Event]:
         """Wait for the node, do the parts one after another, and wait until the result is taken up for sending."""
-        if self.clock.now < self.open[node]:
-            yield self.open[node], node - self.workload.nodes
-        yield self.busy[node]
-        for kind, seconds in parts.items():
-            start = self.clock.now
-            yield self._after(seconds)
-            self._note(node, kind, start, self.clock.now, r, m)
-        self.free[node] = self.clock.now
-        self.clock.leave(self.busy[node])
-        yield self._after(self.workload.polling)
+        yield self.open[node]
+        with self.busy[node].request() as turn:
+            yield turn
+            for kind, seconds in parts.items():
+                start = self.env.now
+                yield self.env.timeout(seconds)
+                self._note(node, kind, start, self.env.now, r, m)
+            self.free[node] = self.env.now
+        yield self.env.timeout(self.workload.polling)
 
-    def _message(self, a: int, b: int, purpose: str) -> tuple[float, float]:
+    def _message(self, a: int, b: int, purpose: str) -> simpy.Event:
         self.sent[purpose] += self.activation_bytes
-        return self._after(self.delay[a][b])
+        return self.env.timeout(self.delay[a][b])
 
-    def _after(self, seconds: float) -> tuple[float, float]:
-        return self.clock.now + seconds, 0
-
-    def _until(self, time: float) -> float:
-        return self.clock.now + max(0.0, time - self.clock.now)
+    def _at(self, time: float) -> simpy.Event:
+        return self.env.timeout(max(0.0, time - self.env.now))
 
     def _note(self, node: int, kind: str, start: float, end: float, r: int = -1, m: int = -1) -> None:
         replicas = self.workload.replicas
