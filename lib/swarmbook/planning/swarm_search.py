@@ -18,7 +18,7 @@ import numpy as np
 
 from swarmbook.errors import ConfigError, PlanError
 from swarmbook.planning.annealing import annealing_search
-from swarmbook.planning.bounds import closed_form
+from swarmbook.planning.bounds import closed_form, lower_bound
 from swarmbook.planning.encoding import dispatched
 from swarmbook.planning.pipeline import Pipeline, Plan
 from swarmbook.planning.planners import PLANNERS
@@ -80,7 +80,7 @@ def plan_swarm(
         raise ConfigError(f"no plan for {swarm.name}: {error}") from error
     tell(1 - ROOM, "what limits it")
     done = replay(pipeline, plans[name], **swarm.line)
-    bound = float(closed_form(pipeline).max())
+    bound = lower_bound(pipeline, nodes=0)
     return SwarmPlan(swarm, pipeline, Plan(plans[name].paths, done.order()), done, bound, name, table)
 
 
