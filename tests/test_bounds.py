@@ -183,12 +183,11 @@ def test_an_optimum_that_is_not_proven_is_a_bracket():
 @settings(max_examples=25, deadline=None)
 def test_no_plan_beats_the_bounds_of_whole_instances(pipeline):
     found = annealing_search(pipeline, np.random.default_rng(0), moves=3000).makespan
-    machines = [own_machine(pipeline, d) for d in range(len(pipeline.groups[0]))]
+    machines = [own_machine(pipeline, d, effort=0.2) for d in range(len(pipeline.groups[0]))]
     assert max(machines) <= found + TICK
-    exact, merged = assignment_bound(pipeline), assignment_bound(pipeline, most=1)
+    exact, merged = (assignment_bound(pipeline, effort=0.2, most=most) for most in (1_000_000, 1))
     assert merged <= exact * 1.001 and max(exact, merged) <= found + TICK
     assert (closed_form(pipeline) <= np.array(machines) + TICK).all()
-    assert max(*machines, exact) <= lower_bound(pipeline, nodes=0) * 1.001 + TICK
 
 
 @pytest.mark.parametrize("seed", range(4))

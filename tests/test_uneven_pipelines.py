@@ -104,8 +104,8 @@ def test_uneven_instances_are_planned_replayed_and_bounded(pipeline, data):
     found, least = annealing_search(pipeline, rng(), moves=300), closed_form(pipeline).max()
     done = replay(pipeline, found.plan)
     assert done.makespan == found.makespan == cost(pipeline, found.plan)
-    assert found.makespan + 1e-6 >= lower_bound(pipeline, nodes=0) >= least
-    assert found.makespan + 1e-6 >= assignment_bound(pipeline, most=2)
+    for most in (2, 1_000_000):
+        assert found.makespan + 1e-6 >= assignment_bound(pipeline, effort=0.05, most=most) >= least - 1e-6
     for node, part in done.tasks.groupby("node"):
         held = np.cumsum((part["position"] < pipeline.visits).astype(int) - (part["position"] > pipeline.visits))
         assert held.max() <= memory[node]

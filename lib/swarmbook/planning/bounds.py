@@ -87,7 +87,7 @@ def closed_form(pipeline: Pipeline) -> np.ndarray:
     return (ties - 1) * launch + uses * round_trips(pipeline) + (uses - 1) * pipeline.gap
 
 
-def own_machine(pipeline: Pipeline, data_node: int, effort: float = 5.0) -> float:
+def own_machine(pipeline: Pipeline, data_node: int, effort: float = 1.0) -> float:
     """Seconds that one data node, by its position in group 0, needs for its own operations, wherever relays are free.
 
     Its slots' microbatches are away for the shortest round trip each, and the node does one thing at a time.
@@ -144,7 +144,7 @@ def _longest_away(pipeline: Pipeline, work: np.ndarray, lengths: list[int], unti
     return away - 1
 
 
-def assignment_bound(pipeline: Pipeline, effort: float = 5.0, most: int = 1_000_000, least: float = 0.0) -> float:
+def assignment_bound(pipeline: Pipeline, effort: float = 1.0, most: int = 1_000_000) -> float:
     """Seconds that no plan can beat, since good relays are few: a linear program over the paths of all slots.
 
     Nodes of a stage that are alike in links and times are one type, with the room of all. While there are more than
@@ -226,7 +226,7 @@ def assignment_bound(pipeline: Pipeline, effort: float = 5.0, most: int = 1_000_
                 return True
             chosen[better] = shortest(row[better], -gain[better], ROUND)
 
-    low = round(max(float(closed_form(pipeline).max()), least) / TICK)
+    low = round(float(closed_form(pipeline).max()) / TICK)
     if possible(low):
         return TICK * low
     high = 2 * low
@@ -349,8 +349,7 @@ def lower_bound(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2) -> flo
     all relays to itself (`optimum`); with nodes=0 this is left out, which takes seconds instead of a minute.
     """
     each = closed_form(pipeline)
-    bound = _machines(pipeline, each)
-    bound = max(bound, assignment_bound(pipeline, least=bound))
+    bound = max(_machines(pipeline, each), assignment_bound(pipeline))
     for d in np.argsort(-each, kind="stable")[:nodes]:
         bound = max(bound, optimum(alone(pipeline, int(d)), effort).lower)
     return bound
