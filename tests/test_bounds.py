@@ -71,7 +71,7 @@ def exhaustive(pipeline: Pipeline) -> float:
     for chosen in itertools.product(paths, repeat=pipeline.count):
         ways = [pipeline.itinerary(j, path) for j, path in enumerate(chosen)]
         shares = not pipeline.rules.shared or all(len({chosen[j] for j in chain}) == 1 for chain in pipeline.chains)
-        if not shares or max(sum(node in path for path in chosen) for node in range(1, 99)) > pipeline.capacity:
+        if not shares or any(sum(n in path for path in chosen) > most for n, most in enumerate(pipeline.places)):
             continue
         nodes = sorted({node for way in ways for node in way})
         lines = [
@@ -80,7 +80,7 @@ def exhaustive(pipeline: Pipeline) -> float:
         ]
         for orders in itertools.product(*(list(merges(each)) for each in lines)):
             held = [np.cumsum([(k < P) - (k > P) for _, k in line]).max() for line in orders]
-            if max(held) <= pipeline.memory:
+            if all(held <= pipeline.room[nodes]):
                 least = end(pipeline, ways, dict(zip(nodes, orders, strict=True)), least)
     return least
 
@@ -183,10 +183,32 @@ def test_an_optimum_that_is_not_proven_is_a_bracket():
 @settings(max_examples=25, deadline=None)
 def test_no_plan_beats_the_bounds_of_whole_instances(pipeline):
     found = annealing_search(pipeline, np.random.default_rng(0), moves=3000).makespan
-    machines = [own_machine(pipeline, d) for d in range(len(pipeline.groups[0]))]
+    machines = [own_machine(pipeline, d, effort=0.2) for d in range(len(pipeline.groups[0]))]
     assert max(machines) <= found + TICK
-    assert assignment_bound(pipeline) <= found + TICK
+    exact, merged = (assignment_bound(pipeline, effort=0.2, most=most) for most in (1_000_000, 1))
+    assert merged <= exact * 1.001 and max(exact, merged) <= found + TICK
     assert (closed_form(pipeline) <= np.array(machines) + TICK).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shared", [True, False])
+def test_bounds_of_uneven_instances_are_below_the_best_of_all_orders(seed, shared):
+    """Data nodes that send two and one, relays with room for unequal numbers, of which one may be chosen only once."""
+    fields = {"microbatches": (2, 1), "memory": (1, 2, 1, 2), "relay_limit": (9, 9, 1 + shared, 2)}
+    pipeline = tiny(seed, (2, 2), rules=PathRules(2, shared=shared), **fields)
+    best = exhaustive(pipeline)
+    assert lower_bound(pipeline, nodes=0) <= best + 2 * TICK
+    assert assignment_bound(pipeline, most=1) <= best + 2 * TICK
+
+
+def test_a_relay_takes_no_more_than_there_is_time_for():
+    """One relay for four sources works 4 s on each microbatch; the way there and back takes 2 s each: 2 + 16 + 2."""
+    hops, forward = np.ones((5, 5)), [1.0, 1.0, 1.0, 1.0, 2.0]
+    each = {"head": 0.0, "backward": 1.0, "gap": 0.0, "launch_gap": 0.0, "relay_limit": 4}
+    pipeline = Pipeline(((0, 1, 2, 3), (4,)), hops, forward, PathRules(2), microbatches=1, memory=4, **each)
+    best = optimum(pipeline)
+    assert best.lower == best.upper == pytest.approx(20)
+    assert 19.97 <= assignment_bound(pipeline) <= 20 + TICK
 
 
 @pytest.mark.parametrize("seed", range(3))

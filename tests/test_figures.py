@@ -1,10 +1,12 @@
 """What the figures draw."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
+from swarmbook.analysis import figures
 from swarmbook.analysis.confidence import estimate
 from swarmbook.analysis.figures import (
     INTERVAL,
@@ -215,6 +217,14 @@ def test_plain_numbers_are_those_that_the_axis_shows():
     plain(ax.yaxis, (1, 5, 10, 20, 50))
     assert [text.get_text() for text in ax.get_yticklabels()] == ["5", "10", "20"]
     assert not len(ax.yaxis.get_minorticklocs())
+
+
+def test_many_bars_are_one_collection_of_the_same_rectangles(monkeypatch):
+    monkeypatch.setattr(figures, "MOST_NAMED", 1)
+    _, (ax,) = panels(1)
+    figures.bars(ax, [0, 2], np.array([1.0, 3.0]), np.array([0.5, 2.0]), 0.8, color=["C0", "C1"], hatch=None)
+    corners = [path.get_extents().bounds for path in ax.collections[0].get_paths()]
+    assert np.allclose(corners, [(1.0, -0.4, 0.5, 0.8), (3.0, 1.6, 2.0, 0.8)]) and not ax.patches
 
 
 def test_a_gantt_chart_has_a_bar_a_task_on_the_row_of_its_node():

@@ -17,7 +17,7 @@ from swarmbook.planning.path_rules import PathRules
 from swarmbook.planning.pipeline import Pipeline, Plan
 from swarmbook.planning.placement import group_sizes
 from swarmbook.planning.replay import replay
-from swarmbook.planning.swarm import group_counts, placed
+from swarmbook.planning.swarm import dealt, group_counts, placed
 from swarmbook.planning.swarm_file import read
 from swarmbook.planning.swarm_plan import SwarmPlan, limits
 from swarmbook.planning.swarm_search import plan_swarm
@@ -305,3 +305,19 @@ def test_short_paths_alone_are_the_plan_without_tc2(tmp_path):
     swarm = swarm_of(tmp_path, rules={"TC2": False}, visits=2)
     found = plan_swarm(swarm, moves=100)
     assert replay(found.pipeline, found.plan, **swarm.line).makespan == found.done.makespan
+
+
+@pytest.mark.parametrize("clusters", [1, 2])
+def test_large_swarms_are_dealt_in_clusters(tmp_path, clusters):
+    """Two sites far apart: with two clusters each has its own pipeline; memory and given stages are kept."""
+    nodes = [{"name": f"n{i}", "region": "ab"[i % 2]} for i in range(6)]
+    nodes[0] |= {"memory_gib": 1.0}  # too little for stage 0
+    nodes[1] |= {"stage": 2}
+    stages = [{"forward_s": 1.0, "memory_gib": 2}, {"count": 2, "forward_s": 1.0, "memory_gib": 1}]
+    swarm = swarm_of(tmp_path, nodes=nodes, stages=stages)
+    groups = dealt(swarm, clusters, rng())
+    assert [len(group) for group in groups] == group_counts(swarm) == [2, 2, 2]
+    assert sorted(sum(groups, [])) == list(range(6)) and 0 not in groups[0] and 1 in groups[2]
+    if clusters == 2:
+        assert [sorted(n % 2 for n in group) for group in groups] == [[0, 1]] * 3
+        assert closed_form(swarm.pipeline(groups)).max() < 20.5  # 2 x 9 s + 2 launches: no message of 0.6 s

@@ -71,7 +71,7 @@ def unusable(error: OSError) -> str:
     return "; ".join([": ".join([*parts, told]), *filter(None, [_REMEDIES.get(error.errno)])])
 
 
-_ELSEWHERE = "with --output, or with SWARMBOOK_STORE or SWARMBOOK_CACHE for runs and tokens"
+_ELSEWHERE = "with --output (of `plan` with --folder), or with SWARMBOOK_STORE or SWARMBOOK_CACHE for runs and tokens"
 _REMEDIES = {
     errno.ENOSPC: f"make room, or name another disk {_ELSEWHERE} (TMPDIR for temporary files)",
     errno.EDQUOT: f"make room, or name another disk {_ELSEWHERE} (TMPDIR for temporary files)",

@@ -10,12 +10,18 @@ makespan over the bound. Seconds are of the processor, one core each, after comp
 
 Peers:
 - "CP-SAT, orders": OR-Tools on one thread, with short paths (`short_paths`), for what each node does in what order
+- "PyJobShop": the same problem given to PyJobShop, which hands it to CP-SAT, for as much of CP-SAT's own time. It knows
+  no travel times between relays that are chosen, so that it cannot choose paths. For its line, `pip install --target
+  FOLDER --no-deps pyjobshop psplib fjsplib` and give `--peers FOLDER`. job-shop-lib knows neither travel times nor
+  memory, so that what its rules give is no plan
 - "rules": the best of our dispatching rules on short paths; "conflict-based": the released search as rebuilt; "blind"
 
 It is a benchmark, not a test: it asserts nothing.
 """
 
 import argparse
+import contextlib
+import io
 import sys
 import threading
 import time
@@ -38,6 +44,7 @@ from swarmbook.planning.replay import replay  # noqa: E402
 from swarmbook.planning.slot_paths import short_paths  # noqa: E402
 from swarmbook.simulation.network import SKIPPIPE, Network  # noqa: E402
 
+MOST_PEER = 100  # nodes of the largest instance that is given to PyJobShop
 STAGES, VISITS, SAMPLES, BYTES, FORWARD = 6, 4, 8, 4_194_304, 1.76  # of case A
 
 
@@ -112,6 +119,42 @@ def _timed(model, seconds: float, cp_model) -> list[tuple[float, float]]:
     return found
 
 
+def pyjobshop_orders(pipeline: Pipeline, paths: list, seconds: float) -> list[tuple[float, float]]:
+    """[(processor seconds, makespan)] of the plan that PyJobShop finds with these paths; none without PyJobShop."""
+    try:
+        from pyjobshop import Model
+    except ImportError:
+        return []
+    begun, model, P = time.process_time(), Model(), pipeline.visits
+    gap, launch = round(pipeline.gap / TICK), round(pipeline.launch_gap / TICK)
+    machine = {node: model.add_machine() for node in pipeline.stage_of}
+    room = {node: model.add_renewable(int(pipeline.room[node])) for node in pipeline.stage_of}
+    for chain in pipeline.chains:
+        before = None
+        for j in chain:
+            way, job, tasks = pipeline.itinerary(j, paths[j]), model.add_job(), []
+            for position, node in enumerate(way):
+                idle = gap if position else launch
+                task = model.add_task(job)
+                model.add_mode(task, machine[node], pipeline.duration(position, node) + idle)
+                if before is not None:
+                    last, free, from_node = before
+                    travel = int(pipeline.travel[from_node, node]) if position else 0
+                    model.add_end_before_start(last, task, travel - free)
+                tasks.append(task)
+                before = task, idle, node
+            for position in range(1, P):
+                holds = model.add_task(allow_idle=True)
+                model.add_mode(holds, room[way[position]], 1, 1)
+                model.add_start_at_start(holds, tasks[position])
+                model.add_end_at_end(holds, tasks[2 * P - position], gap)
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = model.solve(display=False, num_workers=1, max_deterministic_time=seconds)
+    if not np.isfinite(found.objective):
+        return []
+    return [(time.process_time() - begun, TICK * (found.objective - gap))]
+
+
 def best_by(history, limit: float) -> float:
     """The least makespan found by then; inf if there was none."""
     return min((row[-1] for row in history if row[-2] <= limit), default=float("inf"))
@@ -138,6 +181,12 @@ def compare(name: str, limits: list[float]) -> None:
     row("rules", [rules] * len(limits))
     both = [(spent + at, span) for at, span in cp_sat_orders(pipeline, paths, limits[-1] - spent)]
     row("CP-SAT, orders", [best_by(both, limit) for limit in limits])
+    if len(pipeline.hops) <= MOST_PEER:
+        spans = [pyjobshop_orders(pipeline, paths, limit) for limit in limits]
+        if any(spans):
+            row("PyJobShop", [span[0][1] if span else float("inf") for span in spans])
+            taken = ", ".join(f"{span[0][0]:.1f}" if span else "-" for span in spans)
+            print(f"{name:5} {'PyJobShop took':20} {taken} s", flush=True)
     blind = PLANNERS["blind"](pipeline, np.random.default_rng(0))
     row("blind", [replay(pipeline, blind).makespan] * len(limits))
     if len(pipeline.hops) <= 20:
@@ -150,7 +199,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two cases, few seconds of search")
     parser.add_argument("--instances", nargs="+", default=["C", "A", "B", "S", "20", "100", "300", "1000"])
     parser.add_argument("--seconds", nargs="+", type=float, default=[1.0, 10.0, 60.0])
+    parser.add_argument("--peers", type=Path, help="a folder with packages of peers that are not installed here")
     given = parser.parse_args()
+    if given.peers:
+        sys.path.append(str(given.peers))
     names, limits = (["C", "S"], [1.0, 5.0]) if given.quick else (given.instances, sorted(given.seconds))
     print(f"{'':26} " + "".join(f" {f'{limit:g} s':>9} {'ratio':>6}" for limit in limits))
     for name in names:

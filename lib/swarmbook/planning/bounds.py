@@ -16,13 +16,14 @@ Serves: the bounds and gaps of SkipPipe's iteration times, and its figure of lar
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path as File
 
 import numpy as np
 import pandas as pd
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, vstack
 
@@ -31,6 +32,8 @@ from swarmbook.planning.annealing import annealing_search
 from swarmbook.planning.pipeline import TICK, Pipeline, Plan
 from swarmbook.records.computed import computed
 
+MACHINES = 4  # data nodes whose own machine is looked at
+ROUND = 200  # paths of each slot that a round of `assignment_bound` adds
 VERSION = 2  # of what `lower_bound` proves: to be raised when the same effort would prove something else
 
 
@@ -84,7 +87,7 @@ def closed_form(pipeline: Pipeline) -> np.ndarray:
     return (ties - 1) * launch + uses * round_trips(pipeline) + (uses - 1) * pipeline.gap
 
 
-def own_machine(pipeline: Pipeline, data_node: int, effort: float = 5.0) -> float:
+def own_machine(pipeline: Pipeline, data_node: int, effort: float = 1.0) -> float:
     """Seconds that one data node, by its position in group 0, needs for its own operations, wherever relays are free.
 
     Its slots' microbatches are away for the shortest round trip each, and the node does one thing at a time.
@@ -92,14 +95,17 @@ def own_machine(pipeline: Pipeline, data_node: int, effort: float = 5.0) -> floa
     """
     away = round(round_trips(pipeline)[data_node] / TICK)
     lengths = [len(chain) for chain in pipeline.chains_of[data_node]]
-    return TICK * _one_machine(pipeline, pipeline.groups[0][data_node], lengths, effort, away=away)
+    return TICK * _one_machine(pipeline, pipeline.work[:, pipeline.groups[0][data_node]], lengths, effort, away=away)
 
 
-def _one_machine(pipeline: Pipeline, home: int, lengths: list[int], effort: float, away: int) -> int:
-    """Ticks that slots of so many microbatches take on their data node at least, if each is away for `away` ticks."""
+def _one_machine(pipeline: Pipeline, work: np.ndarray, lengths: list[int], effort: float, away: int) -> int:
+    """Ticks that slots of so many microbatches take on their data node at least, if each is away for `away` ticks.
+
+    work [3]: ticks of its forward pass, loss and backward pass.
+    """
     from ortools.sat.python import cp_model
 
-    model, work = cp_model.CpModel(), [int(each) for each in pipeline.work[:, home]]
+    model, work = cp_model.CpModel(), [int(each) for each in work]
     gap, launch_gap = round(pipeline.gap / TICK), round(pipeline.launch_gap / TICK)
     worst = sum(lengths) * (away + sum(work) + 3 * (gap + launch_gap))
     end, busy, firsts = model.new_int_var(0, worst, ""), [], {}
@@ -128,89 +134,97 @@ def _one_machine(pipeline: Pipeline, home: int, lengths: list[int], effort: floa
     return math.ceil(solver.best_objective_bound - 1e-6)
 
 
-def _longest_away(pipeline: Pipeline, home: int, lengths: list[int], until: int, effort: float) -> int:
+def _longest_away(pipeline: Pipeline, work: np.ndarray, lengths: list[int], until: int, effort: float) -> int:
     """Ticks; slots of one length that are all away for longer would end after `until` on their data node's machine."""
     away = until // lengths[0] + 1
-    while (less := away - (_one_machine(pipeline, home, lengths, effort, away) - until - 1) // lengths[0]) < away:
-        if _one_machine(pipeline, home, lengths, effort, less) <= until:
+    while (less := away - (_one_machine(pipeline, work, lengths, effort, away) - until - 1) // lengths[0]) < away:
+        if _one_machine(pipeline, work, lengths, effort, less) <= until:
             break
         away = less
     return away - 1
 
 
-def assignment_bound(pipeline: Pipeline, effort: float = 5.0, most: int = 3_000_000) -> float:
+def assignment_bound(pipeline: Pipeline, effort: float = 1.0, most: int = 1_000_000) -> float:
     """Seconds that no plan can beat, since good relays are few: a linear program over the paths of all slots.
 
-    Nodes of a stage with equal links and times are one type, with the room of all. A makespan T is possible only if a
-    fraction of a path for each slot fits into the room of the relays, where at most k - 1 slots of a data node have
-    round trips with which k of them would not end on their data node's own machine by T. Bisection finds the largest T
-    for which that fails to a thousandth. What the program denies is checked by weak duality, so that the bound does not
-    rest on the tolerance of HiGHS. 0 if there are more than `most` pairs of a data node's type and a path, or if data
-    nodes send unequal numbers of microbatches or relays have unequal room (`Pipeline.even`).
+    Nodes of a stage that are alike in links and times are one type, with the room of all. While there are more than
+    `most` pairs of a data node's type and a path, types that differ little become one that is as fast as the fastest.
+    A makespan T is possible only if a fraction of a path for each slot fits into the room of the relays (`_room`),
+    where at most k - 1 slots of a data node have round trips with which k of them would not end on their data node's
+    own machine by T. Bisection finds the largest T for which that fails to a thousandth. What the program denies is
+    checked by weak duality, so that the bound does not rest on the tolerance of HiGHS.
     """
-    if not pipeline.even:
-        return 0.0
-    types, count, homes, paths, trips = _typed_paths(pipeline, most)
-    if paths is None:
-        return 0.0
-    lengths = [len(chain) for chain in pipeline.chains_of[0]]
-    stage = np.array([pipeline.stage_of[node] for node in types])
-    gap, shared = round(pipeline.gap / TICK), pipeline.rules.shared
-    classes = sorted(set(lengths)) if shared else [1]
-    longest = max(lengths)
-    demand = {u: lengths.count(u) if shared else pipeline.sent[0] for u in classes}
+    types = _types(pipeline, most)
+    paths, trips, holds = types.paths(pipeline)
+    homes, shared, gap = np.flatnonzero(types.stage == 0), pipeline.rules.shared, round(pipeline.gap / TICK)
+    # one row of the program for each home and number of microbatches in its slots: home, number, slots of one data node
+    rows = [
+        (at, u, types.lengths[h].count(u) if shared else sum(types.lengths[h]))
+        for at, h in enumerate(homes)
+        for u in (sorted(set(types.lengths[h])) if shared else [1])
+    ]
+    need = np.array([slots * types.count[homes[at]] for at, _, slots in rows], dtype=float)
+    known: dict[tuple, int] = {}  # by what a data node does, since most are alike
 
-    known: dict[tuple, int] = {}  # by the work of a data node, since most are alike
-
-    def away(home: int, k: int, until: int) -> int:
-        key = (*pipeline.work[:, home].tolist(), k, until)
+    def away(h: int, u: int, k: int, until: int) -> int:
+        key = (*types.work[:, h].tolist(), u, k, until)
         if key not in known:
-            known[key] = _longest_away(pipeline, home, [longest] * k, until, effort)
+            known[key] = _longest_away(pipeline, types.work[:, h], [u] * k, until, effort)
         return known[key]
 
+    def shortest(row: np.ndarray, value: np.ndarray, number: int) -> np.ndarray:
+        """Whether each is among so many of its row with the least values."""
+        order = np.lexsort((value, row))
+        place = np.empty(len(row), np.int64)
+        place[order] = np.arange(len(row)) - np.searchsorted(row[order], row[order])
+        return place < number
+
     def possible(until: int) -> bool:
-        columns, rows, room = [], [], []
-        limits = {
-            h: [away(types[h], k, until) for k in range(1, lengths.count(longest) + 1)]
-            for h in (homes if shared else [])
-        }
-        for at, h in enumerate(homes):
-            for u in classes:
-                limit = limits[h][0] if shared and u == longest else (until - (u - 1) * gap) // u
-                fit = np.flatnonzero(trips[at] <= limit)
-                columns.append(np.stack([np.full(len(fit), at), np.full(len(fit), u), fit]))
-        at, use, path = np.concatenate(columns, axis=1)
-        size = len(at)
-        every = np.arange(size)
-        visits = (np.repeat(use[None], len(paths), 0).ravel(), (paths[:, path].ravel(), np.tile(every, len(paths))))
-        rows.append(csr_array(visits, shape=(len(types), size))[stage > 0])
-        room.append(pipeline.capacity * count[stage > 0])
-        need = 0
-        for u in classes:
-            mine = use == u
-            rows.append(csr_array((np.ones(mine.sum()), (at[mine], every[mine])), shape=(len(homes), size)))
-            room.append(demand[u] * count[homes])
-            need += int(room[-1].sum())
-        if shared:
-            for k in range(1, lengths.count(longest)):
-                beyond = (use == longest) & (trips[at, path] > np.array([limits[h][k] for h in homes])[at])
-                rows.append(csr_array((np.ones(beyond.sum()), (at[beyond], every[beyond])), shape=(len(homes), size)))
-                room.append(k * count[homes])
-        else:
-            rows.append(csr_array((trips[at, path] / until, (at, every)), shape=(len(homes), size)))
-            room.append(count[homes] * sum(1 - (u - 1) * gap / until for u in lengths))
-        matrix, limit = vstack(rows).tocsr(), np.concatenate(room).astype(float)
-        if not size:
+        limits = [
+            [away(homes[at], u, k, until) for k in range(1, slots + 1)]
+            if shared and u == max(types.lengths[homes[at]])
+            else [(until - (u - 1) * gap) // u]
+            for at, u, slots in rows
+        ]
+        fits = [np.flatnonzero(trips[at] <= limits[r][0]) for r, (at, _, _) in enumerate(rows)]
+        row, path = np.repeat(np.arange(len(rows)), [len(fit) for fit in fits]), np.concatenate(fits)
+        if not len(path):
             return False
-        found = linprog(-np.ones(size), A_ub=matrix, b_ub=limit, method="highs")
-        if found.status != 0:
-            return True
-        price = np.maximum(-found.ineqlin.marginals, 0)  # any prices give a bound on how many slots have a path
-        most_of = (np.array([demand[u] for u in classes])[np.searchsorted(classes, use)] * count[homes][at]).astype(
-            float
-        )
-        routed = limit @ price + most_of @ np.maximum(1 - matrix.T @ price, 0)
-        return bool(routed >= need - 1e-4)
+        size, every = len(path), np.arange(len(path))
+        at, use = np.array([(at, u) for at, u, _ in rows]).T
+        trip = trips[at[row], path]
+        uses = np.tile(use[row], len(paths))
+        visits = (uses, (paths[:, path].ravel(), np.tile(every, len(paths))))
+        relays, (turns, spans) = types.stage > 0, types.room(pipeline, until)
+        held = (uses * holds(at[row], path).ravel() / until, visits[1])
+        matrix = [csr_array(each, shape=(len(types.stage), size))[relays] for each in (visits, held)]
+        matrix.append(csr_array((np.ones(size), (row, every)), shape=(len(rows), size)))
+        room = [turns[relays], spans[relays] / until, need]
+        if shared:
+            for k in range(1, max(map(len, limits))):
+                limit = np.array([each[k] if k < len(each) else np.inf for each in limits])
+                beyond = np.flatnonzero(trip > limit[row])
+                matrix.append(csr_array((np.ones(len(beyond)), (row[beyond], beyond)), shape=(len(rows), size)))
+                room.append(k * types.count[homes[at]])
+        else:
+            matrix.append(csr_array((trip / until, (at[row], every)), shape=(len(homes), size)))
+            idle = [sum(1 - (u - 1) * gap / until for u in types.lengths[h]) for h in homes]
+            room.append(types.count[homes] * np.array(idle))
+        matrix, limit = vstack(matrix).tocsc(), np.concatenate(room).astype(float)
+        chosen, whole = shortest(row, trip, ROUND), need.sum()
+        while True:  # column generation: a few paths of each slot decide
+            found = linprog(-np.ones(chosen.sum()), A_ub=matrix[:, chosen], b_ub=limit, method="highs")
+            if found.status != 0 or -found.fun >= whole - 1e-6:
+                return True
+            price = np.maximum(-found.ineqlin.marginals, 0)  # any prices give a bound on how many slots have a path
+            gain, most_of = np.maximum(1 - matrix.T @ price, 0), np.zeros(len(rows))
+            np.maximum.at(most_of, row, gain)
+            if limit @ price + need @ most_of < whole - 1e-4:
+                return False
+            better = (gain > 1e-9) & ~chosen
+            if not better.any():
+                return True
+            chosen[better] = shortest(row[better], -gain[better], ROUND)
 
     low = round(float(closed_form(pipeline).max()) / TICK)
     if possible(low):
@@ -224,40 +238,108 @@ def assignment_bound(pipeline: Pipeline, effort: float = 5.0, most: int = 3_000_
     return TICK * low
 
 
-def _typed_paths(
-    pipeline: Pipeline, most: int
-) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-    """One node of each type, how many it has, the types of data nodes, all paths [P - 1, n] and trips [homes, n]."""
-    travel, work = pipeline.travel, pipeline.work
-    types: list[int] = []
-    count: list[int] = []
-    for node, stage in pipeline.stage_of.items():
-        for k, other in enumerate(types):
-            if pipeline.stage_of[other] != stage or (work[:, node] != work[:, other]).any():
-                continue
-            rest = np.arange(len(travel))
-            rest = rest[(rest != node) & (rest != other)]
-            if (travel[node, rest] == travel[other, rest]).all() and (travel[rest, node] == travel[rest, other]).all():
-                count[k] += 1
-                break
-        else:
-            types.append(node)
-            count.append(1)
-    stage = np.array([pipeline.stage_of[node] for node in types])
-    at = [np.flatnonzero(stage == s) for s in range(pipeline.stages)]
-    homes = at[0]
-    if len(homes) * sum(math.prod(len(at[s]) for s in order) for order in pipeline.orders) > most:
-        return types, np.array(count), homes, None, np.empty((0, 0))
-    both = (travel + travel.T)[np.ix_(types, types)]
-    relay, home = (work[0] + work[2])[types], work.sum(0)[types]
-    paths = [
-        np.stack(np.meshgrid(*(at[s] for s in order), indexing="ij")).reshape(len(order), -1)
-        for order in pipeline.orders
-    ]
-    ways = np.concatenate(paths, axis=1)
-    inside = both[ways[:-1], ways[1:]].sum(0) + relay[ways].sum(0)
-    trips = inside + both[homes[:, None], ways[0]] + both[homes[:, None], ways[-1]] + home[homes][:, None]
-    return types, np.array(count), homes, ways, trips
+@dataclass(frozen=True)
+class _Types:
+    """Nodes that are alike as one: stage [K], how many nodes [K], ticks of work [3, K] and of messages [K, K].
+
+    `members` are the nodes of each, `lengths` the microbatches in the slots of one of its data nodes (none for relays).
+    """
+
+    members: list[list[int]]
+    stage: np.ndarray
+    work: np.ndarray
+    travel: np.ndarray
+    lengths: list[tuple[int, ...]]
+
+    @property
+    def count(self) -> np.ndarray:
+        return np.array([len(nodes) for nodes in self.members])
+
+    def paths(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray, Callable]:
+        """All paths over types [P - 1, n], and the ticks of their round trips from each type of data nodes.
+
+        Last, a function from data nodes [k] and paths [k], as numbers of those, to the ticks [P - 1, k] for which each
+        relay holds a microbatch at least, from its forward pass to the end of its backward pass.
+        """
+        at = [np.flatnonzero(self.stage == s) for s in range(pipeline.stages)]
+        ways = np.concatenate(
+            [
+                np.stack(np.meshgrid(*(at[s] for s in order), indexing="ij")).reshape(len(order), -1)
+                for order in pipeline.orders
+            ],
+            axis=1,
+        )
+        both, relay, home = self.travel + self.travel.T, self.work[0] + self.work[2], self.work.sum(0)
+        inside = both[ways[:-1], ways[1:]].sum(0) + relay[ways].sum(0)
+        first = at[0][:, None]
+        steps = np.concatenate([relay[ways[:1]], both[ways[:-1], ways[1:]] + relay[ways[1:]]])
+        rest = np.cumsum(steps[::-1], 0)[::-1] - steps + relay[ways]
+
+        def holds(data: np.ndarray, path: np.ndarray) -> np.ndarray:
+            back = at[0][data]
+            return rest[:, path] + both[back, ways[-1, path]] + self.work[1, back]
+
+        return ways, inside + both[first, ways[0]] + both[first, ways[-1]] + home[first], holds
+
+    def room(self, pipeline: Pipeline, until: int) -> tuple[np.ndarray, np.ndarray]:
+        """How many microbatches the nodes of each type can take [K], and for how many ticks they can hold them [K].
+
+        They are as many as may choose the nodes, and can end by then. A relay cannot begin before a first message
+        reaches it, nor end later than a last message needs to its data node.
+        """
+        apart = self.stage[:, None] != self.stage
+        far = np.iinfo(np.int64).max // 4
+        homes = self.stage == 0
+        come = self.work[0, homes].min() + np.where(apart, self.travel, far).min(0)
+        go = self.work[2, homes].min() + np.where(apart, self.travel, far).min(1)
+        gap, span = round(pipeline.gap / TICK), np.maximum(until - come - go, 0)
+        turns = (span + gap) // (self.work[0] + self.work[2] + 2 * gap)
+        each = zip(self.members, turns.tolist(), strict=True)
+        most = np.array([np.minimum(pipeline.places[nodes], turn).sum() for nodes, turn in each])
+        return most, np.array([pipeline.room[nodes].sum() for nodes in self.members]) * span
+
+
+def _types(pipeline: Pipeline, most: int) -> _Types:
+    """The fewest types that are exact, or so few that there are about `most` pairs of a data node and a path.
+
+    Those that are merged are clusters of a stage by links and work (average linkage). What they become has the least of
+    their times, so that no plan takes longer with it. Data nodes whose slots differ in length are never merged.
+    """
+    nodes, stage = np.array(list(pipeline.stage_of)), np.array(list(pipeline.stage_of.values()))
+    travel, work = pipeline.travel[np.ix_(nodes, nodes)], pipeline.work[:, nodes]
+    apart = stage[:, None] != stage
+    slots = {node: tuple(map(len, c)) for node, c in zip(pipeline.groups[0], pipeline.chains_of, strict=True)}
+    kinds = {lengths: number for number, lengths in enumerate(sorted({(), *slots.values()}))}
+    kind = np.array([kinds[slots.get(node, ())] for node in nodes.tolist()])
+    both = np.where(apart, travel + travel.T, 0)
+    alike = np.c_[kind, work.T, np.where(apart, travel, 0), np.where(apart, travel.T, 0)]
+    label, tree = np.zeros(len(nodes), np.int64), {}
+    for s in range(pipeline.stages):
+        here = np.flatnonzero(stage == s)
+        label[here] = np.unique(alike[here], axis=0, return_inverse=True)[1].ravel()
+        if len(here) > 1:
+            near = np.unique(np.c_[both[here], work.T[here].sum(1) * len(nodes)], axis=1)
+            tree[s] = linkage(near.astype(float), "average")
+
+    def pairs(at: np.ndarray) -> int:
+        number = [len(np.unique(at[stage == s])) for s in range(pipeline.stages)]
+        return number[0] * sum(math.prod(number[s] for s in order) for order in pipeline.orders)
+
+    most_of = max(len(np.unique(label[stage == s])) for s in range(pipeline.stages))
+    while pairs(label) > most and most_of > 1:
+        most_of -= 1 + most_of // 10
+        for s, merged in tree.items():
+            if len(np.unique(label[here := stage == s])) > most_of:
+                label[here] = fcluster(merged, most_of, "maxclust") * len(kinds) + kind[here]
+    first = {pair: number for number, pair in enumerate(sorted(set(zip(stage.tolist(), label.tolist(), strict=True))))}
+    members = [np.flatnonzero((stage == s) & (label == k)) for s, k in first]
+    by = np.concatenate(members)
+    cuts = np.r_[0, np.cumsum([len(each) for each in members])[:-1]]
+    shortest = np.minimum.reduceat(np.minimum.reduceat(travel[np.ix_(by, by)], cuts, 0), cuts, 1)
+    return _Types(
+        [nodes[each].tolist() for each in members], np.array([s for s, _ in first]),
+        np.minimum.reduceat(work[:, by], cuts, 1), shortest, [slots.get(int(nodes[each[0]]), ()) for each in members],
+    )  # fmt: skip
 
 
 def lower_bound(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2) -> float:
@@ -267,7 +349,7 @@ def lower_bound(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2) -> flo
     all relays to itself (`optimum`); with nodes=0 this is left out, which takes seconds instead of a minute.
     """
     each = closed_form(pipeline)
-    bound = max(float(each.max()), own_machine(pipeline, int(np.argmax(each))), assignment_bound(pipeline))
+    bound = max(_machines(pipeline, each), assignment_bound(pipeline))
     for d in np.argsort(-each, kind="stable")[:nodes]:
         bound = max(bound, optimum(alone(pipeline, int(d)), effort).lower)
     return bound
@@ -282,6 +364,15 @@ def proven(pipeline: Pipeline, effort: float = 20.0, nodes: int = 2, recorded: s
 
     (table,) = computed([given], compute, recorded)
     return max(float(table["lower"].iloc[0]), float(closed_form(pipeline).max()))
+
+
+def _machines(pipeline: Pipeline, each: np.ndarray) -> float:
+    """The largest `own_machine` of the data nodes with the largest closed forms `each` [D], alike ones once."""
+    kinds: dict[tuple, int] = {}
+    for d in np.argsort(-each, kind="stable").tolist():
+        slots = tuple(map(len, pipeline.chains_of[d]))
+        kinds.setdefault((float(each[d]), slots, *pipeline.work[:, pipeline.groups[0][d]].tolist()), d)
+    return max(float(each.max()), *(own_machine(pipeline, d) for d in list(kinds.values())[:MACHINES]))
 
 
 def alone(pipeline: Pipeline, data_node: int) -> Pipeline:
@@ -303,7 +394,7 @@ def optimum(pipeline: Pipeline, effort: float = 60.0, moves: int = 100_000) -> O
     relays = [node for group in pipeline.groups[1:] for node in group]
     horizon = round(found.makespan / TICK) - 1
     each = closed_form(pipeline)
-    least = round(max(float(each.max()), own_machine(pipeline, int(np.argmax(each)))) / TICK)
+    least = round(_machines(pipeline, each) / TICK)
     if least > horizon:
         return Optimum(found.makespan, found.makespan, found.plan)
     busy: dict[int, list] = {node: [] for node in pipeline.stage_of}

@@ -625,12 +625,12 @@ def _round_trip(state, width, j):
 
 
 @compiled
-def anneal_paths(shop, state, places, spare, moves, hot, cold, rng):
-    """Change paths alone, before there are orders, by annealing the sum of (round trip / mean round trip) ** 4.
+def anneal_paths(shop, state, places, trips, spare, moves, hot, cold, rng):
+    """Change paths alone, before there are orders, by annealing the sum of (round trips / their mean) ** 4.
 
-    The fourth power makes the longest round trips count most. places [J]: how many places each microbatch takes on a
-    relay. spare: relays with room. hot, cold: first and last temperature. With hot = 0 every change that the rules
-    allow is taken, whatever the network.
+    The fourth power makes the longest count most. places, trips [J]: how many places each microbatch takes on a relay,
+    and for how many round trips it stands. spare: relays with room. hot, cold: first and last temperature. With hot = 0
+    every change that the rules allow is taken, whatever the network.
     """
     P, capacity = shop.limits[VISITS], shop.capacity
     W = 2 * P + 1
@@ -638,7 +638,7 @@ def anneal_paths(shop, state, places, spare, moves, hot, cold, rng):
     visits = np.zeros((2, P - 1), np.int64)
     scale = 0.0
     for j in range(J):
-        scale += _round_trip(state, W, j) / J
+        scale += trips[j] * _round_trip(state, W, j) / J
     temperature, cooling = hot, (cold / hot) ** (1.0 / moves) if hot > 0 else 1.0
     for _ in range(moves):
         temperature *= cooling
@@ -658,7 +658,8 @@ def anneal_paths(shop, state, places, spare, moves, hot, cold, rng):
         more = places[i] - places[j]  # for y
         if not reorder and (state.chosen[y] + more > capacity[y] or state.chosen[x] - more > capacity[x]):
             continue
-        was = (_round_trip(state, W, i) / scale) ** 4 + (0 if i == j else (_round_trip(state, W, j) / scale) ** 4)
+        was = (trips[i] * _round_trip(state, W, i) / scale) ** 4
+        was += 0 if i == j else (trips[j] * _round_trip(state, W, j) / scale) ** 4
         visits[0], visits[1] = state.visit[i], state.visit[j]
         if reorder:
             position = _below(rng, P - 2)
@@ -676,7 +677,8 @@ def anneal_paths(shop, state, places, spare, moves, hot, cold, rng):
         _lay_out(shop, state, i)
         _lay_out(shop, state, j)
         if ok and hot > 0:
-            new = (_round_trip(state, W, i) / scale) ** 4 + (0 if i == j else (_round_trip(state, W, j) / scale) ** 4)
+            new = (trips[i] * _round_trip(state, W, i) / scale) ** 4
+            new += 0 if i == j else (trips[j] * _round_trip(state, W, j) / scale) ** 4
             ok = new <= was or rng.random() < np.exp((was - new) / temperature)
         if not ok:
             if not reorder:

@@ -170,6 +170,8 @@ def _paths(found: SwarmPlan, ax: Any) -> None:
     """Which stages each microbatch visits, and as which; those that it skips are hatched."""
     import seaborn as sns
 
+    from swarmbook.analysis import figures
+
     pipeline = found.pipeline
     S, count = pipeline.stages, pipeline.count
     colours = sns.color_palette("husl", count)
@@ -179,11 +181,11 @@ def _paths(found: SwarmPlan, ax: Any) -> None:
         order[j, [0, *(pipeline.stage_of[node] for node in path)]] = np.arange(1, pipeline.visits + 1)
     cells = {"height": 0.86, "width": 0.92, "linewidth": 0}
     j, s = np.nonzero(order)
-    ax.barh(s, left=j + 0.54, color=[(*colours[m], 0.75) for m in j], **cells)
+    figures.bars(ax, s, j + 0.54, color=[(*colours[m], 0.75) for m in j], **cells)
     for m, stage in zip(j, s, strict=True) if numbered else ():
         ax.text(m + 1, stage, order[m, stage], ha="center", va="center", fontsize=7)
     j, s = np.nonzero(order == 0)
-    ax.barh(s, left=j + 0.54, color="0.92", edgecolor="0.6", hatch="////" if numbered else None, **cells)
+    figures.bars(ax, s, j + 0.54, color="0.92", edgecolor="0.6", hatch="////" if numbered else None, **cells)
     ax.set_yticks(range(S), [f"stage {s}" for s in range(S)], fontsize=7)
     ax.set_ylim(S - 0.5, -0.5)
     ax.set_xlim(0.5, count + 0.5)

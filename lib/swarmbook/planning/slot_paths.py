@@ -62,7 +62,9 @@ def _arranged(pipeline: Pipeline, rng: np.random.Generator, moves: int, hot: flo
         raise PlanError(no_room_message(pipeline))
     state = state_of_paths(wave, paths)
     state.chosen[:] = np.bincount(np.ravel(paths), np.repeat(places, wave.visits - 1), len(wave.hops))
-    jobshop.anneal_paths(shop_of(wave), state, places, relays_if_room(wave, state), moves * wave.count, hot, cold, rng)
+    trips = np.ones_like(places) if pipeline.even else places  # where data nodes differ, long slots need short paths
+    spare, number = relays_if_room(wave, state), moves * wave.count
+    jobshop.anneal_paths(shop_of(wave), state, places, trips, spare, number, hot, cold, rng)
     return paths_of(wave, state)
 
 
@@ -141,7 +143,7 @@ def data_node_paths(pipeline: Pipeline, rng: np.random.Generator, rounds: int = 
         state = state_of_paths(wave, paths)
         moves, hot = (500, 1.0) if anew else (200, 0.1)
         moves = max(moves * wave.count, LEAST)
-        jobshop.anneal_paths(shop, state, places, relays_if_room(wave, state), moves, hot, 0.001, rng)
+        jobshop.anneal_paths(shop, state, places, places, relays_if_room(wave, state), moves, hot, 0.001, rng)
         now = np.array(paths_of(wave, state))
         for power in (4, 8, 8, 16, 16, 32):
             now = _assigned(wave, now, power)

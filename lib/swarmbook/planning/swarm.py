@@ -3,7 +3,7 @@
 - a `Swarm` is what `swarmbook.planning.swarm_file` reads, in seconds and bytes. Unlike a `Pipeline` it does not say yet
   which node serves which stage
 - `placed` deals nodes to stages: as many to each as its work asks for, near each other as `planning.placement` finds,
-  and only where their memory allows it
+  and only where their memory allows it. `dealt` does so for large swarms, in clusters of nodes that are near each other
 - messages between two nodes follow one another on their link, unless `duplex` is "unlimited" (the paper's model)
 
 Serves: `swarmbook plan`.
@@ -27,6 +27,7 @@ from swarmbook.planning.placement import place
 Bound = Callable[[Pipeline], np.ndarray]  # seconds that each source needs at least, `bounds.closed_form`
 NEVER = 1e6  # cost of a node at a stage that it cannot serve
 TRIALS, EFFORT = 400, 20_000  # exchanges of two nodes that are tried, and that number of nodes times those
+ROUNDS = 4  # assignments of `dealt`
 MEAN = 0.3  # of the mean over data nodes in what a placement promises: to help one that is not the last helps too
 
 
@@ -214,6 +215,30 @@ def placed(swarm: Swarm, rng: np.random.Generator, bound: Bound) -> list[list[in
     rows, columns = linear_sum_assignment(np.where(swarm.fits, wish, NEVER)[:, seats])
     groups = [sorted(int(n) for n in rows[seats[columns] == s]) for s in range(swarm.stages)]
     return _improved(swarm, groups, rng, bound)
+
+
+def dealt(swarm: Swarm, clusters: int, rng: np.random.Generator) -> list[list[int]]:
+    """Which nodes serve which stage [S], the sources first, for swarms of which `placed` would take too long.
+
+    Nodes are dealt to so many clusters, each with its share of every stage, by assignments in turn with the clusters'
+    medoids (k-medoids with seats). A seat costs the message to the medoid and back, the work there, and what a source
+    of little memory takes longer.
+    """
+    counts, both = group_counts(swarm), swarm.hops + swarm.hops.T
+    stage = np.repeat(np.arange(swarm.stages), counts)
+    cluster = np.arange(len(stage)) % clusters
+    work = np.array([np.add(node.forward, node.backward) for node in swarm.nodes])
+    turns = [-(-(node.microbatches or swarm.microbatches) // max(1, node.holds[0])) for node in swarm.nodes]
+    wait = np.outer(turns, np.arange(swarm.stages) == 0) * swarm.visits * work.mean()
+    costs = np.where(swarm.fits, work + wait, NEVER)
+    middle = [int(rng.integers(len(both)))]
+    while len(middle) < clusters:  # far from those before
+        middle.append(int(np.argmax(both[:, middle].min(1))))
+    for _ in range(ROUNDS):
+        rows, seats = linear_sum_assignment(2 * both[:, np.array(middle)[cluster]] + costs[:, stage])
+        members = [rows[cluster[seats] == k] for k in range(clusters)]
+        middle = [int(nodes[np.argmin(both[np.ix_(nodes, nodes)].sum(1))]) for nodes in members]
+    return [sorted(rows[stage[seats] == s].tolist()) for s in range(swarm.stages)]
 
 
 def _improved(swarm: Swarm, groups: list[list[int]], rng: np.random.Generator, bound: Bound) -> list[list[int]]:

@@ -18,17 +18,18 @@ import numpy as np
 
 from swarmbook.errors import ConfigError, PlanError
 from swarmbook.planning.annealing import annealing_search
-from swarmbook.planning.bounds import closed_form
+from swarmbook.planning.bounds import closed_form, lower_bound
 from swarmbook.planning.encoding import dispatched
 from swarmbook.planning.pipeline import Pipeline, Plan
 from swarmbook.planning.planners import PLANNERS
 from swarmbook.planning.replay import replay
 from swarmbook.planning.robustness import Conditions, choose, compare
-from swarmbook.planning.swarm import Swarm, placed
+from swarmbook.planning.swarm import Swarm, dealt, placed
 from swarmbook.planning.swarm_plan import USUAL, WORST, SwarmPlan
 
 PLACEMENTS = 4  # whose plans are compared, unless every node is given its stage
-LARGE = 200  # nodes beyond which one placement takes longer than a search, and is the only one
+LARGE = 200  # nodes beyond which `placed` takes longer than a search
+CLUSTERS = (1, 2, 12)  # of the placements that are compared then
 TRIES = 4  # placements that are tried for each of them, as some may lack room for the paths
 FIRST, REST, ROOM = 0.4, 0.5, 0.1  # shares of the search: for all placements, for the best, for the question of memory
 
@@ -50,13 +51,16 @@ def plan_swarm(
     given = partial(_part, seconds, moves)
     streams = (np.random.default_rng([seed, number]) for number in itertools.count())
     given_all = all(node.stage is not None for node in swarm.nodes)
-    placements = 1 if given_all or len(swarm.nodes) > LARGE else PLACEMENTS
+    large = len(swarm.nodes) > LARGE and not given_all
+    placements = 1 if given_all else len(CLUSTERS) if large else PLACEMENTS
     first: list[tuple[Pipeline, Plan]] = []
     try:
         for number in range(TRIES * placements):
             tell(FIRST * len(first) / placements, f"placement {number + 1}")
             try:
-                pipeline = swarm.pipeline(placed(swarm, next(streams), closed_form))
+                rng, clusters = next(streams), CLUSTERS[number % len(CLUSTERS)]
+                groups = dealt(swarm, clusters, rng) if large else placed(swarm, rng, closed_form)
+                pipeline = swarm.pipeline(groups)
                 first.append((pipeline, _searched(swarm, pipeline, next(streams), None, given(FIRST / placements))))
             except (ConfigError, PlanError):  # the relays of this placement have too little room
                 if number + 1 == TRIES * placements and not first:
@@ -80,7 +84,7 @@ def plan_swarm(
         raise ConfigError(f"no plan for {swarm.name}: {error}") from error
     tell(1 - ROOM, "what limits it")
     done = replay(pipeline, plans[name], **swarm.line)
-    bound = float(closed_form(pipeline).max())
+    bound = lower_bound(pipeline, nodes=0)
     return SwarmPlan(swarm, pipeline, Plan(plans[name].paths, done.order()), done, bound, name, table)
 
 
