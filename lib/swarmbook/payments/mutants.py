@@ -266,8 +266,12 @@ def help_nobody(original, self, proof):
     original(self, proof)
 
 
-def abort_always(original, self, value):
-    return value[0] in self.pending if value[1] == Decision.ABORT else original(self, value)
+def commit_unnoticed(original, self, *arguments):
+    faulty, self.faulty = self.faulty, len(self.members)
+    try:
+        original(self, *arguments)
+    finally:
+        self.faulty = faulty
 
 
 def pay_at_once(original, self, entry):
@@ -308,6 +312,8 @@ CERTIFICATE_WITHOUT_KEY = returns(SyncPCNParty, "shown_decision", None)
 VOTE_WITHOUT_KEY = around(
     SyncPCNParty, "voted", lambda original, self, sender, m: original(self, sender, m._replace(key=None))
 )
+BALANCES_AT_ONCE = around(PSyncPCNMember, "settle", pay_at_once)
+TELLS_NOBODY = returns(PSyncPCNMember, "tell", None)
 
 MUTANTS: dict[str, Mutant] = {
     # members of SyncPCN
@@ -463,9 +469,6 @@ MUTANTS: dict[str, Mutant] = {
     "a party forgets what was decided for it": _sync(
         "A payee that has a certificate of PAID signs no refund.", around(ChannelEnd, "decided", without("resolved"))
     ),
-    "a grant of any state counts": _sync(
-        "A grant counts at the state for which it is given.", around(ChannelParty, "granted", with_newest)
-    ),
     "whoever asks at any state gets the turn": _sync(
         "A party gives its turn to who has asked at this very state.", around(ChannelParty, "asked", with_newest)
     ),
@@ -536,12 +539,14 @@ MUTANTS: dict[str, Mutant] = {
             *(PSyncPCNMember, "available"),
             lambda original, self, entry: self.rules.ordering == "payer" or original(self, entry),
         ),
+        cover="The coins come, and balances do not change before (B1).",
+        covering=(BALANCES_AT_ONCE,),
     ),
     "a party counts anybody's shares": _psync(
         "A party's certificate has signatures of that committee.", around(PSyncPCNParty, "shared", count_anybody)
     ),
     "balances follow what is told at once": _psync(
-        "Balances change when all that is known can be paid (B1).", around(PSyncPCNMember, "settle", pay_at_once)
+        "Balances change when all that is known can be paid (B1).", BALANCES_AT_ONCE
     ),
     # agreement
     "commits are not verified": _psync(
@@ -552,16 +557,18 @@ MUTANTS: dict[str, Mutant] = {
         "In a later view a member backs what a NewView allows (A3).", around(Agreement, "_consider", licence_for_all)
     ),
     "who decides alone helps nobody": _psync(
-        "Who has decided what it had not committed says so (A1).", around(Agreement, "_decide", help_nobody)
+        "Who has decided what it had not committed says so (A1).",
+        around(Agreement, "_decide", help_nobody),
+        cover="Those that wait for its commit ask for another leader, and are told.",
+        covering=(TELLS_NOBODY,),
     ),
     "who waits tells nobody for what": _psync(
         "Who waits too long passes on what it waits with (A2).", returns(PSyncPCNMember, "remind", None)
     ),
     "a member that is behind does not notice": _psync(
-        "Who hears of later slots from f + 1 members asks (A1).", returns(PSyncPCNMember, "behind", False)
-    ),
-    "what is locked may be refused": _psync(
-        "A member that knows of a lock backs no ABORT (L3).", around(PSyncPCNMember, "acceptable", abort_always)
+        "Who hears of f + 1 commits, which a decided slot has, asks (A1).",
+        returns(Agreement, "supported", False),
+        around(Agreement, "_commit_vote", commit_unnoticed),
     ),
     "agreement needs one vote fewer": _psync("A quorum agrees (A3).", fewer("quorum", Agreement)),
     "a member commits what few prepared": _psync(
@@ -594,9 +601,7 @@ MUTANTS: dict[str, Mutant] = {
     "nobody waits for a leader": _psync(
         "Who waits too long asks for another leader.", returns(Agreement, "_timeout", None)
     ),
-    "who is left behind is not told": _psync(
-        "Who has decided tells those that ask (A1).", returns(PSyncPCNMember, "tell", None)
-    ),
+    "who is left behind is not told": _psync("Who has decided tells those that ask (A1).", TELLS_NOBODY),
 }
 VERSION = 4  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 
