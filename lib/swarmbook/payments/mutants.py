@@ -1,7 +1,9 @@
 """Plausible mistakes in the protocols, one for each rule, and what the search for violations makes of each.
 
 A mutant replaces a few attributes of the protocols' classes. `search` plays the same worlds for each of them
-(`settings.PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
+(`settings.PORTFOLIO`), with the same seed, and knows nothing of what the mutant is. A mistake comes with a change of a
+protocol. So the search may begin with what it has kept on the protocol before the change (`kept`), and goes on from
+there at random.
 
 A rule that another rule covers can be left out alone without harm, by our reasoning. Such a mutant names what covers
 it, and `both` searches with both left out, for a schedule that breaks something then and in neither case alone.
@@ -15,11 +17,13 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import cache
 from typing import Any, NamedTuple
 
 from swarmbook.payments import channel_update
 from swarmbook.payments.channel_committee import CommitteeMember
 from swarmbook.payments.channel_update import ChannelEnd, ChannelParty
+from swarmbook.payments.model_checking.deviations import Schedule
 from swarmbook.payments.model_checking.network import kinds
 from swarmbook.payments.model_checking.search import Report, guided, replayed
 from swarmbook.payments.model_checking.settings import PORTFOLIO, everything
@@ -645,21 +649,31 @@ def handled_by(owner: Any) -> list[dict]:
     return found
 
 
-def search(protocol: str, schedules: int = 4000, seed: int = 0) -> Report:
-    """Search the worlds of the portfolio, by at most so many schedules, until something is wrong."""
-    return guided(PORTFOLIO[protocol], random.Random(seed), schedules=schedules)
+Start = Iterable[tuple[int, Schedule]]  # worlds by their number, and schedules
 
 
-def both(name: str, schedules: int = 4000, seed: int = 0) -> Report:
+def search(protocol: str, schedules: int = 4000, seed: int = 0, start: Start = ()) -> Report:
+    """Search the worlds of the portfolio, by at most so many schedules, until something is wrong (`guided`)."""
+    return guided(PORTFOLIO[protocol], random.Random(seed), schedules=schedules, start=start)
+
+
+@cache
+def kept(protocol: str, schedules: int, seed: int = 0) -> Start:
+    """The schedules that reached something new, of so many that were played on the protocol as it is."""
+    return tuple(search(protocol, schedules, seed).kept)
+
+
+def both(name: str, schedules: int = 4000, seed: int = 0, start: Start = ()) -> Report:
     """Search with a mutant's rule and the one that covers it left out.
 
     Stops with a schedule that breaks something then, and nothing where either of the two is left out alone.
     """
-    mutant, report = MUTANTS[name], Report()
+    mutant, report, start = MUTANTS[name], Report(), iter(start)
     while report.schedules < schedules and not report.found:
         with patched((*mutant.patches, *mutant.covering)):
             rng = random.Random(seed + report.schedules)
-            guided(PORTFOLIO[mutant.protocol], rng, schedules=schedules - report.schedules, report=report)
+            left = schedules - report.schedules
+            guided(PORTFOLIO[mutant.protocol], rng, schedules=left, report=report, start=start)
         for patches in (mutant.patches, mutant.covering):
             with patched(patches):
                 report.found = [one for one in report.found if not replayed(one.setting, one.schedule)]
@@ -681,10 +695,11 @@ def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
         report = guided(worlds, random.Random(seed), schedules=schedules, first=False)
     else:
         one = MUTANTS[mutant]
+        start = kept(one.protocol, schedules, seed)
         with mutated(mutant):
-            report = search(one.protocol, schedules, seed)
+            report = search(one.protocol, schedules, seed + 1, start)
         if one.cover:
-            pair = both(mutant, schedules, seed)
+            pair = both(mutant, schedules, seed + 1, start)
     broken, broken_by_both = (
         ", ".join(sorted({kind for violation in found for kind in kinds(violation.violations)}))
         for found in (report.found, pair.found)

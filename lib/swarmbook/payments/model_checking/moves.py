@@ -33,6 +33,8 @@ from swarmbook.payments.model_checking.deviations import (
 from swarmbook.payments.model_checking.forging import KINDS
 from swarmbook.payments.model_checking.network import TINY, Played, message_kinds
 from swarmbook.payments.model_checking.settings import Setting
+from swarmbook.payments.pbft import MESSAGES
+from swarmbook.payments.psyncpcn.messages import Number
 from swarmbook.payments.syncpcn.timing import TICK
 
 SOON = 1e-3
@@ -69,9 +71,13 @@ def moments(played: Played, faulty: frozenset[str]) -> list[float]:
 
 
 def forms_of(played: Played) -> list[str]:
-    """The classes of message that a faulty node can form, as far as this world's nodes react to them."""
-    known = message_kinds(played.world)
-    return [kind.__name__ for kind in KINDS if kind.__name__ in known]
+    """The classes of message that a faulty node can form, as far as somebody reads them by the rules of this world."""
+    known, rules = message_kinds(played.world), getattr(played.world, "rules", None)
+    unread: set[type] = set()
+    if rules is not None:
+        unread |= {*MESSAGES} if rules.ordering != "agreed" else set()
+        unread |= {Number} if rules.ordering != "payer" else set()
+    return [kind.__name__ for kind in KINDS if kind.__name__ in known and kind not in unread]
 
 
 def targets_of(kind: str, played: Played) -> list[str]:

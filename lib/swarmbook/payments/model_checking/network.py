@@ -174,7 +174,7 @@ class Directed(Simulation):
                 for origin, to, forged in self.forge(message):
                     self.deliver_forged(origin, to, forged)
                 continue
-            what = message[0].__name__ if sender is None else message
+            what, sent = message[0].__name__ if sender is None else message, self._number
             if sender is not None:
                 self._state ^= hash((type(message).__name__, sender.name, node.name, nth))
             try:
@@ -185,7 +185,10 @@ class Directed(Simulation):
             except Exception as error:  # whatever it is: nobody may make an honest node fail
                 if node.name not in self.faulty:
                     self.crashes.append(f"crash {node}: {type(error).__name__} {error} at {what!r:.80}")
-            self.after(node, self._note(node, sender, what))
+            changed = self._note(node, sender, what)
+            if not changed and sender is not None and sent == self._number:  # refused, or of no use
+                self.coverage.add(hash((type(message).__name__, nth < 0, self._local[node.name])))
+            self.after(node, changed)
         return self.now
 
     def _asleep(self, name: str) -> float:
