@@ -607,7 +607,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "who is left behind is not told": _psync("Who has decided tells those that ask (A1).", TELLS_NOBODY),
 }
-VERSION = 4  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
+VERSION = 5  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 
 
 @contextmanager
@@ -684,11 +684,12 @@ def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
     """What the search finds with a mutant: requirements and invariants by name, and how much it has played.
 
     mutant: one of `MUTANTS`, or a protocol's name for the protocol as it is, in all worlds of `settings.everything`.
-    schedules: how many are played at most; the search of a mutant ends with the first violation. The keys are "mutant",
-    "protocol", "rule", "cover", "found", "both" (what is found if the covering rule is left out as well), "worlds",
-    "schedules" and "events".
+    schedules: how many are played at most; the search of a mutant ends with the first violation, and begins with what
+    was kept of as many that were played on the protocol as it is. The keys are "mutant", "protocol", "rule", "cover",
+    "found", "both" (what is found if the covering rule is left out as well), "worlds", "kept" (with how many schedules
+    it may begin), "schedules" and "events".
     """
-    pair = Report()
+    pair, start = Report(), ()
     if mutant in PORTFOLIO:
         one = Mutant(mutant, "", [])
         worlds = [setting for setting in everything() if setting.protocol == mutant]
@@ -707,6 +708,6 @@ def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
     return {
         **{"mutant": mutant, "protocol": one.protocol, "rule": one.rule, "cover": one.cover},
         **{"found": broken, "both": broken_by_both},
-        **{"worlds": report.worlds, "schedules": report.schedules + pair.schedules},
+        **{"worlds": report.worlds, "kept": len(start), "schedules": report.schedules + pair.schedules},
         "events": report.events + pair.events,
     }

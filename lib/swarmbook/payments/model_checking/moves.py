@@ -158,7 +158,8 @@ def alphabet(setting: Setting, played: Played, forgeries: int = 0, fine: bool = 
                 groups |= {to for _, what, o, to, _ in played.log if o == sender and what == kind}
             for field in fields_of(kind, played):
                 if field not in PLACES:
-                    values, ways = (1, 1) if field == "signature" else (3, 3) if fine else (1, 2)
+                    values, ways = (3 if fine else 2) if field == "lock" else 1, 3 if fine else 2
+                    ways = 1 if field == "signature" else ways
                     found += [
                         Alter(kind, sender, to, EVERY, field, which, how)
                         for to in sorted(groups)
@@ -297,20 +298,22 @@ def _network_move(rng: random.Random, setting: Setting, played: Played) -> Devia
 
 
 def _strategy(rng: random.Random, setting: Setting, played: Played) -> list[Deviation]:
-    """What one faulty node, a party if there is one, does with each kind of message that it sends.
+    """What one faulty node, a party if there is one, does with a few kinds of message that it sends.
 
-    It sends the kind, withholds it, holds it back to a time that matters, or gives it to one node, or to all but one.
+    It withholds a kind, holds it back to a time that matters, the same for all, or gives it to one node, or to all but
+    one.
     """
-    name = _somebody(rng, setting)
+    name, when = _somebody(rng, setting), _time(rng, setting, played)
+    kinds = sorted({kind for _, kind, origin, _, _ in played.log if origin == name})
     found: list[Deviation] = []
-    for kind in sorted({kind for _, kind, origin, _, _ in played.log if origin == name}):
+    for kind in rng.sample(kinds, min(len(kinds), rng.choice((1, 2, 2, 3)))):
         what = rng.random()
         receivers = sorted({to for _, sent, origin, to, _ in played.log if origin == name and sent == kind})
-        if what < 0.2:
+        if what < 0.4:
             found.append(Withhold(kind, name, "", EVERY))
-        elif what < 0.4:
-            found.append(Arrive(kind, name, "", EVERY, _time(rng, setting, played)))
-        elif what < 0.5 and len(receivers) > 1:
+        elif what < 0.8:
+            found.append(Arrive(kind, name, "", EVERY, when))
+        elif len(receivers) > 1:
             one = rng.choice(receivers)
             chosen = [one] if rng.random() < 0.5 else [to for to in receivers if to != one]
             found.append(Only(kind, name, tuple(chosen)))
@@ -376,7 +379,7 @@ def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luc
     to = rng.choice([target for what, target in sent if what == kind])
     if act == "alter":
         fields = fields_of(kind, played)
-        if "lock" in fields and rng.random() < 0.5:
+        if "lock" in fields and rng.random() < 1 / 3:
             fields = ["lock"]
         elif rng.random() < 0.8:
             fields = [field for field in fields if field not in PLACES] or fields
