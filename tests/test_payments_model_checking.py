@@ -39,7 +39,17 @@ from swarmbook.payments.model_checking.forging import (
 )
 from swarmbook.payments.model_checking.network import everyone, kinds, message_kinds
 from swarmbook.payments.model_checking.search import Distinct, exhaustive, guided, replayed, shrunk, symmetries
-from swarmbook.payments.model_checking.settings import AGREED, BOTH, ONE, PORTFOLIO, TWO, Setting, everything, settings
+from swarmbook.payments.model_checking.settings import (
+    AGREED,
+    BACK,
+    BOTH,
+    ONE,
+    PORTFOLIO,
+    TWO,
+    Setting,
+    everything,
+    settings,
+)
 from swarmbook.payments.model_checking.worlds import play
 from swarmbook.payments.mutants import MUTANTS, both, mutated, search
 from swarmbook.payments.outcomes import Outcome
@@ -196,6 +206,47 @@ def test_mutants_leave_no_trace():
     after = {name: dict(vars(owner)) for name, mutant in MUTANTS.items() for owner, _, _ in mutant.patches}
     assert before == after
     assert [found for protocol in PORTFOLIO for found in search(protocol, 20).found] == []
+
+
+def test_a_search_begins_with_what_an_earlier_one_has_kept():
+    """And reaches with it what that one reached, since a schedule is played alike every time."""
+    first = search("PSyncPCN", 150)
+    again = search("PSyncPCN", len(first.kept), seed=1, start=first.kept)
+    assert 10 < len(first.kept) < 150 and again.kept == first.kept
+    assert len(again.histories) > len(first.kept)
+
+
+# What is looked at beside the requirements: a mutant, and the world and schedule in which nothing else shows it at once.
+SEEN = {
+    "I7": (
+        "the other party's signature is not verified",
+        Setting("SyncPCN", 1, ONE, ("u0", "C1.4")),
+        (Alter("Cosign", "u0", "u1", EVERY, "signature", 0, 0),),
+    ),
+    "S13": (
+        "what the other party removed is not noticed",
+        Setting("SyncPCN", 1, BACK, ("u1", "C1.4")),
+        (
+            Forge("RefundRequest", "u1", ("C1.",), 2.95, 2),  # it gives the lock up; votes are fast to it alone
+            Delay("Vote", "", "u1", EVERY, 0.001),
+            Delay("Propose", "u1", "u0", EVERY, 0.001),
+        ),
+    ),
+    "idle": (
+        "commits are not verified",
+        Setting("PSyncPCN", 1, ONE, ("C1.1",), AGREED, bound=100.0),
+        (Only("", "C1.1", ("C1.2", "C1.3")), Alter("Commit", "C1.1", "", EVERY, "signature", 0, 0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SEEN)
+def test_what_nobody_may_be_left_with_is_seen(what):
+    """A state that the other party has not signed, a lock that nobody gives back, a member that waits for ever."""
+    name, setting, schedule = SEEN[what]
+    assert play(setting, schedule).violations == ()
+    with mutated(name):
+        assert what in play(setting, schedule).kinds
 
 
 BEYOND = {
