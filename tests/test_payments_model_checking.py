@@ -216,7 +216,7 @@ def test_a_search_begins_with_what_an_earlier_one_has_kept():
     assert len(again.histories) > len(first.kept)
 
 
-# What is looked at beside the requirements: a mutant, and the world and schedule in which nothing else shows it at once.
+# What is looked at beside the requirements: a mutant, and a world and a schedule in which that shows it.
 SEEN = {
     "I7": (
         "the other party's signature is not verified",
