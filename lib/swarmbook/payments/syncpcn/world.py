@@ -148,7 +148,8 @@ class SyncPCN(World):
             return [self.updated(payment)]
         ends = dict.fromkeys(payment.cids, Outcome.NEVER_LOCKED)
         for cid, lock in self.hops(payment):
-            if lock.amount >= payment.amounts[payment.pids.index(lock.pid)]:  # else it is another lock of this name
+            amount = payment.amounts[payment.pids.index(lock.pid)]
+            if cid in ends and lock.amount >= amount:  # else it is another lock of this name
                 ends[cid] = self.hop(cid, lock)
         return [ends[cid] for cid in payment.cids]
 
