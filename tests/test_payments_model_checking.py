@@ -164,16 +164,19 @@ OPEN = {
     "members let anybody concede",
     "a key is taken at any time",
 }
-BUDGET = 8_000  # schedules, as in the notebook
+BUDGETS = 8_000, 24_000  # schedules, as in the notebook: the second one for what the first does not suffice for
 ALONE = [name for name, mutant in MUTANTS.items() if not mutant.cover and name not in OPEN and (LONG or name in QUICK)]
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_mutant_is_caught(name):
     protocol = MUTANTS[name].protocol
-    start = kept(protocol, BUDGET) if LONG else ()
-    with mutated(name):
-        report = search(protocol, BUDGET, 1, start) if LONG else search(protocol, 3000)
+    for budget in BUDGETS if LONG else (3000,):
+        start = kept(protocol, budget) if LONG else ()
+        with mutated(name):
+            report = search(protocol, budget, int(LONG), start)
+        if report.found:
+            break
     assert report.found, name
     assert replayed(report.found[0].setting, report.found[0].schedule) != report.found[0].violations  # mended again
 
@@ -182,8 +185,10 @@ def test_a_mutant_is_caught(name):
 @pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.cover and name not in OPEN])
 def test_a_covered_mutant_is_caught_where_its_cover_is_left_out_as_well(name):
     """And the rule that covers it really is that one: with it the schedule breaks nothing."""
-    report = both(name, BUDGET, 1, kept(MUTANTS[name].protocol, BUDGET))
-    assert report.found, name
+    protocol = MUTANTS[name].protocol
+    reports = (both(name, budget, 1, kept(protocol, budget)) for budget in BUDGETS)
+    report = next((report for report in reports if report.found), None)
+    assert report is not None, name
     with mutated(name):
         assert replayed(report.found[0].setting, report.found[0].schedule) == ()
 
@@ -192,9 +197,12 @@ def test_what_the_search_overlooks_is_what_the_record_says(tmp_path):
     folder = Path(__file__).parents[1] / "papers" / "syncpcn" / "runs"
     store = Store(tmp_path, [folder])
     records = [store.get(path.stem) for path in folder.glob("*.parquet")]
-    rows = [record.metrics.iloc[0] for record in records if record.config.get("search") == "mutants"]
-    assert len(rows) == len(MUTANTS) + len(PORTFOLIO)
-    assert {row["mutant"] for row in rows if row["rule"] and not row["both" if row["cover"] else "found"]} == OPEN
+    searches = [record for record in records if record.config.get("search") == "mutants"]
+    searches.sort(key=lambda record: record.config["schedules"])  # the longest of a mutant counts
+    rows = {record.config["mutant"]: record.metrics.iloc[0] for record in searches}
+    assert rows.keys() == {*MUTANTS, *PORTFOLIO}
+    missed = {name for name, row in rows.items() if row["rule"] and not row["both" if row["cover"] else "found"]}
+    assert missed == OPEN
     assert not OPEN & set(QUICK)
 
 
