@@ -115,7 +115,6 @@ def test_rounds_of_a_search_go_on_after_those_of_its_log(tmp_path, monkeypatch):
 
 # Noticed within some hundred schedules. All others are searched for in the weekly job.
 QUICK = [
-    "members vote as often as they are asked",
     "members never vote",
     "the quorum is 2 f",
     "a payee goes on before the certificate",
