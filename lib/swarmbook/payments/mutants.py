@@ -607,7 +607,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "who is left behind is not told": _psync("Who has decided tells those that ask (A1).", TELLS_NOBODY),
 }
-VERSION = 6  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
+VERSION = 7  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 
 
 @contextmanager

@@ -194,7 +194,8 @@ def varied(rng: random.Random, setting: Setting, corpus: Sequence[Reached], luck
         deviations.pop(rng.randrange(len(deviations)))
     if rng.random() < 0.25:
         deviations += rng.sample(other := rng.choice(corpus).schedule, rng.randint(0, len(other)))
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 3) if rng.random() < 0.6 else (4, 5, 6, 7))):
+    few, many = (0, 1, 1, 1, 2, 2, 3), (4, 5, 6, 7)
+    for _ in range(rng.choice(few if rng.random() < 0.75 else many) or not deviations):
         deviations += draw(rng, setting, played, luck)
     if setting.faulty and rng.random() < 0.3 and (more := passive(rng, setting, played)) is not None:
         deviations.append(more)
