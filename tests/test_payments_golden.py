@@ -87,11 +87,11 @@ WORLDS = {
 }
 
 GOLDEN = {
-    "SyncPCN": "e85dbd58742b68e45704e7c8b76e7a48",
-    "SyncPCN, signed": "107420110aeb1464a1ad6c3adbf67504",
-    "SyncPCN, one hash": "5e38051cfd564f53e762d9d9dbf29b5c",
+    "SyncPCN": "0450bbd9da2e884de7ca75f66ea285f7",
+    "SyncPCN, signed": "ea4d939575f3767d635741ad222fabcd",
+    "SyncPCN, one hash": "6f724cfe03205706fc4b572c60a40c40",
     "SyncPCN, a claim": "f45bb48c7c0bb5eebe9ae0610dd22a24",
-    "SyncPCN, random adversaries": "5f86f0177e6db01bc19545924113a94f",
+    "SyncPCN, random adversaries": "cf900da467f869951ba9afc78e45c8a1",
     "PSyncPCN, none": "af980f819388c4535460a5f87b673b0d",
     "PSyncPCN, payer": "7bea827210810b6e861b443c9cb457c3",
     "PSyncPCN, agreed": "613f49ae7ee4868fc3ca77ef4956cdec",

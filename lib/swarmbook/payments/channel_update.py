@@ -65,10 +65,9 @@ class Ask(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """Gives the turn away, at the state of number `seq`."""
+    """Gives the turn away, at the state at which it was asked for: nobody can propose until this arrives."""
 
     cid: int
-    seq: int
 
 
 class Awaited(NamedTuple):
@@ -180,7 +179,7 @@ class ChannelEnd:
             return
         if self.turn and self.peer_asked and self.pending is None and not self.disputes:
             self.peer_asked = self.turn = False
-            self.party.send(self.peer, Grant(self.cid, self.state.seq))
+            self.party.send(self.peer, Grant(self.cid))
 
     def proposed(self, m: Propose) -> bool:
         """Sign a proposal of the other party if it follows from the state here.
@@ -418,8 +417,7 @@ class ChannelParty(Node):
     def granted(self, sender: Node, m: Grant) -> None:
         end = self.ends.get(m.cid)
         if end is not None and sender is end.peer:
-            end.asked = False
-            end.turn |= m.seq == end.state.seq
+            end.asked, end.turn = False, True
             end.advance()
 
     on = {Cosign: cosigned, Ack: acked, Ask: asked, Grant: granted}

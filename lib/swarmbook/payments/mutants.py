@@ -1,7 +1,9 @@
 """Plausible mistakes in the protocols, one for each rule, and what the search for violations makes of each.
 
 A mutant replaces a few attributes of the protocols' classes. `search` plays the same worlds for each of them
-(`settings.PORTFOLIO`), with the same seed, and knows nothing of what the mutant is.
+(`settings.PORTFOLIO`), with the same seed, and knows nothing of what the mutant is. A mistake comes with a change of a
+protocol. So the search may begin with what it has kept on the protocol before the change (`kept`), and goes on from
+there at random.
 
 A rule that another rule covers can be left out alone without harm, by our reasoning. Such a mutant names what covers
 it, and `both` searches with both left out, for a schedule that breaks something then and in neither case alone.
@@ -15,11 +17,13 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import cache
 from typing import Any, NamedTuple
 
 from swarmbook.payments import channel_update
 from swarmbook.payments.channel_committee import CommitteeMember
 from swarmbook.payments.channel_update import ChannelEnd, ChannelParty
+from swarmbook.payments.model_checking.deviations import Schedule
 from swarmbook.payments.model_checking.network import kinds
 from swarmbook.payments.model_checking.search import Report, guided, replayed
 from swarmbook.payments.model_checking.settings import PORTFOLIO, everything
@@ -266,8 +270,12 @@ def help_nobody(original, self, proof):
     original(self, proof)
 
 
-def abort_always(original, self, value):
-    return value[0] in self.pending if value[1] == Decision.ABORT else original(self, value)
+def commit_unnoticed(original, self, *arguments):
+    faulty, self.faulty = self.faulty, len(self.members)
+    try:
+        original(self, *arguments)
+    finally:
+        self.faulty = faulty
 
 
 def pay_at_once(original, self, entry):
@@ -308,6 +316,8 @@ CERTIFICATE_WITHOUT_KEY = returns(SyncPCNParty, "shown_decision", None)
 VOTE_WITHOUT_KEY = around(
     SyncPCNParty, "voted", lambda original, self, sender, m: original(self, sender, m._replace(key=None))
 )
+BALANCES_AT_ONCE = around(PSyncPCNMember, "settle", pay_at_once)
+TELLS_NOBODY = returns(PSyncPCNMember, "tell", None)
 
 MUTANTS: dict[str, Mutant] = {
     # members of SyncPCN
@@ -463,9 +473,6 @@ MUTANTS: dict[str, Mutant] = {
     "a party forgets what was decided for it": _sync(
         "A payee that has a certificate of PAID signs no refund.", around(ChannelEnd, "decided", without("resolved"))
     ),
-    "a grant of any state counts": _sync(
-        "A grant counts at the state for which it is given.", around(ChannelParty, "granted", with_newest)
-    ),
     "whoever asks at any state gets the turn": _sync(
         "A party gives its turn to who has asked at this very state.", around(ChannelParty, "asked", with_newest)
     ),
@@ -536,12 +543,14 @@ MUTANTS: dict[str, Mutant] = {
             *(PSyncPCNMember, "available"),
             lambda original, self, entry: self.rules.ordering == "payer" or original(self, entry),
         ),
+        cover="The coins come, and balances do not change before (B1).",
+        covering=(BALANCES_AT_ONCE,),
     ),
     "a party counts anybody's shares": _psync(
         "A party's certificate has signatures of that committee.", around(PSyncPCNParty, "shared", count_anybody)
     ),
     "balances follow what is told at once": _psync(
-        "Balances change when all that is known can be paid (B1).", around(PSyncPCNMember, "settle", pay_at_once)
+        "Balances change when all that is known can be paid (B1).", BALANCES_AT_ONCE
     ),
     # agreement
     "commits are not verified": _psync(
@@ -552,16 +561,18 @@ MUTANTS: dict[str, Mutant] = {
         "In a later view a member backs what a NewView allows (A3).", around(Agreement, "_consider", licence_for_all)
     ),
     "who decides alone helps nobody": _psync(
-        "Who has decided what it had not committed says so (A1).", around(Agreement, "_decide", help_nobody)
+        "Who has decided what it had not committed says so (A1).",
+        around(Agreement, "_decide", help_nobody),
+        cover="Those that wait for its commit ask for another leader, and are told.",
+        covering=(TELLS_NOBODY,),
     ),
     "who waits tells nobody for what": _psync(
         "Who waits too long passes on what it waits with (A2).", returns(PSyncPCNMember, "remind", None)
     ),
     "a member that is behind does not notice": _psync(
-        "Who hears of later slots from f + 1 members asks (A1).", returns(PSyncPCNMember, "behind", False)
-    ),
-    "what is locked may be refused": _psync(
-        "A member that knows of a lock backs no ABORT (L3).", around(PSyncPCNMember, "acceptable", abort_always)
+        "Who hears of f + 1 commits, which a decided slot has, asks (A1).",
+        returns(Agreement, "supported", False),
+        around(Agreement, "_commit_vote", commit_unnoticed),
     ),
     "agreement needs one vote fewer": _psync("A quorum agrees (A3).", fewer("quorum", Agreement)),
     "a member commits what few prepared": _psync(
@@ -594,11 +605,9 @@ MUTANTS: dict[str, Mutant] = {
     "nobody waits for a leader": _psync(
         "Who waits too long asks for another leader.", returns(Agreement, "_timeout", None)
     ),
-    "who is left behind is not told": _psync(
-        "Who has decided tells those that ask (A1).", returns(PSyncPCNMember, "tell", None)
-    ),
+    "who is left behind is not told": _psync("Who has decided tells those that ask (A1).", TELLS_NOBODY),
 }
-VERSION = 4  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
+VERSION = 7  # of what `noticed` gives: to be raised with every change of a protocol, of a mutant or of the search
 
 
 @contextmanager
@@ -640,21 +649,31 @@ def handled_by(owner: Any) -> list[dict]:
     return found
 
 
-def search(protocol: str, schedules: int = 4000, seed: int = 0) -> Report:
-    """Search the worlds of the portfolio, by at most so many schedules, until something is wrong."""
-    return guided(PORTFOLIO[protocol], random.Random(seed), schedules=schedules)
+Start = Iterable[tuple[int, Schedule]]  # worlds by their number, and schedules
 
 
-def both(name: str, schedules: int = 4000, seed: int = 0) -> Report:
+def search(protocol: str, schedules: int = 4000, seed: int = 0, start: Start = ()) -> Report:
+    """Search the worlds of the portfolio, by at most so many schedules, until something is wrong (`guided`)."""
+    return guided(PORTFOLIO[protocol], random.Random(seed), schedules=schedules, start=start)
+
+
+@cache
+def kept(protocol: str, schedules: int, seed: int = 0) -> Start:
+    """The schedules that reached something new, of so many that were played on the protocol as it is."""
+    return tuple(search(protocol, schedules, seed).kept)
+
+
+def both(name: str, schedules: int = 4000, seed: int = 0, start: Start = ()) -> Report:
     """Search with a mutant's rule and the one that covers it left out.
 
     Stops with a schedule that breaks something then, and nothing where either of the two is left out alone.
     """
-    mutant, report = MUTANTS[name], Report()
+    mutant, report, start = MUTANTS[name], Report(), iter(start)
     while report.schedules < schedules and not report.found:
         with patched((*mutant.patches, *mutant.covering)):
             rng = random.Random(seed + report.schedules)
-            guided(PORTFOLIO[mutant.protocol], rng, schedules=schedules - report.schedules, report=report)
+            left = schedules - report.schedules
+            guided(PORTFOLIO[mutant.protocol], rng, schedules=left, report=report, start=start)
         for patches in (mutant.patches, mutant.covering):
             with patched(patches):
                 report.found = [one for one in report.found if not replayed(one.setting, one.schedule)]
@@ -665,21 +684,23 @@ def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
     """What the search finds with a mutant: requirements and invariants by name, and how much it has played.
 
     mutant: one of `MUTANTS`, or a protocol's name for the protocol as it is, in all worlds of `settings.everything`.
-    schedules: how many are played at most; the search of a mutant ends with the first violation. The keys are "mutant",
-    "protocol", "rule", "cover", "found", "both" (what is found if the covering rule is left out as well), "worlds",
-    "schedules" and "events".
+    schedules: how many are played at most; the search of a mutant ends with the first violation, and begins with what
+    was kept of as many that were played on the protocol as it is. The keys are "mutant", "protocol", "rule", "cover",
+    "found", "both" (what is found if the covering rule is left out as well), "worlds", "kept" (with how many schedules
+    it may begin), "schedules" and "events".
     """
-    pair = Report()
+    pair, start = Report(), ()
     if mutant in PORTFOLIO:
         one = Mutant(mutant, "", [])
         worlds = [setting for setting in everything() if setting.protocol == mutant]
         report = guided(worlds, random.Random(seed), schedules=schedules, first=False)
     else:
         one = MUTANTS[mutant]
+        start = kept(one.protocol, schedules, seed)
         with mutated(mutant):
-            report = search(one.protocol, schedules, seed)
+            report = search(one.protocol, schedules, seed + 1, start)
         if one.cover:
-            pair = both(mutant, schedules, seed)
+            pair = both(mutant, schedules, seed + 1, start)
     broken, broken_by_both = (
         ", ".join(sorted({kind for violation in found for kind in kinds(violation.violations)}))
         for found in (report.found, pair.found)
@@ -687,6 +708,6 @@ def noticed(mutant: str, schedules: int, seed: int = 0) -> dict[str, Any]:
     return {
         **{"mutant": mutant, "protocol": one.protocol, "rule": one.rule, "cover": one.cover},
         **{"found": broken, "both": broken_by_both},
-        **{"worlds": report.worlds, "schedules": report.schedules + pair.schedules},
+        **{"worlds": report.worlds, "kept": len(start), "schedules": report.schedules + pair.schedules},
         "events": report.events + pair.events,
     }

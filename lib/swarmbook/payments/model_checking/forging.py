@@ -55,9 +55,10 @@ SIGNED: dict[type, Callable[[Fields], tuple]] = {
         for kind in (PrePrepare, Prepare, Commit, NewView)
     },
 }
-PARTIES = Setup, Propose, Cosign, Ask, Grant, Claim, RefundRequest, Concede, Order, Number, CarriedCertificate, Announce
-MEMBERS = Ack, Vote, NewerState, Share, AskNumber, PrePrepare, Prepare, Commit, ViewChange, NewView
-MEMBERS += Decided, CarriedCertificate, Order, Number
+# What a faulty node sends, whoever it is: that only some may say it is for the receiver to see to.
+KINDS = Setup, Propose, Cosign, Ask, Grant, Claim, RefundRequest, Concede, Announce, Ack, Vote, NewerState
+KINDS += Order, Share, Number, AskNumber, CarriedCertificate
+KINDS += PrePrepare, Prepare, Commit, ViewChange, NewView, Decided
 COMMON: dict[str, tuple] = {  # what everybody knows
     "decision": (Decision.PAID, Decision.REFUNDED, Decision.CONCEDED),
     "what": (Decision.LOCK, Decision.PAID, Decision.ABORT, Decision.READY),
@@ -444,13 +445,16 @@ def variants(knowledge: Knowledge, kind: type, field: str, old: object) -> list[
 def altered(knowledge: Knowledge, sender: Node, message: object, field: str, which: int, how: int) -> object:
     """A message in which one value of a field is another one throughout, signed by its faulty sender.
 
-    which: of the values of this field in the order in which they became known; how: of its `variants`. Numbers that
-    are too large begin anew.
+    The value is that of the message; of a field of its parts, as "lock" is, it is number `which` of those known, in the
+    order in which they became known, so that all messages are altered alike. how: of its `variants`. Numbers that are
+    too large begin anew. Of a signature there is one variant: the sender's on something else.
     """
+    if field == "signature":
+        return message._replace(signature=knowledge.world.keys.sign(sender.name, ("nothing",)))
     known = [value for value in knowledge.values.get(field, ()) if value is not None or field in OFTEN_NONE]
-    if not known:
+    if field not in message._fields and not known:
         return message
-    old = known[which % len(known)]
+    old = getattr(message, field) if field in message._fields else known[which % len(known)]
     others = variants(knowledge, type(message), field, old)
     if not others:
         return message

@@ -30,9 +30,11 @@ from swarmbook.payments.model_checking.deviations import (
     Twice,
     Withhold,
 )
-from swarmbook.payments.model_checking.forging import MEMBERS, PARTIES
+from swarmbook.payments.model_checking.forging import KINDS
 from swarmbook.payments.model_checking.network import TINY, Played, message_kinds
 from swarmbook.payments.model_checking.settings import Setting
+from swarmbook.payments.pbft import MESSAGES
+from swarmbook.payments.psyncpcn.messages import Number
 from swarmbook.payments.syncpcn.timing import TICK
 
 SOON = 1e-3
@@ -68,11 +70,14 @@ def moments(played: Played, faulty: frozenset[str]) -> list[float]:
     return sorted({time + step for time in times for step in (SOON, played.sim.pace + SOON)})
 
 
-def forms_of(name: str, played: Played) -> list[str]:
-    """The classes of message that a party or a member can form, as far as this world's nodes react to them."""
-    known = message_kinds(played.world)
-    sends = MEMBERS if "." in name else PARTIES
-    return [kind.__name__ for kind in sends if kind.__name__ in known]
+def forms_of(played: Played) -> list[str]:
+    """The classes of message that a faulty node can form, as far as somebody reads them by the rules of this world."""
+    known, rules = message_kinds(played.world), getattr(played.world, "rules", None)
+    unread: set[type] = set()
+    if rules is not None:
+        unread |= {*MESSAGES} if rules.ordering != "agreed" else set()
+        unread |= {Number} if rules.ordering != "payer" else set()
+    return [kind.__name__ for kind in KINDS if kind.__name__ in known and kind not in unread]
 
 
 def targets_of(kind: str, played: Played) -> list[str]:
@@ -86,7 +91,7 @@ def targets_of(kind: str, played: Played) -> list[str]:
 def fields_of(kind: str, played: Played) -> list[str]:
     """The fields of a class of message in which a faulty node may say something else, and "lock" if there is one."""
     known = message_kinds(played.world).get(kind)
-    fields = [field for field in getattr(known, "_fields", ()) if field not in ("signature", "left", "right")]
+    fields = [field for field in getattr(known, "_fields", ()) if field not in ("left", "right")]
     return [*fields, "lock"] if kind in ("Setup", "Concede") else fields
 
 
@@ -153,11 +158,13 @@ def alphabet(setting: Setting, played: Played, forgeries: int = 0, fine: bool = 
                 groups |= {to for _, what, o, to, _ in played.log if o == sender and what == kind}
             for field in fields_of(kind, played):
                 if field not in PLACES:
+                    values, ways = (3 if fine else 2) if field == "lock" else 1, 3 if fine else 2
+                    ways = 1 if field == "signature" else ways
                     found += [
                         Alter(kind, sender, to, EVERY, field, which, how)
                         for to in sorted(groups)
-                        for which in ((0, 1, 2) if fine else (0,))
-                        for how in (0, 1)
+                        for which in range(values)
+                        for how in range(ways)
                     ]
     times = instants(setting, played) if setting.protocol == "SyncPCN" else []
     for kind, sender, to in meant:
@@ -173,7 +180,7 @@ def alphabet(setting: Setting, played: Played, forgeries: int = 0, fine: bool = 
         found += [Skew(name, setting.skew) for name in sorted({committee(s) for _, _, s, _, _ in played.log})]
     if forgeries:
         for sender in setting.faulty:
-            for kind in forms_of(sender, played):
+            for kind in forms_of(played):
                 names = targets_of(kind, played)
                 groups = sorted({committee(n) for n in names} | set(names) - {sender})
                 found += [
@@ -202,25 +209,29 @@ def draw(rng: random.Random, setting: Setting, played: Played, luck: Luck) -> li
     """A move at random: of the network, or twice as often of the faulty nodes, if there are any.
 
     One move in eight is of two deviations: all messages are fast, and some are as slow as the bound allows. Of those of
-    faulty nodes one in six is a strategy (`_strategy`).
+    faulty nodes one in six is a strategy of one (`_strategy`) or of all of them (`_selective`).
     """
     if rng.random() < 0.125 and (pattern := _pattern(rng, played)) is not None:
         times = delays(setting)
         return [Pace(0.05), Delay(*pattern, times[-1] if rng.random() < 0.7 else rng.choice(times))]
     bad = setting.faulty and rng.random() < 2 / 3
-    if bad and rng.random() < 1 / 6 and (found := _strategy(rng, setting, played)):
-        return found
+    if bad and rng.random() < 1 / 6:
+        found = (_strategy if rng.random() < 0.6 else _selective)(rng, setting, played)
+        if found:
+            return found
     while True:
-        found = _faulty_move(rng, setting, played, luck) if bad else _network_move(rng, setting, played)
-        if found is not None:
-            return [found]
+        move = _faulty_move(rng, setting, played, luck) if bad else _network_move(rng, setting, played)
+        if isinstance(move, Forge) and len(setting.faulty) > 1 and rng.random() < 0.25:  # all say the same
+            return [move._replace(sender=name) for name in setting.faulty]
+        if move is not None:
+            return [move]
 
 
 def passive(rng: random.Random, setting: Setting, played: Played) -> Deviation | None:
-    """What a faulty node may do beside somebody else's attack: it falls silent for good, or withholds a kind."""
+    """What a faulty node may do beside somebody else's attack: it falls silent, or withholds a kind."""
     name = _somebody(rng, setting)
     if rng.random() < 0.5:
-        return Sleep(name, _time(rng, setting, played), float("inf"))
+        return _sleep(rng, setting, played, name)
     kinds = sorted({kind for _, kind, origin, _, _ in played.log if origin == name})
     return Withhold(rng.choice(kinds), name, "", EVERY) if kinds else None
 
@@ -287,24 +298,46 @@ def _network_move(rng: random.Random, setting: Setting, played: Played) -> Devia
 
 
 def _strategy(rng: random.Random, setting: Setting, played: Played) -> list[Deviation]:
-    """What one faulty node, a party if there is one, does with each kind of message that it sends.
+    """What one faulty node, a party if there is one, does with a few kinds of message that it sends.
 
-    It sends the kind, withholds it, holds it back to a time that matters, or gives it to one node, or to all but one.
+    It withholds a kind, holds it back to a time that matters, the same for all, or gives it to one node, or to all but
+    one.
     """
-    name = _somebody(rng, setting)
+    name, when = _somebody(rng, setting), _time(rng, setting, played)
+    kinds = sorted({kind for _, kind, origin, _, _ in played.log if origin == name})
     found: list[Deviation] = []
-    for kind in sorted({kind for _, kind, origin, _, _ in played.log if origin == name}):
+    for kind in rng.sample(kinds, min(len(kinds), rng.choice((1, 2, 2, 3)))):
         what = rng.random()
         receivers = sorted({to for _, sent, origin, to, _ in played.log if origin == name and sent == kind})
-        if what < 0.2:
+        if what < 0.4:
             found.append(Withhold(kind, name, "", EVERY))
-        elif what < 0.4:
-            found.append(Arrive(kind, name, "", EVERY, _time(rng, setting, played)))
-        elif what < 0.5 and len(receivers) > 1:
+        elif what < 0.8:
+            found.append(Arrive(kind, name, "", EVERY, when))
+        elif len(receivers) > 1:
             one = rng.choice(receivers)
             chosen = [one] if rng.random() < 0.5 else [to for to in receivers if to != one]
             found.append(Only(kind, name, tuple(chosen)))
     return found
+
+
+def _selective(rng: random.Random, setting: Setting, played: Played) -> list[Deviation]:
+    """Every faulty node talks to some of the others alone; often something is slow on its way to an honest one."""
+    found: list[Deviation] = []
+    for name in setting.faulty:
+        receivers = sorted({to for _, _, origin, to, _ in played.log if origin == name})
+        if receivers:
+            found.append(Only("", name, tuple(sorted(rng.sample(receivers, rng.randint(0, len(receivers)))))))
+    _, kind, sender, to, _ = played.log[int(rng.random() * len(played.log))]
+    if rng.random() < 0.7:
+        whom = committee(sender) if rng.random() < 0.5 else sender
+        found.append(Delay(kind if rng.random() < 0.5 else "", whom, to, EVERY, delays(setting)[-1]))
+    return found
+
+
+def _sleep(rng: random.Random, setting: Setting, played: Played, name: str) -> Sleep:
+    """A faulty node that falls silent, for good or for a time."""
+    since = _time(rng, setting, played)
+    return Sleep(name, since, float("inf") if rng.random() < 0.5 else since + rng.choice((1.0, 3.0, 10.0, 30.0)))
 
 
 ACTS = {  # how often a faulty node does what
@@ -326,8 +359,7 @@ def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luc
     if act == "forge":
         return _forgery(rng, setting, played, luck, name)
     if act == "sleep":
-        since = _time(rng, setting, played)
-        return Sleep(name, since, float("inf") if rng.random() < 0.5 else since + rng.choice((1.0, 3.0, 10.0, 30.0)))
+        return _sleep(rng, setting, played, name)
     if act == "rush":
         return Rush(SOON)
     if act == "clock":
@@ -347,7 +379,7 @@ def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luc
     to = rng.choice([target for what, target in sent if what == kind])
     if act == "alter":
         fields = fields_of(kind, played)
-        if "lock" in fields and rng.random() < 0.5:
+        if "lock" in fields and rng.random() < 1 / 3:
             fields = ["lock"]
         elif rng.random() < 0.8:
             fields = [field for field in fields if field not in PLACES] or fields
@@ -368,7 +400,7 @@ def _faulty_move(rng: random.Random, setting: Setting, played: Played, luck: Luc
 
 def _forgery(rng: random.Random, setting: Setting, played: Played, luck: Luck, name: str) -> Forge | None:
     """Something formed, more often about one lock or order than of any values, to a committee or to some of it."""
-    kinds = forms_of(name, played)
+    kinds = forms_of(played)
     kind = luck.chosen(rng, kinds)
     names = [n for n in targets_of(kind, played) if n != name]
     if not names:

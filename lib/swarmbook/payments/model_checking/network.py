@@ -11,7 +11,7 @@ times mattered, and hashes of the states it went through:
 Serves: the search for violations.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ from swarmbook.payments.model_checking.deviations import (
     concerns,
 )
 from swarmbook.payments.payment_network import World
+from swarmbook.payments.signatures import Tally
 from swarmbook.payments.simulation import Node, Simulation
 
 TINY = 2.0**-22  # a delay that is almost none: shorter than a tick of the deadlines
@@ -173,7 +174,7 @@ class Directed(Simulation):
                 for origin, to, forged in self.forge(message):
                     self.deliver_forged(origin, to, forged)
                 continue
-            what = message[0].__name__ if sender is None else message
+            what, sent = message[0].__name__ if sender is None else message, self._number
             if sender is not None:
                 self._state ^= hash((type(message).__name__, sender.name, node.name, nth))
             try:
@@ -184,7 +185,10 @@ class Directed(Simulation):
             except Exception as error:  # whatever it is: nobody may make an honest node fail
                 if node.name not in self.faulty:
                     self.crashes.append(f"crash {node}: {type(error).__name__} {error} at {what!r:.80}")
-            self.after(node, self._note(node, sender, what))
+            changed = self._note(node, sender, what)
+            if not changed and sender is not None and sent == self._number:  # refused, or of no use
+                self.coverage.add(hash((type(message).__name__, nth < 0, self._local[node.name])))
+            self.after(node, changed)
         return self.now
 
     def _asleep(self, name: str) -> float:
@@ -227,14 +231,18 @@ def local_state(node: Node) -> tuple:
     """What a node holds, as far as the protocols' decisions depend on it; names and numbers used once are left out."""
     ends = getattr(node, "ends", None)
     if ends is not None:
-        return passing(node), *(
-            (
-                *(cid, end.state.seq, end.certified, end.turn, end.held is not None, len(end.wanted)),
-                *(len(end.state.locks), tuple(end.disputes), tuple(outcome for _, outcome in end.past.values())),
-                tuple(resolved.decision for resolved in end.resolved.values()),
-                end.pending[3].what if end.pending is not None else None,
-            )
-            for cid, end in ends.items()
+        return (
+            passing(node),
+            counted(node.votes),
+            *(
+                (
+                    *(cid, end.state.seq, end.certified, end.turn, end.held is not None, len(end.wanted)),
+                    *(len(end.state.locks), tuple(end.disputes), tuple(outcome for _, outcome in end.past.values())),
+                    tuple(resolved.decision for resolved in end.resolved.values()),
+                    end.pending[3].what if end.pending is not None else None,
+                )
+                for cid, end in ends.items()
+            ),
         )
     entries = getattr(node, "entries", None)
     if entries is not None:
@@ -247,7 +255,12 @@ def local_state(node: Node) -> tuple:
         return states, tuple(node.balances), tuple(node.reserved), heard, node.slot, agreements, tuple(node.next)
     if hasattr(node, "log"):
         return node.seq, tuple(node.votes.values()), len(node.early)
-    return tuple((what, cid) for what, cid, _ in getattr(node, "certificates", ()))
+    return tuple(node.certificates), counted(node.tallies)
+
+
+def counted(tallies: Mapping[tuple, Tally]) -> tuple:
+    """How many have said what a party counts, which is the first or the last part of what each tally is about."""
+    return tuple((about[0], about[-1], *map(len, tally.votes.values())) for about, tally in tallies.items())
 
 
 def passing(party: Node) -> tuple:

@@ -12,7 +12,8 @@
 - `guided` mutates schedules that reached something new: it adds, drops and exchanges deviations, of which single
   messages, forgeries, strategies of a node and any times are possible, and keeps schedules in which a node held what no
   node of its name had held. What was varied least so far is varied next. An attack often takes one node that acts and
-  another that keeps still, so that a third of the schedules have somebody fall silent as well. It proves nothing.
+  another that keeps still, so that a third of the schedules have somebody fall silent as well. It can begin with what
+  an earlier search has kept, as after a change of a protocol. It proves nothing.
 - `shrunk` removes deviations as long as the violation stays.
 
 Serves: the search for violations, and the mutants.
@@ -32,7 +33,7 @@ from swarmbook.payments.model_checking.network import Played, kinds
 from swarmbook.payments.model_checking.settings import Setting
 from swarmbook.payments.model_checking.worlds import play
 
-MOST_DEVIATIONS = 12  # of a guided schedule
+MOST_DEVIATIONS = 16  # of a guided schedule
 
 
 class Found(NamedTuple):
@@ -72,7 +73,10 @@ class Distinct:
 
 @dataclass
 class Report:
-    """What a search has seen. schedules: played; states, histories: different ones; seconds: of CPU time."""
+    """What a search has seen. schedules: played; states, histories: different ones; seconds: of CPU time.
+
+    kept: the schedules that reached something new in a guided search, each with the number of its world.
+    """
 
     worlds: int = 0
     schedules: int = 0
@@ -81,6 +85,7 @@ class Report:
     histories: Distinct = field(default_factory=Distinct)
     seconds: float = 0.0
     found: list[Found] = field(default_factory=list)
+    kept: list[tuple[int, Schedule]] = field(default_factory=list)
 
     def add(self, played: Played, world: int) -> bool:
         """Count a run; whether its histories are new in this world."""
@@ -187,9 +192,10 @@ def varied(rng: random.Random, setting: Setting, corpus: Sequence[Reached], luck
     deviations = list(schedule)
     if deviations and rng.random() < 0.35:
         deviations.pop(rng.randrange(len(deviations)))
-    if rng.random() < 0.15:
+    if rng.random() < 0.25:
         deviations += rng.sample(other := rng.choice(corpus).schedule, rng.randint(0, len(other)))
-    for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3)) or not deviations):
+    few, many = (0, 1, 1, 1, 2, 2, 3), (4, 5, 6, 7)
+    for _ in range(rng.choice(few if rng.random() < 0.75 else many) or not deviations):
         deviations += draw(rng, setting, played, luck)
     if setting.faulty and rng.random() < 0.3 and (more := passive(rng, setting, played)) is not None:
         deviations.append(more)
@@ -203,16 +209,18 @@ def guided(
     schedules: float = float("inf"),
     first: bool = True,
     report: Report | None = None,
+    start: Iterable[tuple[int, Schedule]] = (),
 ) -> Report:
     """Play mutated schedules in all these worlds by turns, for so many seconds of CPU time or so many schedules.
 
-    first: stop at the first violation; otherwise go on, and report each set of broken requirements once a world.
+    start: schedules to be played before, as an earlier search of these worlds has kept them (`Report.kept`). first:
+    stop at the first violation; otherwise go on, and report each set of broken requirements once a world.
     """
     report = report or Report()
     begun, base, count = time.process_time(), report.worlds, 0
     corpora: list[list[Reached]] = []
     covered: list[set[int]] = []
-    lucks = [Luck() for _ in settings]
+    lucks, start = [Luck() for _ in settings], iter(start)
     known: set[tuple] = set()
     for number, setting in enumerate(settings):
         corpora.append([])
@@ -226,10 +234,10 @@ def guided(
                 report.found.append(Found(setting, schedule, root.violations))
     report.worlds += len(settings)
     while count < schedules and time.process_time() - begun < seconds and not (first and report.found):
-        number = count % len(settings)
+        number, schedule = next(start, (count % len(settings), None))
         count += 1
         setting, corpus = settings[number], corpora[number]
-        schedule = varied(rng, setting, corpus, lucks[number])
+        schedule = schedule or varied(rng, setting, corpus, lucks[number])
         run = play(setting, schedule)
         report.add(run, base + number)
         if run.violations:
@@ -240,11 +248,12 @@ def guided(
                     report.found.append(smallest)
                 known |= {(number, broken), (number, run.kinds)}
             continue
-        new = not run.sim.coverage <= covered[number]
+        new = bool(run.log) and not run.sim.coverage <= covered[number]  # where nobody speaks nothing can follow
         lucks[number].learn(schedule, new)
         if new:
             covered[number] |= run.sim.coverage
             corpus.append(Reached(schedule, _light(run)))
+            report.kept.append((number, schedule))
     report.seconds += time.process_time() - begun
     return report
 

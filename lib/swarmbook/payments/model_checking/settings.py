@@ -111,6 +111,9 @@ def settings(protocol: str, hops: int, payments: int, **options: str | bool) -> 
 
 ONE, TWO = (Pay(10),), (Pay(10), Pay(10, 0.7))
 BACK, LAST = (Pay(10), Pay(4, 0.7, backwards=True)), (Pay(10), Pay(1, 0.5, backwards=True, first=1))
+CROSS, LATER = (Pay(10), Pay(4, backwards=True)), (Pay(10), Pay(10, 12.0))
+# a payment that spends what another one in the other direction has brought
+SPENT, BROUGHT = (Pay(10), Pay(12, 5.0, backwards=True)), (Pay(10, backwards=True), Pay(10, 20.0))
 BOTH = "C1.4", "C2.4"
 # A few worlds that differ as much as possible: who is faulty, which payments cross, coins that do not suffice for all.
 PORTFOLIO: dict[str, list[Setting]] = {
@@ -121,6 +124,8 @@ PORTFOLIO: dict[str, list[Setting]] = {
         Setting("SyncPCN", 1, BACK, ("u0", "C1.4")),
         Setting("SyncPCN", 1, BACK, ("u1", "C1.4"), skew=0.5),
         Setting("SyncPCN", 1, TWO, ("C1.4",)),
+        Setting("SyncPCN", 1, CROSS, ("C1.4",)),
+        Setting("SyncPCN", 1, LATER, ("u0", "C1.4")),
         Setting("SyncPCN", 2, ONE, ("u0", *BOTH)),
         Setting("SyncPCN", 2, ONE, ("u1", *BOTH)),
         Setting("SyncPCN", 2, ONE, ("u2", *BOTH)),
@@ -138,12 +143,16 @@ PORTFOLIO: dict[str, list[Setting]] = {
         Setting("PSyncPCN", 2, ONE, BOTH, (("relay", "party"),), bound=300.0),
         Setting("PSyncPCN", 3, ONE, (*BOTH, "C3.4"), bound=300.0),
         Setting("PSyncPCN", 1, TWO, ("C1.4",), (("ordering", "payer"),), balance=15, bound=300.0),
+        Setting("PSyncPCN", 1, SPENT, ("C1.4",), (("ordering", "payer"),), other=5, bound=300.0),
         Setting("PSyncPCN", 1, ONE, ("C1.1",), AGREED, balance=9, bound=100.0),
         Setting("PSyncPCN", 1, ONE, ("C1.2",), AGREED, balance=9, bound=100.0),
         Setting("PSyncPCN", 1, ONE, ("C1.1",), AGREED, bound=300.0),
         Setting("PSyncPCN", 1, ONE, ("C1.2",), AGREED, bound=300.0),
         Setting("PSyncPCN", 1, TWO, ("C1.2",), AGREED, balance=15, bound=100.0),
         Setting("PSyncPCN", 1, BACK, ("u0", "C1.1"), AGREED, balance=9, bound=100.0),
+        Setting("PSyncPCN", 1, TWO, ("u0", "C1.1"), AGREED, bound=100.0),
+        Setting("PSyncPCN", 2, TWO, ("C1.1", "C2.2"), AGREED, balance=15, bound=100.0),
+        Setting("PSyncPCN", 2, BROUGHT, ("C1.1", "C2.2"), AGREED, balance=5, bound=100.0),
         Setting("PSyncPCN", 2, ONE, ("u0", "C1.1", "C2.2"), AGREED, bound=100.0),
     ],
 }

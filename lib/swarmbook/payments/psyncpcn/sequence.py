@@ -21,12 +21,21 @@ class SequencingMember(Node):
 
     entries: what it knows of orders, by their names. few: f + 1. colleagues: the names of all members; others: those
     that are not this one. slot: the first that it has not done; agreements: its part in each; pending: orders that wait
-    for a slot; ahead: the latest slot of which each other member has spoken.
+    for a slot.
     """
 
     __slots__ = (
-        *("world", "rules", "keys", "cid", "few", "colleagues", "others", "entries", "slot", "agreements", "pending"),
-        "ahead",
+        "world",
+        "rules",
+        "keys",
+        "cid",
+        "few",
+        "colleagues",
+        "others",
+        "entries",
+        "slot",
+        "agreements",
+        "pending",
     )
 
     def __init__(self, name: str, world: World, rules: Rules, cid: int) -> None:
@@ -39,7 +48,6 @@ class SequencingMember(Node):
         self.slot = 0
         self.agreements: dict[int, Agreement] = {}
         self.pending: dict[object, Entry] = {}
-        self.ahead: dict[str, int] = {}
 
     def available(self, entry: Entry) -> bool:
         """Whether the payer's side has the coins."""
@@ -77,13 +85,16 @@ class SequencingMember(Node):
         return None
 
     def acceptable(self, value: Value) -> bool:
-        """Whether this member may back a value: an order that waits, and LOCK only if there are the coins."""
+        """Whether this member may back a value: an order that waits, and LOCK only if there are the coins.
+
+        It may back ABORT although it knows from elsewhere that its committee has locked: f + 1 honest members have
+        decided that then, and vote no more, so that ABORT cannot win (A3).
+        """
         pid, what = value
         entry = self.pending.get(pid)
         if entry is None or what not in (Decision.LOCK, Decision.ABORT):
             return False
-        known = entry.state != OrderState.WAITING
-        return known or self.available(entry) if what == Decision.LOCK else not known
+        return what == Decision.ABORT or entry.state != OrderState.WAITING or self.available(entry)
 
     def decided(self) -> None:
         """Do what the committee has decided, slot after slot, as soon as the orders are known."""
@@ -102,13 +113,9 @@ class SequencingMember(Node):
                 self.decide(entry, what == Decision.LOCK)
         if self.pending or agreement is not None:
             agreement = self.agreement(self.slot)
-            if self.pending or self.behind() or agreement.supported():
+            if self.pending or agreement.supported():
                 agreement.wake()
             agreement.advance()
-
-    def behind(self) -> bool:
-        """Whether f + 1 others, so an honest one, have done the slot that this member is at."""
-        return sum(slot > self.slot for slot in self.ahead.values()) >= self.few
 
     def remind(self) -> None:
         """Pass on what waits here for too long, so that all honest members wait for it (A2)."""
@@ -133,8 +140,4 @@ class SequencingMember(Node):
         """A message of another member's part in agreeing."""
         if not self.agrees or m.cid != self.cid or sender.name not in self.colleagues:
             return
-        if m.slot > self.slot:
-            self.ahead[sender.name] = max(m.slot, self.ahead.get(sender.name, 0))
-            if self.behind():
-                self.agreement(self.slot).wake()
         (self.agreements.get(m.slot) or self.agreement(m.slot)).receive(sender, m)

@@ -25,6 +25,9 @@
   T_i + 2 delta, when no vote for PAID can be under way any more, and concedes if it has the key.
 - S12 **not for long.** No party locks coins beyond the deadlines of the longest path. Rule: it looks at the deadline
   before it locks (`Timing.latest`), since a sender could name any.
+- S13 **passed back.** When a quorum holds a state from which an outgoing lock went unpaid, its payer has given its
+  incoming lock back, or has its key. Rule: `fail` follows each way in which a lock can go (`certified`, `left`,
+  `decided`).
 
 Some rules stand beside another one, so that the search may not miss a broken one. What each does alone:
 
@@ -141,6 +144,9 @@ def _outgoing(world: World, party: SyncPCNParty, transit: Transit) -> Iterator[s
     open_still = outcome is None and (bool(end.proofs(lock)) or end.waits(lock))
     if transit.done and (open_still or outcome == Outcome.PAID):
         yield f"S6: {party} gives back {transit.incoming} while {lock} is {outcome or 'locked'}"
+    passed_back = transit.done or transit.key is not None
+    if outcome == Outcome.REFUNDED and lock.pid in end.past and end.certified == end.state.seq and not passed_back:
+        yield f"S13: {party} keeps {transit.incoming}, and {lock} is gone"
     if open_still and lock.expiry > party.timing.latest(party.clock):
         yield f"S12: {party} has {lock} for too long"
     if open_still and party.clock > lock.expiry + 4 * party.timing.delta + party.timing.skew:

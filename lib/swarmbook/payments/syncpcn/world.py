@@ -148,7 +148,8 @@ class SyncPCN(World):
             return [self.updated(payment)]
         ends = dict.fromkeys(payment.cids, Outcome.NEVER_LOCKED)
         for cid, lock in self.hops(payment):
-            if lock.amount >= payment.amounts[payment.pids.index(lock.pid)]:  # else it is another lock of this name
+            amount = payment.amounts[payment.pids.index(lock.pid)]
+            if cid in ends and lock.amount >= amount:  # else it is another lock of this name
                 ends[cid] = self.hop(cid, lock)
         return [ends[cid] for cid in payment.cids]
 
@@ -239,6 +240,10 @@ class SyncPCN(World):
         for state in (end.state for end in ends):
             wrong += [f"I1: {state}"] * (state.capacity != capacity)
             wrong += [f"I2: {state}"] * (min(state.left, state.right) < 0)
+        for end in ends:
+            statement = "state", cid, end.state.seq, end.commitment.root
+            if end.state.seq and not self.keys.verify(end.peer.name, statement, end.signatures[1 - end.side]):
+                wrong.append(f"I7: {end.party} holds {end.state}, which {end.peer} has not signed")
         for seq in {seq for member in members for seq in member.log}:
             roots = [member.log[seq] for member in members if seq in member.log]
             enough = self.topology.quorum - self.bad_members(cid)  # faulty ones sign whatever is asked of them
