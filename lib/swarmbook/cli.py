@@ -406,7 +406,7 @@ def _run_side_by_side(
 ) -> list[str]:
     """Execute `jobs` notebooks at a time, each with its share of the cores; the names of those that failed.
 
-    The longest begin first: by what their training took when it was recorded, or else by the size of the notebook.
+    The longest begin first: by what their training took when it was recorded, or else by their cells of code.
     """
     from swarmbook.reproduction.side_by_side import side_by_side
 
@@ -415,7 +415,7 @@ def _run_side_by_side(
     costs = {paper.name: _costs(options, [paper], parameters) for paper in chosen}
 
     def length(paper: Paper) -> tuple[float, int]:
-        return sum(costs[paper.name].values()), paper.notebook.stat().st_size
+        return sum(costs[paper.name].values()), paper.notebook.read_bytes().count(b'"cell_type": "code"')
 
     chosen = sorted(chosen, key=length, reverse=True)  # so that no long one begins when the others end
     with Progress(f"{len(chosen)} notebooks", costs=dict(ChainMap(*costs.values()))) as progress:
