@@ -32,7 +32,7 @@ TINY = {
     "log_every": 5, "evaluate_every": 10, "held_out": 4,
 }  # fmt: skip
 
-ONE_REPLICA = [rule for rule in RULES if rule not in ("none", "peer copy")]  # recoveries that need no other replica
+ONE_REPLICA = [name for name, rule in RULES.items() if rule is not None and not rule.peers]  # that ask no other replica
 
 
 @pytest.fixture
