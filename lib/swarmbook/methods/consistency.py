@@ -49,8 +49,12 @@ SHARED = {"sync_every", "outer_lr", "outer_momentum"}  # what the arms of a grid
 ROUTE_FIELDS = ("paths", "visits", "swaps", "swap_lag", "reach", "keep_first")
 
 
+MOST = 10**8  # entries of a table that is made to check a run; more are a slip, and would fill the memory
+
+
 def check(run: Any) -> None:
     """ValueError, or its kind ConfigError, if the fields of a run do not go together."""
+    _check_sizes(run, "stages", "replicas", "microbatches")
     if run.width % run.heads or run.width // run.heads % 2:
         raise ValueError(f"width={run.width} must be an even multiple of heads={run.heads}")
     registries = {"route": ROUTES, "recovery": RULES, "sync": SYNCS, "matching": MATCHINGS, "optimizer": OPTIMIZERS}
@@ -147,6 +151,14 @@ def _check_failures(run: Any) -> None:
             )
 
 
+def _check_sizes(run: Any, *names: str) -> None:
+    """The tables of a run, with an entry for each combination of these fields, fit into memory."""
+    if math.prod(getattr(run, name) for name in names) > MOST:
+        raise ValueError(
+            f"{', '.join(f'{name}={getattr(run, name)}' for name in names)} are too many together: give less"
+        )
+
+
 def _check_whole(run: Any, named: str) -> None:
     """A replica that is lost as a whole can be rebuilt: something is left of it, or like it."""
     if RULES[run.recovery].neighbours:
@@ -159,6 +171,8 @@ def _check_whole(run: Any, named: str) -> None:
 
 def _check_absences(run: Any) -> None:
     """Who is away is a node of the run, leaves somebody who trains, and can be rebuilt when it comes back."""
+    if run.away or run.downtime != 0:
+        _check_sizes(run, "steps", "replicas", "stages")
     availability.check(run.away, run.steps, run.replicas, run.stages)
     found = run.absences()
     if found is None or not found.gone.any():
