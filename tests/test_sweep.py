@@ -336,7 +336,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(toy, tmp
 
 def answered(port: int, wrap: Callable[[socket.socket], socket.socket]) -> bytes:
     """What a port answers to someone without the certificate of its cluster."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as plain:
         try:
             spoken = wrap(plain)
             spoken.sendall(b"GET / HTTP/1.0\r\n\r\n")
