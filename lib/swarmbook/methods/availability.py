@@ -59,7 +59,7 @@ def absences(dying: np.ndarray, away: Sequence[Interval], downtime: int | None) 
 
 def check(away: Sequence[Interval], steps: int, replicas: int, stages: int) -> None:
     """ValueError for a node that is not there, an interval that ends before it begins or after the run, or overlaps."""
-    taken = np.zeros((steps, replicas, stages + 1) if away else 0, dtype=bool)
+    taken = np.zeros((steps, replicas, stages + 1), dtype=bool)
     for node, first, end in away:
         named = f"away={(node, first, end)}"
         try:

@@ -173,7 +173,7 @@ def _check_absences(run: Any) -> None:
     """Who is away is a node of the run, leaves somebody who trains, and can be rebuilt when it comes back."""
     if run.away or run.downtime != 0:
         _check_sizes(run, "steps", "replicas", "stages")
-    availability.check(run.away, run.steps, run.replicas, run.stages)
+        availability.check(run.away, run.steps, run.replicas, run.stages)
     found = run.absences()
     if found is None or not found.gone.any():
         if _is_set(run, "detour"):

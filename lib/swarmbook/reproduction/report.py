@@ -53,9 +53,9 @@ class Page:
         return f"{self.paper.title}{self.paper.profile and f', at the profile {self.paper.profile}'}"
 
     @cached_property
-    def adding(self) -> dict[str, int]:
-        """The number of the cell that adds each claim."""
-        return {id: n for n, cell in enumerate(self.content.cells) for id in papers.claims_shown(cell)}
+    def added(self) -> set[str]:
+        """The claims that a cell shows where it adds them."""
+        return {id for cell in self.content.cells for id in papers.claims_shown(cell)}
 
     @cached_property
     def shows(self) -> dict[str, list[str]]:
@@ -65,7 +65,7 @@ class Page:
 
     def place(self, claim: Claim) -> str:
         """The link to a claim: to its own place, or to the table of all claims if no cell adds it by its id."""
-        return f"{self.name}#{quote(claim.anchor) if claim.id in self.adding else 'all-claims'}"
+        return f"{self.name}#{quote(claim.anchor) if claim.id in self.added else 'all-claims'}"
 
 
 def build(chosen: Sequence[Paper], output: Path, say: Callable[[float, str], None] = lambda *_: None) -> Path:
