@@ -20,6 +20,7 @@ from swarmbook.analysis.figures import (
     gaps,
     intervals,
     legend_below,
+    matrix,
     names_at,
     names_beside,
     panels,
@@ -134,6 +135,19 @@ def test_names_at_points_cover_neither_points_nor_bars_nor_one_another():
     figure.canvas.draw()
     assert [text.get_text() for text in ax.texts] == [name for name, *_ in points]
     assert overlaps(figure) == []
+
+
+def test_a_matrix_has_its_texts_in_legible_colours_and_leaves_missing_cells_white():
+    _, (ax,) = panels(1)
+    values = pd.DataFrame([[0.0, np.nan], [0.5, 1.0]], index=["a", "b"], columns=["x", "y"])
+    matrix(ax, values, values.map("{:.1f}".format), (0, 1), "Greys")
+    assert [(text.get_position(), text.get_text(), text.get_color()) for text in ax.texts] == [
+        ((0, 0), "0.0", "black"),
+        ((0, 1), "0.5", "black"),
+        ((1, 1), "1.0", "white"),
+    ]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["x", "y"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
 
 
 def test_intervals_are_the_claims_estimates_and_skip_what_is_missing():

@@ -313,6 +313,7 @@ def test_steps_to_interpolates(store):
     fake = Runs([runs.configs[0]], [type(record)(record.key, {}, metrics, {}, record.path)])
     assert fake.steps_to(7.0)["value"].item() == 5.0
     assert np.isnan(fake.steps_to(1.0)["value"].item())
+    assert fake.mean()["value"].item() == 5.5  # without the loss with which it begins
 
 
 def test_recorded_runs_are_used_and_noted_for_the_recorder(store, tmp_path, monkeypatch):
@@ -658,7 +659,7 @@ def test_whatever_is_not_finite_at_the_end_is_not_kept(store, monkeypatch, metri
 
 def test_a_metric_that_is_not_known_is_refused_and_the_nearest_named(store):
     runs = quiet(grid(TINY, seed=range(2)), store)
-    tables = (runs.table, runs.final, runs.by_step, lambda metric: runs.steps_to(1.0, metric))
+    tables = (runs.table, runs.final, runs.mean, runs.by_step, lambda metric: runs.steps_to(1.0, metric))
     for table in tables:
         with pytest.raises(ConfigError, match="unknown metric 'validaton loss': did you mean 'validation loss'?"):
             table("validaton loss")

@@ -110,6 +110,10 @@ class Runs:
         """The last measurement of every run."""
         return self._each(metric, lambda steps, values: values[-1])
 
+    def mean(self, metric: str = "validation loss") -> pd.DataFrame:
+        """The mean of every run over what was measured after it had begun, each measurement counted alike."""
+        return self._each(metric, lambda steps, values: values[steps > steps[0]].mean())
+
     def steps_to(self, target: float, metric: str = "validation loss") -> pd.DataFrame:
         """The step at which the metric first falls to the target, interpolated; NaN for runs in which it never does.
 

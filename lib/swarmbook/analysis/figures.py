@@ -304,6 +304,23 @@ def plain(axis: Axis, ticks: Sequence[float]) -> None:
     axis.set_ticks([], minor=True)
 
 
+def matrix(ax: Axes, values: pd.DataFrame, texts: pd.DataFrame, limits: tuple[float, float], colours: str) -> None:
+    """A table as coloured squares with a text in each; a cell whose value is missing stays white.
+
+    values, texts: of one shape, with names of rows and columns. limits: the values of the first and the last colour.
+    colours: the name of a colour map. Text is white on dark squares.
+    """
+    image = ax.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
+    for (i, j), value in np.ndenumerate(values.to_numpy(float)):
+        if np.isfinite(value):
+            dark = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114)) < 0.5
+            ax.text(j, i, texts.iat[i, j], ha="center", va="center", fontsize=NAME, color="white" if dark else "black")
+    ax.set_xticks(range(values.shape[1]), values.columns, rotation=40, ha="right")
+    ax.set_yticks(range(values.shape[0]), values.index)
+    ax.tick_params(length=0)
+    ax.grid(False)
+
+
 def zoom(ax: Axes, values: Sequence[float], room: float) -> None:
     """Show loss curves from just below their lowest value up to `room` above it, without the start of training."""
     ax.set_ylim(min(values) - 0.06 * room, min(values) + room)
