@@ -157,12 +157,17 @@ def day(
 
     hourly: the chance that a node fails within an hour. jitter: standard deviation over mean of the seconds of an inner
     step, which are log-normal and independent (NoLoCo, section 5.3). seconds: how long the day is. Progress and seconds
-    are means over replicas; a step that the end of the day cuts counts in part. failures: nodes that the trace loses.
+    are means over replicas; a step that the end of the day cuts counts in part. Of steps that a rollback undid, the
+    time of computing counts as repeated, and that of their exchanges stays with waiting. A step is run on one plan, so
+    that who is away when it begins slows down all of it. failures: nodes that the trace loses.
     Checkpoints are sent in the background and are complete at once. Whoever sends weights is taken to be alive.
     Raises `ConfigError`, or `ValueError` for a chance, before anything is simulated.
     """
     c, w = combination, workload
-    lost = _checked(c, w, network, hourly, draws, seed, jitter, seconds)
+    _check(c, w, network, hourly, draws, jitter, seconds)
+    slots, chance = math.ceil(seconds / SLOT), float(per_step(hourly, SLOT))
+    streams = [np.random.default_rng([seed, 0, draw]) for draw in range(draws)]
+    lost = np.stack([failures(rng, slots, w.replicas, w.stages, chance) for rng in streams], axis=1)
     strikes = np.concatenate([np.zeros_like(lost[:1], dtype=int), lost.cumsum(0)])  # [slots + 1, draws, R, S]
     base = iteration_seconds(w, network, c.route) if c.iteration is None else np.full(w.replicas, c.iteration)
     transfer, paces = _transfers(c, w, network), Delay(1.0, jitter)
@@ -235,7 +240,7 @@ def days(
     """`day` for several combinations and chances, from the record if it is there; with columns combination, hourly."""
     for combination in combinations.values():
         for chance in hourly:
-            _checked(combination, workload, network, chance, draws, seed, jitter, DAY)
+            _check(combination, workload, network, chance, draws, jitter, DAY)
     given = {
         **{"days": VERSION, "combinations": [[name, repr(c)] for name, c in combinations.items()]},
         **{"workload": repr(workload), "network": repr(network), "hourly": list(hourly)},
@@ -277,10 +282,10 @@ def _group(c: Combination, w: Workload) -> int:
     return 2 if c.exchange in EXCHANGES and EXCHANGES[c.exchange].pairs else w.replicas
 
 
-def _checked(
-    c: Combination, w: Workload, network: Network, hourly: float, draws: int, seed: int, jitter: float, seconds: float
-) -> np.ndarray:
-    """Refuse what cannot be simulated; the nodes that fail in each slot, bool [slots, draws, R, S]."""
+def _check(
+    c: Combination, w: Workload, network: Network, hourly: float, draws: int, jitter: float, seconds: float
+) -> None:
+    """Refuse what cannot be simulated."""
     check_setting(w, network, ())
     if c.exchange in EXCHANGES:
         EXCHANGES[c.exchange].hops(w.replicas)  # a tree refuses numbers of replicas that do not fill it
@@ -295,9 +300,7 @@ def _checked(
         raise ConfigError(f"draws={draws!r} are no days to simulate: give a whole number of at least 1")
     if not 0 < seconds < math.inf:
         raise ConfigError(f"seconds={seconds!r} is no length of a day: give more than 0")
-    slots, chance = math.ceil(seconds / SLOT), float(per_step(hourly, SLOT))
-    streams = [np.random.default_rng([seed, 0, draw]) for draw in range(draws)]
-    return np.stack([failures(rng, slots, w.replicas, w.stages, chance) for rng in streams], axis=1)
+    per_step(hourly, SLOT)
 
 
 def _transfers(c: Combination, w: Workload, network: Network) -> np.ndarray:
