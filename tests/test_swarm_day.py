@@ -149,15 +149,36 @@ def test_an_exchange_in_the_background_is_free_while_it_is_shorter_than_the_step
     assert (day(PAIRS, SMALL, PLACE, draws=2)["waiting"] > 0).all()
 
 
-def test_a_lost_stage_halts_its_replica_for_the_replacement_and_its_neighbours_weights():
-    """One replica, so that nobody else waits; all nodes in one place."""
+def test_an_exchange_in_the_background_costs_what_its_steps_do_not_hide():
+    network = dataclasses.replace(PLACE, share=0.01)
+    hidden = dataclasses.replace(PAIRS, exchange="ring all-reduce", background=1)
+    waits = 6 * (0.01 + SMALL.stage_bytes / 4 / (0.005 * GIB)) - STEP
+    whole, rest = divmod(DAY - STEP, 10 * STEP + waits)  # it begins after ten steps, and is waited for one step later
+    waiting = day(hidden, SMALL, network, draws=1)["waiting"].item()
+    assert waiting == pytest.approx(whole * waits + max(0.0, rest - 10 * STEP))
+
+
+@pytest.mark.parametrize("recovery", [{"recovery": "neighbours"}, {"recovery": "checkpoint", "period": 1}])
+def test_a_lost_stage_halts_its_replica_for_the_replacement_and_its_weights(recovery):
+    """One replica, so that nobody else waits; all nodes in one place. A checkpoint in every step undoes none."""
     workload = dataclasses.replace(SMALL, replicas=1, provision=30.0)
     network = Network(("Iowa",) * workload.nodes, overhead=0.0, threshold=0.0)
-    alone = dataclasses.replace(PAIRS, exchange="ring all-reduce")
+    alone = dataclasses.replace(PAIRS, exchange="ring all-reduce", **recovery)
     done = day(alone, workload, network, hourly=0.05, draws=5)
     halts = done["recovery"] / (30 + seconds_of(workload.stage_bytes))
-    assert (halts > 0).all() and (halts <= done["failures"] + 1e-9).all()
+    assert halts.to_numpy() == pytest.approx(halts.round())
     assert halts.sum() == pytest.approx(done["failures"].sum(), rel=0.05)  # some strike in one step, or after the last
+    assert (halts <= done["failures"] + 1e-9).all() and (done["repeated"] == 0).all()
+
+
+def test_a_peer_is_the_nearest_other_replica():
+    """Replicas 0 and 1 stand in one place, and 2 and 3 in another; halts are integer numbers of the fast messages."""
+    places = ("Iowa", "Iowa", "Japan", "Japan") * (SMALL.stages + 1)
+    network = Network(places, overhead=0.0, threshold=0.0)
+    copies = dataclasses.replace(PAIRS, exchange="ring all-reduce", recovery="peer")
+    done = day(copies, SMALL, network, hourly=0.02, draws=5)
+    halts = 4 * done["recovery"] / seconds_of(SMALL.stage_bytes)  # seconds are means over four replicas
+    assert (halts > 0).all() and halts.to_numpy() == pytest.approx(halts.round())
 
 
 def test_who_goes_on_without_a_lost_stage_pays_for_the_plan_and_for_slower_steps():

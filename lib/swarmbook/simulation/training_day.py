@@ -212,7 +212,7 @@ def day(
         whole = work * longer
         inside = spend("useful", np.minimum(work, whole), running)
         inside = inside + spend("slower", whole - np.minimum(work, whole), running)
-        progress += inside / whole
+        progress += np.where(running & (now <= seconds), 1.0, inside / whole)  # whole numbers, for the periods
         if c.period is not None:
             unsaved = np.where(progress % c.period == 0, 0.0, unsaved + inside)
         settles = (step - c.background) % c.every == 0
