@@ -202,6 +202,8 @@ def test_the_seconds_of_a_day_add_up(c, hourly, jitter, seed):
     assert done[list(CAUSES)].sum(axis=1).to_numpy() == pytest.approx(DAY / 6)
     assert (done[list(CAUSES)] >= -1e-6).all(axis=None)
     assert (done["progress"] >= 0).all()
+    if c.iteration and c.away is None and not jitter:  # what stays in the weights is what its steps took
+        assert done["useful"].to_numpy() == pytest.approx(c.iteration * done["progress"].to_numpy())
 
 
 @settings(max_examples=20)
