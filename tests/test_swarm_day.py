@@ -192,6 +192,13 @@ def test_who_goes_on_without_a_lost_stage_pays_for_the_plan_and_for_slower_steps
     assert slow["slower"].sum() == pytest.approx(slow["failures"].sum() * 600 / 3, rel=0.15)
 
 
+def test_what_is_away_cannot_be_lost():
+    forever = dataclasses.replace(SMALL, provision=DAY)
+    done = day(dataclasses.replace(PAIRS, away=1.0, replan=7.0), forever, QUIET, hourly=0.9, draws=3)
+    assert (done["failures"] > 100).all()
+    assert (done["recovery"] <= 7 * 12).all() and (done["recovery"] > 7).all()  # each of twelve nodes once
+
+
 # Properties
 
 
