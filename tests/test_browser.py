@@ -100,7 +100,7 @@ def test_claims_are_filtered_and_searched(browser, site, javascript):
         watched.page.get_by_label("does not hold").uncheck()
         assert 0 < shown.count() == every - fails
         watched.page.get_by_label("does not hold").check()
-        for name in ("hdee", "noloco", "skippipe", "syncpcn"):
+        for name in ("hdee", "noloco", "skippipe", "swarm", "syncpcn"):
             watched.page.locator(f"#show-{name}").uncheck()
         assert shown.count() == watched.page.locator("tr.of-checkfree").count()
         search = watched.page.get_by_label("Search")

@@ -51,11 +51,18 @@ def hdee(names: dict) -> list[RunConfig]:
     return [*lanes, *pairs, *(names["seeded"](lane.hidden) for lane in lanes)]
 
 
+def swarm(names: dict) -> list[RunConfig]:
+    """Every exchange, and every route, while stages fail."""
+    ways = {(exchange, "in order") for exchange in names["COMPARED"]} | {("NoLoCo", route) for route in names["ROUTES"]}
+    return [names["cell"](0, exchange, "stages", "peer copy", route) for exchange, route in sorted(ways)]
+
+
 MODELS: dict[str, Callable[[dict], list[RunConfig]]] = {
     "checkfree": checkfree,
     "noloco": noloco,
     "skippipe": skippipe,
     "hdee": hdee,
+    "swarm": swarm,
 }
 
 

@@ -1,4 +1,4 @@
-"""Computing with machines that nobody can rely on: five papers over one thin library.
+"""Computing with machines that nobody can rely on: five papers, alone and in one swarm, over one thin library.
 
 `from swarmbook import RunConfig, grid, run` is enough for most scripts. These names are loaded when they are asked for:
 importing the package loads nothing but the standard library.
