@@ -13,6 +13,8 @@ which coins are in flight. It takes a shortest path among the channels whose cap
 two parties with several such channels, one of them in turn. A payment that meets a channel with too little on the
 payer's side fails there, and is not tried again.
 
+The file is long because it is one concept: payments as flows, and the same ones by messages.
+
 Serves: the table and figure under load, the table of collateral, the figure of committee sizes; SyncPCN's time line.
 """
 

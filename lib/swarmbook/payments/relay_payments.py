@@ -15,6 +15,8 @@ A relay is paid for what it delivers; whether its work is right, no payment can 
 (V1), which needs channels that hold enough for all that is paid over them, as those of `funded` do. Payments only go
 from data nodes to relays, so that channels have to be filled anew after as many iterations as they have coins for.
 
+The file is long because it is one concept: what a data node and a relay have of each other, from delivery to payment.
+
 Serves: the section on paying the relays of the notebook "One swarm".
 """
 
