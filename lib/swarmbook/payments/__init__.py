@@ -15,4 +15,5 @@ Only the abstract of the paper is known to us. What is not in it is our reconstr
 - `griefing`: for how long faulty nodes keep coins locked
 - `impossibility`: the theorem on a finite class; `closed_forms`: what payments cost; `wan_latency`: delays of the
   world; `privacy`: what can be linked; `network_load`: payments over a large network; `diagrams`: pictures of runs
+- `relay_payments`: a swarm's relays are paid for each microbatch: costs, waiting, what can be lost, load of committees
 """

@@ -123,27 +123,63 @@ def _bytes(*parts: str, extra: int = 0) -> int:
     return SIZES["header"] + sum(SIZES[part] for part in parts) + extra
 
 
+_LOCK = SIZES["pid"] + SIZES["amount"] + SIZES["point"] + SIZES["time"]
+_HTLC = 64  # a signature, for each lock in a commitment
+BYTES = {  # of messages, by their class; of Lightning's by their step, with the fields of BOLT 2 and a type of 2 bytes
+    "Setup": _bytes("scalar", extra=2 * _LOCK),
+    "Propose": _bytes("seq", "hash", "amount", "amount", "hash", "signature", extra=_LOCK),
+    "Cosign": _bytes("seq", "hash", "signature"),
+    "Announce": _bytes("hash", "seq", "hash", "signature", "signature"),
+    "Ack": _bytes("seq", "hash", "member", "signature"),
+    "Ask": _bytes("seq"),
+    "Grant": _bytes("seq"),
+    "Order": _bytes(extra=150),  # and 16 a hop
+    "Share": _bytes("seq", "pid", "hash", "member", "signature"),
+    "add": 2 + 32 + 8 + 8 + 32 + 4 + 1366,  # channel, number, amount, hash, expiry, onion
+    "commit": 2 + 32 + 64 + 2,  # channel, signature, count of locks
+    "revoke": 2 + 32 + 32 + 33,  # channel, secret, next point
+    "fulfil": 2 + 32 + 8 + 32,  # channel, number, key
+    "fail": 2 + 32 + 8 + 2 + 292,  # channel, number, length, reason
+}
+
+
+def bytes_of(message: object) -> int:
+    """Bytes of one message of a payment without disputes, whichever protocol sends it.
+
+    A proposal that opens a lock carries the key, a Share to another committee the order, and one of Lightning's
+    commitments a signature for the lock that it adds. KeyError for messages of disputes, of which no size is known.
+    """
+    name, more = type(message).__name__, 0
+    if name == "Wire":
+        name, more = message.step, _HTLC * (message.step == "commit" and message.what == "add")
+    elif name == "Propose":
+        more = SIZES["scalar"] * (message.change.what == "open")
+    elif name == "Order":
+        more = 16 * len(message.cids)
+    elif name == "Share" and message.order is not None:
+        more = bytes_of(message.order) - SIZES["header"]
+    return BYTES[name] + more
+
+
 def sync_bytes(n: int, f: int) -> int:
     """Bytes of a successful SyncPCN payment: setup, and two updates a hop.
 
     PROPOSE and COSIGN carry a state and a signature; ANNOUNCE two signatures; ACK one.
     """
-    m = size(f)
-    lock = SIZES["pid"] + SIZES["amount"] + SIZES["point"] + SIZES["time"]
-    propose = _bytes("seq", "hash", "amount", "amount", "hash", "signature", extra=lock)
-    cosign = _bytes("seq", "hash", "signature")
-    announce = _bytes("hash", "seq", "hash", "signature", "signature")
-    ack = _bytes("seq", "hash", "member", "signature")
-    setup = _bytes("scalar", extra=2 * lock)
-    return n * setup + 2 * n * (propose + cosign + 2 * m * (announce + ack)) + n * SIZES["scalar"]
+    update = BYTES["Propose"] + BYTES["Cosign"] + 2 * size(f) * (BYTES["Announce"] + BYTES["Ack"])
+    return n * (BYTES["Setup"] + 2 * update + SIZES["scalar"])
 
 
 def psync_bytes(n: int, f: int) -> int:
     """Bytes of a successful PSyncPCN V1 payment: an ORDER of 150 + 16 n bytes, in it and in every share."""
-    m = size(f)
-    order = 150 + 16 * n
-    share = _bytes("seq", "pid", "hash", "member", "signature")
-    return m * (SIZES["header"] + order) + 2 * (n - 1) * m * m * (share + order) + 2 * n * m * share
+    m, order, share = size(f), BYTES["Order"] + 16 * n, BYTES["Share"]
+    return m * order + 2 * (n - 1) * m * m * (share + order - SIZES["header"]) + 2 * n * m * share
+
+
+def lightning_bytes(n: int) -> int:
+    """Bytes of a successful Lightning payment on the wire (BOLT 2): two updates a hop, of five messages each."""
+    rest = 2 * BYTES["commit"] + 2 * BYTES["revoke"]
+    return n * (BYTES["add"] + BYTES["fulfil"] + 2 * rest + 2 * _HTLC)
 
 
 def lock_bound(n: int, delta: float, hop: int = 1) -> float:

@@ -13,13 +13,15 @@ which coins are in flight. It takes a shortest path among the channels whose cap
 two parties with several such channels, one of them in turn. A payment that meets a channel with too little on the
 payer's side fails there, and is not tried again.
 
+The file is long because it is one concept: payments as flows, and the same ones by messages.
+
 Serves: the table and figure under load, the table of collateral, the figure of committee sizes; SyncPCN's time line.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ from scipy.special import bdtrc
 
 from swarmbook.errors import ConfigError, finite, whole
 from swarmbook.payments.payment_network import Topology, World
-from swarmbook.payments.simulation import Simulation
+from swarmbook.payments.simulation import Node, Simulation
 
 BLOCK = 600.0  # seconds
 EXPIRY_BLOCKS = 70.9  # mean margin of a hop in a snapshot of Lightning of 2020 (CLoTH)
@@ -56,16 +58,17 @@ def graph(nodes: int, rng: np.random.Generator, links: int = 5, median: float = 
 class Profile:
     """A protocol's times in message delays, for hop i (from 0) of n.
 
-    locked: of (n, i), when the hop's coins are set aside. freed: of (n, i), when they move, if all goes well. receipt:
-    of n. back: of k, how long after a hop was found to have too little the coins of the k-th hop before it are free.
-    stuck: of (n, i, delta), the seconds for which the hop stays locked if a party of the path does not respond; None
-    for a protocol that needs no response. turn: the messages by which a sender asks for its turn on a channel that the
-    other party has used last.
+    locked: of (n, i), when the hop's coins are set aside. freed: of (n, i), when they move, if all goes well. safe,
+    receipt: of n, when the receiver is certain of its coins, and when the sender has its receipt. back: of k, how long
+    after a hop was found to have too little the coins of the k-th hop before it are free. stuck: of (n, i, delta), the
+    seconds for which the hop stays locked if a party of the path does not respond; None for a protocol that needs no
+    response. turn: the messages by which a sender asks for its turn on a channel that the other party has used last.
     """
 
     name: str
     locked: Callable[[int, int], float]
     freed: Callable[[int, int], float]
+    safe: Callable[[int], float]
     receipt: Callable[[int], float]
     back: Callable[[int], float]
     stuck: Callable[[int, int, float], float] | None
@@ -77,6 +80,7 @@ PROFILES = {
         "Lightning",
         locked=lambda n, i: 3 * i,
         freed=lambda n, i: 4 * n - i + 2,
+        safe=lambda n: 3 * n,
         receipt=lambda n: 4 * n,
         back=lambda k: 3 * k,
         stuck=lambda n, i, delta: (n - i) * EXPIRY_BLOCKS * BLOCK,
@@ -85,6 +89,7 @@ PROFILES = {
         "SyncPCN",
         locked=lambda n, i: 3 * i,
         freed=lambda n, i: 4 * n - i + 3,
+        safe=lambda n: 3 * n,
         receipt=lambda n: 4 * n,
         back=lambda k: 3 * k + 1,
         stuck=lambda n, i, delta: (3 * n + 3 + 4 * (n - 1 - i) + 4) * delta,
@@ -94,6 +99,7 @@ PROFILES = {
         "PSyncPCN",
         locked=lambda n, i: i + 1,
         freed=lambda n, i: 2 * n - 1 - i,
+        safe=lambda n: n + 1,
         receipt=lambda n: 2 * n,
         back=lambda k: k,
         stuck=None,
@@ -106,6 +112,9 @@ class LoadResult:
     """How many payments were sent, found a path of large enough channels (routed), and were paid; what they locked.
 
     seconds: until the receipt, of those paid [paid]. locked: coins times seconds. coins: in all channels at the end.
+    safe: seconds until the receiver is certain of its coins [sent], NaN where it is not paid. peak: the most coins that
+    were locked at once. hops: of the paths of those paid [sent], 0 for others. carried: how many of those paid went
+    over each channel, in the order of the network's edges.
     """
 
     sent: int
@@ -114,6 +123,10 @@ class LoadResult:
     seconds: np.ndarray
     locked: float
     coins: float
+    safe: np.ndarray
+    peak: float
+    hops: np.ndarray
+    carried: np.ndarray
 
 
 class _Hop(NamedTuple):
@@ -218,8 +231,15 @@ def simulate(
         heappush(events, (time, number, call, arguments))
 
     seconds, routed, locked = [], 0, 0.0
+    safe, lengths = np.full(len(payments), np.nan), np.zeros(len(payments), int)
+    carried, held = np.zeros(len(coins), int), []  # held: (from, to, amount) of coins that are locked
 
-    def begin(time: float, sender: int, receiver: int, amount: float) -> None:
+    def hold(amount: float, since: float, until: float, lasts: float) -> None:
+        nonlocal locked
+        locked += amount * lasts
+        held.extend([(since, amount), (until, -amount)] if lasts > 0 else [])
+
+    def begin(which: int, time: float, sender: int, receiver: int, amount: float) -> None:
         nonlocal routed
         path = channels.path(paths.setdefault((sender, receiver), []), (sender, receiver), amount)
         if path is None:
@@ -227,10 +247,9 @@ def simulate(
         routed += 1
         hops = channels.hops(path, amount)
         start = time + (last[hops[0].channel] != sender) * profile.turn * message
-        later(start, lock, time, start, hops, amount, 0, start)
+        later(start, lock, which, time, start, hops, amount, 0, start)
 
-    def lock(sent: float, start: float, hops: list[_Hop], amount: float, i: int, now: float) -> None:
-        nonlocal locked
+    def lock(which: int, sent: float, start: float, hops: list[_Hop], amount: float, i: int, now: float) -> None:
         payer, payee, channel = hops[i]
         last[channel] = payer
         n = len(hops)
@@ -238,60 +257,71 @@ def simulate(
         if coins[channel][payer] < amount:
             for k in range(i):  # fail backwards, hop by hop
                 back = now + profile.back(i - k) * message
-                locked += amount * (back - start - profile.locked(n, k) * message)
+                since = profile.locked(n, k) * message
+                hold(amount, start + since, back, back - start - since)
                 later(back, free, hops[k].channel, hops[k].payer, amount)
             return
         coins[channel][payer] -= amount
         if mute:
             for k in range(i + 1):
                 end = start + profile.stuck(n, k, delta)
-                locked += amount * (end - start - profile.locked(n, k) * message)
+                since = profile.locked(n, k) * message
+                hold(amount, start + since, end, end - start - since)
                 later(end, free, hops[k].channel, hops[k].payer, amount)
         elif i + 1 < n:
             after = start + profile.locked(n, i + 1) * message
-            later(after, lock, sent, start, hops, amount, i + 1, after)
+            later(after, lock, which, sent, start, hops, amount, i + 1, after)
         else:
             seconds.append(start - sent + profile.receipt(n) * message)
+            safe[which], lengths[which] = start - sent + profile.safe(n) * message, n
             for k in range(n):
-                held = (profile.freed(n, k) - profile.locked(n, k)) * message
-                locked += amount * held
+                lasts = (profile.freed(n, k) - profile.locked(n, k)) * message
+                hold(amount, start + profile.locked(n, k) * message, start + profile.freed(n, k) * message, lasts)
+                carried[hops[k].channel] += 1
                 later(start + profile.freed(n, k) * message, free, hops[k].channel, hops[k].payee, amount)
 
     def free(channel: int, party: int, amount: float) -> None:
         coins[channel][party] += amount
 
-    for payment in payments:
-        later(payment[0], begin, *payment)
+    for which, payment in enumerate(payments):
+        later(payment[0], begin, which, *payment)
     while events:
         _, _, call, arguments = heappop(events)
         call(*arguments)
     total = sum(sum(balance.values()) for balance in coins)
-    return LoadResult(len(payments), routed, len(seconds), np.array(seconds), locked, total)
+    peak = max(accumulate((amount for _, amount in sorted(held)), initial=0.0))
+    paid = len(seconds)
+    return LoadResult(len(payments), routed, paid, np.array(seconds), locked, total, safe, peak, lengths, carried)
 
 
 def by_messages(
     protocol: Callable[..., World],
     network: networkx.Graph,
     payments: list[tuple[float, int, int, float]],
-    message: float = 0.1,
+    message: float | Callable[[Node, Node, object], float] = 0.1,
     coin: float = 1.0,
     paths: dict[tuple[int, int], list] | None = None,
+    faulty: int = 1,
+    run: Callable[[World], object] = World.run,
 ) -> World:
     """The world in which a protocol has made these payments of `simulate`, with a Payment for each that found a path.
 
-    protocol: makes the world of a topology and a `sim`. message: the seconds that one takes. coin: what a coin of the
-    world is worth; balances are rounded up to whole coins, and amounts down, to 1 at least. paths: as of `simulate`.
+    protocol: makes the world of a topology and a `sim`. message: the seconds that one takes, or the delay of a
+    Simulation. coin: what a coin of the world is worth; balances are rounded up to whole coins, and amounts down, to 1
+    at least. paths: as of `simulate`. faulty: f of every committee. run: lets everything happen, and may put nodes at
+    their places before. The node k of the network is the party "pk", and channels have its edges' order.
     """
     channels, paths = _Channels(network), {} if paths is None else paths
     pairs = []
     for (a, left), (b, right) in (coins.items() for coins in channels.coins):
         pairs.append((f"p{a}", f"p{b}", max(1, ceil(left / coin)), max(1, ceil(right / coin))))
-    world = protocol(Topology(tuple(pairs)), sim=Simulation(lambda *_: message))
+    delay = message if callable(message) else lambda *_: message
+    world = protocol(Topology(tuple(pairs), faulty), sim=Simulation(delay))
     for time, sender, receiver, amount in payments:
         path = channels.path(paths.setdefault((sender, receiver), []), (sender, receiver), amount)
         if path is not None:
             world.pay([f"p{node}" for node in path], max(1, int(amount / coin)), at=time)
-    world.run()
+    run(world)
     return world
 
 
