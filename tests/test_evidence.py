@@ -68,6 +68,7 @@ def test_evidence_is_where_the_names_of_a_claim_lead():
             },
         ),
         ("checkfree", {"C1": {"figure 2"}, "C9": {"table 3"}, "edge 1": {"figure loss jump"}}),
+        ("swarm", {"W1": {"figure effects"}, "W5": {"figure apart"}, "W6": {"figure poison"}}),
         ("noloco", {"3A": {"figure 3a"}, "T3": {"table 3"}, "B5": {"figure causes"}}),
         ("skippipe", {"K1": {"figure iteration times"}, "K3": {"figure inference"}}),
         ("hdee", {"1, best of two": {"table wins"}, "6, difficulty": {"figure difficulty"}}),

@@ -315,7 +315,7 @@ def matrix(ax: Axes, values: pd.DataFrame, texts: pd.DataFrame, limits: tuple[fl
         if np.isfinite(value):
             dark = np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114)) < 0.5
             ax.text(j, i, texts.iat[i, j], ha="center", va="center", fontsize=NAME, color="white" if dark else "black")
-    ax.set_xticks(range(values.shape[1]), values.columns, rotation=40, ha="right")
+    ax.set_xticks(range(values.shape[1]), values.columns, rotation=90)
     ax.set_yticks(range(values.shape[0]), values.index)
     ax.tick_params(length=0)
     ax.grid(False)
