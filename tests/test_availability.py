@@ -455,6 +455,12 @@ def test_every_cell_of_the_factorial_is_a_configuration_or_says_why_not(new_pack
     assert np.isfinite(pack.validation_loss()).all() and pack._losses_by_run().isfinite().all()
 
 
+def test_a_seed_that_loses_nothing_is_not_refused():
+    """The same configuration is good for every seed, whatever is drawn."""
+    fields = {**TINY, "failure_rate": 1e-6, "downtime": 2, "detour": "peer", "recovery": "rollback", "steps": STEPS}
+    assert not run_config(**fields).failures().any()
+
+
 def test_where_nothing_can_be_rebuilt_what_is_lost_stays_away(new_pack):
     pack = new_pack(sync="NoLoCo", group=3, failure_rate=0.05, downtime=None, steps=STEPS)
     gone = pack.gone[0]

@@ -106,6 +106,7 @@ def narrow(run: RunConfig, text: str) -> RunConfig:
     """A run of the same depth, replicas, route and methods, as narrow as can be, on local text and without a parent."""
     few = {"held_out": max(4, run.replicas), "microbatches": min(run.microbatches, MOST)}
     few["sync_every"] = min(run.sync_every, NARROW["steps"])
+    few["away"] = tuple((node, step, None) for step, (node, *_) in enumerate(run.away, 1))  # in the twin's few steps
     fields = {name: getattr(run, name) for name in type(run).model_fields if name not in ("start", "branch")}
     return run_config(**{**fields, **NARROW, **few, "data": text})
 

@@ -176,7 +176,7 @@ def _check_absences(run: Any) -> None:
         availability.check(run.away, run.steps, run.replicas, run.stages)
     found = run.absences()
     if found is None or not found.gone.any():
-        if _is_set(run, "detour"):
+        if _is_set(run, "detour") and (found is None or not run.failure_rate):  # a seed may lose nothing
             raise ValueError(f"detour={run.detour!r} does nothing where no node is away: give away or downtime")
         return
     if run.detour == "peer" and run.replicas == 1:
