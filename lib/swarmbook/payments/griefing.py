@@ -22,7 +22,6 @@ from swarmbook.payments.lightning import Lightning
 from swarmbook.payments.outcomes import Outcome
 from swarmbook.payments.payment_network import Payment, World
 from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.psyncpcn.entries import OrderState
 from swarmbook.payments.simulation import Node, Simulation
 
 FAST = 1e-3  # of a message that takes almost no time; the longest takes 1
@@ -36,8 +35,7 @@ def held(world: World, payment: Payment, hop: int) -> bool:
     if payer in world.faulty or not world.correct(cid):
         return False
     if isinstance(world, PSyncPCN):
-        entries = (member.entries.get(payment.pids[0]) for member in world.honest(cid))
-        return any(entry is not None and entry.state == OrderState.RESERVED for entry in entries)
+        return world.reserved(cid, payment.pids[0])
     if isinstance(world, Lightning):
         return world.party(payer).hops.get((payment.number, hop)) == Outcome.LOCKED
     transit = world.party(payer).outbound.get(payment.pids[hop]) if len(payment.pids) > hop else None

@@ -39,7 +39,6 @@ from swarmbook.payments.network_load import PROFILES, by_messages, simulate
 from swarmbook.payments.outcomes import Outcome
 from swarmbook.payments.payment_network import Payment, World, line
 from swarmbook.payments.psyncpcn import PSyncPCN
-from swarmbook.payments.psyncpcn.entries import OrderState
 from swarmbook.payments.simulation import Node, Simulation
 from swarmbook.payments.syncpcn import SyncPCN, Timing
 
@@ -293,8 +292,7 @@ def set_aside(world: World, payment: Payment, hop: int) -> bool:
     """Whether neither party of a hop can use its coins: from the proposal until both hold the state after it."""
     cid, ends = payment.cids[hop], payment.path[hop : hop + 2]
     if isinstance(world, PSyncPCN):
-        entries = (member.entries.get(payment.pids[0]) for member in world.honest(cid))
-        return any(entry is not None and entry.state == OrderState.RESERVED for entry in entries)
+        return world.reserved(cid, payment.pids[0])
     if isinstance(world, Lightning):
         name, parties = (payment.number, hop), [world.party(end) for end in ends]
         moving = any(("fulfil", *name) in party.updates for party in parties)

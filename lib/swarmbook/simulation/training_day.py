@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from swarmbook.analysis.confidence import Estimate, estimate
-from swarmbook.errors import ConfigError, unknown
+from swarmbook.errors import ConfigError, finite, unknown, whole
 from swarmbook.methods.failures import failures, per_step
 from swarmbook.methods.gossip_groups import random_groups
 from swarmbook.records.computed import computed
@@ -79,22 +79,18 @@ class Combination:
         if self.recovery not in get_args(Recovery):
             raise ConfigError(unknown("recovery", self.recovery, get_args(Recovery)))
         Scheme(route=self.route)  # refuses an unknown one
-        for name, least, most in (("every", 1, math.inf), ("background", 0, self.every), ("period", 1, math.inf)):
-            value = getattr(self, name)
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value <= most
-            if not whole and not (name == "period" and value is None):
-                upto = "" if math.isinf(most) else f" and at most every={most}"
-                raise ConfigError(f"{name}={value!r} counts inner steps: give a whole number of at least {least}{upto}")
+        if whole("background", self.background) > whole("every", self.every, 1):
+            raise ConfigError(f"background={self.background} is refused: give at most every={self.every} inner steps")
+        if self.period is not None:
+            whole("period", self.period, 1)
         if (self.recovery == "checkpoint") != (self.period is not None):
             raise ConfigError(
                 f"recovery={self.recovery!r} with period={self.period}: checkpoints, and only they, have a period"
             )
         for name in ("iteration", "away"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name}={value!r} is no length of an inner step: give more than 0, or None")
-        if not 0 <= self.replan < math.inf:
-            raise ConfigError(f"replan={self.replan!r} is no time to plan: give seconds, at least 0")
+            if getattr(self, name) is not None:
+                finite(name, getattr(self, name), 0, above=True)
+        finite("replan", self.replan, 0)
         if self.away is not None and self.recovery == "checkpoint":
             raise ConfigError(f"away={self.away!r} with recovery='checkpoint': a rollback waits for all; give None")
         if self.away is None and self.replan:
@@ -209,10 +205,10 @@ def day(
         longer = 1.0
         if c.away is not None:  # all of the swarm shares one plan
             longer = c.away ** (back.reshape(draws, 1, -1) > now[..., None]).sum(-1)
-        whole = work * longer
-        inside = spend("useful", np.minimum(work, whole), running)
-        inside = inside + spend("slower", whole - np.minimum(work, whole), running)
-        progress += np.where(running & (now <= seconds), 1.0, inside / whole)  # whole numbers, for the periods
+        takes = work * longer
+        inside = spend("useful", np.minimum(work, takes), running)
+        inside = inside + spend("slower", takes - np.minimum(work, takes), running)
+        progress += np.where(running & (now <= seconds), 1.0, inside / takes)  # whole numbers, for the periods
         if c.period is not None:
             unsaved = np.where(progress % c.period == 0, 0.0, unsaved + inside)
         settles = (step - c.background) % c.every == 0
@@ -294,12 +290,7 @@ def _check(
         raise ConfigError("recovery='peer' copies from another replica, but there is one: give replicas=2 or more")
     if c.recovery == "neighbours" and w.stages < 2:
         raise ConfigError("recovery='neighbours' copies from other stages, but there is one: give stages=2 or more")
-    if not 0 <= jitter < math.inf:
-        raise ConfigError(f"jitter={jitter!r} is no spread of inner steps: give 0 or more, 0.8 for NoLoCo's")
-    if not isinstance(draws, (int, np.integer)) or draws < 1:
-        raise ConfigError(f"draws={draws!r} are no days to simulate: give a whole number of at least 1")
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"seconds={seconds!r} is no length of a day: give more than 0")
+    finite("jitter", jitter, 0), whole("draws", draws, 1), finite("seconds", seconds, 0, above=True)
     per_step(hourly, SLOT)
 
 

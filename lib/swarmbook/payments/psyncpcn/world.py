@@ -139,6 +139,11 @@ class PSyncPCN(World):
             return Outcome.LOCKED
         return Outcome.NEVER_LOCKED
 
+    def reserved(self, cid: int, pid: object) -> bool:
+        """Whether an honest member of a hop's committee has set coins aside for a payment, and not yet decided."""
+        entries = (member.entries.get(pid) for member in self.honest(cid))
+        return any(entry is not None and entry.state == OrderState.RESERVED for entry in entries)
+
     def outcomes(self, payment: Payment) -> list[str]:
         return [self.outcome(cid, payment.pids[0]) for cid in payment.cids]
 
